@@ -1,0 +1,34 @@
+"""The vision half of vision-language and vision-language-action models, as one plugin."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.load import load
+from vlm_vision.preprocess import Preprocess
+from vlm_vision.vit import Tap, VisionOutput, VisionTransformer, ViTConfig
+
+if TYPE_CHECKING:
+    from vlm_vision.vlm.model import VisionLanguageModel
+
+__version__ = "0.1.0"
+__all__ = [
+    "Encoder",
+    "FusedEncoder",
+    "Preprocess",
+    "Tap",
+    "ViTConfig",
+    "VisionLanguageModel",
+    "VisionOutput",
+    "VisionTransformer",
+    "load",
+]
+
+_LAZY = {"VisionLanguageModel": "vlm_vision.vlm.model"}  # these import transformers
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

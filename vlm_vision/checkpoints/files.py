@@ -1,0 +1,85 @@
+"""Weight files as a lazy mapping: names and shapes first, single tensors on demand, nothing executed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class WeightFiles:
+    """All tensors of a checkpoint folder, or of one file, read one at a time.
+
+    `shapes` maps each stored name to its shape; `get(name)` reads that tensor. Safetensors are memory-mapped;
+    PyTorch pickles are read with weights_only=True, so that code in them never runs.
+    """
+
+    def __init__(self, path: Path):
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._home: dict[str, Any] = {}
+        for file in _files(path):
+            for name, shape, handle in _safetensors(file) if file.suffix == ".safetensors" else _pickle(file):
+                if name in self.shapes:
+                    raise ValueError(f"{path} holds the weight {name} twice: remove the file that does not belong")
+                self.shapes[name], self._home[name] = shape, handle
+
+    def get(self, name: str) -> Tensor:
+        """The tensor called `name`, in its stored dtype."""
+        home = self._home[name]
+        return home[name] if isinstance(home, Mapping) else home.get_tensor(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if the file is missing, too large to be a configuration, or no JSON object."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: a checkpoint folder of this format needs it")
+    if path.stat().st_size > 64 * 1024 * 1024:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes: that is no configuration file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{stem}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise ValueError(f"{index} has no weight_map from weight to file: download it again")
+            shards = [path / name for name in sorted(set(weight_map.values()))]
+            lost = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
+            if lost:
+                raise ValueError(f"{path} lacks {', '.join(lost)}, named in {index.name}: download the folder again")
+            return shards
+        if (path / stem).is_file():
+            return [path / stem]
+    raise ValueError(f"{path} holds no model.safetensors and no pytorch_model.bin: is it a checkpoint folder?")
+
+
+def _safetensors(file: Path):
+    try:
+        handle = safe_open(file, framework="pt")
+        return [(name, tuple(handle.get_slice(name).get_shape()), handle) for name in handle.keys()]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}): download it again") from None
+
+
+def _pickle(file: Path):
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
+    return [(name, tuple(value.shape), state) for name, value in state.items() if isinstance(value, Tensor)]

@@ -1,0 +1,103 @@
+"""Key tables: how the tensors of a foreign checkpoint line up with ours, read in both directions, strictly."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Key:
+    """`ours` and `theirs` hold the same numbers: both sides concatenated on dim 0 are equal.
+
+    One name on each side is a rename, ("qkv",) and ("q", "k", "v") a fusion. `drop` leading dimensions of size one
+    that ours has and theirs lacks: (1, N, D) is stored as (N, D) with drop=1.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    drop: int = 0
+
+
+def key(ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0) -> Key:
+    """A `Key`; a single name need not be a tuple."""
+    return Key((ours,) if isinstance(ours, str) else ours, (theirs,) if isinstance(theirs, str) else theirs, drop)
+
+
+def layer(ours: str, theirs: str | tuple[str, ...], *, bias: bool = True) -> list[Key]:
+    """Weight, and bias if it has one, of a layer whose parameters are called the same on both sides."""
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    return [key(f"{ours}.{part}", tuple(f"{name}.{part}" for name in names)) for part in ("weight", "bias")[: 1 + bias]]
+
+
+def read(
+    keys: Iterable[Key],
+    shapes: Mapping[str, torch.Size],
+    stored: Mapping[str, tuple[int, ...]],
+    get: Callable[[str], Tensor],
+    *,
+    source: str,
+) -> dict[str, Tensor]:
+    """Our state dict out of a foreign one.
+
+    Args:
+        keys: the table; it must cover every name of `shapes`.
+        shapes: our parameters and buffers.
+        stored: shape of every tensor of this model in the checkpoint, by name; each must be used.
+        get: reads one tensor by name; called once for each tensor that the table names.
+        source: what to call the checkpoint in an error.
+
+    Raises:
+        ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
+    """
+    keys = list(keys)
+    wanted = [name for item in keys for name in item.theirs]
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise ValueError(f"{source} lacks {_list(missing)}: the file is incomplete or its configuration is for another model")
+    unused = sorted(set(stored) - set(wanted))
+    if unused:
+        raise ValueError(f"{source} holds {_list(unused)}, which this architecture does not have: its configuration is for another model")
+    uncovered = set(shapes) - {name for item in keys for name in item.ours}
+    assert not uncovered, f"key table does not cover {sorted(uncovered)}"
+    for item in keys:
+        _check_shapes(item, shapes, stored, source)
+    state = {}
+    for item in keys:
+        parts = [get(name) for name in item.theirs]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        joined = joined.reshape((1,) * item.drop + joined.shape)
+        ours = joined.split([shapes[name][0] for name in item.ours]) if len(item.ours) > 1 else [joined]
+        state.update(zip(item.ours, ours, strict=True))
+    return state
+
+
+def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The foreign state dict of ours; `read` of it gives `state` back, bit for bit."""
+    foreign = {}
+    for item in keys:
+        joined = torch.cat([state[name] for name in item.ours]) if len(item.ours) > 1 else state[item.ours[0]]
+        joined = joined.reshape(joined.shape[item.drop :])
+        parts = joined.chunk(len(item.theirs)) if len(item.theirs) > 1 else [joined]
+        foreign.update((name, part.contiguous().clone()) for name, part in zip(item.theirs, parts, strict=True))
+    return foreign
+
+
+def _check_shapes(item: Key, shapes: Mapping[str, torch.Size], stored: Mapping[str, tuple[int, ...]], source: str) -> None:
+    expected = list(shapes[item.ours[0]])
+    expected[0] = sum(shapes[name][0] for name in item.ours)
+    expected = expected[item.drop :]
+    if len(item.theirs) > 1:
+        expected[0] //= len(item.theirs)
+    for name in item.theirs:
+        if list(stored[name]) != expected:
+            raise ValueError(
+                f"{source}: {name} has shape {list(stored[name])}, but its configuration makes it {expected}: "
+                "configuration and weights are not of one model"
+            )
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} weights ({shown}{', ...' if len(names) > 5 else ''})" if len(names) > 1 else f"the weight {names[0]}"

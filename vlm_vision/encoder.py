@@ -1,0 +1,128 @@
+"""One tower with everything needed to use it right: architecture, weights, preprocessing, tap, provenance."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_vision.preprocess import Preprocess
+from vlm_vision.vit import Tap, VisionOutput, VisionTransformer, ViTConfig
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights came from: the family whose layout `save_pretrained` writes, and whose position resize is in force."""
+
+    family: str
+    reference: str
+
+
+class Encoder(nn.Module):
+    """A vision tower. `vlm_vision.load` makes one; `encoder(encoder.preprocess(images))` uses it.
+
+    Args:
+        model: the transformer.
+        preprocess: what turns pictures into its pixels; called as `encoder.preprocess(images)`.
+        tap: the tokens that a call returns unless it asks for others.
+        origin: the family and reference of the weights.
+    """
+
+    def __init__(self, model: VisionTransformer, *, preprocess: Preprocess, tap: Tap = Tap(), origin: Origin):
+        super().__init__()
+        tap.block(model.config.depth)
+        self.model, self.preprocess, self.tap, self.origin = model, preprocess, tap, origin
+
+    @property
+    def config(self) -> ViTConfig:
+        return self.model.config
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of patch_tokens."""
+        return self.config.embed_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.patch_embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.patch_embed.weight.device
+
+    def num_patch_tokens(self, height: int, width: int) -> int:
+        """Patch tokens of pixels of height x width."""
+        return self.config.num_patch_tokens(height, width)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the patches of pixels of height x width."""
+        self.config.num_patch_tokens(height, width)
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def forward(
+        self, pixels: Tensor, *, tap: Tap | None = None, mask: Tensor | None = None, pool: bool = True
+    ) -> VisionOutput:
+        """Encode pixels (B, C, H, W); arguments and errors as `VisionTransformer.forward`."""
+        return self.model(pixels.to(self.dtype), tap=tap or self.tap, mask=mask, pool=pool)
+
+    def fold_layer_scale(self) -> None:
+        """Fold every LayerScale into the layer before it, for inference: same outputs."""
+        self.model.fold_layer_scale()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON; `from_dict` builds it again."""
+        return {
+            "family": self.origin.family,
+            "reference": self.origin.reference,
+            "architecture": asdict(self.config),
+            "preprocess": self.preprocess.to_dict(),
+            "preprocess_fingerprint": self.preprocess.fingerprint,
+            "tap": asdict(self.tap),
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "Encoder":
+        """An encoder with random weights from `to_dict`. Raises ValueError if the preprocessing was changed by hand."""
+        preprocess = Preprocess.from_dict(state["preprocess"])
+        check_fingerprint(preprocess, state["preprocess_fingerprint"], "the saved encoder configuration")
+        known = {field.name for field in fields(ViTConfig)}
+        if unknown := sorted(set(state["architecture"]) - known):
+            raise ValueError(f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision")
+        architecture = dict(state["architecture"], image_size=tuple(state["architecture"]["image_size"]))
+        return cls(
+            VisionTransformer(ViTConfig(**architecture)),
+            preprocess=preprocess,
+            tap=Tap(**state["tap"]),
+            origin=Origin(state["family"], state["reference"]),
+        )
+
+    def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
+        """Write the tower to `folder` in the public layout of its family.
+
+        Args:
+            folder: made if absent.
+            format: "hf" writes what transformers reads: config.json, model.safetensors, preprocessor_config.json.
+
+        A small vlm_vision.json beside them keeps the tap, the reference and the preprocessing's fingerprint.
+
+        Raises:
+            ValueError: unknown format, or an architecture that the family's layout cannot express.
+        """
+        from vlm_vision.checkpoints.save import save
+
+        save(self, Path(folder), format)
+
+
+def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
+    """Raise ValueError if `preprocess` is not the one that was saved with the weights."""
+    if preprocess.fingerprint != saved:
+        raise ValueError(
+            f"{where} was saved with preprocessing {saved} and now describes {preprocess.fingerprint}: "
+            "the encoder would see other pixels than it was trained on; restore the file, or change encoder.preprocess in code"
+        )
+
+
+def with_resize_rule(config: ViTConfig, rule: str) -> ViTConfig:
+    """The configuration with another position resize."""
+    return replace(config, position_resize=rule)

@@ -1,0 +1,195 @@
+"""Several towers side by side on one grid: their patch tokens concatenated along the channels.
+
+DINOv2 sees where things are, SigLIP what they are; Prismatic (Karamcheti et al. 2024, arXiv:2402.07865) and OpenVLA
+feed both to the language model this way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_vision.encoder import Encoder
+from vlm_vision.preprocess import ImageInput, Preprocess
+from vlm_vision.vit import Tap, VisionOutput, ViTConfig
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """The architectures of the towers, in channel order."""
+
+    towers: tuple[ViTConfig, ...]
+
+
+@dataclass(frozen=True)
+class FusedPreprocess:
+    """Each tower's own preprocessing, stacked along the channels.
+
+    Towers whose pictures differ in size share the larger canvas: each picture fills the top left corner of its three
+    channels, the rest is zero and never read.
+    """
+
+    towers: tuple[Preprocess, ...]
+
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
+        """Pictures -> float32 (B, 3 * towers, H, W)."""
+        each = [preprocess(images) for preprocess in self.towers]
+        height, width = (max(pixels.shape[axis] for pixels in each) for axis in (-2, -1))
+        return torch.cat([nn.functional.pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in each], dim=1)
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of the canvas in pixels; None if it depends on the picture."""
+        sizes = [preprocess.output_size for preprocess in self.towers]
+        return None if None in sizes else (max(h for h, _ in sizes), max(w for _, w in sizes))  # type: ignore[misc]
+
+    @property
+    def fingerprint(self) -> str:
+        return "+".join(preprocess.fingerprint for preprocess in self.towers)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"towers": [preprocess.to_dict() for preprocess in self.towers]}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "FusedPreprocess":
+        return cls(tuple(Preprocess.from_dict(tower) for tower in state["towers"]))
+
+
+class FusedEncoder(nn.Module):
+    """Towers that look at the same picture. Called and saved like an `Encoder`.
+
+    patch_tokens: (B, N, D1 + D2 + ...), in the order given. cls_token and pooled are concatenated where every tower
+    has one, else None; register_tokens is None.
+
+    Raises:
+        ValueError: the towers' grids differ at the size their own preprocessing gives.
+    """
+
+    def __init__(self, towers: Sequence[Encoder]):
+        super().__init__()
+        if len(towers) < 2:
+            raise ValueError(f"a fused encoder needs at least two towers, got {len(towers)}")
+        self.towers = nn.ModuleList(towers)
+        self.preprocess = FusedPreprocess(tuple(tower.preprocess for tower in towers))
+        sizes = [tower.preprocess.output_size for tower in towers]
+        if None not in sizes:
+            _one_grid(list(towers), sizes)  # type: ignore[arg-type]
+
+    @property
+    def config(self) -> FusedConfig:
+        return FusedConfig(tuple(tower.config for tower in self._towers))
+
+    @property
+    def _towers(self) -> list[Encoder]:
+        return list(self.towers)  # type: ignore[arg-type]
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of patch_tokens: the sum over the towers."""
+        return sum(tower.embed_dim for tower in self._towers)
+
+    @property
+    def tap(self) -> tuple[Tap, ...]:
+        return tuple(tower.tap for tower in self._towers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._towers[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._towers[0].device
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) that every tower makes of a canvas of height x width."""
+        return _one_grid(self._towers, self._windows(height, width))
+
+    def num_patch_tokens(self, height: int, width: int) -> int:
+        """Patch tokens of a canvas of height x width."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
+
+    def forward(
+        self, pixels: Tensor | Sequence[Tensor], *, tap: Tap | Sequence[Tap] | None = None, pool: bool = True
+    ) -> VisionOutput:
+        """Encode with every tower.
+
+        Args:
+            pixels: the canvas of `preprocess`, (B, 3 * towers, H, W), or one (B, 3, H, W) for each tower.
+            tap: one for all towers, or one each; default their own.
+
+        Raises:
+            ValueError: wrong number of channels, tensors or taps; grids that differ.
+        """
+        towers = self._towers
+        each = self._split(pixels) if isinstance(pixels, Tensor) else list(pixels)
+        taps = [tap] * len(towers) if tap is None or isinstance(tap, Tap) else list(tap)
+        if len(each) != len(towers) or len(taps) != len(towers):
+            raise ValueError(f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each")
+        _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
+        outs = [tower(p, tap=t, pool=pool) for tower, p, t in zip(towers, each, taps, strict=True)]
+        return VisionOutput(
+            patch_tokens=torch.cat([out.patch_tokens for out in outs], dim=-1),
+            grid=outs[0].grid,
+            cls_token=_cat([out.cls_token for out in outs]),
+            pooled=_cat([out.pooled for out in outs]),
+        )
+
+    def _split(self, pixels: Tensor) -> list[Tensor]:
+        if pixels.ndim != 4 or pixels.shape[1] != 3 * len(self.towers):
+            raise ValueError(
+                f"expected pixels of shape (batch, {3 * len(self.towers)}, height, width), got {tuple(pixels.shape)}: "
+                "pass the result of preprocess"
+            )
+        windows = self._windows(pixels.shape[-2], pixels.shape[-1])
+        return [pixels[:, 3 * i : 3 * i + 3, :h, :w] for i, (h, w) in enumerate(windows)]
+
+    def _windows(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The part of the canvas, from the top left, that holds each tower's picture."""
+        if (height, width) == self.preprocess.output_size:
+            return [preprocess.output_size for preprocess in self.preprocess.towers]  # type: ignore[misc]
+        if len({tower.config.patch_size for tower in self._towers}) > 1:
+            raise ValueError(
+                f"towers of unlike patch sizes share one canvas only at {self.preprocess.output_size}, got {(height, width)}: "
+                "pass a list with one tensor for each tower"
+            )
+        return [(height, width)] * len(self.towers)
+
+    def fold_layer_scale(self) -> None:
+        """Fold every LayerScale into the layer before it, for inference: same outputs."""
+        for tower in self._towers:
+            tower.fold_layer_scale()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON; `from_dict` builds it again."""
+        return {"towers": [tower.to_dict() for tower in self._towers]}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "FusedEncoder":
+        """A fused encoder with random weights from `to_dict`."""
+        return cls([Encoder.from_dict(tower) for tower in state["towers"]])
+
+    def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
+        """Write each tower to a subfolder of `folder`, as `Encoder.save_pretrained`; `vlm_vision.load(folder)` fuses them again."""
+        from vlm_vision.checkpoints.save import save_fused
+
+        save_fused(self._towers, Path(folder), format)
+
+
+def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    grids = [tower.grid(*size) for tower, size in zip(towers, sizes, strict=True)]
+    if len(set(grids)) > 1:
+        told = "; ".join(
+            f"{t.origin.family} at {h}x{w} px, patch {t.config.patch_size}: grid {g[0]}x{g[1]}"
+            for t, (h, w), g in zip(towers, sizes, grids, strict=True)
+        )
+        raise ValueError(f"fused towers must see one grid, got {told}: load one with image_size=... so that the grids agree")
+    return grids[0]
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given, dim=-1) if len(given) == len(parts) else None

@@ -1,0 +1,120 @@
+"""Where a patch is: learned tables and their resize, fixed 2D sin-cos, axial rotary angles.
+
+Shape legend: B batch, N patches (h * w, row-major), P prefix tokens, D width, H heads, K head width.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+"""(rows, columns) of patches."""
+
+
+def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | None = False):
+    def resize(table: Tensor, grid: Grid) -> Tensor:
+        return F.interpolate(table, size=grid, mode=mode, antialias=antialias, align_corners=align_corners)
+
+    return resize
+
+
+def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
+    # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
+    scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
+    return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
+    "bicubic": _interpolate("bicubic"),  # transformers: ViT, CLIP, SigLIP, DINOv2; DeiT and MAE at load
+    "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
+    "bicubic_offset": _bicubic_offset,  # facebookresearch/dinov2 without registers
+    "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
+    "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
+    "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
+}
+"""The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code."""
+
+
+class PositionTable(nn.Module):
+    """Learned (or fixed 2D sin-cos) positions: one row for each of P leading prefix tokens, then one for each patch.
+
+    Off the native grid the patch rows are resized by the rule named `resize`; without gradients the result is kept
+    per grid until the table changes.
+    """
+
+    def __init__(self, *, prefix: int, grid: Grid, dim: int, resize: str, learned: bool = True):
+        super().__init__()
+        self.prefix, self.grid, self.resize = prefix, grid, resize
+        self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], dim), requires_grad=learned)
+        self._cache: dict[Grid, tuple[tuple, Tensor]] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) rows; for fixed positions the sin-cos table with zeros for the prefix."""
+        with torch.no_grad():
+            if self.table.requires_grad:
+                nn.init.trunc_normal_(self.table, std=0.02)
+            elif self.table.device.type != "meta":
+                self.table.zero_()
+                self.table[0, self.prefix :] = sincos_2d(self.grid, self.table.shape[-1])
+
+    def forward(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Rows of the prefix (1, P, D) and of the patches (1, h*w, D) for `grid`."""
+        return self.table[:, : self.prefix], self._patches(grid)
+
+    def _patches(self, grid: Grid) -> Tensor:
+        native = self.table[:, self.prefix :]
+        if grid == self.grid:
+            return native
+        trained = torch.is_grad_enabled() and self.table.requires_grad
+        if trained or torch.compiler.is_compiling() or self.table.is_inference():  # the last keeps no version to watch
+            return self._resized(native, grid)
+        stamp = (self.table.data_ptr(), self.table._version, self.table.dtype, self.table.device)
+        held = self._cache.get(grid)
+        if held is None or held[0] != stamp:
+            held = self._cache[grid] = (stamp, self._resized(native, grid))
+        return held[1]
+
+    def _resized(self, native: Tensor, grid: Grid) -> Tensor:
+        square = native.unflatten(1, self.grid).permute(0, 3, 1, 2).float()
+        return RESIZE[self.resize](square, grid).flatten(2).transpose(1, 2).to(native.dtype).contiguous()
+
+
+def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:
+    """Fixed 2D sin-cos positions, (h*w, D): half of the width encodes the column, half the row.
+
+    He et al. 2021, Masked Autoencoders (arXiv:2111.06377), `get_2d_sincos_pos_embed`; angles in float64, as there.
+    """
+    if dim % 4:
+        raise ValueError(f"2D sin-cos positions need a width that 4 divides, got {dim}: choose another embed_dim")
+    omega = base ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    rows, cols = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    angles = [axis.reshape(-1, 1) * omega for axis in (cols, rows)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def rope_2d(grid: Grid, head_dim: int, *, base: float = 100.0, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, (h*w, K) each in fp32, of the axial rotary embedding of DINOv3 (arXiv:2508.10104).
+
+    Patch centres are scaled to [-1, 1] on each axis; angle = 2 pi * coordinate / base**(4 i / K) for i < K / 4;
+    laid out [row angles | column angles], twice.
+    """
+    periods = base ** (4 * torch.arange(head_dim // 4, dtype=torch.float32, device=device) / head_dim)
+    axes = [2 * (torch.arange(0.5, n, dtype=torch.float32, device=device) / n) - 1 for n in grid]
+    coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    angles = (2 * math.pi * coords[:, :, None] / periods).flatten(1).tile(2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the trailing N tokens of x (B, H, P + N, K) by rotary angles (N, K), in fp32; prefix tokens stay."""
+    prefix, patches = x.split([x.shape[-2] - cos.shape[0], cos.shape[0]], dim=-2)
+    patches = patches.float()
+    half = patches.shape[-1] // 2
+    turned = torch.cat([-patches[..., half:], patches[..., :half]], dim=-1)
+    return torch.cat([prefix, (patches * cos + turned * sin).to(x.dtype)], dim=-2)

@@ -1,0 +1,430 @@
+"""The Vision Transformer: one configuration, one straight forward, every family.
+
+    pixels -> patch embedding + positions -> [CLS | registers | patches] -> blocks -> norm -> VisionOutput
+
+A switch in `ViTConfig` is a fact about the architecture, resolved when the model is built. What only a checkpoint
+knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, T tokens, N patches, D width, H heads,
+K head width.
+"""
+
+import difflib
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm_vision.position import RESIZE, Grid, PositionTable, rope_2d, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that decides the architecture. Lengths are in pixels, tokens or channels."""
+
+    image_size: tuple[int, int]
+    """Native (height, width) in pixels; with patch_size it sets the size of the position table."""
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
+    channels: int = 3
+    class_token: bool = True
+    num_registers: int = 0
+    """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
+    mask_token: bool = False
+    """A learned token that replaces masked patches."""
+    position: Literal["learned", "sincos2d", "rope2d"] = "learned"
+    position_prefix: int = 0
+    """How many leading prefix tokens own a row of the position table."""
+    position_resize: str = "bicubic"
+    """Rule, by name in `vlm_vision.position.RESIZE`, that takes the table off its native grid."""
+    rope_base: float = 100.0
+    pre_norm: bool = False
+    """A norm between the embedding and the first block (CLIP)."""
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    key_bias: bool = True
+    """False keeps the key part of the qkv bias at zero (DINOv3)."""
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    """Initial value of the per-channel residual scale; None for none."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; earlier blocks ramp up to it from 0."""
+    final_norm: bool = True
+    pool: Literal["none", "cls", "mean", "map"] = "cls"
+    """What `pooled` is made of: normed CLS, mean of normed patches, or multi-head attention pooling (SigLIP)."""
+    pool_head: Literal["none", "linear", "tanh"] = "none"
+    """After pooling: nothing, a linear map without bias (CLIP's projection), or a linear map and tanh (BERT's pooler)."""
+    pool_dim: int = 0
+    """Width after `pool_head`."""
+    num_classes: int = 0
+    """Outputs of the classification head; 0 for none."""
+    class_input: Literal["pooled", "cls_mean"] = "pooled"
+    """What the classification head reads: `pooled`, or [CLS | mean of patches] (DINOv2's linear probe)."""
+
+    def __post_init__(self):
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
+            )
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels")
+        if self.position == "rope2d" and self.head_dim % 4:
+            raise ValueError(f"ViTConfig: rope2d needs a head width that 4 divides, got {self.head_dim}")
+        if self.position_prefix > self.num_prefix_tokens:
+            raise ValueError(
+                f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
+            )
+        _known("position_resize", self.position_resize, RESIZE)
+        _known("mlp", self.mlp, ACTIVATIONS)
+        _known("pool", self.pool, ("none", "cls", "mean", "map"))
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def grid(self) -> Grid:
+        """Native (rows, columns) of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.class_token) + self.num_registers
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.pool_dim if self.pool_head != "none" else self.embed_dim
+
+    def num_patch_tokens(self, height: int, width: int) -> int:
+        """Patches of a picture of height x width pixels; pixels past the last whole patch are not seen."""
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f"a picture of {height}x{width} pixels is smaller than one patch of {self.patch_size}x{self.patch_size}: enlarge it"
+            )
+        return (height // self.patch_size) * (width // self.patch_size)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Which tokens to read: the output of block `layer` (-1 is the last), with the family's final norm or without."""
+
+    layer: int = -1
+    norm: bool = True
+
+    def block(self, depth: int) -> int:
+        """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
+        index = self.layer + depth if self.layer < 0 else self.layer
+        if not 0 <= index < depth:
+            raise ValueError(f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}")
+        return index
+
+
+@dataclass
+class VisionOutput:
+    """What an encoder sees, by name. All tokens come from the same tap."""
+
+    patch_tokens: Tensor
+    """(B, N, D), N == h * w, row-major: patches only."""
+    grid: Grid
+    """(h, w)"""
+    cls_token: Tensor | None = None
+    """(B, D)"""
+    register_tokens: Tensor | None = None
+    """(B, R, D)"""
+    pooled: Tensor | None = None
+    """(B, E), the family's own vector for the picture; only from the last block."""
+    logits: Tensor | None = None
+    """(B, classes); only from the last block of a model with a classification head."""
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "swiglu": nn.SiLU,
+}
+
+
+class QKVLinear(nn.Linear):
+    """One linear map to queries, keys and values whose key bias stays zero, in training too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        query, _, value = self.bias.chunk(3)
+        return F.linear(input, self.weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, T, D)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        linear = nn.Linear if config.key_bias or not config.qkv_bias else QKVLinear
+        self.qkv = linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=config.proj_bias)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear; the hidden map is twice as wide as mlp_dim for swiglu: silu(gate) * value."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim * (2 if self.gated else 1), bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.mlp]()
+        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.gated:
+            gate, value = x.chunk(2, dim=-1)
+            return self.fc2(self.act(gate) * value)
+        return self.fc2(self.act(x))
+
+
+class Residual(nn.Module):
+    """x + DropPath(LayerScale(y)). Touvron et al. 2021 (arXiv:2103.17239); Huang et al. 2016 (arXiv:1603.09382)."""
+
+    def __init__(self, dim: int, layer_scale: float | None, drop_path: float):
+        super().__init__()
+        self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.training and self.drop_path > 0:
+            keep = 1 - self.drop_path
+            y = y * (torch.rand(y.shape[0], 1, 1, device=y.device) < keep).to(y.dtype).div_(keep)
+        return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
+
+
+def _norm(config: ViTConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.embed_dim, eps=config.norm_eps)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over (B, T, D)."""
+
+    def __init__(self, config: ViTConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = _norm(config)
+        self.attn = Attention(config)
+        self.residual1 = Residual(config.embed_dim, config.layer_scale, drop_path)
+        self.norm2 = _norm(config)
+        self.mlp = Mlp(config)
+        self.residual2 = Residual(config.embed_dim, config.layer_scale, drop_path)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.residual1(x, self.attn(self.norm1(x), rope))
+        return self.residual2(x, self.mlp(self.norm2(x)))
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention pooling: one learned probe reads all tokens. Zhai et al. 2022 (arXiv:2106.04560).
+
+    x = attn(probe, tokens); x = x + mlp(norm(x)). Plain linear layers, so that adapters reach each of them.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.probe = nn.Parameter(torch.empty(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = _norm(config)
+        self.mlp = Mlp(config)
+        nn.init.xavier_uniform_(self.probe)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)"""
+        q = self.q(self.probe).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (1, H, 1, K)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q.expand(len(tokens), -1, -1, -1), k, v)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class VisionTransformer(nn.Module):
+    """Vision Transformer of any family in `vlm_vision.presets`. Dosovitskiy et al. 2020 (arXiv:2010.11929)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        dim, prefix = config.embed_dim, config.num_prefix_tokens
+        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, config.patch_size, bias=config.patch_bias)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
+        self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.mask_token else None
+        self.position = None
+        if config.position != "rope2d":
+            self.position = PositionTable(
+                prefix=min(prefix, config.position_prefix),
+                grid=config.grid,
+                dim=dim,
+                resize=config.position_resize,
+                learned=config.position == "learned",
+            )
+        self.pre_norm = _norm(config) if config.pre_norm else nn.Identity()
+        ramp = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in ramp)
+        self.norm = _norm(config) if config.final_norm else nn.Identity()
+        self.pool = AttentionPool(config) if config.pool == "map" else None
+        self.pool_head = None
+        if config.pool_head != "none":
+            self.pool_head = nn.Linear(dim, config.pool_dim, bias=config.pool_head == "tanh")
+        self.head = None
+        if config.num_classes:
+            self.head = nn.Linear(config.pooled_dim if config.class_input == "pooled" else 2 * dim, config.num_classes)
+        self.gradient_checkpointing = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal(0, 0.02) for weights and tokens, zero biases: the ViT and DINOv2 recipes."""
+        for token in (self.cls_token, self.registers):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, pixels: Tensor, *, tap: Tap = Tap(), mask: Tensor | None = None, pool: bool = True) -> VisionOutput:
+        """See a batch of pictures.
+
+        Args:
+            pixels: (B, C, H, W), normalised as the checkpoint expects.
+            tap: whose tokens to return; blocks past it are not run.
+            mask: (B, N) bool; True patches are replaced by the mask token before positions are added.
+            pool: False leaves `pooled` and `logits` None and saves their cost.
+
+        Raises:
+            ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
+                exist, a mask of another shape or for a model without mask token.
+        """
+        last = tap.block(self.config.depth)
+        x, grid = self.embed(pixels, mask=mask)
+        rope = None
+        if self.position is None:
+            rope = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=x.device)
+        for block in islice(self.blocks, last + 1):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope)
+        tokens = self.norm(x) if tap.norm else x
+        prefix = self.config.num_prefix_tokens
+        out = VisionOutput(
+            patch_tokens=tokens[:, prefix:],
+            grid=grid,
+            cls_token=tokens[:, 0] if self.cls_token is not None else None,
+            register_tokens=tokens[:, prefix - self.config.num_registers : prefix] if self.registers is not None else None,
+        )
+        if pool and last == self.config.depth - 1:
+            out.pooled, out.logits = self._pool(x, tokens if tap.norm else None)
+        return out
+
+    def embed(self, pixels: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """Input of block 0, (B, P + N, D), and the patch grid."""
+        if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
+            raise ValueError(
+                f"expected pixels of shape (batch, {self.config.channels}, height, width), got {tuple(pixels.shape)}: "
+                "pass the result of preprocess"
+            )
+        height, width = pixels.shape[-2:]
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        if 0 in grid:
+            self.config.num_patch_tokens(height, width)  # says what is wrong
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        if mask is not None:
+            x = self._masked(x, mask)
+        tokens = [token for token in (self.cls_token, self.registers) if token is not None]
+        prefix = torch.cat(tokens, dim=1) if tokens else None
+        if self.position is not None:
+            at_prefix, at_patches = self.position(grid)
+            x = at_patches + x
+            if prefix is not None:
+                owned = at_prefix.shape[1]
+                prefix = torch.cat([prefix[:, :owned] + at_prefix, prefix[:, owned:]], dim=1)
+        if prefix is not None:
+            x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
+        return self.pre_norm(x.contiguous()), grid
+
+    def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError("this encoder has no mask token: mask needs a config with mask_token=True")
+        if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"expected a bool mask of shape (batch, patches) = {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        return torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+
+    def _pool(self, x: Tensor, normed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """`pooled` and `logits` from the last block's output x; `normed` is norm(x) where it is at hand."""
+        config = self.config
+        if config.pool == "none":
+            return None, None
+        if config.pool == "cls" and config.class_input == "pooled":
+            pooled = normed[:, 0] if normed is not None else self.norm(x[:, 0])
+        else:
+            normed = self.norm(x) if normed is None else normed
+            patches = normed[:, config.num_prefix_tokens :]
+            pooled = {"cls": lambda: normed[:, 0], "mean": lambda: patches.mean(dim=1), "map": lambda: self.pool(normed)}[config.pool]()
+        if self.pool_head is not None:
+            pooled = self.pool_head(pooled)
+            pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled
+        if self.head is None:
+            return pooled, None
+        if config.class_input == "cls_mean":
+            return pooled, self.head(torch.cat([normed[:, 0], patches.mean(dim=1)], dim=-1))
+        return pooled, self.head(pooled)
+
+    @torch.no_grad()
+    def fold_layer_scale(self) -> None:
+        """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only."""
+        for block in self.blocks:
+            for residual, linear in ((block.residual1, block.attn.proj), (block.residual2, block.mlp.fc2)):
+                if residual.scale is not None:
+                    linear.weight.mul_(residual.scale[:, None])
+                    if linear.bias is not None:
+                        linear.bias.mul_(residual.scale)
+                    residual.scale = None
+        self.config = replace(self.config, layer_scale=None)
+
+
+def _known(field: str, name: str, known) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"ViTConfig.{field} is {name!r}, expected one of {', '.join(known)}{hint}")
