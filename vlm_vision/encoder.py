@@ -1,12 +1,13 @@
 """One tower with everything needed to use it right: architecture, weights, preprocessing, tap, provenance."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.save import save_tower
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vit import Tap, VisionOutput, VisionTransformer, ViTConfig
 
@@ -88,7 +89,9 @@ class Encoder(nn.Module):
         check_fingerprint(preprocess, state["preprocess_fingerprint"], "the saved encoder configuration")
         known = {field.name for field in fields(ViTConfig)}
         if unknown := sorted(set(state["architecture"]) - known):
-            raise ValueError(f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision")
+            raise ValueError(
+                f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
+            )
         architecture = dict(state["architecture"], image_size=tuple(state["architecture"]["image_size"]))
         return cls(
             VisionTransformer(ViTConfig(**architecture)),
@@ -109,9 +112,19 @@ class Encoder(nn.Module):
         Raises:
             ValueError: unknown format, or an architecture that the family's layout cannot express.
         """
-        from vlm_vision.checkpoints.save import save
-
-        save(self, Path(folder), format)
+        sidecar = {
+            "reference": self.origin.reference,
+            "tap": asdict(self.tap),
+            "preprocess_fingerprint": self.preprocess.fingerprint,
+        }
+        save_tower(
+            Path(folder),
+            format,
+            model=self.model,
+            family=self.origin.family,
+            preprocess=self.preprocess,
+            sidecar=sidecar,
+        )
 
 
 def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
@@ -121,8 +134,3 @@ def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
             f"{where} was saved with preprocessing {saved} and now describes {preprocess.fingerprint}: "
             "the encoder would see other pixels than it was trained on; restore the file, or change encoder.preprocess in code"
         )
-
-
-def with_resize_rule(config: ViTConfig, rule: str) -> ViTConfig:
-    """The configuration with another position resize."""
-    return replace(config, position_resize=rule)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import SIDECAR, write_json
 from vlm_vision.encoder import Encoder
 from vlm_vision.preprocess import ImageInput, Preprocess
 from vlm_vision.vit import Tap, VisionOutput, ViTConfig
@@ -128,7 +130,9 @@ class FusedEncoder(nn.Module):
         each = self._split(pixels) if isinstance(pixels, Tensor) else list(pixels)
         taps = [tap] * len(towers) if tap is None or isinstance(tap, Tap) else list(tap)
         if len(each) != len(towers) or len(taps) != len(towers):
-            raise ValueError(f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each")
+            raise ValueError(
+                f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each"
+            )
         _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
         outs = [tower(p, tap=t, pool=pool) for tower, p, t in zip(towers, each, taps, strict=True)]
         return VisionOutput(
@@ -174,9 +178,11 @@ class FusedEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
         """Write each tower to a subfolder of `folder`, as `Encoder.save_pretrained`; `vlm_vision.load(folder)` fuses them again."""
-        from vlm_vision.checkpoints.save import save_fused
-
-        save_fused(self._towers, Path(folder), format)
+        names = [f"tower_{i}" for i in range(len(self.towers))]
+        with whole(Path(folder)) as staging:
+            for name, tower in zip(names, self._towers, strict=True):
+                tower.save_pretrained(staging / name, format)
+            write_json(staging / SIDECAR, {"towers": names})
 
 
 def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -186,7 +192,9 @@ def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int,
             f"{t.origin.family} at {h}x{w} px, patch {t.config.patch_size}: grid {g[0]}x{g[1]}"
             for t, (h, w), g in zip(towers, sizes, grids, strict=True)
         )
-        raise ValueError(f"fused towers must see one grid, got {told}: load one with image_size=... so that the grids agree")
+        raise ValueError(
+            f"fused towers must see one grid, got {told}: load one with image_size=... so that the grids agree"
+        )
     return grids[0]
 
 

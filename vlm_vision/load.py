@@ -69,7 +69,9 @@ def load(
     try:
         vit = family.read_config(config, names)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again") from None
+        raise ValueError(
+            f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     reference = reference or sidecar.get("reference", "transformers")
@@ -103,9 +105,15 @@ def _resolve(source: str | Path, revision: str | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{path} is a file of a format that is not known: expected a checkpoint folder with config.json and weights")
+        raise ValueError(
+            f"{path} is a file of a format that is not known: expected a checkpoint folder with config.json and weights"
+        )
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []
+        near = (
+            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
+            if path.parent.is_dir()
+            else []
+        )
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name{hint}")
     from huggingface_hub import snapshot_download
@@ -114,7 +122,9 @@ def _resolve(source: str | Path, revision: str | None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"there is no folder {source}, and the hub did not give it ({type(error).__name__}: {reason})") from error
+        raise ValueError(
+            f"there is no folder {source}, and the hub did not give it ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _sniff(folder: Path) -> tuple[dict[str, Any], str, WeightFiles, str]:
@@ -140,8 +150,12 @@ def _sniff(folder: Path) -> tuple[dict[str, Any], str, WeightFiles, str]:
     weights = WeightFiles(folder)
     prefixes = [stored.removesuffix(family.landmark) for stored in weights.shapes if stored.endswith(family.landmark)]
     if len(prefixes) != 1:
-        found = f"{len(prefixes)} towers ({', '.join(prefixes)})" if prefixes else f"no weight ending in {family.landmark}"
-        raise ValueError(f"{folder} should hold one {name} tower, found {found}: configuration and weights are not of one model")
+        found = (
+            f"{len(prefixes)} towers ({', '.join(prefixes)})" if prefixes else f"no weight ending in {family.landmark}"
+        )
+        raise ValueError(
+            f"{folder} should hold one {name} tower, found {found}: configuration and weights are not of one model"
+        )
     config = family.defaults | {field: value for field, value in config.items() if value is not None}
     if whole and "vision_use_head" in config:  # LLaVA drops the pooling head whatever its config says
         config["vision_use_head"] = f"{prefixes[0]}head.probe" in weights.shapes
@@ -149,7 +163,13 @@ def _sniff(folder: Path) -> tuple[dict[str, Any], str, WeightFiles, str]:
 
 
 def _build(
-    vit: ViTConfig, family: hf.Family, weights: WeightFiles, prefix: str, source: str, dtype: torch.dtype, device: torch.device
+    vit: ViTConfig,
+    family: hf.Family,
+    weights: WeightFiles,
+    prefix: str,
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> VisionTransformer:
     with torch.device("meta"):
         model = VisionTransformer(vit)
@@ -172,7 +192,9 @@ def _build(
 def _resize_rule(family: str, reference: str, config: ViTConfig) -> str:
     rules = {"transformers": config.position_resize, "timm": "bicubic_antialias"} | hf.ORIGINAL_RESIZE[family]
     if reference not in rules:
-        raise ValueError(f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}")
+        raise ValueError(
+            f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}"
+        )
     return rules[reference]
 
 

@@ -98,7 +98,9 @@ def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
 
 
-def rope_2d(grid: Grid, head_dim: int, *, base: float = 100.0, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def rope_2d(
+    grid: Grid, head_dim: int, *, base: float = 100.0, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine, (h*w, K) each in fp32, of the axial rotary embedding of DINOv3 (arXiv:2508.10104).
 
     Patch centres are scaled to [-1, 1] on each axis; angle = 2 pi * coordinate / base**(4 i / K) for i < K / 4;

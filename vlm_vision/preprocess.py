@@ -27,9 +27,10 @@ ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "ha
 def load_image(image: ImageInput) -> Image.Image:
     """One picture, upright, as a PIL image of mode RGB.
 
-    Like `transformers.image_utils.load_image` it applies the EXIF orientation and drops an alpha channel without
-    blending. Unlike it, it keeps 16-bit grey, which Pillow clips to white above 255: modes `I;16*` are scaled from
-    0..65535 to 0..255, and so are `I` and `F` where they hold values above 255.
+    Like `transformers.image_utils.load_image` it applies the EXIF orientation and drops an alpha channel. (Handed such
+    pictures without it, transformers' processors leave them turned and blend transparency onto white.) Unlike it, it
+    keeps 16-bit grey, which Pillow clips to white above 255: modes `I;16*` are scaled from 0..65535 to 0..255, and so
+    are `I` and `F` where they hold values above 255.
 
     Args:
         image: path of a picture file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
@@ -52,8 +53,9 @@ def load_image(image: ImageInput) -> Image.Image:
         raise ValueError(f"the picture of size {picture.size} has no pixels: expected at least one; leave it out")
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture = _grey_to_8_bit(picture)
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # the same colours; straight to RGB, Pillow warns about the transparency
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
@@ -154,8 +156,8 @@ class Preprocess:
                 raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
         least = 0 if self.resize == "none" else 1
         resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least)
-        if (self.resize == "none" and resize_to != (0, 0)) or (self.resize == "shortest_edge" and len({*resize_to}) > 1):
-            expected = "(0, 0)" if self.resize == "none" else "the edge twice"
+        expected = {"none": (0, 0), "shortest_edge": (resize_to[0], resize_to[0])}.get(self.resize, resize_to)
+        if resize_to != expected:
             raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
         object.__setattr__(self, "resize_to", resize_to)
         if self.crop is not None:
@@ -227,14 +229,12 @@ class Preprocess:
                 f"resize={self.resize!r} without a crop cannot give every picture the size {(height, width)}: expected "
                 "a crop or resize='squash'; set one of them"
             )
-        if self.crop is None:
-            return dataclasses.replace(self, resize_to=(height, width))
-        resize_to = self.resize_to
+        base, resize_to = self.crop or self.resize_to, self.resize_to
         if self.resize == "squash":
-            resize_to = (round(resize_to[0] * height / self.crop[0]), round(resize_to[1] * width / self.crop[1]))
+            resize_to = (round(resize_to[0] * height / base[0]), round(resize_to[1] * width / base[1]))
         elif self.resize == "shortest_edge":
-            resize_to = (round(resize_to[0] * max(height, width) / max(self.crop)),) * 2
-        return dataclasses.replace(self, resize_to=resize_to, crop=(height, width))
+            resize_to = (round(resize_to[0] * max(height, width) / max(base)),) * 2
+        return dataclasses.replace(self, resize_to=resize_to, crop=self.crop and (height, width))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON types."""

@@ -7,7 +7,7 @@ builds it with random weights. Sources of the figures: the papers and the hub co
 import difflib
 from typing import Any
 
-from vlm_vision.vit import ViTConfig, VisionTransformer
+from vlm_vision.vit import VisionTransformer, ViTConfig
 
 SIZES: dict[str, dict[str, Any]] = {
     #  width, blocks, heads, hidden channels of the MLP
@@ -25,7 +25,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vit": dict(position_prefix=1, norm_eps=1e-12, pool="cls"),
     # Radford et al. 2021
     "clip": dict(
-        position_prefix=1, norm_eps=1e-5, pool="cls", pool_head="linear", pre_norm=True, patch_bias=False, mlp="quick_gelu"
+        position_prefix=1,
+        norm_eps=1e-5,
+        pool="cls",
+        pool_head="linear",
+        pre_norm=True,
+        patch_bias=False,
+        mlp="quick_gelu",
     ),
     # Zhai et al. 2023, Tschannen et al. 2025 (fixed resolution)
     "siglip": dict(class_token=False, mlp="gelu_tanh", pool="map"),
@@ -33,7 +39,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dinov2": dict(position_prefix=1, layer_scale=1.0, mask_token=True, pool="cls"),
     # Darcet et al. 2023
     "dinov2_with_registers": dict(
-        position_prefix=1, layer_scale=1.0, mask_token=True, pool="cls", num_registers=4, position_resize="bicubic_antialias"
+        position_prefix=1,
+        layer_scale=1.0,
+        mask_token=True,
+        pool="cls",
+        num_registers=4,
+        position_resize="bicubic_antialias",
     ),
 }
 

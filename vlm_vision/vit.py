@@ -80,7 +80,9 @@ class ViTConfig:
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
             )
         if min(self.image_size) < self.patch_size:
-            raise ValueError(f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels")
+            raise ValueError(
+                f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
+            )
         if self.position == "rope2d" and self.head_dim % 4:
             raise ValueError(f"ViTConfig: rope2d needs a head width that 4 divides, got {self.head_dim}")
         if self.position_prefix > self.num_prefix_tokens:
@@ -130,7 +132,9 @@ class Tap:
         """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
         index = self.layer + depth if self.layer < 0 else self.layer
         if not 0 <= index < depth:
-            raise ValueError(f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}")
+            raise ValueError(
+                f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
+            )
         return index
 
 
@@ -320,7 +324,9 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, pixels: Tensor, *, tap: Tap = Tap(), mask: Tensor | None = None, pool: bool = True) -> VisionOutput:
+    def forward(
+        self, pixels: Tensor, *, tap: Tap = Tap(), mask: Tensor | None = None, pool: bool = True
+    ) -> VisionOutput:
         """See a batch of pictures.
 
         Args:
@@ -349,7 +355,9 @@ class VisionTransformer(nn.Module):
             patch_tokens=tokens[:, prefix:],
             grid=grid,
             cls_token=tokens[:, 0] if self.cls_token is not None else None,
-            register_tokens=tokens[:, prefix - self.config.num_registers : prefix] if self.registers is not None else None,
+            register_tokens=tokens[:, prefix - self.config.num_registers : prefix]
+            if self.registers is not None
+            else None,
         )
         if pool and last == self.config.depth - 1:
             out.pooled, out.logits = self._pool(x, tokens if tap.norm else None)
@@ -400,7 +408,11 @@ class VisionTransformer(nn.Module):
         else:
             normed = self.norm(x) if normed is None else normed
             patches = normed[:, config.num_prefix_tokens :]
-            pooled = {"cls": lambda: normed[:, 0], "mean": lambda: patches.mean(dim=1), "map": lambda: self.pool(normed)}[config.pool]()
+            pooled = {
+                "cls": lambda: normed[:, 0],
+                "mean": lambda: patches.mean(dim=1),
+                "map": lambda: self.pool(normed),
+            }[config.pool]()
         if self.pool_head is not None:
             pooled = self.pool_head(pooled)
             pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled

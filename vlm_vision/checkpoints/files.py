@@ -1,7 +1,11 @@
-"""Weight files as a lazy mapping: names and shapes first, single tensors on demand, nothing executed."""
+"""Files of a checkpoint: weights as a lazy mapping, nothing executed; and folders written whole or not at all."""
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +87,22 @@ def _pickle(file: Path):
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
     return [(name, tuple(value.shape), state) for name, value in state.items() if isinstance(value, Tensor)]
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A staging folder whose contents move into `folder` only when the block ends without an error."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder to save to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield staging
+        folder.mkdir(exist_ok=True)
+        for item in staging.iterdir():
+            target = folder / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(item, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

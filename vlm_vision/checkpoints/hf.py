@@ -187,7 +187,9 @@ def _dinov2_config_back(config: ViTConfig) -> Json:
     if swiglu and config.mlp_dim != (int(4 * config.embed_dim * 2 / 3) + 7) // 8 * 8:
         raise ValueError(f"dinov2 cannot express a SwiGLU of {config.mlp_dim} channels at width {config.embed_dim}")
     if not swiglu and config.mlp_dim % config.embed_dim:
-        raise ValueError(f"dinov2 needs an mlp_dim that is a multiple of the width {config.embed_dim}, got {config.mlp_dim}")
+        raise ValueError(
+            f"dinov2 needs an mlp_dim that is a multiple of the width {config.embed_dim}, got {config.mlp_dim}"
+        )
     if config.layer_scale is None:
         raise ValueError("dinov2 has a LayerScale and this encoder has none (folded?): save it before folding")
     return _common_back(config) | dict(
@@ -270,7 +272,9 @@ def _clip_config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 def _clip_config_back(config: ViTConfig) -> Json:
     return _common_back(config) | dict(
-        intermediate_size=config.mlp_dim, hidden_act=_ACTIVATION_NAMES[config.mlp], projection_dim=config.pool_dim or 512
+        intermediate_size=config.mlp_dim,
+        hidden_act=_ACTIVATION_NAMES[config.mlp],
+        projection_dim=config.pool_dim or 512,
     )
 
 
@@ -410,10 +414,22 @@ def default_preprocessor(family: str, config: ViTConfig) -> Json:
     imagenet = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
     return {
         "vit": dict(image_processor_type="ViTImageProcessor", size=square),
-        "clip_vision_model": dict(image_processor_type="CLIPImageProcessor", size={"shortest_edge": min(height, width)}, crop_size=square),
+        "clip_vision_model": dict(
+            image_processor_type="CLIPImageProcessor", size={"shortest_edge": min(height, width)}, crop_size=square
+        ),
         "siglip_vision_model": dict(image_processor_type="SiglipImageProcessor", size=square),
-        "dinov2": dict(image_processor_type="BitImageProcessor", size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, **imagenet),
-        "dinov2_with_registers": dict(image_processor_type="BitImageProcessor", size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, **imagenet),
+        "dinov2": dict(
+            image_processor_type="BitImageProcessor",
+            size={"shortest_edge": 256},
+            crop_size={"height": 224, "width": 224},
+            **imagenet,
+        ),
+        "dinov2_with_registers": dict(
+            image_processor_type="BitImageProcessor",
+            size={"shortest_edge": 256},
+            crop_size={"height": 224, "width": 224},
+            **imagenet,
+        ),
     }[family]
 
 
@@ -422,6 +438,10 @@ def public_layout(family: str, *, classifier: bool) -> tuple[str, str]:
     inner = {"vit": "vit.", "dinov2": "dinov2.", "dinov2_with_registers": "dinov2_with_registers."}
     if family in ("clip_vision_model", "siglip_vision_model"):
         architecture = FAMILIES[family].architecture
-        return "vision_model.", architecture.replace("VisionModel", "ForImageClassification") if classifier else architecture
+        return "vision_model.", architecture.replace(
+            "VisionModel", "ForImageClassification"
+        ) if classifier else architecture
     architecture = FAMILIES[family].architecture
-    return (inner[family], architecture.replace("Model", "ForImageClassification")) if classifier else ("", architecture)
+    return (
+        (inner[family], architecture.replace("Model", "ForImageClassification")) if classifier else ("", architecture)
+    )

@@ -53,11 +53,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or "unnamed"
     name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name.removesuffix("ImageProcessor") in _OWN_STEPS:
-        raise ValueError(
-            f"image processor {name!r} has steps of its own and is not supported: expected {', '.join(_DEFAULTS)} or "
-            "the like; build a Preprocess by hand"
-        )
-    given = _without_nulls(config)
+        raise _unsupported("image_processor_type", name)
+    given = {key: value for key, value in config.items() if value is not None}
     read = {"default_to_square", *_STEPS}.union(*_STEPS.values())
     for key in sorted(given.keys() - read - _WITHOUT_EFFECT):
         off = key.startswith("do_") and given[key] is False
@@ -68,7 +65,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if "crop_size" not in values:
         values.setdefault("do_center_crop", False)
     needed = set(_STEPS).union(*(keys for step, keys in _STEPS.items() if values.get(step)))
-    if isinstance(values.get("size"), int):
+    if "size" in needed and isinstance(values.get("size"), int):
         needed.add("default_to_square")
     if missing := sorted(needed - values.keys()):
         raise ValueError(
@@ -82,9 +79,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     resample = values.get("resample", Image.Resampling.BILINEAR)
     if resample not in _FILTERS:
         raise _unsupported("resample", resample)
-    resize, resize_to = "none", (0, 0)
-    if values["do_resize"]:
-        resize, resize_to = _resize(values["size"], values.get("default_to_square"))
+    resize, resize_to = _resize(values) if values["do_resize"] else ("none", (0, 0))
     return Preprocess(
         resize=resize,
         resize_to=resize_to,
@@ -99,8 +94,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
 def to_hf(spec: Preprocess, *, image_processor_type: str = "CLIPImageProcessor") -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers' PIL backend follows to the same pixels.
 
-    Every key is written, so that the type only decides how the file is introduced, not what is done. (The DINOv3 class
-    has no PIL backend.)
+    Every key is written, so that any type with a PIL backend (all but DINOv3's) does the same.
 
     Raises:
         ValueError: `from_hf` does not know the type.
@@ -128,26 +122,21 @@ def to_hf(spec: Preprocess, *, image_processor_type: str = "CLIPImageProcessor")
     return config
 
 
-def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in config.items() if value is not None}
-    return {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in given.items()}
-
-
-def _resize(size: Any, default_to_square: bool | None) -> tuple[Literal["squash", "shortest_edge"], tuple[int, int]]:
-    if isinstance(size, int) and not default_to_square:
+def _resize(values: dict[str, Any]) -> tuple[Literal["squash", "shortest_edge"], tuple[int, int]]:
+    size = values["size"]
+    if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
-        return "shortest_edge", (size["shortest_edge"],) * 2
+        return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)
 
 
 def _height_width(key: str, size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return size[0], size[1]
-    if isinstance(size, dict) and size.keys() == {"height", "width"}:
-        return size["height"], size["width"]
+    match size:
+        case int():
+            return size, size
+        case [height, width] | {"height": height, "width": width} if len(size) == 2:
+            return height, width
     raise _unsupported(key, size)
 
 

@@ -55,10 +55,14 @@ def read(
     wanted = [name for item in keys for name in item.theirs]
     missing = [name for name in wanted if name not in stored]
     if missing:
-        raise ValueError(f"{source} lacks {_list(missing)}: the file is incomplete or its configuration is for another model")
+        raise ValueError(
+            f"{source} lacks {_list(missing)}: the file is incomplete or its configuration is for another model"
+        )
     unused = sorted(set(stored) - set(wanted))
     if unused:
-        raise ValueError(f"{source} holds {_list(unused)}, which this architecture does not have: its configuration is for another model")
+        raise ValueError(
+            f"{source} holds {_list(unused)}, which this architecture does not have: its configuration is for another model"
+        )
     uncovered = set(shapes) - {name for item in keys for name in item.ours}
     assert not uncovered, f"key table does not cover {sorted(uncovered)}"
     for item in keys:
@@ -74,7 +78,15 @@ def read(
 
 
 def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The foreign state dict of ours; `read` of it gives `state` back, bit for bit."""
+    """The foreign state dict of ours; `read` of it gives `state` back, bit for bit.
+
+    Raises:
+        ValueError: the foreign layout has no place for a weight, or wants one that is not there.
+    """
+    keys = list(keys)
+    homeless = set(state) ^ {name for item in keys for name in item.ours}
+    if homeless:
+        raise ValueError(f"this layout cannot express the architecture: it disagrees on {_list(sorted(homeless))}")
     foreign = {}
     for item in keys:
         joined = torch.cat([state[name] for name in item.ours]) if len(item.ours) > 1 else state[item.ours[0]]
@@ -84,7 +96,9 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
     return foreign
 
 
-def _check_shapes(item: Key, shapes: Mapping[str, torch.Size], stored: Mapping[str, tuple[int, ...]], source: str) -> None:
+def _check_shapes(
+    item: Key, shapes: Mapping[str, torch.Size], stored: Mapping[str, tuple[int, ...]], source: str
+) -> None:
     expected = list(shapes[item.ours[0]])
     expected[0] = sum(shapes[name][0] for name in item.ours)
     expected = expected[item.drop :]
@@ -100,4 +114,8 @@ def _check_shapes(item: Key, shapes: Mapping[str, torch.Size], stored: Mapping[s
 
 def _list(names: list[str]) -> str:
     shown = ", ".join(names[:5])
-    return f"{len(names)} weights ({shown}{', ...' if len(names) > 5 else ''})" if len(names) > 1 else f"the weight {names[0]}"
+    return (
+        f"{len(names)} weights ({shown}{', ...' if len(names) > 5 else ''})"
+        if len(names) > 1
+        else f"the weight {names[0]}"
+    )

@@ -1,0 +1,48 @@
+"""Projectors: from an encoder's patch tokens to the width of a language model.
+
+`build("mlp", in_dim=1024, out_dim=4096)` makes one; `projector(tokens, grid)` maps (B, N, in_dim) to (B, M, out_dim),
+and `projector.num_tokens(grid)` is M. Tensors and a grid in, tensors out: this package knows no encoder and no
+language model.
+"""
+
+import difflib
+
+from projectors.mlp import FusedMLP, Linear, Mlp
+from projectors.projector import Grid, Projector
+
+__all__ = ["PROJECTORS", "FusedMLP", "Grid", "Linear", "Mlp", "Projector", "build", "describe"]
+
+PROJECTORS: dict[str, type[Projector]] = {"linear": Linear, "mlp": Mlp, "fused_mlp": FusedMLP}
+"""Name -> class."""
+
+
+def build(name: str, *, in_dim: int, out_dim: int, **options) -> Projector:
+    """The projector called `name`.
+
+    Args:
+        name: a key of `PROJECTORS`.
+        in_dim: channels of the patch tokens.
+        out_dim: width of the language model.
+        options: of that projector, see its class.
+
+    Raises:
+        ValueError: no projector has that name, or it does not take one of the options.
+    """
+    if name not in PROJECTORS:
+        near = difflib.get_close_matches(name, PROJECTORS)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no projector is called {name!r}, expected one of {', '.join(PROJECTORS)}{hint}")
+    try:
+        return PROJECTORS[name](in_dim, out_dim, **options)
+    except TypeError as error:
+        raise ValueError(f"projector {name!r} does not take these options: {error}") from None
+
+
+def describe(projector: Projector) -> dict:
+    """The arguments that make `build` build such a projector again."""
+    for name, kind in PROJECTORS.items():
+        if type(projector) is kind:
+            return {"name": name, "in_dim": projector.in_dim, "out_dim": projector.out_dim}
+    raise ValueError(
+        f"{type(projector).__name__} is no projector of this package, expected one of {', '.join(PROJECTORS)}"
+    )

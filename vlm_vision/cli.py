@@ -1,0 +1,120 @@
+"""The command `vlm-vision`: models, tokens, ask."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import vlm_vision as vv
+from vlm_vision.preprocess import load_image
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Wrong input gives one sentence on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"vlm-vision {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vlm-vision", description="Vision encoders for language models.")
+    parser.add_argument("--version", action="version", version=vv.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the architectures and their sizes")
+    models.set_defaults(run=_models)
+
+    tokens = commands.add_parser("tokens", help="write the visual tokens of pictures to disk")
+    tokens.add_argument("images", nargs="+", metavar="IMAGES", help="picture files")
+    tokens.add_argument("--encoder", required=True, metavar="SRC", help="folder or hub id; 'a + b' for fused towers")
+    tokens.add_argument("--out", required=True, metavar="DIR", help="folder for tokens.safetensors and tokens.json")
+    tokens.add_argument("--layer", type=int, default=-1, help="block whose tokens to take (default: %(default)s, the last)")
+    tokens.add_argument("--no-norm", action="store_true", help="leave the final norm out")
+    tokens.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
+    tokens.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    tokens.set_defaults(run=_tokens)
+
+    ask = commands.add_parser("ask", help="ask a model about a picture")
+    ask.add_argument("image", metavar="IMAGE", help="picture file")
+    ask.add_argument("question", help="what to ask")
+    ask.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
+    ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default: %(default)s)")
+    ask.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    ask.set_defaults(run=_ask)
+    return parser
+
+
+def _models(options: argparse.Namespace) -> None:
+    import torch
+
+    from vlm_vision import presets
+
+    print(f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}")
+    for name in presets.names():
+        with torch.device("meta"):
+            model = presets.create(name)
+        config, count = model.config, sum(weight.numel() for weight in model.parameters())
+        side = config.image_size[0]
+        row = (config.embed_dim, config.depth, config.patch_size, side, config.num_patch_tokens(side, side))
+        print(f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}")
+
+
+def _tokens(options: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from vlm_vision.checkpoints.files import whole
+    from vlm_vision.checkpoints.save import write_json
+
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size is {options.batch_size}: it must be at least 1")
+    tap = vv.Tap(options.layer, not options.no_norm)
+    encoder = vv.load(options.encoder, tap=tap, device=options.device)
+    if encoder.preprocess.output_size is None and len(options.images) > 1:
+        options.batch_size = 1  # pictures of different sizes do not share a batch
+    tensors, grids = {}, []
+    with torch.inference_mode():
+        for start in range(0, len(options.images), options.batch_size):
+            paths = options.images[start : start + options.batch_size]
+            out = encoder(encoder.preprocess(paths).to(options.device), pool=False)
+            for i, row in enumerate(out.patch_tokens, start=start):
+                tensors[f"patch_tokens.{i}"] = row.cpu().contiguous()
+                grids.append(list(out.grid))
+    about = {
+        "encoder": options.encoder,
+        "tap": {"layer": options.layer, "norm": not options.no_norm},
+        "preprocess_fingerprint": encoder.preprocess.fingerprint,
+        "images": [
+            {"path": path, "tensor": f"patch_tokens.{i}", "grid": grid}
+            for i, (path, grid) in enumerate(zip(options.images, grids, strict=True))
+        ],
+    }
+    with whole(Path(options.out)) as staging:
+        save_file(tensors, staging / "tokens.safetensors", metadata={"about": json.dumps(about)})
+        write_json(staging / "tokens.json", about)
+    print(f"{len(tensors)} pictures, {encoder.embed_dim} channels: {Path(options.out) / 'tokens.safetensors'}")
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from transformers import AutoConfig
+
+    folder = Path(options.model)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give the folder that VisionLanguageModel.save_pretrained wrote")
+    if not folder.exists() and options.model.count("/") != 1:
+        raise ValueError(f"there is no folder {options.model}, and it is no hub id of the form owner/name")
+    picture = load_image(options.image)
+    config = AutoConfig.from_pretrained(options.model)
+    if config.model_type != "vlm_vision":
+        raise ValueError(f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel")
+    model = vv.VisionLanguageModel.from_pretrained(options.model).to(options.device).eval()
+    print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

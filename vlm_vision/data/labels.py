@@ -1,0 +1,130 @@
+"""Conversations to token ids and labels: loss on the answers alone, as the model's chat template writes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_vision.data.conversations import Conversation
+from vlm_vision.vlm.processor import VisionLanguageProcessor
+
+IGNORED = -100
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use characters: they mark answers in the rendered text, then go
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as numbers."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """input_ids where an answer is, -100 elsewhere."""
+
+
+class ChatLabels:
+    """Builds examples with a processor's chat template.
+
+    The template renders the whole conversation once, with each answer between marks; the marks give the answers'
+    characters, the tokenizer's offsets their tokens. An answer includes what the template puts between the generation
+    prompt and it, and the end-of-turn token after it.
+
+    Raises:
+        ValueError: a slow tokenizer (no offsets), or a template after whose answers no special token stands, so that a
+            trained model could not stop.
+    """
+
+    def __init__(self, processor: VisionLanguageProcessor, *, max_length: int | None = None):
+        self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{type(self.tokenizer).__name__} gives no character offsets: load the fast tokenizer")
+        self.lead, self.tail = self._frame()
+
+    def _frame(self) -> tuple[str, str]:
+        """What the template writes between generation prompt and answer, and after the answer up to its end token."""
+        question = [{"role": "user", "content": "question"}]
+        prompt = self._render(question, add_generation_prompt=True)
+        whole = self._render([*question, {"role": "assistant", "content": f"{_OPEN}answer{_CLOSE}"}])
+        if not whole.startswith(prompt) or _OPEN not in whole:
+            raise ValueError(
+                "the chat template does not continue its own generation prompt: training and use would differ; give another"
+            )
+        lead, rest = whole[len(prompt) :].split(_OPEN)
+        after = rest.split(_CLOSE)[1]
+        ends = [(after.find(token), token) for token in self.tokenizer.all_special_tokens if token in after]
+        if not ends:
+            raise ValueError(
+                "the chat template puts no special token after an answer, so generation could not stop: add eos_token to it"
+            )
+        at, token = min(ends)
+        return lead, after[: at + len(token)]
+
+    def _render(self, messages: list[dict[str, str]], **options: bool) -> str:
+        return self.processor.apply_chat_template(messages, **options)
+
+    def __call__(self, conversation: Conversation, tokens_per_image: int) -> Example:
+        """Raises ValueError if max_length would cut image tokens, or every answer."""
+        marked = [
+            {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
+            for m in conversation.messages()
+        ]
+        text, spans = self._unmark(self._render(marked))
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            text,
+            return_offsets_mapping=True,
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_token_type_ids=False,
+        )
+        image = self.processor.image_token_id
+        ids, labels = [], []
+        answers = iter(spans)
+        span = next(answers, None)
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            while span is not None and start >= span[1]:
+                span = next(answers, None)
+            repeat = tokens_per_image if token == image else 1
+            answer = span is not None and start < span[1] and end > span[0]
+            ids += [token] * repeat
+            labels += [token if answer else IGNORED] * repeat
+        return self._truncate(ids, labels, conversation.name, image)
+
+    def _unmark(self, marked: str) -> tuple[str, list[tuple[int, int]]]:
+        """Text without marks, and the (start, end) of each answer in it, with its frame."""
+        text, spans = "", []
+        before, *rest = marked.split(_OPEN)
+        text = before
+        for part in rest:
+            answer, after = part.split(_CLOSE)
+            start = len(text) - (len(self.lead) if text.endswith(self.lead) else 0)
+            tail = len(self.tail) if after.startswith(self.tail) else 0
+            spans.append((start, len(text) + len(answer) + tail))
+            text += answer + after
+        return text, spans
+
+    def _truncate(self, ids: list[int], labels: list[int], name: str, image: int) -> Example:
+        if self.max_length is not None and len(ids) > self.max_length:
+            if image in ids[self.max_length :]:
+                raise ValueError(
+                    f"{name} has {len(ids)} tokens and max_length {self.max_length} would cut image tokens: raise max_length"
+                )
+            ids, labels = ids[: self.max_length], labels[: self.max_length]
+        if all(label == IGNORED for label in labels):
+            raise ValueError(
+                f"{name} has no answer token within max_length {self.max_length}: raise it, or drop the record"
+            )
+        return Example(ids, labels)
+
+
+def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
+    """input_ids, labels and attention_mask, each (B, T), padded on the right."""
+    width = max(len(example.input_ids) for example in examples)
+
+    def rows(values: Sequence[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (width - len(row)) for row in values])
+
+    return {
+        "input_ids": rows([e.input_ids for e in examples], pad_token_id),
+        "labels": rows([e.labels for e in examples], IGNORED),
+        "attention_mask": rows([[1] * len(e.input_ids) for e in examples], 0),
+    }

@@ -1,0 +1,186 @@
+"""Does the model answer, and does it look? Accuracy by type of question, with two controls.
+
+Blind: the most frequent training answer to each question, no picture. Shuffled: the model, shown another picture. A
+model that uses its eyes beats the first and falls to it under the second.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_vision.data.conversations import Conversation
+from vlm_vision.vlm.model import VisionLanguageModel
+
+PatchTokens = Callable[[Sequence[str]], Tensor]
+"""Paths of pictures -> their patch tokens, (len(paths), N, D)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Accuracies from 0 to 1; by type of question in the same order everywhere."""
+
+    counts: dict[str, int]
+    accuracy: float
+    by_type: dict[str, float]
+    blind: float
+    blind_by_type: dict[str, float]
+    shuffled: float
+    shuffled_by_type: dict[str, float]
+
+    def table(self) -> str:
+        """As text, one row for each type of question."""
+        rows = [f"{'question type':14} {'questions':>9} {'model':>8} {'blind':>8} {'shuffled':>9}"]
+        for kind, count in self.counts.items():
+            cells = (self.by_type[kind], self.blind_by_type[kind], self.shuffled_by_type[kind])
+            rows.append(f"{kind:14} {count:9} {cells[0]:8.1%} {cells[1]:8.1%} {cells[2]:9.1%}")
+        total = sum(self.counts.values())
+        rows.append(f"{'all':14} {total:9} {self.accuracy:8.1%} {self.blind:8.1%} {self.shuffled:9.1%}")
+        return "\n".join(rows)
+
+
+@torch.no_grad()
+def answers(
+    model: VisionLanguageModel,
+    conversations: Sequence[Conversation],
+    *,
+    images: Sequence[Sequence[str]] | None = None,
+    patch_tokens: PatchTokens | None = None,
+    batch_size: int = 128,
+    max_new_tokens: int = 16,
+    name: str = "answering",
+) -> list[str]:
+    """Greedy answers to the first question of each conversation.
+
+    Args:
+        images: pictures to show instead of the conversations' own.
+        patch_tokens: reads the pictures' tokens where they are cached; default they are encoded.
+    """
+    assert model.processor is not None
+    model.eval()
+    images = [one.images for one in conversations] if images is None else images
+    tokens_per_image = _tokens_per_image(model, images)
+    prompts = [
+        model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True).replace(
+            "<image>", "<image>" * tokens_per_image
+        )
+        for one in conversations
+    ]
+    tokenizer = model.processor.tokenizer
+    bos = tokenizer.bos_token
+    found = [""] * len(prompts)
+    by_picture = sorted(range(len(prompts)), key=lambda i: images[i])  # so that each picture is encoded about once
+    for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch"):
+        rows = by_picture[start : start + batch_size]
+        texts = [prompts[i] for i in rows]
+        special = not (bos and all(text.startswith(bos) for text in texts))
+        batch = tokenizer(
+            texts, padding=True, return_tensors="pt", add_special_tokens=special, return_token_type_ids=False
+        )
+        batch = batch.to(model.device)
+        shown = [path for i in rows for path in images[i]]
+        seen = _see(model, shown, patch_tokens)
+        out = model.generate(**batch, patch_tokens=seen, max_new_tokens=max_new_tokens, do_sample=False)
+        for i, text in zip(
+            rows, tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
+        ):
+            found[i] = text.strip()
+    return found
+
+
+def evaluate(
+    model: VisionLanguageModel,
+    test: Sequence[Conversation],
+    train: Sequence[Conversation],
+    *,
+    patch_tokens: PatchTokens | None = None,
+    batch_size: int = 128,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+) -> tuple[Report, list[str]]:
+    """The report on `test`, and the model's answers. `train` is what the blind answers are learned from."""
+    options = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    given = answers(model, test, **options)  # type: ignore[arg-type]
+    swapped = answers(
+        model, test, images=other_pictures(test, seed=seed), name="answering, pictures shuffled", **options
+    )  # type: ignore[arg-type]
+    by_type = _by_type(test, given)
+    blind_by_type = _by_type(test, blind_answers(test, train))
+    shuffled_by_type = _by_type(test, swapped)
+    counts = dict(sorted(Counter(one.kind for one in test).items()))
+
+    def overall(rates: dict[str, float]) -> float:
+        return sum(rates[kind] * count for kind, count in counts.items()) / len(test)
+
+    report = Report(
+        counts,
+        overall(by_type),
+        by_type,
+        overall(blind_by_type),
+        blind_by_type,
+        overall(shuffled_by_type),
+        shuffled_by_type,
+    )
+    return report, given
+
+
+def right(answer: str, wanted: str) -> bool:
+    """Equal but for case, spaces around and a full stop."""
+    return answer.strip().rstrip(".").lower() == wanted.strip().rstrip(".").lower()
+
+
+def blind_answers(test: Sequence[Conversation], train: Sequence[Conversation]) -> list[str]:
+    """For each first question its most frequent answer in `train`, or the most frequent of all for a new question."""
+    overall: Counter[str] = Counter()
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in train:
+        for question, answer in one.turns:
+            seen[_words(question)][answer] += 1
+            overall[answer] += 1
+    return [seen.get(_words(one.turns[0][0]), overall).most_common(1)[0][0] for one in test]
+
+
+def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[str, ...]]:
+    """Each conversation's pictures replaced: the distinct ones are put in random order and each passed to the next."""
+    distinct = list(dict.fromkeys(one.images for one in test if one.images))
+    random.Random(seed).shuffle(distinct)
+    after = {images: distinct[(i + 1) % len(distinct)] for i, images in enumerate(distinct)}
+    return [
+        after[one.images] if one.images and len(after[one.images]) == len(one.images) else one.images for one in test
+    ]
+
+
+def _words(question: str) -> str:
+    return question.replace("<image>", "").strip().lower()
+
+
+def _by_type(test: Sequence[Conversation], given: Sequence[str]) -> dict[str, float]:
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for one, answer in zip(test, given, strict=True):
+        hits[one.kind].append(right(answer, one.turns[0][1]))
+    return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
+
+
+def _see(model: VisionLanguageModel, paths: Sequence[str], patch_tokens: PatchTokens | None) -> Tensor | None:
+    """Patch tokens of `paths`, each distinct picture encoded once; None if there are no pictures."""
+    if not paths:
+        return None
+    distinct = list(dict.fromkeys(paths))
+    tokens = (
+        patch_tokens(distinct) if patch_tokens else model.encode(model.encoder.preprocess(distinct).to(model.device))[0]
+    )
+    row = {path: i for i, path in enumerate(distinct)}
+    return tokens.to(model.device)[[row[path] for path in paths]]
+
+
+def _tokens_per_image(model: VisionLanguageModel, images: Sequence[Sequence[str]]) -> int:
+    size = model.encoder.preprocess.output_size
+    if size is None:
+        raise ValueError(
+            "evaluation needs pictures of one size: give the encoder's preprocessing a crop, or image_size to load"
+        )
+    return model.num_image_tokens(*size) if any(images) else 0

@@ -1,0 +1,44 @@
+"""Configuration of a `VisionLanguageModel`, as transformers saves and loads it."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class VisionLanguageConfig(PreTrainedConfig):
+    """Encoder, projector and language model of one `VisionLanguageModel`.
+
+    Args:
+        encoder_config: `Encoder.to_dict()` or `FusedEncoder.to_dict()`.
+        projector_config: name, in_dim, out_dim and options, the arguments of `projectors.build`.
+        text_config: configuration of the language model.
+        image_token_id: token that stands, once for each image token, where a picture goes.
+        encoder_in_fp32: keep encoder and projector in float32 though the language model is in half precision.
+    """
+
+    model_type = "vlm_vision"
+    sub_configs = {"text_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        encoder_config: dict[str, Any] | None = None,
+        projector_config: dict[str, Any] | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        image_token_id: int | None = None,
+        encoder_in_fp32: bool = False,
+        **kwargs,
+    ):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.encoder_config = encoder_config
+        self.projector_config = projector_config
+        self.text_config = text_config
+        self.image_token_id = image_token_id
+        self.encoder_in_fp32 = encoder_in_fp32
+        if text_config is not None:
+            kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+
+AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig)

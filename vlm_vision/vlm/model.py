@@ -1,0 +1,333 @@
+"""`VisionLanguageModel`: any encoder, any projector, any HuggingFace causal language model.
+
+pixel values -> encoder -> patch tokens -> projector -> image tokens
+input ids -> word embeddings, image tokens in the places of `<image>` -> language model -> logits, loss
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import PreTrainedModel
+
+import projectors
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.preprocess import ImageInput
+from vlm_vision.vlm.config import VisionLanguageConfig
+from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict, num_image_tokens
+from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor
+
+
+class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+    """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
+
+    It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
+    """
+
+    config_class = VisionLanguageConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["Block", "AttentionPool"]
+
+    def __init__(
+        self,
+        config: VisionLanguageConfig,
+        *,
+        encoder: Encoder | FusedEncoder | None = None,
+        projector: projectors.Projector | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.encoder = encoder if encoder is not None else encoder_from_dict(config.encoder_config)
+        self.projector = projector if projector is not None else projectors.build(**config.projector_config)
+        self.language_model = (
+            language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
+        )
+        self.processor: VisionLanguageProcessor | None = None
+        if config.encoder_in_fp32:
+            self._keep_in_fp32_modules_strict = {"encoder", "projector"}
+        self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: encoder and projector set their weights when they are built."""
+
+    @classmethod
+    def attach(
+        cls,
+        encoder: Encoder | FusedEncoder,
+        llm: PreTrainedModel,
+        projector: str | projectors.Projector = "mlp",
+        tokenizer: Any = None,
+    ) -> "VisionLanguageModel":
+        """Give a language model eyes.
+
+        Args:
+            encoder: from `vlm_vision.load`; used as it is, not copied.
+            llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow by one row if `<image>` needs it.
+            projector: a name of `projectors.build`, or a projector of fitting widths.
+            tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
+
+        Returns:
+            The joined model; `.processor` makes its inputs.
+
+        Raises:
+            ValueError: no tokenizer, a model that takes no embeddings, an unknown projector or one of other widths.
+        """
+        if tokenizer is None:
+            raise ValueError(
+                "attach needs the language model's tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(...)"
+            )
+        if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
+            raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
+        tokenizer = _with_image_token(tokenizer)
+        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if image_token_id >= llm.get_input_embeddings().weight.shape[0]:
+            llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+        width = llm.get_input_embeddings().weight.shape[1]
+        if isinstance(projector, str):
+            options = {"name": projector, "in_dim": encoder.embed_dim, "out_dim": width}
+            projector = projectors.build(**options)
+        else:
+            options = projectors.describe(projector)
+        if (projector.in_dim, projector.out_dim) != (encoder.embed_dim, width):
+            raise ValueError(
+                f"the projector maps {projector.in_dim} to {projector.out_dim} channels, "
+                f"but the encoder gives {encoder.embed_dim} and the language model takes {width}"
+            )
+        config = VisionLanguageConfig(
+            encoder_config=encoder.to_dict(),
+            projector_config=options,
+            text_config=llm.config,
+            image_token_id=image_token_id,
+            encoder_in_fp32=encoder.dtype == torch.float32 != llm.dtype,
+            dtype=llm.dtype,
+            attn_implementation=llm.config._attn_implementation,
+        )
+        projector = projector.to(device=llm.device, dtype=encoder.dtype if config.encoder_in_fp32 else llm.dtype)
+        for module in (*encoder.modules(), *projector.modules(), *llm.modules()):
+            module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
+        model = cls(config, encoder=encoder.to(llm.device), projector=projector, language_model=llm)
+        model.generation_config = copy.deepcopy(llm.generation_config)
+        if model.generation_config.eos_token_id is None:
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
+        if model.generation_config.pad_token_id is None:
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+        image_processor = VisionLanguageImageProcessor(config.encoder_config, config.projector_config)
+        template = tokenizer.chat_template or PLAIN_TEMPLATE
+        model.processor = VisionLanguageProcessor(image_processor, tokenizer, chat_template=template)
+        return model.eval()
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that a picture of height x width pixel values takes in the language model."""
+        return num_image_tokens(self.encoder, self.projector, height, width)
+
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch tokens (pictures, N, D) and their grid. No graph is kept where nothing in the encoder trains."""
+        trains = pixel_values.requires_grad or any(weight.requires_grad for weight in self.encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            out = self.encoder(pixel_values, pool=False)
+        return out.patch_tokens, out.grid
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        patch_tokens: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Image tokens, (pictures, M, width of the language model).
+
+        Args:
+            pixel_values: (pictures, C, H, W).
+            patch_tokens: (pictures, N, D) of `encode`, in its place, for towers whose output is cached.
+            grid: theirs; default the grid of the encoder's own preprocessing.
+        """
+        if patch_tokens is None:
+            assert pixel_values is not None
+            patch_tokens, grid = self.encode(pixel_values)
+        if grid is None:
+            size = self.encoder.preprocess.output_size
+            if size is None:
+                raise ValueError("this encoder's pictures have no fixed size: pass the grid of the patch tokens")
+            grid = self.encoder.grid(*size)
+        weight = next(self.projector.parameters())
+        return self.projector(patch_tokens.to(weight.device, weight.dtype), grid)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        *,
+        patch_tokens: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Input embeddings (B, T, width): words, and image tokens where input_ids are the image token.
+
+        Raises:
+            ValueError: as many image tokens in input_ids as the pictures give is violated.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        places = input_ids == self.config.image_token_id
+        if pixel_values is None and patch_tokens is None:
+            if bool(places.any()):
+                raise ValueError(
+                    f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the pictures"
+                )
+            return embeds
+        features = self.get_image_features(pixel_values, patch_tokens=patch_tokens, grid=grid)
+        wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
+        if wanted != given:
+            raise ValueError(
+                f"input_ids hold {wanted} image tokens but {features.shape[0]} pictures give {features.shape[1]} each, {given} in all: "
+                "was the text truncated, or made by another processor than this model's?"
+            )
+        return embeds.masked_scatter(places[..., None].to(embeds.device), features.to(embeds.device, embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        patch_tokens: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ):
+        """The language model's own output, loss included if labels are given (-100 is ignored).
+
+        Args:
+            input_ids: (B, T), image tokens where pictures go; pictures in reading order.
+            pixel_values: (pictures, C, H, W); or patch_tokens (pictures, N, D) with their grid.
+            inputs_embeds: (B, T, width) in place of all of these.
+            attention_mask, position_ids, past_key_values, labels, use_cache, logits_to_keep, kwargs: as for the
+                language model. Positions are counted from the mask, so that left and right padding give the same.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if inputs_embeds is None and decoding and pixel_values is None and patch_tokens is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
+        elif inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, patch_tokens=patch_tokens, grid=grid)  # type: ignore[arg-type]
+        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        given = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            labels=labels,
+            **given,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any):
+        """As `GenerationMixin.generate`; pictures are encoded once, whatever the number of beams or steps."""
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "patch_tokens", "grid")}
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
+            kwargs["inputs_embeds"] = self.embed(input_ids, **pictures)
+        return super().generate(input_ids, **kwargs)
+
+    def answer(self, images: ImageInput | Sequence[ImageInput], question: str, *, max_new_tokens: int = 64) -> str:
+        """Greedy answer to a question about one or more pictures, through the chat template."""
+        if self.processor is None:
+            raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
+        pictures = list(images) if isinstance(images, list | tuple) else [images]
+        content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
+        prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)
+        out = self.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        return self.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        if inputs_embeds is not None and not kwargs.get("use_cache", True):  # every step sees the whole sequence
+            inputs_embeds = torch.cat(
+                [inputs_embeds, self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])], dim=1
+            )
+            is_first_iteration = True
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write model and processor; the Auto classes load both after `import vlm_vision`."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any):
+        """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
+
+        Raises:
+            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(kind):
+                found = ", ".join(map(str, sorted(info[kind], key=str)[:5]))
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
+                )
+        if (Path(pretrained_model_name_or_path) / "tokenizer_config.json").is_file():
+            model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path)
+            if model.processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the processor's preprocessing {model.processor.image_processor.fingerprint} "
+                    f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
+                )
+        return (model, info) if wants_info else model
+
+
+def _with_image_token(tokenizer: Any) -> Any:
+    """A copy that knows `<image>` as one token, can pad, and pads on the left, as generation needs."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ValueError("the tokenizer has neither a padding, an end nor an unknown token: set tokenizer.pad_token")
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)

@@ -1,0 +1,145 @@
+"""Text with `<image>` in it, and pictures, to the inputs of a `VisionLanguageModel`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoProcessor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from vlm_vision.preprocess import ImageInput
+from vlm_vision.vlm.config import VisionLanguageConfig
+
+IMAGE_TOKEN = "<image>"
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'In: ' + message['content'] + '\nOut:' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + (eos_token or '') }}"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}"
+    "{% else %}{{ message['content'] + '\n' }}{% endif %}"
+    "{% endfor %}"
+)
+"""For language models that come without a chat template: the prompt of Prismatic for base models."""
+
+
+class VisionLanguageProcessor(ProcessorMixin):
+    """Each `<image>` becomes as many image tokens as its picture gives; all the rest is the tokenizer's.
+
+    Args:
+        image_processor: a `VisionLanguageImageProcessor`.
+        tokenizer: one whose vocabulary has `<image>`; `VisionLanguageModel.attach` sees to it.
+        chat_template: default the tokenizer's.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    def __call__(
+        self,
+        images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = True,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenize prompts and preprocess their pictures.
+
+        Args:
+            images: pictures in the order of their `<image>`, in one list or one list for each text.
+            text: prompts; several `<image>` each, or none.
+            padding, truncation, max_length, return_tensors, kwargs: as for the tokenizer.
+
+        Returns:
+            input_ids and attention_mask (B, T); pixel_values (pictures, C, H, W) if there are pictures.
+
+        Raises:
+            ValueError: pictures unlike placeholders in number, or truncation that would cut image tokens.
+        """
+        if text is None:
+            raise ValueError("the processor needs text: a prompt with one <image> for each picture")
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = self._flat(images, texts)
+        data: dict[str, Any] = {}
+        if pictures:
+            data["pixel_values"] = self.image_processor.preprocess(pictures)["pixel_values"]
+            texts = self.expand(texts, *data["pixel_values"].shape[-2:])
+        bos = self.tokenizer.bos_token
+        if bos and texts and all(one.startswith(bos) for one in texts):  # the chat template wrote it
+            kwargs.setdefault("add_special_tokens", False)
+        kwargs.setdefault("return_token_type_ids", False)
+        encoded = self.tokenizer(texts, padding=padding, truncation=truncation, max_length=max_length, **kwargs)
+        for i, (one, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+            wanted, kept = one.count(IMAGE_TOKEN), list(ids).count(self.image_token_id)
+            if kept != wanted:
+                cause = f"truncation to {max_length} tokens" if truncation else "the tokenizer"
+                raise ValueError(
+                    f"text {i} needs {wanted} image tokens and {cause} leaves {kept}: raise max_length or shorten the text"
+                )
+        return BatchFeature({**encoded, **data}, tensor_type=return_tensors)
+
+    def expand(self, texts: Sequence[str], height: int, width: int) -> list[str]:
+        """The texts with each `<image>` repeated once per image token of pixels of height x width."""
+        repeated = IMAGE_TOKEN * self.image_processor.num_image_tokens(height, width)
+        return [one.replace(IMAGE_TOKEN, repeated) for one in texts]
+
+    def _flat(self, images: Any, texts: list[str]) -> list[ImageInput]:
+        counts = [one.count(IMAGE_TOKEN) for one in texts]
+        if images is None:
+            images = []
+        elif not isinstance(images, list | tuple):
+            images = [images]
+        if any(isinstance(item, list | tuple) for item in images):
+            given = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
+            for i, (wanted, got) in enumerate(zip(counts, given, strict=False)):
+                if wanted != len(got):
+                    raise ValueError(
+                        f"text {i} has {wanted} {IMAGE_TOKEN} but {len(got)} images: give one picture for each"
+                    )
+            if len(given) != len(texts):
+                raise ValueError(
+                    f"got {len(texts)} texts and {len(given)} lists of images: give one list for each text"
+                )
+            return [picture for item in given for picture in item]
+        if sum(counts) != len(images):
+            raise ValueError(
+                f"the text has {sum(counts)} {IMAGE_TOKEN} in all and there are {len(images)} images: give one picture for each"
+            )
+        return list(images)
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As in transformers, also for templates of text-only models: a content list becomes `<image>` lines and text."""
+        nested = bool(conversation) and isinstance(conversation[0], list | tuple)
+        chats = conversation if nested else [conversation]
+        images = [_pictures(chat) for chat in chats]
+        chats = [[{**message, "content": _as_text(message["content"])} for message in chat] for chat in chats]
+        if kwargs.get("tokenize") and any(images):
+            kwargs["processor_kwargs"] = {
+                **(kwargs.get("processor_kwargs") or {}),
+                "images": images if nested else images[0],
+            }
+        return super().apply_chat_template(chats if nested else chats[0], *args, **kwargs)
+
+
+def _as_text(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(IMAGE_TOKEN if part["type"] == "image" else part["text"] for part in content)
+
+
+def _pictures(chat: Sequence[dict[str, Any]]) -> list[ImageInput]:
+    parts = [part for message in chat if not isinstance(message["content"], str) for part in message["content"]]
+    keys = ("image", "path", "url")
+    return [
+        next(part[key] for key in keys if key in part)
+        for part in parts
+        if part["type"] == "image" and any(k in part for k in keys)
+    ]
+
+
+AutoProcessor.register(VisionLanguageConfig, VisionLanguageProcessor)
