@@ -1,0 +1,1 @@
+"""Side by side with peers in one process, interleaved: `python -m benchmarks.NAME`. Results are in RESULTS.md."""

@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add_argument("images", nargs="+", metavar="IMAGES", help="picture files")
     tokens.add_argument("--encoder", required=True, metavar="SRC", help="folder or hub id; 'a + b' for fused towers")
     tokens.add_argument("--out", required=True, metavar="DIR", help="folder for tokens.safetensors and tokens.json")
-    tokens.add_argument("--layer", type=int, default=-1, help="block whose tokens to take (default: %(default)s, the last)")
+    tokens.add_argument(
+        "--layer", type=int, default=-1, help="block whose tokens to take (default: %(default)s, the last)"
+    )
     tokens.add_argument("--no-norm", action="store_true", help="leave the final norm out")
     tokens.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
     tokens.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
@@ -111,7 +113,9 @@ def _ask(options: argparse.Namespace) -> None:
     picture = load_image(options.image)
     config = AutoConfig.from_pretrained(options.model)
     if config.model_type != "vlm_vision":
-        raise ValueError(f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel")
+        raise ValueError(
+            f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel"
+        )
     model = vv.VisionLanguageModel.from_pretrained(options.model).to(options.device).eval()
     print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vit import Tap, VisionTransformer, ViTConfig
@@ -10,6 +12,9 @@ from vlm_vision.vit import Tap, VisionTransformer, ViTConfig
 
 def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap()) -> Encoder:
     """An encoder with random weights that squashes pictures to its native size and scales them to [-1, 1].
+
+    Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times
+    slower at first.
 
     Args:
         fields: of `ViTConfig`; image_size may be one side in pixels.
@@ -34,7 +39,11 @@ def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap()) -> Encoder:
         mean=half,
         std=half,
     )
-    return Encoder(VisionTransformer(config), preprocess=preprocess, tap=tap, origin=Origin("vit", "transformers"))
+    model = VisionTransformer(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin("vit", "transformers"))
 
 
 def word_tokenizer(texts: Iterable[str]):

@@ -156,19 +156,28 @@ class VisionOutput:
     """(B, classes); only from the last block of a model with a classification head."""
 
 
-class QuickGELU(nn.Module):
+def gelu(x: Tensor, inplace: bool) -> Tensor:
+    """x * Phi(x), Phi the normal distribution function."""
+    return torch.ops.aten.gelu_(x) if inplace else F.gelu(x)
+
+
+def gelu_tanh(x: Tensor, inplace: bool) -> Tensor:
+    """The tanh approximation of GELU, jax's default."""
+    return torch.ops.aten.gelu_(x, approximate="tanh") if inplace else F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x: Tensor, inplace: bool) -> Tensor:
     """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+    return torch.sigmoid_(1.702 * x).mul_(x) if inplace else x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "quick_gelu": QuickGELU,
-    "swiglu": nn.SiLU,
-}
+def swiglu(x: Tensor, inplace: bool) -> Tensor:
+    """silu(gate) * value, x = [gate | value]. Shazeer 2020 (arXiv:2002.05202)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate, inplace=True).mul_(value) if inplace else F.silu(gate) * value
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": swiglu}
 
 
 class QKVLinear(nn.Linear):
@@ -190,29 +199,30 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=config.proj_bias)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        return self.proj(self._attend(self.qkv(x), rope))
+
+    def _attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear; the hidden map is twice as wide as mlp_dim for swiglu: silu(gate) * value."""
+    """Linear, activation, linear. For swiglu the first is twice as wide as mlp_dim."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.gated = config.mlp == "swiglu"
-        self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim * (2 if self.gated else 1), bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.mlp]()
+        self.fc1 = nn.Linear(
+            config.embed_dim, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias=config.mlp_bias
+        )
+        self.act = ACTIVATIONS[config.mlp]
         self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        if self.gated:
-            gate, value = x.chunk(2, dim=-1)
-            return self.fc2(self.act(gate) * value)
-        return self.fc2(self.act(x))
+        # The hidden map is the largest tensor there is: without gradients, and unless a hook holds it, it is overwritten.
+        return self.fc2(self.act(x, inplace=not torch.is_grad_enabled() and not self.fc1._forward_hooks))
 
 
 class Residual(nn.Module):

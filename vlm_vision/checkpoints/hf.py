@@ -378,7 +378,7 @@ FAMILIES: dict[str, Family] = {
         read_config=_clip_config,
         write_config=_clip_config_back,
         keys=_clip_keys,
-        architecture="CLIPVisionModelWithProjection",
+        architecture="CLIPVisionModel",
     ),
     "siglip_vision_model": Family(
         landmark="embeddings.patch_embedding.weight",
@@ -433,15 +433,13 @@ def default_preprocessor(family: str, config: ViTConfig) -> Json:
     }[family]
 
 
-def public_layout(family: str, *, classifier: bool) -> tuple[str, str]:
+def public_layout(family: str, config: ViTConfig) -> tuple[str, str]:
     """(prefix of the tower's weights on disk, class that reads them) in the layout of the public hub."""
-    inner = {"vit": "vit.", "dinov2": "dinov2.", "dinov2_with_registers": "dinov2_with_registers."}
-    if family in ("clip_vision_model", "siglip_vision_model"):
-        architecture = FAMILIES[family].architecture
-        return "vision_model.", architecture.replace(
-            "VisionModel", "ForImageClassification"
-        ) if classifier else architecture
     architecture = FAMILIES[family].architecture
-    return (
-        (inner[family], architecture.replace("Model", "ForImageClassification")) if classifier else ("", architecture)
-    )
+    prefix = "vision_model." if family.endswith("_vision_model") else ""
+    if config.pool_head == "linear":
+        architecture += "WithProjection"
+    if config.num_classes:
+        architecture = architecture.replace("VisionModel", "Model").replace("Model", "ForImageClassification")
+        prefix = prefix or f"{family}."
+    return prefix, architecture

@@ -34,7 +34,7 @@ def save_tower(
     if classes:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}
     tensors = keys.write(layout.keys(model.config), model.state_dict())
-    prefix, architecture = hf.public_layout(family, classifier=classes > 0)
+    prefix, architecture = hf.public_layout(family, model.config)
     tensors = {name if name in layout.beside else prefix + name: value for name, value in tensors.items()}
     dtype = str(model.patch_embed.weight.dtype).removeprefix("torch.")
     config |= {"model_type": family, "architectures": [architecture], "dtype": dtype}

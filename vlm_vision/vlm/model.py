@@ -253,7 +253,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def answer(self, images: ImageInput | Sequence[ImageInput], question: str, *, max_new_tokens: int = 64) -> str:
         """Greedy answer to a question about one or more pictures, through the chat template."""
         if self.processor is None:
-            raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
+            raise ValueError(
+                "this model has no processor: load it from a folder with a tokenizer, or set model.processor"
+            )
         pictures = list(images) if isinstance(images, list | tuple) else [images]
         content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
         prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -318,7 +320,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
 
 def _with_image_token(tokenizer: Any) -> Any:
-    """A copy that knows `<image>` as one token, can pad, and pads on the left, as generation needs."""
+    """A copy that knows `<image>` as one token and can pad."""
     tokenizer = copy.deepcopy(tokenizer)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
@@ -326,7 +328,6 @@ def _with_image_token(tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise ValueError("the tokenizer has neither a padding, an end nor an unknown token: set tokenizer.pad_token")
-    tokenizer.padding_side = "left"
     return tokenizer
 
 
