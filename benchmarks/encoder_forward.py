@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
@@ -24,10 +25,8 @@ from vlm_vision.checkpoints import hf
 from vlm_vision.packed import pack_for_cpu
 
 
-def reference(name: str) -> nn.Module:
+def reference(name: str) -> PreTrainedModel:
     """transformers' model of the preset `name`, with random weights."""
-    from transformers import AutoConfig, AutoModel
-
     family = hf.FAMILIES[kind(name)]
     config = AutoConfig.for_model(kind(name), **family.write_config(presets.config(name)))
     torch.manual_seed(0)
@@ -103,11 +102,12 @@ def main() -> None:
             ours = vv.load(folder)
         assert isinstance(ours, vv.Encoder)
         for dtype in (getattr(torch, one) for one in options.dtypes):
-            ours.to(options.device, dtype), theirs.to(options.device, dtype)
+            ours.to(options.device, dtype)
+            torch.nn.Module.to(theirs, options.device, dtype)
             row(name, ours, theirs, dtype, options)
 
 
-def row(name: str, ours: vv.Encoder, theirs: nn.Module, dtype: torch.dtype, options: argparse.Namespace) -> None:
+def row(name: str, ours: vv.Encoder, theirs: PreTrainedModel, dtype: torch.dtype, options: argparse.Namespace) -> None:
     """Compare, time and print one model at one dtype."""
     native = options.side == ours.config.image_size[0]
     extra = {} if native else {"interpolate_pos_encoding": True} if "siglip" in name or "clip" in name else {}

@@ -25,10 +25,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from jsonargparse import ArgumentParser
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 import vlm_vision as vv
+from vlm_vision.checkpoints.files import whole
 from vlm_vision.data.conversations import Conversation, easy_vqa, llava_json, regroup
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.data.labels import ChatLabels, pad
@@ -182,8 +183,8 @@ def main(config: Config) -> dict[str, Any]:
     tokens_per_image = model.num_image_tokens(*size)
     conversations = regroup(train, config.data.turns, seed=config.seed)
 
-    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
-        chosen = [conversations[i] for i in indices]
+    def collate(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        chosen = [conversations[int(row)] for (row,) in rows]
         batch = pad([chat(one, tokens_per_image) for one in chosen], model.processor.tokenizer.pad_token_id)  # type: ignore[union-attr]
         paths = [path for one in chosen for path in one.images]
         if paths and cache is not None:
@@ -216,9 +217,8 @@ def main(config: Config) -> dict[str, Any]:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    loader = iter(
-        DataLoader(range(len(conversations)), batch_sampler=batches, collate_fn=collate, num_workers=config.workers)
-    )  # type: ignore[arg-type]
+    indices = TensorDataset(torch.arange(len(conversations)))
+    loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=collate, num_workers=config.workers))
 
     # The loop.
     losses = []
@@ -232,7 +232,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     for step in range(first_step, config.steps):
         micro_batches = [to_device(next(loader), accelerator.device) for _ in range(batches.micro_batches)]
-        answer_tokens = accelerator.reduce(sum(num_answer_tokens(batch) for batch in micro_batches), "sum")
+        answer_tokens = over_processes(accelerator, torch.stack([num_answer_tokens(b) for b in micro_batches]).sum())
         total = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(micro_batches):
             with accelerator.no_sync(trained) if i + 1 < len(micro_batches) else nullcontext():
@@ -240,7 +240,7 @@ def main(config: Config) -> dict[str, Any]:
                 # DDP averages gradients over processes; the sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
-        total = accelerator.reduce(total, "sum")
+        total = over_processes(accelerator, total)
         check_finite(total, step)
         accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], config.max_grad_norm)
         optimizer.step()
@@ -267,7 +267,8 @@ def main(config: Config) -> dict[str, Any]:
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
         )
-        model.save_pretrained(out / "model")
+        with whole(out / "model") as staging:
+            model.save_pretrained(staging)
         sheet = [
             (one.images[0], *one.turns[0][:1], answer, right(answer, one.turns[0][1]))
             for one, answer in zip(test, given, strict=True)
@@ -318,6 +319,11 @@ def build_model(config: Config, train: list[Conversation]) -> vv.VisionLanguageM
     return vv.VisionLanguageModel.attach(encoder, llm, projector=config.projector, tokenizer=tokenizer)
 
 
+def over_processes(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """The sum of a scalar over all processes."""
+    return torch.as_tensor(accelerator.reduce(value, "sum"))
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """The batch on `device`."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -341,4 +347,5 @@ if __name__ == "__main__":
     try:
         main(parse())
     except ValueError as error:
-        sys.exit(f"recipes.vqa: {error}")
+        print(f"recipes.vqa: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vlm_vision import auto
+from vlm_vision.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.load import load
 from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import Tap, VisionOutput, VisionTransformer, ViTConfig
+from vlm_vision.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from vlm_vision.vlm.model import VisionLanguageModel

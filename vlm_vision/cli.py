@@ -116,7 +116,8 @@ def _ask(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel"
         )
-    model = vv.VisionLanguageModel.from_pretrained(options.model).to(options.device).eval()
+    model = vv.VisionLanguageModel.from_pretrained(options.model)
+    model.to(options.device)
     print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
 
 

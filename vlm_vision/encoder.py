@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints.save import save_tower
+from vlm_vision.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import Tap, VisionOutput, VisionTransformer, ViTConfig
+from vlm_vision.vit import VisionTransformer
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def answers(
     """
     assert model.processor is not None
     model.eval()
-    images = [one.images for one in conversations] if images is None else images
-    tokens_per_image = _tokens_per_image(model, images)
+    shown = [tuple(paths) for paths in images] if images is not None else [one.images for one in conversations]
+    tokens_per_image = _tokens_per_image(model, shown)
     prompts = [
         model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True).replace(
             "<image>", "<image>" * tokens_per_image
@@ -73,7 +74,7 @@ def answers(
     tokenizer = model.processor.tokenizer
     bos = tokenizer.bos_token
     found = [""] * len(prompts)
-    by_picture = sorted(range(len(prompts)), key=lambda i: images[i])  # so that each picture is encoded about once
+    by_picture = sorted(range(len(prompts)), key=lambda i: shown[i])  # so that each picture is encoded about once
     for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch"):
         rows = by_picture[start : start + batch_size]
         texts = [prompts[i] for i in rows]
@@ -82,8 +83,7 @@ def answers(
             texts, padding=True, return_tensors="pt", add_special_tokens=special, return_token_type_ids=False
         )
         batch = batch.to(model.device)
-        shown = [path for i in rows for path in images[i]]
-        seen = _see(model, shown, patch_tokens)
+        seen = _see(model, [path for i in rows for path in shown[i]], patch_tokens)
         out = model.generate(**batch, patch_tokens=seen, max_new_tokens=max_new_tokens, do_sample=False)
         for i, text in zip(
             rows, tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
@@ -103,11 +103,9 @@ def evaluate(
     seed: int = 0,
 ) -> tuple[Report, list[str]]:
     """The report on `test`, and the model's answers. `train` is what the blind answers are learned from."""
-    options = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    given = answers(model, test, **options)  # type: ignore[arg-type]
-    swapped = answers(
-        model, test, images=other_pictures(test, seed=seed), name="answering, pictures shuffled", **options
-    )  # type: ignore[arg-type]
+    ask = partial(answers, model, test, patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    given = ask()
+    swapped = ask(images=other_pictures(test, seed=seed), name="answering, pictures shuffled")
     by_type = _by_type(test, given)
     blind_by_type = _by_type(test, blind_answers(test, train))
     shuffled_by_type = _by_type(test, swapped)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import SIDECAR, write_json
+from vlm_vision.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.encoder import Encoder
 from vlm_vision.preprocess import ImageInput, Preprocess
-from vlm_vision.vit import Tap, VisionOutput, ViTConfig
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from vlm_vision.checkpoints import hf, keys
 from vlm_vision.checkpoints.files import WeightFiles, read_json
 from vlm_vision.checkpoints.hf_preprocess import from_hf
 from vlm_vision.checkpoints.save import SIDECAR
+from vlm_vision.config import Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import Tap, VisionTransformer, ViTConfig
+from vlm_vision.vit import VisionTransformer
 
 _HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]
 
@@ -74,7 +75,7 @@ def load(
         ) from None
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    reference = reference or sidecar.get("reference", "transformers")
+    reference = str(reference or sidecar.get("reference", "transformers"))
     vit = replace(vit, position_resize=_resize_rule(family_name, reference, vit))
 
     preprocess = _preprocess(folder, family_name, vit)
@@ -190,7 +191,7 @@ def _build(
 
 
 def _resize_rule(family: str, reference: str, config: ViTConfig) -> str:
-    rules = {"transformers": config.position_resize, "timm": "bicubic_antialias"} | hf.ORIGINAL_RESIZE[family]
+    rules = {"transformers": config.position_resize, "timm": "bicubic_antialias"} | hf.FAMILIES[family].original_resize
     if reference not in rules:
         raise ValueError(
             f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}"
@@ -207,7 +208,7 @@ def _preprocess(folder: Path, family: str, vit: ViTConfig) -> Preprocess:
         file = folder / "processor_config.json"
         described = read_json(file).get("image_processor") if file.is_file() else None
     if described is None:
-        return from_hf(hf.default_preprocessor(family, vit))
+        return from_hf(hf.FAMILIES[family].preprocessor(vit))
     try:
         return from_hf(described)
     except ValueError as error:

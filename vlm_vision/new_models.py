@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from vlm_vision.config import Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import Tap, VisionTransformer, ViTConfig
+from vlm_vision.vit import VisionTransformer
 
 
 def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap()) -> Encoder:
@@ -79,4 +80,5 @@ def new_language_model(fields: dict[str, Any], tokenizer: Any):
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**(fields | special)))
+    options = {name: value for name, value in fields.items() if name != "model_type"} | special
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields["model_type"], **options))

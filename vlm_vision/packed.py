@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.vit import Attention, Mlp, VisionTransformer
 
 
 class PackedLinear(nn.Module):
@@ -50,10 +50,9 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
     if encoder.device.type != "cpu" or encoder.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"packing is for float32 and bfloat16 on the CPU, got {encoder.dtype} on {encoder.device}")
     encoder.fold_layer_scale()
-    for tower in encoder.modules():
-        if isinstance(tower, VisionTransformer):
-            prefix = tower.config.num_prefix_tokens
-            rows = batch * (prefix + encoder.num_patch_tokens(height, width))
-            for block in tower.blocks:
-                block.attn.qkv, block.attn.proj = (PackedLinear(one, rows) for one in (block.attn.qkv, block.attn.proj))
-                block.mlp.fc1, block.mlp.fc2 = (PackedLinear(one, rows) for one in (block.mlp.fc1, block.mlp.fc2))
+    for tower in [module for module in encoder.modules() if isinstance(module, VisionTransformer)]:
+        rows = batch * (tower.config.num_prefix_tokens + encoder.num_patch_tokens(height, width))
+        for part in [module for module in tower.blocks.modules() if isinstance(module, Attention | Mlp)]:
+            for name, child in list(part.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(part, name, PackedLinear(child, rows))

@@ -7,7 +7,8 @@ builds it with random weights. Sources of the figures: the papers and the hub co
 import difflib
 from typing import Any
 
-from vlm_vision.vit import VisionTransformer, ViTConfig
+from vlm_vision.config import ViTConfig
+from vlm_vision.vit import VisionTransformer
 
 SIZES: dict[str, dict[str, Any]] = {
     #  width, blocks, heads, hidden channels of the MLP

@@ -7,153 +7,17 @@ knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, T
 K head width.
 """
 
-import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.position import RESIZE, Grid, PositionTable, rope_2d, rotate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """Everything that decides the architecture. Lengths are in pixels, tokens or channels."""
-
-    image_size: tuple[int, int]
-    """Native (height, width) in pixels; with patch_size it sets the size of the position table."""
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
-    channels: int = 3
-    class_token: bool = True
-    num_registers: int = 0
-    """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
-    mask_token: bool = False
-    """A learned token that replaces masked patches."""
-    position: Literal["learned", "sincos2d", "rope2d"] = "learned"
-    position_prefix: int = 0
-    """How many leading prefix tokens own a row of the position table."""
-    position_resize: str = "bicubic"
-    """Rule, by name in `vlm_vision.position.RESIZE`, that takes the table off its native grid."""
-    rope_base: float = 100.0
-    pre_norm: bool = False
-    """A norm between the embedding and the first block (CLIP)."""
-    patch_bias: bool = True
-    qkv_bias: bool = True
-    key_bias: bool = True
-    """False keeps the key part of the qkv bias at zero (DINOv3)."""
-    proj_bias: bool = True
-    mlp_bias: bool = True
-    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-6
-    layer_scale: float | None = None
-    """Initial value of the per-channel residual scale; None for none."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; earlier blocks ramp up to it from 0."""
-    final_norm: bool = True
-    pool: Literal["none", "cls", "mean", "map"] = "cls"
-    """What `pooled` is made of: normed CLS, mean of normed patches, or multi-head attention pooling (SigLIP)."""
-    pool_head: Literal["none", "linear", "tanh"] = "none"
-    """After pooling: nothing, a linear map without bias (CLIP's projection), or a linear map and tanh (BERT's pooler)."""
-    pool_dim: int = 0
-    """Width after `pool_head`."""
-    num_classes: int = 0
-    """Outputs of the classification head; 0 for none."""
-    class_input: Literal["pooled", "cls_mean"] = "pooled"
-    """What the classification head reads: `pooled`, or [CLS | mean of patches] (DINOv2's linear probe)."""
-
-    def __post_init__(self):
-        for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
-            )
-        if min(self.image_size) < self.patch_size:
-            raise ValueError(
-                f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
-            )
-        if self.position == "rope2d" and self.head_dim % 4:
-            raise ValueError(f"ViTConfig: rope2d needs a head width that 4 divides, got {self.head_dim}")
-        if self.position_prefix > self.num_prefix_tokens:
-            raise ValueError(
-                f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
-            )
-        _known("position_resize", self.position_resize, RESIZE)
-        _known("mlp", self.mlp, ACTIVATIONS)
-        _known("pool", self.pool, ("none", "cls", "mean", "map"))
-        if self.pool == "cls" and not self.class_token:
-            raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
-
-    @property
-    def head_dim(self) -> int:
-        return self.embed_dim // self.num_heads
-
-    @property
-    def grid(self) -> Grid:
-        """Native (rows, columns) of patches."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        return int(self.class_token) + self.num_registers
-
-    @property
-    def pooled_dim(self) -> int:
-        return self.pool_dim if self.pool_head != "none" else self.embed_dim
-
-    def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patches of a picture of height x width pixels; pixels past the last whole patch are not seen."""
-        if height < self.patch_size or width < self.patch_size:
-            raise ValueError(
-                f"a picture of {height}x{width} pixels is smaller than one patch of {self.patch_size}x{self.patch_size}: enlarge it"
-            )
-        return (height // self.patch_size) * (width // self.patch_size)
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Which tokens to read: the output of block `layer` (-1 is the last), with the family's final norm or without."""
-
-    layer: int = -1
-    norm: bool = True
-
-    def block(self, depth: int) -> int:
-        """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
-        index = self.layer + depth if self.layer < 0 else self.layer
-        if not 0 <= index < depth:
-            raise ValueError(
-                f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
-            )
-        return index
-
-
-@dataclass
-class VisionOutput:
-    """What an encoder sees, by name. All tokens come from the same tap."""
-
-    patch_tokens: Tensor
-    """(B, N, D), N == h * w, row-major: patches only."""
-    grid: Grid
-    """(h, w)"""
-    cls_token: Tensor | None = None
-    """(B, D)"""
-    register_tokens: Tensor | None = None
-    """(B, R, D)"""
-    pooled: Tensor | None = None
-    """(B, E), the family's own vector for the picture; only from the last block."""
-    logits: Tensor | None = None
-    """(B, classes); only from the last block of a model with a classification head."""
+from vlm_vision.config import Activation, Tap, VisionOutput, ViTConfig
+from vlm_vision.position import Grid, PositionTable, rope_2d, rotate
 
 
 def gelu(x: Tensor, inplace: bool) -> Tensor:
@@ -177,7 +41,12 @@ def swiglu(x: Tensor, inplace: bool) -> Tensor:
     return F.silu(gate, inplace=True).mul_(value) if inplace else F.silu(gate) * value
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": swiglu}
+ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "swiglu": swiglu,
+}
 
 
 class QKVLinear(nn.Linear):
@@ -222,7 +91,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook holds it, it is overwritten.
-        return self.fc2(self.act(x, inplace=not torch.is_grad_enabled() and not self.fc1._forward_hooks))
+        inplace = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        return self.fc2(self.act(x, inplace))
 
 
 class Residual(nn.Module):
@@ -238,6 +108,15 @@ class Residual(nn.Module):
             keep = 1 - self.drop_path
             y = y * (torch.rand(y.shape[0], 1, 1, device=y.device) < keep).to(y.dtype).div_(keep)
         return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
+
+    @torch.no_grad()
+    def fold_into(self, linear: nn.Linear) -> None:
+        """Multiply LayerScale, if there is one, into the layer that gives y."""
+        if self.scale is not None:
+            linear.weight.mul_(self.scale[:, None])
+            if linear.bias is not None:
+                linear.bias.mul_(self.scale)
+            self.scale = None
 
 
 def _norm(config: ViTConfig) -> nn.Module:
@@ -387,7 +266,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
         if mask is not None:
             x = self._masked(x, mask)
-        tokens = [token for token in (self.cls_token, self.registers) if token is not None]
+        tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None
         if self.position is not None:
             at_prefix, at_patches = self.position(grid)
@@ -413,40 +292,29 @@ class VisionTransformer(nn.Module):
         config = self.config
         if config.pool == "none":
             return None, None
-        if config.pool == "cls" and config.class_input == "pooled":
-            pooled = normed[:, 0] if normed is not None else self.norm(x[:, 0])
+        if normed is None:
+            class_alone = config.pool == "cls" and config.class_input == "pooled"
+            normed = self.norm(x[:, :1] if class_alone else x)
+        assert normed is not None
+        patches = normed[:, config.num_prefix_tokens :]
+        if self.pool is not None:
+            pooled = self.pool(normed)
         else:
-            normed = self.norm(x) if normed is None else normed
-            patches = normed[:, config.num_prefix_tokens :]
-            pooled = {
-                "cls": lambda: normed[:, 0],
-                "mean": lambda: patches.mean(dim=1),
-                "map": lambda: self.pool(normed),
-            }[config.pool]()
+            pooled = normed[:, 0] if config.pool == "cls" else patches.mean(dim=1)
         if self.pool_head is not None:
             pooled = self.pool_head(pooled)
             pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled
         if self.head is None:
             return pooled, None
+        features = pooled
         if config.class_input == "cls_mean":
-            return pooled, self.head(torch.cat([normed[:, 0], patches.mean(dim=1)], dim=-1))
-        return pooled, self.head(pooled)
+            features = torch.cat([normed[:, 0], patches.mean(dim=1)], dim=-1)
+        return pooled, self.head(features)
 
-    @torch.no_grad()
     def fold_layer_scale(self) -> None:
         """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only."""
-        for block in self.blocks:
-            for residual, linear in ((block.residual1, block.attn.proj), (block.residual2, block.mlp.fc2)):
-                if residual.scale is not None:
-                    linear.weight.mul_(residual.scale[:, None])
-                    if linear.bias is not None:
-                        linear.bias.mul_(residual.scale)
-                    residual.scale = None
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.residual1.fold_into(module.attn.proj)
+                module.residual2.fold_into(module.mlp.fc2)
         self.config = replace(self.config, layer_scale=None)
-
-
-def _known(field: str, name: str, known) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"ViTConfig.{field} is {name!r}, expected one of {', '.join(known)}{hint}")

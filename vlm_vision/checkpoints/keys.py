@@ -1,6 +1,6 @@
 """Key tables: how the tensors of a foreign checkpoint line up with ours, read in both directions, strictly."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,8 @@ def layer(ours: str, theirs: str | tuple[str, ...], *, bias: bool = True) -> lis
 
 def read(
     keys: Iterable[Key],
-    shapes: Mapping[str, torch.Size],
-    stored: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Sequence[int]],
+    stored: Mapping[str, Sequence[int]],
     get: Callable[[str], Tensor],
     *,
     source: str,
@@ -89,15 +89,15 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
         raise ValueError(f"this layout cannot express the architecture: it disagrees on {_list(sorted(homeless))}")
     foreign = {}
     for item in keys:
-        joined = torch.cat([state[name] for name in item.ours]) if len(item.ours) > 1 else state[item.ours[0]]
-        joined = joined.reshape(joined.shape[item.drop :])
+        ours = [state[name] for name in item.ours]
+        joined = (torch.cat(ours) if len(ours) > 1 else ours[0]).flatten(0, item.drop)
         parts = joined.chunk(len(item.theirs)) if len(item.theirs) > 1 else [joined]
         foreign.update((name, part.contiguous().clone()) for name, part in zip(item.theirs, parts, strict=True))
     return foreign
 
 
 def _check_shapes(
-    item: Key, shapes: Mapping[str, torch.Size], stored: Mapping[str, tuple[int, ...]], source: str
+    item: Key, shapes: Mapping[str, Sequence[int]], stored: Mapping[str, Sequence[int]], source: str
 ) -> None:
     expected = list(shapes[item.ours[0]])
     expected[0] = sum(shapes[name][0] for name in item.ours)

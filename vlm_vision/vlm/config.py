@@ -17,7 +17,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     """
 
     model_type = "vlm_vision"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]
     has_no_defaults_at_init = True
 
     def __init__(
@@ -31,8 +31,8 @@ class VisionLanguageConfig(PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.encoder_config = encoder_config
-        self.projector_config = projector_config
+        self.encoder_config: dict[str, Any] = encoder_config or {}
+        self.projector_config: dict[str, Any] = projector_config or {}
         self.text_config = text_config
         self.image_token_id = image_token_id
         self.encoder_in_fp32 = encoder_in_fp32

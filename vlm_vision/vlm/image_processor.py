@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from transformers import AutoImageProcessor
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 
 import projectors
 from vlm_vision.encoder import Encoder
@@ -51,11 +52,13 @@ class VisionLanguageImageProcessor(BaseImageProcessor):
         """Left to `preprocess`, which opens local files; pictures are never fetched from the network."""
         return image_url_or_urls
 
+    def __call__(self, images, *args, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+        """As `preprocess`."""
+        return self.preprocess(images, return_tensors=return_tensors)
+
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """One picture or a list -> pixel_values, float32 (B, C, H, W). Errors as `Preprocess`."""
         return BatchFeature({"pixel_values": self._shapes[0].preprocess(images)}, tensor_type=return_tensors)
-
-    __call__ = preprocess
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_shapes"}

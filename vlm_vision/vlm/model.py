@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 import projectors
@@ -33,7 +33,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     config_class = VisionLanguageConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -95,9 +95,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
         tokenizer = _with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        if image_token_id >= llm.get_input_embeddings().weight.shape[0]:
+        rows, width = _embedding_shape(llm)
+        if image_token_id >= rows:
             llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-        width = llm.get_input_embeddings().weight.shape[1]
         if isinstance(projector, str):
             options = {"name": projector, "in_dim": encoder.embed_dim, "out_dim": width}
             projector = projectors.build(**options)
@@ -130,6 +130,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         template = tokenizer.chat_template or PLAIN_TEMPLATE
         model.processor = VisionLanguageProcessor(image_processor, tokenizer, chat_template=template)
         return model.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's; encoder and projector may be in float32 beside it."""
+        return self.language_model.dtype
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that a picture of height x width pixel values takes in the language model."""
@@ -248,7 +253,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = self.embed(input_ids, **pictures)
-        return super().generate(input_ids, **kwargs)
+        return super().generate(input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def answer(self, images: ImageInput | Sequence[ImageInput], question: str, *, max_new_tokens: int = 64) -> str:
         """Greedy answer to a question about one or more pictures, through the chat template."""
@@ -256,7 +261,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "this model has no processor: load it from a folder with a tokenizer, or set model.processor"
             )
-        pictures = list(images) if isinstance(images, list | tuple) else [images]
+        pictures: Any = list(images) if isinstance(images, list | tuple) else [images]
         content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
         prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)
@@ -269,8 +274,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 [inputs_embeds, self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])], dim=1
             )
             is_first_iteration = True
-        return super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        return super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -279,7 +287,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -295,14 +303,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             self.processor.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
 
         Raises:
             ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 found = ", ".join(map(str, sorted(info[kind], key=str)[:5]))
@@ -317,6 +326,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                     f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
                 )
         return (model, info) if wants_info else model
+
+
+def _embedding_shape(llm: PreTrainedModel) -> tuple[int, int]:
+    """(rows, width) of the word embeddings."""
+    weight: Any = llm.get_input_embeddings().weight
+    return weight.shape[0], weight.shape[1]
 
 
 def _with_image_token(tokenizer: Any) -> Any:

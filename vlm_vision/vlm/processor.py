@@ -32,7 +32,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         chat_template: default the tokenizer's.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs):
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         tokenizer.padding_side = "left"  # generation goes on where every row ends

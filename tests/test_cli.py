@@ -1,0 +1,96 @@
+"""The command `vlm-vision`."""
+
+import json
+
+import pytest
+import torch
+from conftest import picture
+from safetensors.torch import load_file
+
+import vlm_vision as vv
+from vlm_vision.cli import main
+
+
+def test_models_lists_every_preset_with_its_size(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "dinov2_large" in out and "304.4 M" in out and "siglip_so400m_patch14_384" in out
+
+
+def test_ask_answers_from_a_saved_folder(vlm, tmp_path, capsys):
+    vlm.save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "a.png")
+    assert (
+        main(
+            [
+                "ask",
+                str(tmp_path / "a.png"),
+                "what colour ?",
+                "--model",
+                str(tmp_path / "model"),
+                "--max-new-tokens",
+                "4",
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.strip() == vlm.answer(picture(), "what colour ?", max_new_tokens=4)
+
+
+@torch.no_grad()
+def test_tokens_are_those_of_the_encoder_with_grid_and_tap(shared, tmp_path):
+    source = shared / "golden" / "hf_siglip"
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    arguments = [
+        "tokens",
+        *paths,
+        "--encoder",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "--layer",
+        "-2",
+        "--no-norm",
+    ]
+    assert main([*arguments, "--batch-size", "2"]) == 0
+    about = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    tensors = load_file(tmp_path / "out" / "tokens.safetensors")
+    encoder = vv.load(source, tap=vv.Tap(-2, norm=False))
+    assert (
+        about["tap"] == {"layer": -2, "norm": False}
+        and about["preprocess_fingerprint"] == encoder.preprocess.fingerprint
+    )
+    for path, entry in zip(paths, about["images"], strict=True):
+        out = encoder(encoder.preprocess(path))
+        assert entry["path"] == path and tuple(entry["grid"]) == out.grid
+        torch.testing.assert_close(tensors[entry["tensor"]], out.patch_tokens[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "none.png", "what?", "--model", "{model}"], "'none.png' does not exist"),
+        (["ask", "{text}", "what?", "--model", "{model}"], "is not a picture"),
+        (["ask", "{picture}", "what?", "--model", "{tmp}"], "has no config.json"),
+        (["ask", "{picture}", "what?", "--model", "nothing"], "there is no folder nothing"),
+        (["ask", "{picture}", "what?", "--model", "{golden}"], "holds a siglip model"),
+        (["tokens", "{picture}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
+        (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
+        (["tokens", "{picture}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, tmp_path, capsys, arguments, says):
+    vlm.save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("no picture")
+    names = dict(
+        model=tmp_path / "model", text=tmp_path / "a.txt", picture=tmp_path / "a.png", tmp=tmp_path,
+        golden=shared / "golden" / "hf_siglip",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert main([one.format(**names) for one in arguments]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and says in errors[0]
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,53 @@
+"""The project as a stranger finds it: README, configs, wheel."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from recipes import vqa
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_opens_with_the_two_commands():
+    commands = re.findall(r"^pip install .*$", README, flags=re.MULTILINE)
+    assert commands == [
+        "pip install -e '.[demo]' && python -m recipes.vqa --config recipes/configs/demo.yaml",
+        "pip install -e '.[test]' && pytest",
+    ]
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_python_in_the_readme_is_python(block):
+    compile(block, "README.md", "exec")
+
+
+def test_files_named_in_the_readme_exist():
+    for name in re.findall(r"`((?:recipes|projectors|benchmarks|vlm_vision)/[\w/.]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_config_fits_its_recipe(file, tmp_path):
+    assert isinstance(vqa.parse(["--config", str(file), "--out", str(tmp_path)]), vqa.Config)
+
+
+def test_the_wheel_ships_the_two_packages_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    top = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert top == {"vlm_vision", "projectors"}
+    assert {"vlm_vision/py.typed", "projectors/py.typed"} <= set(names)
+
+
+def test_no_file_is_too_long_to_read():
+    files = [file for package in ("vlm_vision", "projectors", "recipes") for file in (ROOT / package).rglob("*.py")]
+    assert files and not {file.name for file in files if len(file.read_text().splitlines()) > 450}

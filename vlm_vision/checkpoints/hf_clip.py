@@ -1,0 +1,144 @@
+"""CLIP and SigLIP vision towers in HuggingFace folders: the `encoder.layers.i` layout."""
+
+from vlm_vision.checkpoints.hf_family import (
+    ACTIVATION_NAMES,
+    BASE,
+    Family,
+    Json,
+    activation,
+    blocks,
+    common,
+    common_back,
+    num_labels,
+    square,
+)
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.config import ViTConfig
+
+
+def _clip_blocks(config: ViTConfig) -> list[Key]:
+    def rows(i: int) -> list[Key]:
+        theirs = f"encoder.layers.{i}"
+        return [
+            *layer(f"blocks.{i}.norm1", f"{theirs}.layer_norm1"),
+            *layer(f"blocks.{i}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
+            *layer(f"blocks.{i}.attn.proj", f"{theirs}.self_attn.out_proj"),
+            *layer(f"blocks.{i}.norm2", f"{theirs}.layer_norm2"),
+            *layer(f"blocks.{i}.mlp.fc1", f"{theirs}.mlp.fc1"),
+            *layer(f"blocks.{i}.mlp.fc2", f"{theirs}.mlp.fc2"),
+        ]
+
+    return blocks(config, rows)
+
+
+def _clip_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    projection = "visual_projection.weight" in names
+    return ViTConfig(
+        **common(config),
+        mlp_dim=config["intermediate_size"],
+        mlp=activation(config),
+        position_prefix=1,
+        pre_norm=True,
+        patch_bias=False,
+        pool_head="linear" if projection else "none",
+        pool_dim=config["projection_dim"] if projection else 0,
+    )
+
+
+def _clip_config_back(config: ViTConfig) -> Json:
+    return common_back(config) | dict(
+        intermediate_size=config.mlp_dim,
+        hidden_act=ACTIVATION_NAMES[config.mlp],
+        projection_dim=config.pool_dim or 512,
+    )
+
+
+def _clip_keys(config: ViTConfig) -> list[Key]:
+    keys = [
+        key("cls_token", "embeddings.class_embedding", drop=2),
+        key("position.table", "embeddings.position_embedding.weight", drop=1),
+        *layer("patch_embed", "embeddings.patch_embedding", bias=False),
+        *layer("pre_norm", "pre_layrnorm"),  # the misspelling is theirs
+        *layer("norm", "post_layernorm"),
+    ]
+    if config.pool_head == "linear":
+        keys.append(key("pool_head.weight", "visual_projection.weight"))
+    return keys + _clip_blocks(config)
+
+
+def _siglip_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    labels = num_labels(config) if "classifier.weight" in names else 0
+    return ViTConfig(
+        **common(config),
+        mlp_dim=config["intermediate_size"],
+        mlp=activation(config),
+        class_token=False,
+        pool="map" if config["vision_use_head"] and not labels else "mean" if labels else "none",
+        num_classes=labels,
+    )
+
+
+def _siglip_config_back(config: ViTConfig) -> Json:
+    return common_back(config) | dict(
+        intermediate_size=config.mlp_dim, hidden_act=ACTIVATION_NAMES[config.mlp], vision_use_head=config.pool == "map"
+    )
+
+
+def _siglip_keys(config: ViTConfig) -> list[Key]:
+    keys = [
+        key("position.table", "embeddings.position_embedding.weight", drop=1),
+        *layer("patch_embed", "embeddings.patch_embedding"),
+        *layer("norm", "post_layernorm"),
+    ]
+    if config.pool == "map":
+        keys += [
+            key("pool.probe", "head.probe"),
+            key(("pool.q.weight", "pool.kv.weight"), "head.attention.in_proj_weight"),
+            key(("pool.q.bias", "pool.kv.bias"), "head.attention.in_proj_bias"),
+            *layer("pool.proj", "head.attention.out_proj"),
+            *layer("pool.norm", "head.layernorm"),
+            *layer("pool.mlp.fc1", "head.mlp.fc1"),
+            *layer("pool.mlp.fc2", "head.mlp.fc2"),
+        ]
+    if config.num_classes:
+        keys += layer("head", "classifier")
+    return keys + _clip_blocks(config)
+
+
+_LANDMARK = "embeddings.patch_embedding.weight"
+
+CLIP = Family(
+    landmark=_LANDMARK,
+    beside=("visual_projection.weight",),
+    defaults=BASE
+    | dict(patch_size=32, intermediate_size=3072, hidden_act="quick_gelu", layer_norm_eps=1e-5, projection_dim=512),
+    read_config=_clip_config,
+    write_config=_clip_config_back,
+    keys=_clip_keys,
+    architecture="CLIPVisionModel",
+    original_resize={"open_clip": "bicubic_antialias"},
+    preprocessor=lambda config: dict(
+        image_processor_type="CLIPImageProcessor",
+        size={"shortest_edge": min(config.image_size)},
+        crop_size=square(config),
+    ),
+)
+
+SIGLIP = Family(
+    landmark=_LANDMARK,
+    beside=("classifier.weight", "classifier.bias"),
+    defaults=BASE
+    | dict(
+        patch_size=16,
+        intermediate_size=3072,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        vision_use_head=True,
+    ),
+    read_config=_siglip_config,
+    write_config=_siglip_config_back,
+    keys=_siglip_keys,
+    architecture="SiglipVisionModel",
+    original_resize={"original": "zoom", "big_vision": "zoom"},
+    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+)

@@ -1,0 +1,155 @@
+"""What an encoder is, where it is tapped and what it gives: `ViTConfig`, `Tap`, `VisionOutput`."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from vlm_vision.position import RESIZE, Grid
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Pool = Literal["none", "cls", "mean", "map"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that decides the architecture. Lengths are in pixels, tokens or channels."""
+
+    image_size: tuple[int, int]
+    """Native (height, width) in pixels; with patch_size it sets the size of the position table."""
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
+    channels: int = 3
+    class_token: bool = True
+    num_registers: int = 0
+    """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
+    mask_token: bool = False
+    """A learned token that replaces masked patches."""
+    position: Literal["learned", "sincos2d", "rope2d"] = "learned"
+    position_prefix: int = 0
+    """How many leading prefix tokens own a row of the position table."""
+    position_resize: str = "bicubic"
+    """Rule, by name in `vlm_vision.position.RESIZE`, that takes the table off its native grid."""
+    rope_base: float = 100.0
+    pre_norm: bool = False
+    """A norm between the embedding and the first block (CLIP)."""
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    key_bias: bool = True
+    """False keeps the key part of the qkv bias at zero (DINOv3)."""
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    mlp: Activation = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    """Initial value of the per-channel residual scale; None for none."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; earlier blocks ramp up to it from 0."""
+    final_norm: bool = True
+    pool: Pool = "cls"
+    """What `pooled` is made of: normed CLS, mean of normed patches, or multi-head attention pooling (SigLIP)."""
+    pool_head: Literal["none", "linear", "tanh"] = "none"
+    """After pooling: nothing, a linear map without bias (CLIP's projection), or a linear map and tanh (BERT's pooler)."""
+    pool_dim: int = 0
+    """Width after `pool_head`."""
+    num_classes: int = 0
+    """Outputs of the classification head; 0 for none."""
+    class_input: Literal["pooled", "cls_mean"] = "pooled"
+    """What the classification head reads: `pooled`, or [CLS | mean of patches] (DINOv2's linear probe)."""
+
+    def __post_init__(self):
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
+            )
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(
+                f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
+            )
+        if self.position == "rope2d" and self.head_dim % 4:
+            raise ValueError(f"ViTConfig: rope2d needs a head width that 4 divides, got {self.head_dim}")
+        if self.position_prefix > self.num_prefix_tokens:
+            raise ValueError(
+                f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
+            )
+        _known("position_resize", self.position_resize, RESIZE)
+        _known("mlp", self.mlp, get_args(Activation))
+        _known("pool", self.pool, get_args(Pool))
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def grid(self) -> Grid:
+        """Native (rows, columns) of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.class_token) + self.num_registers
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.pool_dim if self.pool_head != "none" else self.embed_dim
+
+    def num_patch_tokens(self, height: int, width: int) -> int:
+        """Patches of a picture of height x width pixels; pixels past the last whole patch are not seen."""
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f"a picture of {height}x{width} pixels is smaller than one patch of {self.patch_size}x{self.patch_size}: enlarge it"
+            )
+        return (height // self.patch_size) * (width // self.patch_size)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Which tokens to read: the output of block `layer` (-1 is the last), with the family's final norm or without."""
+
+    layer: int = -1
+    norm: bool = True
+
+    def block(self, depth: int) -> int:
+        """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
+        index = self.layer + depth if self.layer < 0 else self.layer
+        if not 0 <= index < depth:
+            raise ValueError(
+                f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
+            )
+        return index
+
+
+@dataclass
+class VisionOutput:
+    """What an encoder sees, by name. All tokens come from the same tap."""
+
+    patch_tokens: Tensor
+    """(B, N, D), N == h * w, row-major: patches only."""
+    grid: Grid
+    """(h, w)"""
+    cls_token: Tensor | None = None
+    """(B, D)"""
+    register_tokens: Tensor | None = None
+    """(B, R, D)"""
+    pooled: Tensor | None = None
+    """(B, E), the family's own vector for the picture; only from the last block."""
+    logits: Tensor | None = None
+    """(B, classes); only from the last block of a model with a classification head."""
+
+
+def _known(field: str, name: str, known) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"ViTConfig.{field} is {name!r}, expected one of {', '.join(known)}{hint}")
