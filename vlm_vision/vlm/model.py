@@ -318,8 +318,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
                 )
-        if (Path(pretrained_model_name_or_path) / "tokenizer_config.json").is_file():
-            model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
+            origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+            model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
             if model.processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
                 raise ValueError(
                     f"{pretrained_model_name_or_path}: the processor's preprocessing {model.processor.image_processor.fingerprint} "
