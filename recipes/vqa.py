@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
@@ -137,16 +138,26 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        if self.steps < 1 or self.warmup_steps < 0 or self.checkpoint_every < 1:
-            raise ValueError(
-                f"steps {self.steps} and checkpoint_every {self.checkpoint_every} must be at least 1, warmup_steps at least 0"
-            )
+        for name in (
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "checkpoint_every",
+            "eval_batch_size",
+            "max_new_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}: it must be at least 0")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started = time.monotonic()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    # A micro-batch may hold no picture at all, and then one process has no gradient for the projector.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
     set_seed(config.seed)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -168,8 +179,8 @@ def main(config: Config) -> dict[str, Any]:
 
     # Pictures: patch tokens from disk where the encoder is frozen, else pixels.
     cache = None
-    if config.train_vision == "frozen":
-        pictures = [path for one in (*train, *test) for path in one.images]
+    pictures = [path for one in (*train, *test) for path in one.images]
+    if config.train_vision == "frozen" and pictures:
         with accelerator.main_process_first():
             cache = FeatureCache.build(
                 config.feature_folder or out / "features", model.encoder, pictures, dtype=config.feature_dtype
@@ -207,6 +218,8 @@ def main(config: Config) -> dict[str, Any]:
         name: value for name, value in asdict(config).items() if name not in ("out", "checkpoint_every", "workers")
     }
     first_step = load_checkpoint(accelerator, out / "checkpoints", run=json.loads(json.dumps(settings)))
+    if accelerator.is_main_process:
+        (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
     batches = StepBatches(
         len(conversations),
         batch_size=config.batch_size,
@@ -218,10 +231,19 @@ def main(config: Config) -> dict[str, Any]:
         world_size=accelerator.num_processes,
     )
     indices = TensorDataset(torch.arange(len(conversations)))
-    loader = iter(DataLoader(indices, batch_sampler=batches, collate_fn=collate, num_workers=config.workers))
+    loader = iter(
+        DataLoader(
+            indices,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=config.workers,
+            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
+        )
+    )
 
     # The loop.
     losses = []
+    training_started = time.monotonic()
     trained.train()
     bar = tqdm(
         total=config.steps * config.batch_size,
@@ -252,11 +274,13 @@ def main(config: Config) -> dict[str, Any]:
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             save_checkpoint(accelerator, out / "checkpoints", step=step + 1, run=json.loads(json.dumps(settings)))
     bar.close()
-    train_seconds = time.monotonic() - started
+    train_seconds = time.monotonic() - training_started
 
-    metrics: dict[str, Any] = {"losses": losses, "first_step": first_step}
+    metrics: dict[str, Any] = {"losses": losses, "first_step": first_step, "processes": accelerator.num_processes}
     if accelerator.is_main_process:
         model = merged(accelerator.unwrap_model(trained))
+        with whole(out / "model") as staging:
+            model.save_pretrained(staging)
         test = test[: config.data.test_limit or None]
         report, given = evaluate(
             model,
@@ -267,10 +291,8 @@ def main(config: Config) -> dict[str, Any]:
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
         )
-        with whole(out / "model") as staging:
-            model.save_pretrained(staging)
         sheet = [
-            (one.images[0], *one.turns[0][:1], answer, right(answer, one.turns[0][1]))
+            (one.images[0], one.turns[0][0], answer, right(answer, one.turns[0][1]))
             for one, answer in zip(test, given, strict=True)
             if one.images
         ]
@@ -334,18 +356,14 @@ def parse(arguments: list[str] | None = None) -> Config:
     parser = ArgumentParser(prog="python -m recipes.vqa", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
     parser.add_class_arguments(Config, as_positional=False)
-    values = parser.parse_args(arguments)
-    config = parser.instantiate(values)
-    del config["config"]
-    Path(config["out"]).mkdir(parents=True, exist_ok=True)
-    parser.save(values, str(Path(config["out"]) / "config.yaml"), overwrite=True, skip_validation=True)
-    return Config(**config.as_dict() if hasattr(config, "as_dict") else config)
+    settings = parser.instantiate(parser.parse_args(arguments))
+    return Config(**{name: value for name, value in settings.items() if name != "config"})
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(parse())
-    except ValueError as error:
-        print(f"recipes.vqa: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"recipes.vqa: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -169,7 +169,12 @@ def test_only_known_parts_may_stand_beside_the_vision_part(copied):
         ({"patch_size": 7}, "configuration and weights are not of one model"),
         ({"model_type": "dinov22"}, "did you mean 'dinov2'"),
         ({"hidden_act": "relu"}, "config.json has hidden_act 'relu', expected one of gelu"),
-        ({"num_hidden_layers": "four"}, "value of the wrong kind"),
+        ({"num_hidden_layers": "four"}, "depth is 'four'"),
+        ({"patch_size": "8"}, "value of the wrong kind|patch_size"),
+        ({"image_size": [56]}, "value of the wrong kind|image_size"),
+        ({"intermediate_size": 7.5, "mlp_ratio": [1]}, "value of the wrong kind"),
+        ({"layer_norm_eps": -1}, "norm_eps is -1"),
+        ({"num_hidden_layers": 10**9}, "no vision transformer has that many"),
         ({"num_attention_heads": 5}, "num_heads 5 does not divide embed_dim 48"),
     ],
 )

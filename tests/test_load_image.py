@@ -60,16 +60,16 @@ def test_every_mode_is_read_as_transformers_processors_read_it(tmp_path: Path, n
     assert len(recwarn) == 0
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tiff", "grey.pgm", "grey.jp2"])
-def test_16_bit_grey_keeps_its_shades(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["grey.png", "grey.tiff", "grey.pgm"])
+def test_16_bit_grey_is_what_transformers_makes_of_it(tmp_path: Path, name: str) -> None:
+    from transformers.image_transforms import convert_to_rgb
+
     shades = np.linspace(0, 65535, 16 * 16).round().astype(np.uint16).reshape(16, 16)
+    shades[0] = np.arange(16)
     Image.fromarray(shades).save(tmp_path / name)
-    pixels = np.asarray(load_image(tmp_path / name))
-    np.testing.assert_array_equal(pixels, np.arange(256).reshape(16, 16, 1).repeat(3, axis=-1))
-
-
-def test_16_bit_grey_below_256_is_nearly_black_and_not_taken_for_8_bits() -> None:
-    assert np.asarray(load_image(Image.fromarray(np.full((2, 2), 255, dtype=np.uint16)))).max() == 1
+    with Image.open(tmp_path / name) as opened:
+        expected = convert_to_rgb(opened, return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name)), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -202,13 +202,6 @@ def test_a_decompression_bomb_is_one_error_and_no_warning(tmp_path: Path, monkey
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) has no pixels"),
         (torch.zeros(3, 4, 0).byte(), r"shape \(3, 4, 0\) has no pixels"),
         (Image.new("RGB", (0, 5)), r"size \(0, 5\) has no pixels"),
-        (
-            Image.fromarray(np.full((2, 2), 70000, np.int32)),
-            "grey values from 70000 to 70000 .*expected 0..255 or 0..65535",
-        ),
-        (Image.fromarray(np.full((2, 2), -1, np.int32)), "grey values from -1 to -1"),
-        (Image.fromarray(np.full((2, 2), 0.5, np.float32)), "grey values from 0.5 to 0.5 .*scale them to 0..255"),
-        (Image.fromarray(np.full((2, 2), np.nan, np.float32)), "grey values from nan to nan"),
         (None, "type NoneType is not supported: expected a path, a PIL image"),
         (b"bytes", "type bytes is not supported: expected a path, a PIL image"),
     ],

@@ -1,6 +1,7 @@
 """The recipe end to end on a handful of pictures: files, resume, adapters, cached features, bad settings."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,7 +72,8 @@ def test_a_run_writes_a_model_that_answers_and_figures_with_controls(settings, t
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, tmp_path, monkeypatch):
-    whole = run(settings("--out", str(tmp_path / "whole")))["losses"]
+    random = ["--train_language", "lora", "--lora_dropout", "0.5"]  # so that the random state matters
+    whole = run(settings("--out", str(tmp_path / "whole"), *random))["losses"]
     real, calls = vqa.answer_loss, []
 
     def dies(*arguments):
@@ -82,10 +84,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, tmp_path, monkeypa
 
     monkeypatch.setattr(vqa, "answer_loss", dies)
     with pytest.raises(KeyboardInterrupt):
-        run(settings("--out", str(tmp_path / "killed")))
+        run(settings("--out", str(tmp_path / "killed"), *random))
     monkeypatch.setattr(vqa, "answer_loss", real)
     assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000003"]
-    rest = run(settings("--out", str(tmp_path / "killed")))
+    rest = run(settings("--out", str(tmp_path / "killed"), *random))
     assert rest["first_step"] == 3 and rest["losses"] == whole[3:]
     first, second = (vv.VisionLanguageModel.from_pretrained(tmp_path / name / "model") for name in ("whole", "killed"))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -126,11 +128,13 @@ def test_the_encoder_can_train_by_adapters_alone(settings):
     ("change", "says"),
     [
         (["--projector", "mpl"], "did you mean 'mlp'"),
-        (["--steps", "0"], "steps 0"),
+        (["--steps", "0"], "steps is 0"),
         (["--batch_size", "64"], "batch_size 64 is larger than the data set"),
         (["--data.train_json", "none.json"], "there is no file none.json"),
         (["--encoder.source", "nowhere/at/all"], "there is no folder nowhere/at/all"),
         (["--stepz", "3"], "stepz"),
+        (["--language.source", "nowhere/at/all"], "nowhere/at/all"),
+        (["--data.image_folder", "nowhere", "--train_vision", "frozen"], "there is no picture nowhere/0.png"),
         (["--train_vision", "thawed"], "thawed"),
     ],
 )
@@ -140,10 +144,27 @@ def test_wrong_settings_are_one_sentence_and_exit_code_2(settings, change, says)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
-def test_two_processes_equal_one(settings, tmp_path):
-    one = run(settings())["losses"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "recipes.vqa"]
-    done = subprocess.run([*command, *settings("--out", str(tmp_path / "two"))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((tmp_path / "two" / "metrics.json").read_text())["final_loss"]
-    assert two == pytest.approx(one[-1], rel=1e-4)
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        ["--encoder.tap_layer", "0", "--encoder.tap_norm", "false"],  # parts of the encoder that nothing reaches
+        ["--train_vision", "frozen", "--train_language", "lora", "--micro_batch_size", "1"],  # batches without pictures
+    ],
+    ids=["full", "tapped", "text only"],
+)
+def test_two_processes_equal_one(settings, tmp_path, change):
+    records = json.loads((tmp_path / "train.json").read_text())
+    for i in range(0, len(records), 3):
+        question = {"from": "human", "value": "what ?"}
+        records[i] = {"conversations": [question, {"from": "gpt", "value": "blue"}]}
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    change = [*change, "--data.turns", "1", "--feature_dtype", "float32"]
+    one = run(settings(*change))["losses"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["-m", "recipes.vqa", *settings("--out", str(tmp_path / "two"), *change)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert two["processes"] == 2 and two["final_loss"] == pytest.approx(one[-1], rel=1e-4)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vlm_vision as vv
+from vlm_vision.load import known_device
 from vlm_vision.preprocess import load_image
 
 
@@ -111,13 +112,14 @@ def _ask(options: argparse.Namespace) -> None:
     if not folder.exists() and options.model.count("/") != 1:
         raise ValueError(f"there is no folder {options.model}, and it is no hub id of the form owner/name")
     picture = load_image(options.image)
+    device = known_device(options.device)
     config = AutoConfig.from_pretrained(options.model)
     if config.model_type != "vlm_vision":
         raise ValueError(
             f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel"
         )
     model = vv.VisionLanguageModel.from_pretrained(options.model)
-    model.to(options.device)
+    model.to(device)
     print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
 
 

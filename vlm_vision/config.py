@@ -60,13 +60,22 @@ class ViTConfig:
     """Width after `pool_head`."""
     num_classes: int = 0
     """Outputs of the classification head; 0 for none."""
-    class_input: Literal["pooled", "cls_mean"] = "pooled"
-    """What the classification head reads: `pooled`, or [CLS | mean of patches] (DINOv2's linear probe)."""
+    class_input: Literal["pooled", "cls_mean", "patch_mean"] = "pooled"
+    """What the classification head reads: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP)."""
 
     def __post_init__(self):
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)}: it must be at least 1")
+            _whole(name, getattr(self, name), 1)
+        for name in ("num_registers", "position_prefix", "pool_dim", "num_classes"):
+            _whole(name, getattr(self, name), 0)
+        if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
+            raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")
+        for side in self.image_size:
+            _whole("image_size", side, 1)
+        if self.depth > 1000:
+            raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
+        if not isinstance(self.norm_eps, float) or self.norm_eps <= 0:
+            raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
@@ -120,6 +129,12 @@ class Tap:
     layer: int = -1
     norm: bool = True
 
+    def __post_init__(self):
+        if not isinstance(self.layer, int) or not isinstance(self.norm, bool):
+            raise ValueError(
+                f"Tap takes a whole number and True or False, got layer={self.layer!r}, norm={self.norm!r}"
+            )
+
     def block(self, depth: int) -> int:
         """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
         index = self.layer + depth if self.layer < 0 else self.layer
@@ -146,6 +161,11 @@ class VisionOutput:
     """(B, E), the family's own vector for the picture; only from the last block."""
     logits: Tensor | None = None
     """(B, classes); only from the last block of a model with a classification head."""
+
+
+def _whole(field: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"ViTConfig.{field} is {value!r}: it must be a whole number of at least {least}")
 
 
 def _known(field: str, name: str, known) -> None:

@@ -8,7 +8,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +30,19 @@ class Report:
     by_type: dict[str, float]
     blind: float
     blind_by_type: dict[str, float]
-    shuffled: float
+    shuffled: float | None
+    """Over the questions that could be shown other pictures; None if there are none."""
     shuffled_by_type: dict[str, float]
 
     def table(self) -> str:
         """As text, one row for each type of question."""
         rows = [f"{'question type':14} {'questions':>9} {'model':>8} {'blind':>8} {'shuffled':>9}"]
         for kind, count in self.counts.items():
-            cells = (self.by_type[kind], self.blind_by_type[kind], self.shuffled_by_type[kind])
-            rows.append(f"{kind:14} {count:9} {cells[0]:8.1%} {cells[1]:8.1%} {cells[2]:9.1%}")
+            cells = (self.by_type[kind], self.blind_by_type[kind])
+            shuffled = _percent(self.shuffled_by_type.get(kind))
+            rows.append(f"{kind:14} {count:9} {cells[0]:8.1%} {cells[1]:8.1%} {shuffled:>9}")
         total = sum(self.counts.values())
-        rows.append(f"{'all':14} {total:9} {self.accuracy:8.1%} {self.blind:8.1%} {self.shuffled:9.1%}")
+        rows.append(f"{'all':14} {total:9} {self.accuracy:8.1%} {self.blind:8.1%} {_percent(self.shuffled):>9}")
         return "\n".join(rows)
 
 
@@ -63,7 +65,7 @@ def answers(
     """
     assert model.processor is not None
     model.eval()
-    shown = [tuple(paths) for paths in images] if images is not None else [one.images for one in conversations]
+    shown = [tuple(paths) for paths in images] if images is not None else [first_pictures(one) for one in conversations]
     tokens_per_image = _tokens_per_image(model, shown)
     prompts = [
         model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True).replace(
@@ -103,25 +105,29 @@ def evaluate(
     seed: int = 0,
 ) -> tuple[Report, list[str]]:
     """The report on `test`, and the model's answers. `train` is what the blind answers are learned from."""
-    ask = partial(answers, model, test, patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    given = ask()
-    swapped = ask(images=other_pictures(test, seed=seed), name="answering, pictures shuffled")
+    options: dict[str, Any] = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    given = answers(model, test, **options)
+    other = other_pictures(test, seed=seed)
+    swapped = [one for one, paths in zip(test, other, strict=True) if paths is not None]
+    shown = [paths for paths in other if paths is not None]
+    confused = answers(model, swapped, images=shown, name="answering, pictures shuffled", **options)
     by_type = _by_type(test, given)
-    blind_by_type = _by_type(test, blind_answers(test, train))
-    shuffled_by_type = _by_type(test, swapped)
+    shuffled_by_type = _by_type(swapped, confused)
     counts = dict(sorted(Counter(one.kind for one in test).items()))
 
-    def overall(rates: dict[str, float]) -> float:
-        return sum(rates[kind] * count for kind, count in counts.items()) / len(test)
+    def overall(asked: Sequence[Conversation], said: Sequence[str]) -> float | None:
+        hits = [right(answer, one.turns[0][1]) for one, answer in zip(asked, said, strict=True)]
+        return sum(hits) / len(hits) if hits else None
 
+    blind = blind_answers(test, train)
     report = Report(
-        counts,
-        overall(by_type),
-        by_type,
-        overall(blind_by_type),
-        blind_by_type,
-        overall(shuffled_by_type),
-        shuffled_by_type,
+        counts=counts,
+        accuracy=overall(test, given) or 0.0,
+        by_type=by_type,
+        blind=overall(test, blind) or 0.0,
+        blind_by_type=_by_type(test, blind),
+        shuffled=overall(swapped, confused),
+        shuffled_by_type=shuffled_by_type,
     )
     return report, given
 
@@ -142,14 +148,29 @@ def blind_answers(test: Sequence[Conversation], train: Sequence[Conversation]) -
     return [seen.get(_words(one.turns[0][0]), overall).most_common(1)[0][0] for one in test]
 
 
-def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[str, ...]]:
-    """Each conversation's pictures replaced: the distinct ones are put in random order and each passed to the next."""
-    distinct = list(dict.fromkeys(one.images for one in test if one.images))
-    random.Random(seed).shuffle(distinct)
-    after = {images: distinct[(i + 1) % len(distinct)] for i, images in enumerate(distinct)}
-    return [
-        after[one.images] if one.images and len(after[one.images]) == len(one.images) else one.images for one in test
-    ]
+def first_pictures(one: Conversation) -> tuple[str, ...]:
+    """The pictures that the first question names."""
+    return one.images[: one.turns[0][0].count("<image>")]
+
+
+def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[str, ...] | None]:
+    """Other pictures for each first question; None where there are none to show.
+
+    Among questions with the same number of pictures the distinct ones are put in random order and each passed to the
+    next.
+    """
+    order = random.Random(seed)
+    after: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for count in sorted({len(first_pictures(one)) for one in test} - {0}):
+        distinct = list(dict.fromkeys(first_pictures(one) for one in test if len(first_pictures(one)) == count))
+        order.shuffle(distinct)
+        if len(distinct) > 1:
+            after |= {images: distinct[(i + 1) % len(distinct)] for i, images in enumerate(distinct)}
+    return [after.get(first_pictures(one)) for one in test]
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1%}"
 
 
 def _words(question: str) -> str:

@@ -75,10 +75,19 @@ class FusedEncoder(nn.Module):
         if len(towers) < 2:
             raise ValueError(f"a fused encoder needs at least two towers, got {len(towers)}")
         self.towers = nn.ModuleList(towers)
-        self.preprocess = FusedPreprocess(tuple(tower.preprocess for tower in towers))
         sizes = [tower.preprocess.output_size for tower in towers]
-        if None not in sizes:
-            _one_grid(list(towers), sizes)  # type: ignore[arg-type]
+        for tower, size in zip(towers, sizes, strict=True):
+            if size is None:
+                raise ValueError(
+                    f"the preprocessing of {tower.origin.family} gives pictures of any size, so that towers could see "
+                    "different grids: load it with image_size=..."
+                )
+        _one_grid(list(towers), [size for size in sizes if size is not None])
+
+    @property
+    def preprocess(self) -> FusedPreprocess:
+        """The towers' own preprocessing, side by side."""
+        return FusedPreprocess(tuple(tower.preprocess for tower in self._towers))
 
     @property
     def config(self) -> FusedConfig:
@@ -193,7 +202,8 @@ def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int,
             for t, (h, w), g in zip(towers, sizes, grids, strict=True)
         )
         raise ValueError(
-            f"fused towers must see one grid, got {told}: load one with image_size=... so that the grids agree"
+            f"fused towers must see one grid, got {told}; give a list of image sizes "
+            "with which the grids agree, such as load('a + b', image_size=[224, 256])"
         )
     return grids[0]
 

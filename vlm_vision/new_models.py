@@ -81,4 +81,8 @@ def new_language_model(fields: dict[str, Any], tokenizer: Any):
         bos_token_id=None,
     )
     options = {name: value for name, value in fields.items() if name != "model_type"} | special
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields["model_type"], **options))
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields["model_type"], **options))
+    except Exception as error:  # each configuration checks itself in its own way
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers cannot make a {fields['model_type']} of these fields: {reason}") from error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
@@ -42,7 +43,7 @@ class PositionTable(nn.Module):
     """Learned (or fixed 2D sin-cos) positions: one row for each of P leading prefix tokens, then one for each patch.
 
     Off the native grid the patch rows are resized by the rule named `resize`; without gradients the result is kept
-    per grid until the table changes.
+    per grid until the table changes. (A change through `.data`, which PyTorch does not record, is not seen.)
     """
 
     def __init__(self, *, prefix: int, grid: Grid, dim: int, resize: str, learned: bool = True):
@@ -75,12 +76,14 @@ class PositionTable(nn.Module):
         stamp = (self.table.data_ptr(), self.table._version, self.table.dtype, self.table.device)
         held = self._cache.get(grid)
         if held is None or held[0] != stamp:
+            if len(self._cache) >= 32:  # the oldest grid makes room
+                self._cache.pop(next(iter(self._cache)))
             held = self._cache[grid] = (stamp, self._resized(native, grid))
         return held[1]
 
     def _resized(self, native: Tensor, grid: Grid) -> Tensor:
-        square = native.unflatten(1, self.grid).permute(0, 3, 1, 2).float()
-        return RESIZE[self.resize](square, grid).flatten(2).transpose(1, 2).to(native.dtype).contiguous()
+        square = rearrange(native.float(), "1 (h w) d -> 1 d h w", h=self.grid[0])
+        return rearrange(RESIZE[self.resize](square, grid), "1 d h w -> 1 (h w) d").to(native.dtype).contiguous()
 
 
 def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:

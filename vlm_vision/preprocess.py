@@ -27,10 +27,9 @@ ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "ha
 def load_image(image: ImageInput) -> Image.Image:
     """One picture, upright, as a PIL image of mode RGB.
 
-    Like `transformers.image_utils.load_image` it applies the EXIF orientation and drops an alpha channel. (Handed such
-    pictures without it, transformers' processors leave them turned and blend transparency onto white.) Unlike it, it
-    keeps 16-bit grey, which Pillow clips to white above 255: modes `I;16*` are scaled from 0..65535 to 0..255, and so
-    are `I` and `F` where they hold values above 255.
+    What transformers makes of it: the EXIF orientation is applied, as its `load_image` does; transparency is laid on white
+    and every other mode goes through Pillow's conversion, as in its image processors. So 16-bit grey saturates above 255:
+    scale such pictures to 8 bits yourself.
 
     Args:
         image: path of a picture file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
@@ -38,7 +37,7 @@ def load_image(image: ImageInput) -> Image.Image:
 
     Raises:
         ValueError: the file is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
-            another dtype or shape; the picture has no pixels, or grey values outside 0..65535.
+            another dtype or shape; the picture has no pixels.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
         picture = _from_array(image)
@@ -51,8 +50,6 @@ def load_image(image: ImageInput) -> Image.Image:
         )
     if 0 in picture.size:
         raise ValueError(f"the picture of size {picture.size} has no pixels: expected at least one; leave it out")
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        picture = _grey_to_8_bit(picture)
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -106,20 +103,6 @@ def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
         image = image.detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
     return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
-
-
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey 0..65535 to 0..255; `I` and `F` within 0..255 stay as they are."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 65535) or (image.mode == "F" and 0 < high <= 1):
-        raise ValueError(
-            f"the picture has grey values from {low} to {high} (PIL mode {image.mode}): expected 0..255 or 0..65535; "
-            "scale them to 0..255 and convert to uint8"
-        )
-    if image.mode in ("I", "F") and high <= 255:
-        return image
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 builds it with random weights. Sources of the figures: the papers and the hub configs named in each section.
 """
 
+import dataclasses
 import difflib
 from typing import Any
 
@@ -97,6 +98,9 @@ def config(name: str, **changes: Any) -> ViTConfig:
     """
     family_name, size, patch, side, differs = _row(name)
     fields = dict(SIZES[size], patch_size=patch, image_size=(side, side)) | FAMILIES[family_name] | differs
+    known = {field.name for field in dataclasses.fields(ViTConfig)}
+    if unknown := sorted(set(changes) - known):
+        raise ValueError(f"ViTConfig has no field {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
     return ViTConfig(**(fields | changes))
 
 
@@ -107,7 +111,8 @@ def create(name: str, **changes: Any) -> VisionTransformer:
 
 def _row(name: str):
     if name not in _TABLE:
-        near = difflib.get_close_matches(name, _TABLE, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), _TABLE, n=3, cutoff=0.5)
+        near = near or [known for known in _TABLE if known.startswith(str(name))][:3]
         hint = f"did you mean {' or '.join(near)}?" if near else "`vlm-vision models` lists them"
         raise ValueError(f"no preset is called {name!r}: {hint}")
     return _TABLE[name]

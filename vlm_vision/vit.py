@@ -90,7 +90,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        # The hidden map is the largest tensor there is: without gradients, and unless a hook holds it, it is overwritten.
+        # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
+        # overwritten.
         inplace = not torch.is_grad_enabled() and not self.fc1._forward_hooks
         return self.fc2(self.act(x, inplace))
 
@@ -198,7 +199,8 @@ class VisionTransformer(nn.Module):
             self.pool_head = nn.Linear(dim, config.pool_dim, bias=config.pool_head == "tanh")
         self.head = None
         if config.num_classes:
-            self.head = nn.Linear(config.pooled_dim if config.class_input == "pooled" else 2 * dim, config.num_classes)
+            widths = {"pooled": config.pooled_dim, "cls_mean": 2 * dim, "patch_mean": dim}
+            self.head = nn.Linear(widths[config.class_input], config.num_classes)
         self.gradient_checkpointing = False
         self.reset_parameters()
 
@@ -228,6 +230,8 @@ class VisionTransformer(nn.Module):
             ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
                 exist, a mask of another shape or for a model without mask token.
         """
+        if not isinstance(tap, Tap):
+            raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
         last = tap.block(self.config.depth)
         x, grid = self.embed(pixels, mask=mask)
         rope = None
@@ -306,10 +310,16 @@ class VisionTransformer(nn.Module):
             pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled
         if self.head is None:
             return pooled, None
-        features = pooled
+        features = pooled if config.class_input == "pooled" else patches.mean(dim=1)
         if config.class_input == "cls_mean":
-            features = torch.cat([normed[:, 0], patches.mean(dim=1)], dim=-1)
+            features = torch.cat([normed[:, 0], features], dim=-1)
         return pooled, self.head(features)
+
+    def unreached(self, tap: Tap) -> list[nn.Module]:
+        """Modules that take no part in the patch tokens of `tap`: blocks past it, pooling, heads."""
+        last = tap.block(self.config.depth)
+        parts = [*islice(self.blocks, last + 1, None), self.pool, self.pool_head, self.head]
+        return [part for part in parts if part is not None] + ([] if tap.norm else [self.norm])
 
     def fold_layer_scale(self) -> None:
         """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only."""

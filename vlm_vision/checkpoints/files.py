@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def _safetensors(file: Path):
 
 def _pickle(file: Path):
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # zipfile, pickle and torch each raise their own
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy") from None
@@ -91,7 +92,7 @@ def _pickle(file: Path):
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A staging folder whose contents move into `folder` only when the block ends without an error."""
+    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def whole(folder: Path) -> Iterator[Path]:
     try:
         yield staging
         folder.mkdir(exist_ok=True)
-        for item in staging.iterdir():
+        for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             target = folder / item.name
             if target.is_dir():
                 shutil.rmtree(target)

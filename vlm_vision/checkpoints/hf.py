@@ -20,17 +20,8 @@ FAMILIES: dict[str, Family] = {
 }
 """model_type of a vision tower -> how to read it."""
 
-WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "llava": None, "llava_next": None}
-"""model_type of a whole model -> the family of its vision part; None: its vision_config says so."""
-
-ORIGINAL_RESIZE = {
-    "vit": {"original": "zoom", "big_vision": "zoom"},
-    "clip_vision_model": {"original": "bicubic_antialias", "open_clip": "bicubic_antialias"},
-    "siglip_vision_model": {"original": "zoom", "big_vision": "zoom"},
-    "dinov2": {"original": "bicubic_offset"},
-    "dinov2_with_registers": {"original": "bicubic_antialias"},
-}
-"""Position resize of the code that trained the family, by the name of that reference."""
+WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "llava": "clip_vision_model"}
+"""model_type of a whole model -> the family of its vision part, unless its vision_config says another."""
 
 SIBLINGS = (
     "text_model.", "text_projection.", "logit_scale", "logit_bias",  # CLIP, SigLIP

@@ -67,14 +67,14 @@ def _clip_keys(config: ViTConfig) -> list[Key]:
 
 
 def _siglip_config(config: Json, names: frozenset[str]) -> ViTConfig:
-    labels = num_labels(config) if "classifier.weight" in names else 0
     return ViTConfig(
         **common(config),
         mlp_dim=config["intermediate_size"],
         mlp=activation(config),
         class_token=False,
-        pool="map" if config["vision_use_head"] and not labels else "mean" if labels else "none",
-        num_classes=labels,
+        pool="map" if config["vision_use_head"] else "mean",
+        num_classes=num_labels(config) if "classifier.weight" in names else 0,
+        class_input="patch_mean",
     )
 
 

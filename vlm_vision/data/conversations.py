@@ -49,13 +49,24 @@ def llava_json(file: str | Path, image_folder: str | Path) -> list[Conversation]
 
 
 def _conversation(record: dict, index: int, file: Path, image_folder: Path) -> Conversation:
-    name = f"{file.name}, record {record.get('id', index)}"
-    images = record.get("image", [])
+    name = f"{file.name}, record {record.get('id', index) if isinstance(record, dict) else index}"
+    try:
+        return _checked(record, name, image_folder)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{name} is not as LLaVA writes it ({error!r}): expected id, image and conversations"
+        ) from None
+
+
+def _checked(record: dict, name: str, image_folder: Path) -> Conversation:
+    images = record.get("image") or []
     images = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
-    said = record.get("conversations", [])
+    said = record.get("conversations") or []
     if len(said) < 2 or len(said) % 2 or [turn.get("from") for turn in said] != ["human", "gpt"] * (len(said) // 2):
         raise ValueError(f"{name}: conversations must alternate human, gpt, human, gpt and end with gpt")
     turns = tuple((said[i]["value"], said[i + 1]["value"]) for i in range(0, len(said), 2))
+    if not all(isinstance(text, str) for turn in turns for text in turn):
+        raise ValueError(f"{name}: every value must be text")
     placeholders = sum(question.count("<image>") for question, _ in turns)
     if placeholders != len(images):
         raise ValueError(
@@ -98,16 +109,19 @@ def easy_vqa(split: str) -> list[Conversation]:
 def regroup(conversations: Sequence[Conversation], turns: int, *, seed: int) -> list[Conversation]:
     """Ask up to `turns` questions about the same picture in one conversation, in random order.
 
-    The picture is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations that
-    begin with the same `<image>` line are joined.
+    The picture is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations whose
+    first question begins with a line of its own for the pictures are joined; all others stay as they are.
     """
     if turns <= 1:
         return list(conversations)
     shuffled = random.Random(seed)
     by_image: dict[tuple[str, ...], list[Conversation]] = {}
-    for one in conversations:
-        by_image.setdefault(one.images, []).append(one)
     joined = []
+    for one in conversations:
+        if one.images and one.turns[0][0].startswith("<image>" * len(one.images) + "\n"):
+            by_image.setdefault(one.images, []).append(one)
+        else:
+            joined.append(one)
     for images, group in by_image.items():
         shuffled.shuffle(group)
         for start in range(0, len(group), turns):

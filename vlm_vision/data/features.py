@@ -25,6 +25,8 @@ def fingerprint(encoder: Encoder | FusedEncoder, images: Sequence[str]) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     for image in images:
+        if not Path(image).is_file():
+            raise ValueError(f"there is no picture {image}: check the folder that picture paths start from")
         stat = Path(image).stat()
         digest.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -38,29 +38,7 @@ class ChatLabels:
         self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
         if not self.tokenizer.is_fast:
             raise ValueError(f"{type(self.tokenizer).__name__} gives no character offsets: load the fast tokenizer")
-        self.lead, self.tail = self._frame()
-
-    def _frame(self) -> tuple[str, str]:
-        """What the template writes between generation prompt and answer, and after the answer up to its end token."""
-        question = [{"role": "user", "content": "question"}]
-        prompt = self._render(question, add_generation_prompt=True)
-        whole = self._render([*question, {"role": "assistant", "content": f"{_OPEN}answer{_CLOSE}"}])
-        if not whole.startswith(prompt) or _OPEN not in whole:
-            raise ValueError(
-                "the chat template does not continue its own generation prompt: training and use would differ; give another"
-            )
-        lead, rest = whole[len(prompt) :].split(_OPEN)
-        after = rest.split(_CLOSE)[1]
-        ends = [(after.find(token), token) for token in self.tokenizer.all_special_tokens if token in after]
-        if not ends:
-            raise ValueError(
-                "the chat template puts no special token after an answer, so generation could not stop: add eos_token to it"
-            )
-        at, token = min(ends)
-        return lead, after[: at + len(token)]
-
-    def _render(self, messages: list[dict[str, str]], **options: bool) -> str:
-        return self.processor.apply_chat_template(messages, **options)
+        self.lead, self.tail = processor.answer_frame()
 
     def __call__(self, conversation: Conversation, tokens_per_image: int) -> Example:
         """Raises ValueError if max_length would cut image tokens, or every answer."""
@@ -68,7 +46,7 @@ class ChatLabels:
             {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
             for m in conversation.messages()
         ]
-        text, spans = self._unmark(self._render(marked))
+        text, spans = self._unmark(self.processor.apply_chat_template(marked), conversation.name)
         bos = self.tokenizer.bos_token
         encoded = self.tokenizer(
             text,
@@ -89,7 +67,7 @@ class ChatLabels:
             labels += [token if answer else IGNORED] * repeat
         return self._truncate(ids, labels, conversation.name, image)
 
-    def _unmark(self, marked: str) -> tuple[str, list[tuple[int, int]]]:
+    def _unmark(self, marked: str, name: str) -> tuple[str, list[tuple[int, int]]]:
         """Text without marks, and the (start, end) of each answer in it, with its frame."""
         text, spans = "", []
         before, *rest = marked.split(_OPEN)
@@ -97,8 +75,12 @@ class ChatLabels:
         for part in rest:
             answer, after = part.split(_CLOSE)
             start = len(text) - (len(self.lead) if text.endswith(self.lead) else 0)
-            tail = len(self.tail) if after.startswith(self.tail) else 0
-            spans.append((start, len(text) + len(answer) + tail))
+            if not after.startswith(self.tail):
+                raise ValueError(
+                    f"{name}: the chat template ends only the last of several answers with {self.tail!r}: ask one question "
+                    "in a conversation (turns: 1), or give another template"
+                )
+            spans.append((start, len(text) + len(answer) + len(self.tail)))
             text += answer + after
         return text, spans
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import projectors
 from vlm_vision.encoder import Encoder
@@ -56,7 +58,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.language_model = (
             language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         )
-        self.processor: VisionLanguageProcessor | None = None
+        self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
             self._keep_in_fp32_modules_strict = {"encoder", "projector"}
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
@@ -87,10 +89,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: no tokenizer, a model that takes no embeddings, an unknown projector or one of other widths.
         """
-        if tokenizer is None:
+        if not isinstance(encoder, Encoder | FusedEncoder):
+            raise ValueError(f"encoder is a {type(encoder).__name__}, expected what vlm_vision.load returns")
+        if not isinstance(llm, PreTrainedModel):
+            raise ValueError(f"llm is a {type(llm).__name__}, expected an AutoModelForCausalLM, before peft wraps it")
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
                 "attach needs the language model's tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(...)"
             )
+        if llm.get_output_embeddings() is None or llm.config.is_encoder_decoder:
+            raise ValueError(f"{type(llm).__name__} is no causal language model: load it with AutoModelForCausalLM")
         if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
             raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
         tokenizer = _with_image_token(tokenizer)
@@ -122,14 +130,34 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
         model = cls(config, encoder=encoder.to(llm.device), projector=projector, language_model=llm)
         model.generation_config = copy.deepcopy(llm.generation_config)
-        if model.generation_config.eos_token_id is None:
-            model.generation_config.eos_token_id = tokenizer.eos_token_id
         if model.generation_config.pad_token_id is None:
             model.generation_config.pad_token_id = tokenizer.pad_token_id
         image_processor = VisionLanguageImageProcessor(config.encoder_config, config.projector_config)
         template = tokenizer.chat_template or PLAIN_TEMPLATE
         model.processor = VisionLanguageProcessor(image_processor, tokenizer, chat_template=template)
+        model.generation_config.eos_token_id = _ends(model, tokenizer)
         return model.eval()
+
+    @property
+    def processor(self) -> VisionLanguageProcessor | None:
+        """Makes this model's inputs; follows a change of the encoder's preprocessing or of the projector."""
+        if self._processor is not None:
+            described = (self.encoder.to_dict(), projectors.describe(self.projector))
+            held = self._processor.image_processor
+            if described != (held.encoder_config, held.projector_config):
+                self._processor.image_processor = VisionLanguageImageProcessor(*described)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: VisionLanguageProcessor | None) -> None:
+        self._processor = processor
+
+    def train(self, mode: bool = True) -> "VisionLanguageModel":
+        """As in PyTorch, but an encoder of which nothing trains stays in evaluation mode."""
+        super().train(mode)
+        if not any(weight.requires_grad for weight in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -228,13 +256,14 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        decoding = past_key_values is not None and attention_mask is not None and _goes_on(input_ids, attention_mask)
         if inputs_embeds is None and decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
         elif inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, patch_tokens=patch_tokens, grid=grid)  # type: ignore[arg-type]
-        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        assert inputs_embeds is not None
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         given = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
         given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
         return self.language_model(
@@ -298,6 +327,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write model and processor; the Auto classes load both after `import vlm_vision`."""
+        self.config.encoder_config = self.encoder.to_dict()
+        self.config.projector_config = projectors.describe(self.projector)
         super().save_pretrained(save_directory, **kwargs)
         if self.processor is not None:
             self.processor.save_pretrained(save_directory)
@@ -310,7 +341,14 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): get it anew"
+            ) from None
         model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
@@ -321,13 +359,35 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
             origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-            model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
-            if model.processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
+            try:
+                model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
+            except ValueError:
+                raise
+            except Exception as error:  # tokenizers raise plain Exception on a damaged file
                 raise ValueError(
-                    f"{pretrained_model_name_or_path}: the processor's preprocessing {model.processor.image_processor.fingerprint} "
+                    f"the processor's files in {folder} cannot be read ({error}): get them anew"
+                ) from error
+            if model._processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the processor's preprocessing {model._processor.image_processor.fingerprint} "
                     f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
                 )
         return (model, info) if wants_info else model
+
+
+def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
+    """Where generation stops: the language model's own end tokens, the tokenizer's, and that of the chat template."""
+    assert model.processor is not None
+    known = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    ends += [tokenizer.eos_token_id, model.processor.end_of_answer_id()]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    return ends[0] if len(ends) == 1 else ends or None
+
+
+def _goes_on(input_ids: Tensor | None, attention_mask: Tensor) -> bool:
+    """Whether input_ids continue a sequence whose beginning the cache holds."""
+    return input_ids is not None and attention_mask.shape[-1] > input_ids.shape[1]
 
 
 def _embedding_shape(llm: PreTrainedModel) -> tuple[int, int]:

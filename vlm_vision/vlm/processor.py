@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -65,14 +67,19 @@ class VisionLanguageProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("the processor needs text: a prompt with one <image> for each picture")
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"text is {text!r}, expected a prompt or a list of prompts")
         pictures = self._flat(images, texts)
         data: dict[str, Any] = {}
         if pictures:
             data["pixel_values"] = self.image_processor.preprocess(pictures)["pixel_values"]
             texts = self.expand(texts, *data["pixel_values"].shape[-2:])
         bos = self.tokenizer.bos_token
-        if bos and texts and all(one.startswith(bos) for one in texts):  # the chat template wrote it
+        written = [bool(bos) and one.startswith(bos) for one in texts]
+        if all(written):  # by the chat template
             kwargs.setdefault("add_special_tokens", False)
+        elif any(written):
+            raise ValueError(f"some texts begin with {bos} and some do not: apply the chat template to all or to none")
         kwargs.setdefault("return_token_type_ids", False)
         encoded = self.tokenizer(texts, padding=padding, truncation=truncation, max_length=max_length, **kwargs)
         for i, (one, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
@@ -84,6 +91,41 @@ class VisionLanguageProcessor(ProcessorMixin):
                 )
         return BatchFeature({**encoded, **data}, tensor_type=return_tensors)
 
+    def answer_frame(self) -> tuple[str, str]:
+        """What the chat template writes between its generation prompt and an answer, and after the answer up to its end.
+
+        The end is the first special token after the answer.
+
+        Raises:
+            ValueError: the template does not continue its own generation prompt, or puts no special token after an
+                answer, so that a trained model could not stop.
+        """
+        question, mark = [{"role": "user", "content": "question"}], "\ue000"
+        prompt = self.apply_chat_template(question, add_generation_prompt=True)
+        whole = self.apply_chat_template([*question, {"role": "assistant", "content": f"{mark}answer{mark}"}])
+        if not whole.startswith(prompt) or whole.count(mark) != 2:
+            raise ValueError(
+                "the chat template does not continue its own generation prompt: training and use would differ; give another"
+            )
+        lead, _, after = whole[len(prompt) :].split(mark)
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special = (special | set(self.tokenizer.all_special_tokens)) - {IMAGE_TOKEN}
+        ends = [(after.find(token), -len(token), token) for token in special if token in after]
+        if not ends:
+            raise ValueError(
+                "the chat template puts no special token after an answer, so generation could not stop: add eos_token to it"
+            )
+        at, _, token = min(ends)
+        return lead, after[: at + len(token)]
+
+    def end_of_answer_id(self) -> int | None:
+        """Token that ends an answer in the chat template; None if the template cannot be trained on."""
+        try:
+            ids = self.tokenizer(self.answer_frame()[1], add_special_tokens=False)["input_ids"]
+        except ValueError:
+            return None
+        return ids[-1]
+
     def expand(self, texts: Sequence[str], height: int, width: int) -> list[str]:
         """The texts with each `<image>` repeated once per image token of pixels of height x width."""
         repeated = IMAGE_TOKEN * self.image_processor.num_image_tokens(height, width)
@@ -93,8 +135,12 @@ class VisionLanguageProcessor(ProcessorMixin):
         counts = [one.count(IMAGE_TOKEN) for one in texts]
         if images is None:
             images = []
+        elif isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+            images = list(images)
         elif not isinstance(images, list | tuple):
             images = [images]
+        if len(images) == len(texts) and any(item is None for item in images):
+            images = [[] if item is None else item for item in images]  # rows without a picture
         if any(isinstance(item, list | tuple) for item in images):
             given = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
             for i, (wanted, got) in enumerate(zip(counts, given, strict=False)):
@@ -118,7 +164,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         nested = bool(conversation) and isinstance(conversation[0], list | tuple)
         chats = conversation if nested else [conversation]
         images = [_pictures(chat) for chat in chats]
-        chats = [[{**message, "content": _as_text(message["content"])} for message in chat] for chat in chats]
+        chats = [[{**message, "content": _as_text(message.get("content"))} for message in chat] for chat in chats]
         if kwargs.get("tokenize") and any(images):
             kwargs["processor_kwargs"] = {
                 **(kwargs.get("processor_kwargs") or {}),
@@ -127,14 +173,18 @@ class VisionLanguageProcessor(ProcessorMixin):
         return super().apply_chat_template(chats if nested else chats[0], *args, **kwargs)
 
 
-def _as_text(content: str | list[dict[str, Any]]) -> str:
-    if isinstance(content, str):
-        return content
+def _as_text(content: str | list[dict[str, Any]] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.get("type") not in ("image", "text") or (part["type"] == "text" and "text" not in part):
+            raise ValueError(f"a chat message holds {part!r}, expected parts of type 'image' or 'text'")
     return "\n".join(IMAGE_TOKEN if part["type"] == "image" else part["text"] for part in content)
 
 
 def _pictures(chat: Sequence[dict[str, Any]]) -> list[ImageInput]:
-    parts = [part for message in chat if not isinstance(message["content"], str) for part in message["content"]]
+    contents = [message.get("content") for message in chat]
+    parts = [part for content in contents if content is not None and not isinstance(content, str) for part in content]
     keys = ("image", "path", "url")
     return [
         next(part[key] for key in keys if key in part)
