@@ -62,6 +62,17 @@ def test_a_template_that_cannot_be_trained_on_is_refused(encoder):
         ChatLabels(vlm_with(encoder, other_prompt).processor)
 
 
+def test_a_template_that_ends_only_the_last_answer_is_refused_for_several(encoder):
+    last = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' . ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant : ' }}{% else %}{{ '</s>' }}{% endif %}"
+    )
+    chat = ChatLabels(vlm_with(encoder, last).processor)
+    assert labelled(chat, Conversation((), (("is it ?", "no"),)), 0) == ["no", ".", "</s>"]
+    with pytest.raises(ValueError, match="ends only the last of several answers"):
+        chat(ONE, 16)
+
+
 def test_truncation_keeps_image_tokens_and_answers(encoder):
     processor = vlm_with(encoder, None).processor
     whole = ChatLabels(processor)(ONE, 16)
@@ -110,6 +121,15 @@ def test_a_bad_record_is_named(tmp_path, record, says):
         llava_json(tmp_path / "data.json", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "record", ["text", {"conversations": 3}, {"conversations": [{"from": "human"}, {"from": "gpt"}]}]
+)
+def test_a_record_of_another_kind_is_named(tmp_path, record):
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match="data.json, record 0 is not as LLaVA writes it"):
+        llava_json(tmp_path / "data.json", tmp_path)
+
+
 def test_a_file_that_is_no_list_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         llava_json(tmp_path / "none.json", tmp_path)
@@ -136,6 +156,8 @@ def test_regrouping_keeps_every_question_once_and_each_picture_alone():
     )
     assert all(sum(q.count("<image>") for q, _ in one.turns) == 1 and len(one.turns) <= 8 for one in joined)
     assert regroup(train, 8, seed=0) == joined != regroup(train, 8, seed=1)
+    alone = [Conversation((), (("a ?", "b"),)), Conversation((), (("c ?", "d"),))]
+    assert regroup(alone, 8, seed=0) == alone
 
 
 @pytest.fixture

@@ -82,6 +82,21 @@ def test_equal_patches_share_a_canvas_of_any_size(encoder):
     assert fused(torch.zeros(1, 6, 24, 40)).patch_tokens.shape == (1, 15, 48)
 
 
+def test_towers_whose_pictures_may_have_any_size_are_not_fused(encoder):
+    free = dataclasses.replace(encoder.preprocess, resize="shortest_edge", resize_to=(32, 32))
+    loose = vv.Encoder(encoder.model, preprocess=free, origin=encoder.origin)
+    with pytest.raises(ValueError, match="gives pictures of any size"):
+        vv.FusedEncoder([encoder, loose])
+
+
+def test_each_tower_can_have_its_own_picture_size(shared):
+    golden = shared / "golden"
+    fused = vv.load(f"{golden / 'hf_dinov2_reg'} + {golden / 'hf_siglip'}", image_size=[42, 48])
+    assert fused.grid(48, 48) == (6, 6)
+    with pytest.raises(ValueError, match="2 towers and 3 image sizes"):
+        vv.load(f"{golden / 'hf_dinov2_reg'} + {golden / 'hf_siglip'}", image_size=[42, 48, 56])
+
+
 def test_one_tower_is_no_fusion(encoder):
     with pytest.raises(ValueError, match="at least two towers, got 1"):
         vv.FusedEncoder([encoder])

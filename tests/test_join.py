@@ -329,3 +329,81 @@ def test_a_folder_whose_weights_or_preprocessing_do_not_fit_is_refused(vlm, tmp_
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="missing keys: projector.fc1.bias"):
         vv.VisionLanguageModel.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_decoding_by_hand_with_a_cache_counts_positions_from_the_mask(vlm):
+    batch = inputs(vlm)
+    first = vlm(**batch, use_cache=True)
+    token = torch.full((3, 1), 5)
+    mask = torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
+    cached = vlm(input_ids=token, past_key_values=first.past_key_values, attention_mask=mask).logits[:, -1]
+    ids = torch.cat([batch["input_ids"], token], dim=1)
+    whole = vlm(input_ids=ids, pixel_values=batch["pixel_values"], attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_saved_is_what_the_model_is_now(vlm, tmp_path):
+    vlm.encoder.tap = vv.Tap(0, norm=False)
+    vlm.encoder.preprocess = vlm.encoder.preprocess.at(48, 48)
+    assert vlm.processor.image_processor.num_image_tokens(48, 48) == 36
+    batch = inputs(vlm)
+    assert batch["pixel_values"].shape[-2:] == (48, 48)
+    vlm.save_pretrained(tmp_path)
+    again = vv.VisionLanguageModel.from_pretrained(tmp_path)
+    assert again.encoder.tap == vv.Tap(0, norm=False)
+    assert torch.equal(again(**inputs(again)).logits, vlm(**batch).logits)
+
+
+def test_rows_may_have_no_picture(vlm):
+    texts = ["<image> what", "is this a cat ?"]
+    for images in ([picture(), None], [[picture()], []], [picture()]):
+        assert vlm.processor(text=texts, images=images)["pixel_values"].shape[0] == 1
+    with pytest.raises(ValueError, match="some texts begin with <s> and some do not"):
+        vlm.processor(text=["<s> what", "is this"])
+    with pytest.raises(ValueError, match="expected a prompt or a list of prompts"):
+        vlm.processor(text=[None])
+
+
+def test_generation_ends_where_the_chat_template_ends_an_answer(encoder):
+    tokenizer = tiny_tokenizer(chat_template=CHAT.replace("</s>", "<|end|>"))
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tokenizer)
+    end = vlm.processor.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert vlm.processor.answer_frame() == ("", "<|end|>")
+    assert vlm.generation_config.eos_token_id == [1, end]
+
+
+def test_a_frozen_encoder_stays_in_evaluation_mode(vlm):
+    vlm.encoder.requires_grad_(False)
+    vlm.train()
+    assert vlm.language_model.training and not vlm.encoder.training
+
+
+@pytest.mark.parametrize("damage", ["truncate", "shape", "tokenizer"])
+def test_a_damaged_folder_is_one_sentence(vlm, tmp_path, damage, capsys):
+    from vlm_vision.cli import main
+
+    vlm.save_pretrained(tmp_path)
+    picture().save(tmp_path / "a.png")
+    if damage == "truncate":
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-50])
+    elif damage == "shape":
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["text_config"]["intermediate_size"] = 48
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    else:
+        (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        vv.VisionLanguageModel.from_pretrained(tmp_path)
+    capsys.readouterr()
+    assert main(["ask", str(tmp_path / "a.png"), "what ?", "--model", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_no_language_model_is_not_given_eyes(encoder):
+    for llm in (None, "gpt2", tiny_llm("llama").model):
+        with pytest.raises(ValueError, match="expected an AutoModelForCausalLM|is no causal language model"):
+            vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tiny_tokenizer())

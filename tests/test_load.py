@@ -272,3 +272,53 @@ def test_the_real_tower_gives_what_transformers_gives(shared):
     scale = wanted.last_hidden_state.abs().max()
     assert (out.patch_tokens - wanted.last_hidden_state[:, 1:]).abs().max() / scale < 1e-5
     assert (out.pooled - wanted.pooler_output).abs().max() / scale < 1e-5
+
+
+@torch.inference_mode()
+def test_pickles_of_the_old_format_load(copied):
+    folder = copied("hf_dinov2")
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / "model.safetensors").unlink()
+    assert isinstance(vv.load(folder), vv.Encoder)
+    (folder / "pytorch_model.bin").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="not a PyTorch file of plain tensors"):
+        vv.load(folder)
+
+
+def test_a_llava_folder_may_leave_the_kind_of_its_tower_out(copied):
+    folder = copied("hf_llava_clip")
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    del vision["model_type"]
+    configure(folder, vision_config=vision)
+    assert vv.load(folder).origin.family == "clip_vision_model"
+
+
+@torch.inference_mode()
+def test_siglip_for_classification_reads_the_mean_of_the_patches(tmp_path):
+    from transformers import SiglipConfig, SiglipForImageClassification
+
+    vision = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    theirs = SiglipForImageClassification(SiglipConfig(vision_config=vision, num_labels=5)).eval()
+    theirs.save_pretrained(tmp_path)
+    encoder, pixels = vv.load(tmp_path), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(encoder(pixels).logits, theirs(pixels).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict(source=None), "source is None"),
+        (dict(source=""), "source is ''"),
+        (dict(tap=-2), "tap is -2: pass one Tap"),
+        (dict(dtype="float32"), "dtype is 'float32'"),
+        (dict(device="nope"), "device 'nope' is not to be had here"),
+        (dict(image_size=57.5), "image_size is 57.5"),
+        (dict(image_size=3), "smaller than one patch"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(shared, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        vv.load(**({"source": shared / "golden" / "hf_dinov2"} | arguments))

@@ -161,10 +161,10 @@ def test_two_processes_equal_one(settings, tmp_path, change):
     (tmp_path / "train.json").write_text(json.dumps(records))
     change = [*change, "--data.turns", "1", "--feature_dtype", "float32"]
     one = run(settings(*change))["losses"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "recipes.vqa", *settings("--out", str(tmp_path / "two"), *change)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert two["processes"] == 2 and two["final_loss"] == pytest.approx(one[-1], rel=1e-4)

@@ -136,6 +136,8 @@ def test_shuffled_pictures_are_all_other_pictures():
     other = other_pictures(asked, seed=1)
     assert all(one.images != shown for one, shown in zip(asked, other, strict=True))
     assert {shown for shown in other} == {one.images for one in asked}
+    single = [Conversation(("a",), (("<image> ?", "a"),)), Conversation((), (("?", "a"),))]
+    assert other_pictures(single, seed=1) == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -361,9 +361,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
             try:
                 model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
-            except ValueError:
-                raise
-            except Exception as error:  # tokenizers raise plain Exception on a damaged file
+            except Exception as error:  # each file fails in its own way; tokenizers raise plain Exception
                 raise ValueError(
                     f"the processor's files in {folder} cannot be read ({error}): get them anew"
                 ) from error
