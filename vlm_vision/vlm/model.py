@@ -24,7 +24,7 @@ from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict, num_image_tokens
-from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor
+from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
@@ -101,7 +101,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{type(llm).__name__} is no causal language model: load it with AutoModelForCausalLM")
         if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
             raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
-        tokenizer = _with_image_token(tokenizer)
+        tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         rows, width = _embedding_shape(llm)
         if image_token_id >= rows:
@@ -392,18 +392,6 @@ def _embedding_shape(llm: PreTrainedModel) -> tuple[int, int]:
     """(rows, width) of the word embeddings."""
     weight: Any = llm.get_input_embeddings().weight
     return weight.shape[0], weight.shape[1]
-
-
-def _with_image_token(tokenizer: Any) -> Any:
-    """A copy that knows `<image>` as one token and can pad."""
-    tokenizer = copy.deepcopy(tokenizer)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise ValueError("the tokenizer has neither a padding, an end nor an unknown token: set tokenizer.pad_token")
-    return tokenizer
 
 
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)

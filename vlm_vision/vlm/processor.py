@@ -1,5 +1,6 @@
 """Text with `<image>` in it, and pictures, to the inputs of a `VisionLanguageModel`."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -191,6 +192,18 @@ def _pictures(chat: Sequence[dict[str, Any]]) -> list[ImageInput]:
         for part in parts
         if part["type"] == "image" and any(k in part for k in keys)
     ]
+
+
+def with_image_token(tokenizer: Any) -> Any:
+    """A copy that knows `<image>` as one token and can pad."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ValueError("the tokenizer has neither a padding, an end nor an unknown token: set tokenizer.pad_token")
+    return tokenizer
 
 
 AutoProcessor.register(VisionLanguageConfig, VisionLanguageProcessor)
