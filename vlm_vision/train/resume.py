@@ -27,6 +27,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, *, step: int, run: d
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(staging))
+    accelerator.wait_for_everyone()  # every process writes its own random state
     if accelerator.is_main_process:
         (staging / "run.json").write_text(json.dumps({"step": step, "run": run}, indent=2, sort_keys=True))
         older = _checkpoints(folder)
