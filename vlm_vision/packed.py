@@ -1,8 +1,8 @@
 """Linear layers with weights laid out for the CPU's matrix kernels, for inference at one shape.
 
 PyTorch hands MKL and oneDNN a weight matrix as it is stored, and they rearrange it in every call. Rearranged once, small
-batches run a good deal faster, and oneDNN can apply GELU while the product is still in cache; the price is a second copy
-of the weights.
+batches run a good deal faster, and in bfloat16 oneDNN applies GELU while the product is still in cache; the price is a
+second copy of the weights.
 """
 
 import torch
@@ -16,15 +16,12 @@ from vlm_vision.vit import ACTIVATIONS, Attention, Mlp, VisionTransformer
 _FUSED: dict[Activation, str] = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activations that oneDNN applies inside the product, and its name for their approximation."""
 
-_MANY_ROWS = 1024
-"""From here on a float32 product gains more from GELU inside oneDNN's kernel than from MKL's faster one."""
-
 
 class PackedLinear(nn.Module):
     """A linear layer, and the activation after it if one is named, with packed weights where it can, else as before.
 
     Packed: without gradients, on the CPU, at the number of rows it was packed for. float32 is packed for MKL, bfloat16
-    and long products with GELU for oneDNN.
+    for oneDNN, which takes GELU into the product.
     """
 
     def __init__(self, linear: nn.Linear, rows: int, activation: Activation | None = None):
@@ -32,8 +29,7 @@ class PackedLinear(nn.Module):
         self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
         self.activation: Activation | None = activation
         weight = linear.weight.detach()
-        many = activation in _FUSED and rows >= _MANY_ROWS
-        self.for_mkl = weight.dtype == torch.float32 and not many
+        self.for_mkl = weight.dtype == torch.float32
         if self.for_mkl:
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         else:
