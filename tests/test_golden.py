@@ -72,3 +72,4 @@ def test_the_vision_part_of_llava_gives_the_features_of_llava(shared, name):
     layer = about["arch"]["vision_feature_layer"]
     out = encoder(golden["pixel_values"], tap=vv.Tap(layer, norm=False))
     assert error(out.patch_tokens, golden["features"]) < TOLERANCE
+    assert (encoder(golden["pixel_values"]).pooled is None) == (name == "hf_llava_siglip_fp16")  # LLaVA drops that head

@@ -294,12 +294,19 @@ def test_a_llava_folder_may_leave_the_kind_of_its_tower_out(copied):
     assert vv.load(folder).origin.family == "clip_vision_model"
 
 
+@pytest.mark.parametrize("head", [True, False])
 @torch.inference_mode()
-def test_siglip_for_classification_reads_the_mean_of_the_patches(tmp_path):
+def test_siglip_for_classification_reads_the_mean_of_the_patches(tmp_path, head):
     from transformers import SiglipConfig, SiglipForImageClassification
 
     vision = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        vision_use_head=head,
     )
     theirs = SiglipForImageClassification(SiglipConfig(vision_config=vision, num_labels=5)).eval()
     theirs.save_pretrained(tmp_path)

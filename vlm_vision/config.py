@@ -95,6 +95,10 @@ class ViTConfig:
         _known("pool", self.pool, get_args(Pool))
         if self.pool == "cls" and not self.class_token:
             raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
+        if self.pool == "none" and (self.pool_head != "none" or (self.num_classes and self.class_input == "pooled")):
+            raise ValueError(
+                "ViTConfig: pool 'none' leaves nothing for pool_head or the classes to read; choose a pool"
+            )
 
     @property
     def head_dim(self) -> int:

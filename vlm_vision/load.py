@@ -77,7 +77,7 @@ def load(
     names |= frozenset(name for name in weights.shapes if name in family.beside)
     try:
         vit = family.read_config(config, names)
-    except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
         ) from None

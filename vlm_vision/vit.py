@@ -294,24 +294,28 @@ class VisionTransformer(nn.Module):
     def _pool(self, x: Tensor, normed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """`pooled` and `logits` from the last block's output x; `normed` is norm(x) where it is at hand."""
         config = self.config
-        if config.pool == "none":
+        if config.pool == "none" and self.head is None:
             return None, None
         if normed is None:
             class_alone = config.pool == "cls" and config.class_input == "pooled"
             normed = self.norm(x[:, :1] if class_alone else x)
         assert normed is not None
         patches = normed[:, config.num_prefix_tokens :]
+        pooled = None
         if self.pool is not None:
             pooled = self.pool(normed)
-        else:
+        elif config.pool != "none":
             pooled = normed[:, 0] if config.pool == "cls" else patches.mean(dim=1)
         if self.pool_head is not None:
             pooled = self.pool_head(pooled)
             pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled
         if self.head is None:
             return pooled, None
-        features = pooled if config.class_input == "pooled" else patches.mean(dim=1)
-        if config.class_input == "cls_mean":
+        features = patches.mean(dim=1)
+        if config.class_input == "pooled":
+            assert pooled is not None  # ViTConfig sees to it
+            features = pooled
+        elif config.class_input == "cls_mean":
             features = torch.cat([normed[:, 0], features], dim=-1)
         return pooled, self.head(features)
 

@@ -72,7 +72,7 @@ def _siglip_config(config: Json, names: frozenset[str]) -> ViTConfig:
         mlp_dim=config["intermediate_size"],
         mlp=activation(config),
         class_token=False,
-        pool="map" if config["vision_use_head"] else "mean",
+        pool="map" if config["vision_use_head"] else "none",
         num_classes=num_labels(config) if "classifier.weight" in names else 0,
         class_input="patch_mean",
     )
