@@ -71,9 +71,13 @@ def test_a_saved_tower_is_the_same_to_the_bit_for_us_and_for_transformers(shared
 def test_defaults_are_those_of_transformers():
     from transformers import AutoConfig
 
+    absent = {("vit_mae", "pooler_output_size"), ("vit_mae", "pooler_act")}  # heads that these never have
+    absent |= {("idefics3_vision", "vision_use_head"), ("smolvlm_vision", "vision_use_head")}
     for name, family in hf.FAMILIES.items():
         theirs = AutoConfig.for_model(name).to_dict()
         for field, value in family.defaults.items():
+            if (name, field) in absent:
+                continue
             assert theirs[field] == value or value is None, (name, field)
 
 
@@ -244,7 +248,7 @@ def test_saving_what_the_layout_cannot_express_writes_nothing(encoder, tmp_path)
         preprocess=encoder.preprocess,
         origin=encoder.origin,
     )
-    with pytest.raises(ValueError, match="cannot express the architecture: it disagrees on the weight registers"):
+    with pytest.raises(ValueError, match="cannot express this architecture: num_registers 2 would become 0"):
         odd.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="cannot save as 'onnx'"):
         encoder.save_pretrained(tmp_path / "saved", format="onnx")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_vision.preprocess import Preprocess, load_image
+from vlm_vision.pictures import load_image
+from vlm_vision.preprocess import Preprocess
 
 WHOLE = Preprocess(
     resize="none", resize_to=(0, 0), resample="bicubic", crop=None, rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1)

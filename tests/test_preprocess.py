@@ -1,16 +1,12 @@
-"""Preprocessing against golden tensors and against transformers' PIL image processors."""
+"""The preprocessing itself: batches, resizes, and the spec as data. Foreign formats are in test_preprocess_formats.py."""
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
-from vlm_vision.checkpoints.hf_preprocess import from_hf, to_hf
 from vlm_vision.preprocess import Preprocess
 
 SQUASH = Preprocess(
@@ -34,106 +30,6 @@ WHOLE = dataclasses.replace(SQUASH, resize="none", resize_to=(0, 0), rescale=1.0
 """Leaves the picture as it is."""
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-# ---------------------------------------------------------------------------------------------- golden tensors
-
-GOLDEN_IMAGES = ("astronaut.png", "camera_gray.png", "chelsea_tall.png", "coffee.jpg", "logo_rgba.png")
-
-
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    folder = shared / "golden" / "preprocess"
-    return json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), folder / "images"
-
-
-@pytest.mark.parametrize("image", GOLDEN_IMAGES)
-@pytest.mark.parametrize("processor", ["siglip.pil", "dinov2_bit.pil", "clip.pil", "vit.pil"])
-def test_pixels_equal_the_golden_tensors(golden, processor: str, image: str) -> None:
-    case, tensors, images = golden
-    reference = case["processors"][processor]
-    expected = tensors[f"{processor}.{Path(image).stem}"]
-    for config in (reference["kwargs"], reference["resolved"]):
-        spec = from_hf({"image_processor_type": reference["class"], **config})
-        torch.testing.assert_close(spec(images / image)[0], expected, rtol=0, atol=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------- transformers
-
-SIZES = [(37, 53), (201, 31), (31, 200), (1, 57), (57, 1), (9, 8), (40, 40)]
-REFERENCES = [
-    ("BitImageProcessor", {"size": {"shortest_edge": 45}, "crop_size": {"height": 40, "width": 40}}),
-    ("BitImageProcessor", {"size": {"shortest_edge": 30}, "crop_size": {"height": 41, "width": 36}, "resample": 2}),
-    ("BitImageProcessor", {"do_resize": False, "crop_size": 32}),
-    ("CLIPImageProcessor", {"size": 33, "crop_size": 32, "resample": 1}),
-    ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "do_center_crop": False, "resample": 5}),
-    ("CLIPImageProcessor", {"size": 40, "crop_size": [40, 39], "do_normalize": False, "resample": 4}),
-    ("SiglipImageProcessor", {"size": {"height": 28, "width": 42}}),
-    ("SiglipImageProcessor", {"size": 30, "image_mean": 0.4, "image_std": 0.3}),
-    ("ViTImageProcessor", {"size": 40}),
-    ("ViTImageProcessor", {"size": {"height": 80, "width": 64}, "resample": 0, "rescale_factor": 1 / 127}),
-    ("DeiTImageProcessor", {"size": 50, "crop_size": 45}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), REFERENCES)
-def test_pixels_equal_transformers(name: str, options: dict) -> None:
-    import transformers
-
-    reference = getattr(transformers, name + "Pil")(**options)
-    spec = from_hf({"image_processor_type": name, **options})
-    for seed, size in enumerate(SIZES):
-        image = Image.fromarray(picture(*size, seed=seed))
-        expected = reference(image, return_tensors="pt").pixel_values
-        torch.testing.assert_close(spec(image), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ViT", "DeiT", "CLIP", "Siglip", "Bit"])
-def test_missing_keys_take_the_defaults_of_the_class(name: str) -> None:
-    import transformers
-
-    reference = getattr(transformers, f"{name}ImageProcessorPil")()
-    image = Image.fromarray(picture(90, 120))
-    expected = reference(image, return_tensors="pt").pixel_values
-    for config in (
-        {"image_processor_type": f"{name}ImageProcessor"},
-        {"image_processor_type": f"{name}ImageProcessorFast", "size": None, "crop_size": None, "do_pad": None},
-        {"feature_extractor_type": f"{name}FeatureExtractor"},
-        reference.to_dict(),
-    ):
-        torch.testing.assert_close(from_hf(config)(image), expected, rtol=0, atol=1e-6)
-
-
-def test_a_dinov3_config_is_read_as_its_hub_file_says() -> None:
-    spec = from_hf(
-        {
-            "crop_size": None,
-            "data_format": "channels_first",
-            "default_to_square": True,
-            "device": None,
-            "disable_grouping": None,
-            "do_center_crop": None,
-            "do_convert_rgb": None,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.485, 0.456, 0.406],
-            "image_processor_type": "DINOv3ViTImageProcessorFast",
-            "image_std": [0.229, 0.224, 0.225],
-            "input_data_format": None,
-            "resample": 2,
-            "rescale_factor": 0.00392156862745098,
-            "return_tensors": None,
-            "size": {"height": 224, "width": 224},
-        }
-    )
-    assert spec == from_hf({"image_processor_type": "DINOv3ViTImageProcessor"})
-    assert (spec.resize, spec.output_size, spec.resample) == ("squash", (224, 224), "bilinear")
-
-
 SPECS = [
     SQUASH,
     CROPPED,
@@ -142,58 +38,16 @@ SPECS = [
     dataclasses.replace(SQUASH, crop=(30, 20), resample="hamming"),
     dataclasses.replace(WHOLE, crop=(30, 60), rescale=1 / 127.5, mean=(1, 1, 1), resample="nearest"),
 ]
+BUDGETED = CROPPED.with_budget(max_patches=12, patch_size=14)
+FLOAT = dataclasses.replace(SQUASH, kernel="float", resample="bilinear")
+LETTERBOX = dataclasses.replace(SQUASH, resize="letterbox", resize_to=(30, 30), fill=(127, 127, 128))
+EVEN = dataclasses.replace(CROPPED, crop_rounding="half_even")
+SIZES = [(37, 53), (201, 31), (31, 200), (1, 57), (57, 1), (9, 8), (40, 40)]
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("name", ["CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor"])
-def test_a_written_config_loads_in_transformers_and_gives_the_same_pixels(tmp_path: Path, spec, name: str) -> None:
-    from transformers import AutoImageProcessor
-
-    config = to_hf(spec, image_processor_type=name)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    assert from_hf(json.loads(json.dumps(config))) == spec
-    image = Image.fromarray(picture(37, 53))
-    reference = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    expected = reference(image, return_tensors="pt").pixel_values
-    torch.testing.assert_close(spec(image), expected, rtol=1e-6, atol=1e-6)
-
-
-BIT = {"image_processor_type": "BitImageProcessor"}
-WHOLLY_GIVEN = {**to_hf(CROPPED), "image_processor_type": "SomeImageProcessor"}
-
-
-def test_an_unknown_type_with_every_key_is_read() -> None:
-    assert from_hf(WHOLLY_GIVEN) == CROPPED
-    assert from_hf({**WHOLLY_GIVEN, "do_reduce_labels": False, "do_pad": False}) == CROPPED
-    uncropped = {key: value for key, value in WHOLLY_GIVEN.items() if key not in ("do_center_crop", "crop_size")}
-    assert from_hf(uncropped) == dataclasses.replace(CROPPED, crop=None)
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        (BIT | {"size": {"longest_edge": 40}}, "size=.*longest_edge.*not supported"),
-        (BIT | {"size": {"shortest_edge": 40, "longest_edge": 80}}, "size=.*longest_edge.*not supported"),
-        (BIT | {"do_pad": True}, "do_pad=True.*not supported"),
-        (BIT | {"crop_size": {"shortest_edge": 40}}, "crop_size=.*not supported"),
-        (BIT | {"data_format": "channels_last"}, "data_format='channels_last'.*not supported"),
-        (BIT | {"resample": 9}, "resample=9.*not supported"),
-        (BIT | {"size_divisor": 32}, "size_divisor=32.*not supported"),
-        ({"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}, "max_num_patches=256.*not supp"),
-        ({"image_processor_type": "ConvNextFeatureExtractor", "size": 224}, "'ConvNextImageProcessor'.*not supported"),
-        ({k: v for k, v in WHOLLY_GIVEN.items() if k != "size"}, r"lacks \['size'\].*'SomeImageProcessor'"),
-        ({k: v for k, v in WHOLLY_GIVEN.items() if k != "do_center_crop"}, r"lacks \['do_center_crop'\]"),
-        (WHOLLY_GIVEN | {"size": 224}, r"lacks \['default_to_square'\]"),
-    ],
-)
-def test_a_config_that_cannot_be_reproduced_is_refused_by_name(config: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        from_hf(config)
-
-
-def test_to_hf_refuses_a_type_that_could_not_be_read_back() -> None:
-    with pytest.raises(ValueError, match="'ConvNextImageProcessor': expected one of"):
-        to_hf(SQUASH, image_processor_type="ConvNextImageProcessor")
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------- batches
@@ -224,9 +78,128 @@ def test_an_empty_batch_is_refused() -> None:
 def test_images_that_come_out_in_different_sizes_are_refused() -> None:
     images = [picture(20, 30), picture(30, 20)]
     uncropped = dataclasses.replace(CROPPED, crop=None)
-    with pytest.raises(ValueError, match=r"sizes \[\(45, 67\), \(67, 45\)\].*one size in a batch; set a crop or"):
+    with pytest.raises(
+        ValueError,
+        match=r"sizes \[\(45, 67\), \(67, 45\)\].*one size in a batch; set a crop or .*"
+        r"keep the sizes by encoder\.packed\(preprocess\.each\(images\)\)$",
+    ):
         uncropped(images)
     assert uncropped(images[:1]).shape == (1, 3, 45, 67)
+
+
+def test_each_gives_every_picture_its_own_size_and_the_pixels_it_has_alone() -> None:
+    images = [picture(20, 30), picture(30, 20, seed=1), picture(50, 50, seed=2)]
+    for spec in (dataclasses.replace(CROPPED, crop=None), BUDGETED, WHOLE, FLOAT, CROPPED):
+        pixels = spec.each(images)
+        assert len(pixels) == 3
+        for image, planes in zip(images, pixels, strict=True):
+            assert planes.dtype == torch.float32 and planes.is_contiguous()
+            assert torch.equal(planes, spec(image)[0])
+    assert [planes.shape for planes in WHOLE.each(images)] == [(3, 20, 30), (3, 30, 20), (3, 50, 50)]
+    with pytest.raises(ValueError, match="no images: expected at least one"):
+        WHOLE.each([])
+
+
+# ---------------------------------------------------------------------------------------------- resizes
+
+RAMP = np.tile(np.arange(0, 240, 8, dtype=np.uint8)[:, None, None], (1, 20, 3))
+"""(30, 20): each row one grey."""
+
+
+def test_a_budget_is_kept_and_nearly_used_and_so_is_the_aspect_ratio() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = random.integers(20, 400, 2)
+        patch_size, budget = int(random.integers(4, 20)), int(random.integers(16, 300))
+        [pixels] = CROPPED.with_budget(budget, patch_size).each(np.zeros((height, width, 3), np.uint8))
+        rows, columns = (side / patch_size for side in pixels.shape[1:])
+        assert rows.is_integer() and columns.is_integer() and rows * columns <= budget
+        # each side is rounded up by less than a patch from one common scale
+        assert (rows - 1) / height < columns / width and (columns - 1) / width < rows / height
+        # a patch more along both sides would not fit
+        assert (rows + 1) * (columns + 1) > budget
+
+
+def test_with_budget_keeps_the_whole_picture_filter_and_normalisation() -> None:
+    spec = dataclasses.replace(CROPPED, crop_rounding="half_even", fill=(1, 2, 3), kernel="float").with_budget(12, 14)
+    assert spec == dataclasses.replace(BUDGETED, kernel="float")
+    assert (spec.resize, spec.crop, spec.output_size) == ("max_patches", None, None)
+    assert (spec.resample, spec.mean, spec.std) == (CROPPED.resample, CROPPED.mean, CROPPED.std)
+    assert spec(RAMP).shape == (1, 3, 56, 42)
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(
+            ValueError, match=f"max_patches is {wrong} but resize is 'max_patches': expected a positive"
+        ):
+            CROPPED.with_budget(wrong, 14)
+
+
+def test_letterbox_keeps_all_of_the_picture_between_bars_of_the_fill_colour() -> None:
+    spec = dataclasses.replace(WHOLE, resize="letterbox", resize_to=(60, 60), fill=(9, 99, 199), resample="nearest")
+    assert spec.output_size == (60, 60) and spec.at(30, 30).resize_to == (30, 30)
+    pixels = spec(RAMP)[0]  # 5 columns left and right make it 30 x 30, then each pixel is doubled
+    assert pixels.shape == (3, 60, 60)
+    bar = torch.tensor([9.0, 99.0, 199.0])[:, None, None].expand(3, 60, 10)
+    assert torch.equal(pixels[:, :, :10], bar) and torch.equal(pixels[:, :, 50:], bar)
+    expected = torch.from_numpy(RAMP).permute(2, 0, 1).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(pixels[:, :, 10:50], expected)
+    for height, width in SIZES:  # an odd difference leaves one pixel over
+        assert spec(picture(height, width)).shape == (1, 3, 60, 60)
+
+
+def test_cover_and_fit_keep_the_aspect_ratio_outside_and_inside_of_a_size() -> None:
+    cover = dataclasses.replace(WHOLE, resize="cover", resize_to=(30, 40))
+    fit = dataclasses.replace(cover, resize="fit")
+    assert cover(RAMP).shape == (1, 3, 60, 40) and fit(RAMP).shape == (1, 3, 30, 20)
+    assert fit(picture(1, 500)).shape == (1, 3, 1, 40)
+    assert cover.output_size is fit.output_size is None
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "floor", "half_even"),
+    [
+        (45, 40, 2, 2),
+        (47, 40, 3, 4),
+        (44, 40, 2, 2),
+        (40, 40, 0, 0),
+        (40, 45, -3, -2),
+        (40, 44, -2, -2),
+        (7, 10, -2, -1),
+    ],
+)
+def test_a_crop_is_placed_as_its_rounding_says(size: int, crop: int, floor: int, half_even: int) -> None:
+    column = np.arange(1, size + 1, dtype=np.uint8)[:, None, None].repeat(3, 2)
+    for rounding, offset in (("floor", floor), ("half_even", half_even)):
+        spec = dataclasses.replace(WHOLE, crop=(crop, 1), fill=(255, 255, 255), crop_rounding=rounding)
+        expected = [row + 1 if 0 <= row < size else 255 for row in range(offset, offset + crop)]
+        assert spec(column)[0, 0, :, 0].tolist() == expected
+
+
+def test_the_float_kernel_is_torchs_antialiased_resize_of_floats() -> None:
+    image = picture(53, 37)
+    for resample in ("bilinear", "bicubic"):
+        spec = dataclasses.replace(FLOAT, resample=resample, crop=(20, 30))
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+        resized = torch.nn.functional.interpolate(planes, (28, 42), mode=resample, antialias=True)
+        torch.testing.assert_close(spec(image), (resized[:, :, 4:24, 6:36] - 0.5) / 0.5, rtol=0, atol=1e-5)
+
+
+def test_the_point_kernel_reads_two_by_two_pixels_and_truncates() -> None:
+    spec = dataclasses.replace(WHOLE, resize="squash", resize_to=(2, 1), resample="bilinear", kernel="point")
+    column = np.array([10, 90, 21, 32, 200, 7], np.uint8)[:, None, None].repeat(3, 2)
+    assert spec(column)[0, 0, :, 0].tolist() == [90, 200]  # centres 1 and 4: an antialiased filter sees all
+    assert dataclasses.replace(spec, resize_to=(3, 1))(column)[0, 0, :, 0].tolist() == [50, 26, 103]  # 26.5, 103.5
+    assert dataclasses.replace(spec, resize_to=(12, 1))(column)[0, 0, :3, 0].tolist() == [10, 30, 70]
+
+
+def test_the_point_kernel_is_within_one_step_of_torch_and_keeps_flat_areas() -> None:
+    image = picture(53, 37)
+    spec = dataclasses.replace(WHOLE, resize="squash", resize_to=(31, 45), resample="bilinear", kernel="point")
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(planes, (31, 45), mode="bilinear", align_corners=False).floor()
+    difference = (spec(image) - expected).abs()
+    assert difference.max() <= 1 and difference.mean() < 0.01
+    for grey in range(256):
+        assert (spec(np.full((13, 17, 3), grey, np.uint8)) == grey).all()
 
 
 # ---------------------------------------------------------------------------------------------- the spec
@@ -254,12 +227,12 @@ def test_at_keeps_the_kind_and_changes_the_size() -> None:
 
 
 def test_at_refuses_a_size_it_cannot_promise() -> None:
-    for spec in (WHOLE, dataclasses.replace(CROPPED, crop=None)):
+    for spec in (WHOLE, dataclasses.replace(CROPPED, crop=None), BUDGETED, LETTERBOX):
         with pytest.raises(ValueError, match=r"without a crop cannot give every picture the size \(30, 40\)"):
             spec.at(30, 40)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, BUDGETED, FLOAT, LETTERBOX, EVEN])
 def test_a_spec_survives_json(spec: Preprocess) -> None:
     again = Preprocess.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec and again.fingerprint == spec.fingerprint and hash(again) == hash(spec)
@@ -276,6 +249,10 @@ def test_from_dict_takes_every_key_and_no_other() -> None:
 
 def test_the_fingerprint_never_changes_for_the_same_spec() -> None:
     assert CROPPED.fingerprint == "9dce0154edbaeca8"
+    assert SQUASH.fingerprint == "2eecd64920147387"
+    assert WHOLE.fingerprint == "f7198e4dc4067a81"
+    for spec in SPECS:  # fields that came later are not written while they keep their defaults
+        assert list(spec.to_dict()) == ["resize", "resize_to", "resample", "crop", "rescale", "mean", "std"]
     assert dataclasses.replace(WHOLE, mean=(0.0, 0.0, 0.0), rescale=1).fingerprint == WHOLE.fingerprint
 
 
@@ -289,9 +266,12 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         "mean": (0.485, 0.406, 0.456),
         "std": (0.229, 0.224, 0.226),
     }
+    later = {"crop_rounding": "half_even", "fill": (0, 0, 1), "kernel": "float"}
     assert changes.keys() == CROPPED.to_dict().keys()
+    changes |= later
     prints = {dataclasses.replace(CROPPED, **{field: value}).fingerprint for field, value in changes.items()}
-    assert len(prints | {CROPPED.fingerprint}) == len(changes) + 1
+    prints |= {dataclasses.replace(BUDGETED, **{field: 7}).fingerprint for field in ("patch_size", "max_patches")}
+    assert len(prints | {CROPPED.fingerprint, BUDGETED.fingerprint}) == len(changes) + 4
 
 
 @pytest.mark.parametrize(
@@ -299,7 +279,7 @@ def test_the_fingerprint_changes_with_every_field() -> None:
     [
         (
             {"resize": "shortest"},
-            "resize is 'shortest': expected one of none, squash, shortest_edge; did you mean 'shortest_e",
+            "resize is 'shortest': expected one of none, squash, shortest_edge, .*fit; did you mean 'shortest_e",
         ),
         ({"resample": "bicubik"}, "resample is 'bicubik': .*; did you mean 'bicubic'"),
         ({"resample": 3}, "resample is 3: expected one of nearest, .*; use one of these"),
@@ -310,6 +290,27 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         ({"resize": "shortest_edge"}, r"resize_to is \(28, 42\) but resize is 'shortest_edge': expected \(28, 28\)"),
         ({"crop": (40, -1)}, "crop is .*expected 2 positive whole numbers"),
         ({"crop": (40, 40, 3)}, "crop is .*expected 2 positive whole numbers"),
+        ({"resize": "max_patches"}, r"resize_to is \(28, 42\) but resize is 'max_patches': expected \(0, 0\)"),
+        ({"resize": "letterbox"}, r"resize_to is \(28, 42\) but resize is 'letterbox': expected \(28, 28\)"),
+        ({"resize": "max_patches", "resize_to": (0, 0)}, "patch_size is 0 but .*: expected a positive whole number"),
+        ({"patch_size": 14}, "patch_size is 14 but resize is 'squash': expected 0"),
+        ({"max_patches": 256}, "max_patches is 256 but resize is 'squash': expected 0"),
+        (
+            {"resize": "max_patches", "resize_to": (0, 0), "patch_size": 8, "max_patches": 9, "crop": (8, 8)},
+            r"crop is \(8, 8\) but resize is 'max_patches', which keeps the whole picture: expected crop=None",
+        ),
+        ({"kernel": "pilow"}, "kernel is 'pilow': expected one of pillow, float, point; did you mean 'pillow'"),
+        (
+            {"kernel": "float", "resample": "lanczos"},
+            "kernel 'float' has no filter 'lanczos': expected bilinear or bic",
+        ),
+        ({"kernel": "point"}, "kernel 'point' has no filter 'bicubic': expected bilinear$"),
+        ({"kernel": "float", "resize": "none", "resize_to": (0, 0)}, "kernel is 'float' but resize is 'none'"),
+        ({"crop_rounding": "even"}, "crop_rounding is 'even': expected one of floor, half_even; did you mean 'half_ev"),
+        ({"crop_rounding": "half_even"}, "crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop"),
+        ({"fill": (0, 0, 256)}, r"fill is \(0, 0, 256\): expected 3 whole numbers in 0..255"),
+        ({"fill": (0.5, 0.5, 0.5)}, "fill is .*expected 3 whole numbers in 0..255"),
+        ({"fill": (1, 1, 1)}, r"fill is \(1, 1, 1\) but nothing is added to the picture: expected \(0, 0, 0\), a crop"),
         ({"rescale": 0.0}, "rescale is .*not zero"),
         ({"rescale": float("nan")}, "rescale is .*finite"),
         ({"mean": (0.5, 0.5)}, "mean is .*expected 3 finite numbers"),

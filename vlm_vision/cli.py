@@ -8,7 +8,7 @@ from pathlib import Path
 
 import vlm_vision as vv
 from vlm_vision.load import known_device
-from vlm_vision.preprocess import load_image
+from vlm_vision.pictures import load_image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

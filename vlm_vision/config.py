@@ -9,7 +9,9 @@ from torch import Tensor
 from vlm_vision.position import RESIZE, Grid
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
-Pool = Literal["none", "cls", "mean", "map"]
+Pool = Literal["none", "cls", "cls_dist", "mean", "map", "query"]
+ClassInput = Literal["pooled", "cls_mean", "patch_mean", "distilled"]
+Remainder = Literal["floor", "error", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,11 @@ class ViTConfig:
     mlp_dim: int
     """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
     channels: int = 3
+    remainder: Remainder = "floor"
+    """What becomes of pixels past the last whole patch: not seen, as in a strided convolution; an error; or the picture
+    is padded to whole patches with zeros, which the patch embedding does not see."""
+    patch_drop: float = 0.0
+    """Share of the patches that each picture loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
     class_token: bool = True
     num_registers: int = 0
     """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
@@ -36,6 +43,8 @@ class ViTConfig:
     position_resize: str = "bicubic"
     """Rule, by name in `vlm_vision.position.RESIZE`, that takes the table off its native grid."""
     rope_base: float = 100.0
+    patch_norm: bool = False
+    """A norm between the patch embedding and the positions (AIMv2)."""
     pre_norm: bool = False
     """A norm between the embedding and the first block (CLIP)."""
     patch_bias: bool = True
@@ -53,15 +62,19 @@ class ViTConfig:
     """Stochastic depth of the last block; earlier blocks ramp up to it from 0."""
     final_norm: bool = True
     pool: Pool = "cls"
-    """What `pooled` is made of: normed CLS, mean of normed patches, or multi-head attention pooling (SigLIP)."""
+    """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
+    multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
+    pool_norm: bool = False
+    """A norm after the pooling; with final_norm=False the tokens have none (fine-tuned MAE, timm's fc_norm)."""
     pool_head: Literal["none", "linear", "tanh"] = "none"
     """After pooling: nothing, a linear map without bias (CLIP's projection), or a linear map and tanh (BERT's pooler)."""
     pool_dim: int = 0
     """Width after `pool_head`."""
     num_classes: int = 0
     """Outputs of the classification head; 0 for none."""
-    class_input: Literal["pooled", "cls_mean", "patch_mean"] = "pooled"
-    """What the classification head reads: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP)."""
+    class_input: ClassInput = "pooled"
+    """What the classification head reads: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP);
+    distilled: a head on CLS and one on the distillation token, averaged (DeiT)."""
 
     def __post_init__(self):
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
@@ -93,6 +106,13 @@ class ViTConfig:
         _known("position_resize", self.position_resize, RESIZE)
         _known("mlp", self.mlp, get_args(Activation))
         _known("pool", self.pool, get_args(Pool))
+        _known("class_input", self.class_input, get_args(ClassInput))
+        _known("remainder", self.remainder, get_args(Remainder))
+        if not 0 <= self.patch_drop < 1:
+            raise ValueError(f"ViTConfig.patch_drop is {self.patch_drop!r}, expected a share of at least 0 and below 1")
+        distilled = self.pool == "cls_dist" or self.class_input == "distilled"
+        if distilled and not (self.class_token and self.num_registers):
+            raise ValueError("ViTConfig: a distilled model has a class token and a distillation token (a register)")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
         if self.pool == "none" and (self.pool_head != "none" or (self.num_classes and self.class_input == "pooled")):
@@ -103,6 +123,12 @@ class ViTConfig:
     @property
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
+
+    @property
+    def linear_head_dim(self) -> int:
+        """Channels that the classification head reads."""
+        widths = {"pooled": self.pooled_dim, "cls_mean": 2 * self.embed_dim}
+        return widths.get(self.class_input, self.embed_dim)
 
     @property
     def grid(self) -> Grid:
@@ -117,13 +143,30 @@ class ViTConfig:
     def pooled_dim(self) -> int:
         return self.pool_dim if self.pool_head != "none" else self.embed_dim
 
-    def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patches of a picture of height x width pixels; pixels past the last whole patch are not seen."""
-        if height < self.patch_size or width < self.patch_size:
+    def grid_of(self, height: int, width: int) -> Grid:
+        """(rows, columns) of the patches of a picture of height x width pixels, by the `remainder` policy.
+
+        Raises:
+            ValueError: a side shorter than a patch; with remainder="error" also one that is no multiple of it.
+        """
+        patch = self.patch_size
+        if height < patch or width < patch:
             raise ValueError(
-                f"a picture of {height}x{width} pixels is smaller than one patch of {self.patch_size}x{self.patch_size}: enlarge it"
+                f"a picture of {height}x{width} pixels is smaller than one patch of {patch}x{patch}: enlarge it"
             )
-        return (height // self.patch_size) * (width // self.patch_size)
+        if self.remainder == "error" and (height % patch or width % patch):
+            raise ValueError(
+                f"a picture of {height}x{width} pixels is no whole number of {patch}x{patch} patches: resize it, or choose "
+                'remainder="floor" (drop the rest) or "pad" (add zeros)'
+            )
+        if self.remainder == "pad":
+            return -(-height // patch), -(-width // patch)
+        return height // patch, width // patch
+
+    def num_patch_tokens(self, height: int, width: int) -> int:
+        """Patches of a picture of height x width pixels; errors as `grid_of`."""
+        rows, columns = self.grid_of(height, width)
+        return rows * columns
 
 
 @dataclass(frozen=True)
@@ -165,6 +208,8 @@ class VisionOutput:
     """(B, E), the family's own vector for the picture; only from the last block."""
     logits: Tensor | None = None
     """(B, classes); only from the last block of a model with a classification head."""
+    kept: Tensor | None = None
+    """(B, K) indices of the patches that were seen, where some were dropped: then patch_tokens is (B, K, D)."""
 
 
 def _whole(field: str, value: object, least: int) -> None:

@@ -1,5 +1,6 @@
 """One tower with everything needed to use it right: architecture, weights, preprocessing, tap, provenance."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,26 @@ class Encoder(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the patches of pixels of height x width."""
-        self.config.num_patch_tokens(height, width)
-        return height // self.config.patch_size, width // self.config.patch_size
+        return self.config.grid_of(height, width)
 
     def forward(
-        self, pixels: Tensor, *, tap: Tap | None = None, mask: Tensor | None = None, pool: bool = True
+        self,
+        pixels: Tensor,
+        *,
+        tap: Tap | None = None,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        pool: bool = True,
     ) -> VisionOutput:
         """Encode pixels (B, C, H, W); arguments and errors as `VisionTransformer.forward`."""
-        return self.model(pixels.to(self.dtype), tap=tap or self.tap, mask=mask, pool=pool)
+        return self.model(pixels.to(self.dtype), tap=tap or self.tap, mask=mask, keep=keep, pool=pool)
+
+    def packed(self, pictures: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
+        """Encode pictures (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.
+
+        `encoder.packed(encoder.preprocess.each(images))`
+        """
+        return self.model.packed([picture.to(self.dtype) for picture in pictures], tap=tap or self.tap, pool=pool)
 
     def fold_layer_scale(self) -> None:
         """Fold every LayerScale into the layer before it, for inference: same outputs."""
@@ -106,9 +119,10 @@ class Encoder(nn.Module):
 
         Args:
             folder: made if absent.
-            format: "hf" writes what transformers reads: config.json, model.safetensors, preprocessor_config.json.
+            format: "hf" writes what transformers reads, "timm" what timm reads: config.json and model.safetensors.
 
-        A small vlm_vision.json beside them keeps the tap, the reference and the preprocessing's fingerprint.
+        A small vlm_vision.json beside them keeps the tap, the reference, the preprocessing's fingerprint, and the exact
+        preprocessing where the public file cannot say it; a warning tells what that file says instead.
 
         Raises:
             ValueError: unknown format, or an architecture that the family's layout cannot express.

@@ -3,23 +3,25 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm_vision.checkpoints import hf, keys
-from vlm_vision.checkpoints.files import WeightFiles, read_json
-from vlm_vision.checkpoints.hf_preprocess import from_hf
+from vlm_vision.checkpoints import sniff
+from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
+from vlm_vision.checkpoints.towers import Hints, Tower, build
 from vlm_vision.config import Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import VisionTransformer
 
-_HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+_HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin"]
+
+Size = int | tuple[int, int]
 
 
 def load(
@@ -27,18 +29,23 @@ def load(
     *,
     tap: Tap | Sequence[Tap] | None = None,
     reference: str | None = None,
-    image_size: int | tuple[int, int] | list[int | tuple[int, int]] | None = None,
+    image_size: Size | list[Size] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    format: str | None = None,
+    part: str | None = None,
+    architecture: str | None = None,
+    num_heads: int | None = None,
 ) -> Encoder | FusedEncoder:
     """Load a vision encoder, exactly as its reference computes it.
 
     Args:
-        source: local folder or hub id. "a + b" loads several and fuses them, channels in the order written. Of a whole
-            model (CLIP, SigLIP, LLaVA) only the vision part is read.
-        tap: the tokens that calls return: default the last block with the family's final norm. For a fused encoder one
-            for all towers or one each.
+        source: hub id, local folder (transformers, timm, open_clip, OpenVLA and Prismatic, LeRobot) or file (`.pth` and
+            `.pt` of the original code, big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order
+            written. Of a whole model (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA) only the vision part is read.
+        tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
+            the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
@@ -46,86 +53,108 @@ def load(
         dtype: of weights and computation. Half precision files are widened to it.
         device: where the weights go.
         revision: branch, tag or commit of a hub id.
+        format: "hf" or "open_clip", for a folder that holds both.
+        part: prefix of the weights to take from a file with several towers, such as "teacher.backbone".
+        architecture: timm's or open_clip's name of a bare state dict that does not tell it.
+        num_heads: attention heads, for a file that does not tell them.
 
     Returns:
         An `Encoder` in evaluation mode, or a `FusedEncoder`.
 
     Raises:
-        ValueError: nothing at `source`, a format that is not known, configuration and weights that disagree, a weight
-            that is missing or unused, preprocessing that was changed since the encoder was saved.
+        ValueError: nothing at `source`, a format that is not known or not told, configuration and weights that disagree,
+            a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise ValueError(f"source is {source!r}, expected a local folder or a hub id")
+        raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.float32")
-    device = known_device(device)
-    options: dict[str, Any] = dict(
-        reference=reference, image_size=image_size, dtype=dtype, device=device, revision=revision
-    )
+    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
+    options = _Options(reference, dtype, known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
-        return _fuse([part.strip() for part in source.split(" + ")], tap, options)
-    folder = _resolve(source, revision)
-    sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
-    if "towers" in sidecar:
-        return _fuse([folder / name for name in sidecar["towers"]], tap, options)
+        names = [name.strip() for name in source.split(" + ")]
+        return _fuse(names, [_found(name, options) for name in names], tap, image_size, options)
+    found = _found(source, options)
+    if len(found) > 1:
+        return _fuse([str(source)] * len(found), [[one] for one in found], tap, image_size, options)
     if tap is not None and not isinstance(tap, Tap):
         raise ValueError(f"{source} is one tower and tap is {tap!r}: pass one Tap, such as Tap(layer=-2, norm=False)")
+    if isinstance(image_size, list):
+        raise ValueError(f"{source} is one tower and image_size is {image_size!r}: pass one side, or (height, width)")
+    return _encoder(found[0], tap, image_size, options)
 
-    config, family_name, weights, prefix = _sniff(folder)
-    family = hf.FAMILIES[family_name]
-    names = frozenset(name.removeprefix(prefix) for name in weights.shapes if name.startswith(prefix))
-    names |= frozenset(name for name in weights.shapes if name in family.beside)
-    try:
-        vit = family.read_config(config, names)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    reference = str(reference or sidecar.get("reference", "transformers"))
-    vit = replace(vit, position_resize=_resize_rule(family_name, reference, vit))
-    with torch.device("meta"):
-        model = VisionTransformer(vit)
 
-    preprocess = _preprocess(folder, family_name, vit)
+@dataclass(frozen=True)
+class _Options:
+    reference: str | None
+    dtype: torch.dtype
+    device: torch.device
+    revision: str | None
+    hints: Hints
+
+
+@dataclass(frozen=True)
+class _Found:
+    tower: Tower
+    sidecar: dict[str, Any]
+    """What `Encoder.save_pretrained` kept beside the public layout."""
+
+
+def _found(source: str | Path, options: _Options) -> list[_Found]:
+    path = _resolve(source, options.revision)
+    beside = path / SIDECAR
+    sidecar = read_json(beside) if path.is_dir() and beside.is_file() else {}
+    if "towers" in sidecar:
+        return [found for name in sidecar["towers"] for found in _found(path / name, options)]
+    return [_Found(tower, sidecar) for tower in sniff.towers(path, options.hints)]
+
+
+def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
+    tower, sidecar = found.tower, found.sidecar
+    reference = str(options.reference or sidecar.get("reference", tower.reference))
+    config = tower.config
+    if config.position == "learned" and reference != tower.reference:
+        config = replace(config, position_resize=resize_rule(tower.family, reference))
+    elif reference != tower.reference:
+        resize_rule(tower.family, reference)  # says if there is no such reference
+    preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
     if "preprocess_fingerprint" in sidecar:
-        check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], str(folder))
+        check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], tower.source)
     if image_size is not None:
-        preprocess = preprocess.at(*_height_width(image_size, vit))
+        preprocess = preprocess.at(*_height_width(image_size, config))
     if tap is None:
-        tap = Tap(**sidecar["tap"]) if "tap" in sidecar else Tap()
-    _fill(model, family, weights, prefix, source=str(folder), dtype=dtype, device=device)
-    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family_name, reference)).eval()
+        tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
+    model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
+    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(tower.family, reference)).eval()
 
 
-def _fuse(sources: Sequence[str | Path], tap: Tap | Sequence[Tap] | None, options: dict[str, Any]) -> FusedEncoder:
+def _fuse(
+    sources: Sequence[str],
+    towers: Sequence[list[_Found]],
+    tap: Tap | Sequence[Tap] | None,
+    image_size: Size | list[Size] | None,
+    options: _Options,
+) -> FusedEncoder:
     taps = [tap] * len(sources) if tap is None or isinstance(tap, Tap) else list(tap)
     if len(taps) != len(sources):
         raise ValueError(f"{len(sources)} towers and {len(taps)} taps: give one tap, or one for each tower")
-    sizes = options.pop("image_size")
-    sizes = sizes if isinstance(sizes, list) else [sizes] * len(sources)
+    sizes = image_size if isinstance(image_size, list) else [image_size] * len(sources)
     if len(sizes) != len(sources):
         raise ValueError(
             f"{len(sources)} towers and {len(sizes)} image sizes: give one, or a list with one for each tower"
         )
-    towers = [
-        load(source, tap=t, image_size=size, **options) for source, t, size in zip(sources, taps, sizes, strict=True)
-    ]
-    for source, tower in zip(sources, towers, strict=True):
-        if not isinstance(tower, Encoder):
+    for source, found in zip(sources, towers, strict=True):
+        if len(found) > 1:
             raise ValueError(f"{source} is itself a fused encoder: write its towers out in one 'a + b + c'")
-    return FusedEncoder(towers).eval()  # type: ignore[arg-type]
+    return FusedEncoder(
+        [_encoder(found[0], t, size, options) for found, t, size in zip(towers, taps, sizes, strict=True)]
+    ).eval()
 
 
 def _resolve(source: str | Path, revision: str | None) -> Path:
     path = Path(source).expanduser()
-    if path.is_dir():
-        return path
     if path.exists():
-        raise ValueError(
-            f"{path} is a file of a format that is not known: expected a checkpoint folder with config.json and weights"
-        )
+        return path
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
         near = (
             difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
@@ -145,67 +174,6 @@ def _resolve(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _sniff(folder: Path) -> tuple[dict[str, Any], str, WeightFiles, str]:
-    """(vision config with defaults, family, weights, prefix of the vision part)"""
-    config = read_json(folder / "config.json")
-    model_type = config.get("model_type")
-    name: Any = hf.WHOLE_MODELS.get(str(model_type), model_type)
-    whole = str(model_type) in hf.WHOLE_MODELS
-    if whole:
-        part = config.get("vision_config") or {}
-        if not isinstance(part, dict):
-            raise ValueError(f"{folder / 'config.json'} has a vision_config that is no object: download it again")
-        name = part.get("model_type", name)
-        part = {label: config[label] for label in ("id2label", "num_labels") if label in config} | part
-        if model_type == "clip":
-            part = part | {"projection_dim": config.get("projection_dim", 512)}
-        config = part
-    if not isinstance(name, str) or name not in hf.FAMILIES:
-        known = ", ".join([*hf.FAMILIES, *hf.WHOLE_MODELS])
-        near = difflib.get_close_matches(str(name), [*hf.FAMILIES, *hf.WHOLE_MODELS])
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{folder / 'config.json'} has model_type {name!r}, expected one of {known}{hint}")
-    family = hf.FAMILIES[str(name)]
-    weights = WeightFiles(folder)
-    prefixes = [stored.removesuffix(family.landmark) for stored in weights.shapes if stored.endswith(family.landmark)]
-    if len(prefixes) != 1:
-        found = (
-            f"{len(prefixes)} towers ({', '.join(prefixes)})" if prefixes else f"no weight ending in {family.landmark}"
-        )
-        raise ValueError(
-            f"{folder} should hold one {name} tower, found {found}: configuration and weights are not of one model"
-        )
-    config = family.defaults | {field: value for field, value in config.items() if value is not None}
-    if model_type == "llava" and "vision_use_head" in config:  # LLaVA drops the pooling head whatever its config says
-        config["vision_use_head"] = f"{prefixes[0]}head.probe" in weights.shapes
-    return config, str(name), weights, prefixes[0]
-
-
-def _fill(
-    model: VisionTransformer,
-    family: hf.Family,
-    weights: WeightFiles,
-    prefix: str,
-    *,
-    source: str,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    stored = {
-        name if name in family.beside else name.removeprefix(prefix): name
-        for name in weights.shapes
-        if not name.endswith("position_ids") and not (prefix and name.startswith(hf.SIBLINGS))
-    }
-    state = keys.read(
-        family.keys(model.config),
-        {name: value.shape for name, value in model.state_dict().items()},
-        {ours: weights.shapes[theirs] for ours, theirs in stored.items()},
-        lambda name: weights.get(stored[name]).to(device=device, dtype=dtype),
-        source=source,
-    )
-    model.load_state_dict(state, strict=True, assign=True)
-
-
 def known_device(device: str | torch.device) -> torch.device:
     """The device, if this machine has it. Raises ValueError if not."""
     try:
@@ -223,30 +191,3 @@ def _height_width(image_size: Any, vit: ViTConfig) -> tuple[int, int]:
         raise ValueError(f"image_size is {image_size!r}, expected a side or (height, width) in whole pixels")
     vit.num_patch_tokens(*sides)
     return sides
-
-
-def _resize_rule(family: str, reference: str, config: ViTConfig) -> str:
-    rules = {"transformers": config.position_resize, "timm": "bicubic_antialias"} | hf.FAMILIES[family].original_resize
-    if reference not in rules:
-        raise ValueError(
-            f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}"
-        )
-    return rules[reference]
-
-
-def _preprocess(folder: Path, family: str, vit: ViTConfig) -> Preprocess:
-    """From preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        described = read_json(file)
-    else:
-        file = folder / "processor_config.json"
-        described = read_json(file).get("image_processor") if file.is_file() else None
-    if described is None:
-        return from_hf(hf.FAMILIES[family].preprocessor(vit))
-    try:
-        return from_hf(described)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} has a value of the wrong kind ({error!r}): download it again") from None

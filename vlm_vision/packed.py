@@ -8,10 +8,11 @@ second copy of the weights.
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.blocks import ACTIVATIONS, Attention, Mlp
 from vlm_vision.config import Activation
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.vit import ACTIVATIONS, Attention, Mlp, VisionTransformer
+from vlm_vision.vit import VisionTransformer
 
 _FUSED: dict[Activation, str] = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activations that oneDNN applies inside the product, and its name for their approximation."""

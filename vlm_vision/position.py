@@ -28,6 +28,28 @@ def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
     return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
+def _bucket(table: Tensor, grid: Grid) -> Tensor:
+    # Idefics3 and SmolVLM look rows up: the patch that starts at the fraction i / n of the picture takes the row there.
+    for axis, n in ((-2, grid[0]), (-1, grid[1])):
+        size = table.shape[axis]
+        fractions = (torch.arange(n, dtype=torch.float32) * (1.0 / torch.tensor(n))).clamp(max=1.0 - 1e-6)
+        rows = torch.bucketize(fractions, torch.arange(1 / size, 1.0, 1 / size), right=True)
+        table = table.index_select(axis, rows.to(table.device))
+    return table
+
+
+def _native(table: Tensor, grid: Grid) -> Tensor:
+    raise ValueError(
+        f"this reference has positions for {table.shape[-2]}x{table.shape[-1]} patches only, got {grid[0]}x{grid[1]}: "
+        'give pictures of the native size, or load with reference="timm" to resize them'
+    )
+
+
+def _recompute(table: Tensor, grid: Grid) -> Tensor:
+    dim = table.shape[1]
+    return rearrange(sincos_2d(grid, dim).to(table.device), "(h w) d -> 1 d h w", h=grid[0])
+
+
 RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bicubic": _interpolate("bicubic"),  # transformers: ViT, CLIP, SigLIP, DINOv2; DeiT and MAE at load
     "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
@@ -35,6 +57,9 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
+    "bucket": _bucket,  # transformers: Idefics3, SmolVLM
+    "recompute": _recompute,  # 2D sin-cos made anew for the grid: AIMv2 native
+    "native": _native,  # none: transformers' AIMv2
 }
 """The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code."""
 
@@ -117,8 +142,11 @@ def rope_2d(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the trailing N tokens of x (B, H, P + N, K) by rotary angles (N, K), in fp32; prefix tokens stay."""
-    prefix, patches = x.split([x.shape[-2] - cos.shape[0], cos.shape[0]], dim=-2)
+    """Rotate the trailing N tokens of x (B, H, P + N, K), in fp32; prefix tokens stay.
+
+    cos, sin: (N, K), or (B, 1, N, K) where each picture kept other patches.
+    """
+    prefix, patches = x.split([x.shape[-2] - cos.shape[-2], cos.shape[-2]], dim=-2)
     patches = patches.float()
     half = patches.shape[-1] // 2
     turned = torch.cat([-patches[..., half:], patches[..., :half]], dim=-1)

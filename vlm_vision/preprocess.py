@@ -1,7 +1,8 @@
 """Pictures to pixel tensors: any picture to 8-bit RGB, resize, centre crop, rescale, normalise.
 
 `Preprocess` says what is done as plain data, so that it can be saved beside a checkpoint, hashed, and used unchanged in
-training, evaluation and serving. It resizes with Pillow on 8-bit pixels, as transformers' PIL image processors do.
+training, evaluation and serving. Unless told otherwise it resizes with Pillow on 8-bit pixels, as transformers' PIL image
+processors, timm and open_clip do.
 """
 
 import dataclasses
@@ -10,99 +11,30 @@ import hashlib
 import json
 import math
 import operator
-import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
-ResizeMode = Literal["none", "squash", "shortest_edge"]
+from vlm_vision.pictures import ImageInput, load_image
+
+ResizeMode = Literal["none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit"]
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+CropRounding = Literal["floor", "half_even"]
+Kernel = Literal["pillow", "float", "point"]
 
+# Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-def load_image(image: ImageInput) -> Image.Image:
-    """One picture, upright, as a PIL image of mode RGB.
-
-    What transformers makes of it: the EXIF orientation is applied, as its `load_image` does; transparency is laid on white
-    and every other mode goes through Pillow's conversion, as in its image processors. So 16-bit grey saturates above 255:
-    scale such pictures to 8 bits yourself.
-
-    Args:
-        image: path of a picture file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
-            (H, W) or (C, H, W), on any device. C is 1, 3 or 4.
-
-    Raises:
-        ValueError: the file is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
-            another dtype or shape; the picture has no pixels.
-    """
-    if isinstance(image, np.ndarray | torch.Tensor):
-        picture = _from_array(image)
-    elif isinstance(image, str | os.PathLike | Image.Image):
-        picture = _upright(image)
-    else:
-        raise ValueError(
-            f"an image of type {type(image).__name__} is not supported: expected a path, a PIL image, a uint8 numpy "
-            "array (H, W, C) or a uint8 torch tensor (C, H, W); convert it to one of these"
-        )
-    if 0 in picture.size:
-        raise ValueError(f"the picture of size {picture.size} has no pixels: expected at least one; leave it out")
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    """Decodes a file or a lazily opened PIL image and applies its EXIF orientation; keeps the mode."""
-    name = "the PIL image" if isinstance(source, Image.Image) else f"image file {os.fspath(source)!r}"
-    try:
-        if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source)
-        with warnings.catch_warnings():
-            # Pillow warns above its limit and raises above twice that; here the limit is a limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as opened:
-                if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-                    raise Image.DecompressionBombError
-                return ImageOps.exif_transpose(opened)
-    except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
-        damaged = f"cannot be decoded ({error}): expected a complete picture; it is truncated or damaged, get it anew"
-        raise ValueError(f"{name} {_FILE_PROBLEMS.get(type(error), damaged)}") from error
-
-
-_FILE_PROBLEMS: dict[type[Exception], str] = {
-    FileNotFoundError: "does not exist: expected the path of a local picture; check the path",
-    IsADirectoryError: "is a folder: expected the path of one picture; name a file inside it",
-    UnidentifiedImageError: "is not a picture Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
-    Image.DecompressionBombError: "has too many pixels: expected at most PIL.Image.MAX_IMAGE_PIXELS; shrink it",
+_KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
+    "pillow": get_args(ResampleFilter),
+    "float": ("bilinear", "bicubic"),
+    "point": ("bilinear",),
 }
-
-
-def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
-    """Wraps a uint8 numpy (H, W[, C]) or torch ([C,] H, W) picture without changing a value."""
-    is_torch = isinstance(image, torch.Tensor)
-    dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
-    given = f"the {'torch tensor' if is_torch else 'numpy array'} of dtype {dtype} and shape {shape}"
-    if dtype != "uint8":
-        convert = "(image * 255).round()" + (".to(torch.uint8)" if is_torch else ".astype(np.uint8)")
-        raise ValueError(f"{given} is no 8-bit picture: expected uint8 in 0..255; convert values in 0..1 by {convert}")
-    channels = 1 if image.ndim == 2 else shape[0 if is_torch else -1] if image.ndim == 3 else None
-    if channels not in (1, 3, 4):
-        layout, reorder = ("(C, H, W)", "permute(2, 0, 1)") if is_torch else ("(H, W, C)", "transpose(1, 2, 0)")
-        raise ValueError(
-            f"{given} is not one picture: expected {layout} with C = 1, 3 or 4; reorder the axes by image.{reorder} or "
-            "hand a batch to Preprocess"
-        )
-    if 0 in shape:
-        raise ValueError(f"{given} has no pixels: expected at least one; leave it out")
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
-        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
-    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,43 +43,100 @@ class Preprocess:
 
     pixels = (centre_crop(resize(rgb)) * rescale - mean) / std
 
+    A field without effect keeps its default, so that equal work has equal fingerprints.
+
     Raises:
-        ValueError: a name is unknown, a size not positive, a number not finite, `std` or `rescale` zero.
+        ValueError: a name is unknown, a size not positive, a number not finite, `std` or `rescale` zero; fields that do
+            not go together.
     """
 
     resize: ResizeMode
-    """none; squash to `resize_to`; or shortest_edge: bring the shorter edge to `resize_to`, keep the aspect ratio."""
+    """
+    none.
+    squash: to `resize_to`.
+    shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
+    max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
+        `max_patches` patches; at most 100 times the picture's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
+    letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
+    cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
+        rounded (timm's ResizeKeepRatio).
+    """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge; (0, 0) for none."""
+    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; (0, 0) for none and max_patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
-    """(height, width) of the centre crop in pixels; black is added where the picture is smaller. None: no crop."""
+    """(height, width) of the centre crop in pixels; `fill` is added where the picture is smaller. None: no crop."""
     rescale: float
     """Factor on 0..255 values, usually 1/255."""
     mean: tuple[float, float, float]
     """Per channel RGB, after `rescale`; zeros for none."""
     std: tuple[float, float, float]
     """Per channel RGB, after `rescale`; ones for none."""
+    patch_size: int = 0
+    """Pixels along a patch's side; for max_patches only, else 0."""
+    max_patches: int = 0
+    """Most patches of a picture; for max_patches only, else 0."""
+    fill: tuple[int, int, int] = (0, 0, 0)
+    """RGB in 0..255 of what letterbox and a crop larger than the picture add."""
+    crop_rounding: CropRounding = "floor"
+    """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
+    kernel: Kernel = "pillow"
+    """
+    pillow: antialiased, rounded to 8 bits.
+    float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
+    point: two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
+    """
 
     def __post_init__(self) -> None:
-        for field, allowed in (("resize", get_args(ResizeMode)), ("resample", get_args(ResampleFilter))):
-            name = getattr(self, field)
-            if name not in allowed:
-                near = difflib.get_close_matches(str(name), allowed, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-                raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
-        least = 0 if self.resize == "none" else 1
-        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least)
-        expected = {"none": (0, 0), "shortest_edge": (resize_to[0], resize_to[0])}.get(self.resize, resize_to)
+        names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
+        for field, allowed in names.items():
+            _check_name(field, getattr(self, field), get_args(allowed))
+        budget = self.resize == "max_patches"
+        least = 0 if self.resize == "none" or budget else 1
+        pixels = "positive whole numbers of pixels"
+        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
+        if self.resize in ("none", "max_patches"):
+            expected = (0, 0)
+        elif self.resize in ("shortest_edge", "letterbox"):
+            expected = (resize_to[0], resize_to[0])
+        else:
+            expected = resize_to
         if resize_to != expected:
             raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
         object.__setattr__(self, "resize_to", resize_to)
         if self.crop is not None:
-            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda size: size >= 1))
-        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor))
-        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite))
-        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor))
+            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
+        factor = "finite numbers, a factor not zero"
+        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
+        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
+        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
+        colour = "whole numbers in 0..255"
+        object.__setattr__(self, "fill", _checked("fill", self.fill, operator.index, 3, lambda c: 0 <= c < 256, colour))
+        for field in ("patch_size", "max_patches"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or (value < 1 if budget else value != 0):
+                wanted = "a positive whole number" if budget else "0"
+                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {wanted}")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        filters = _KERNEL_FILTERS[self.kernel]
+        if self.resample not in filters:
+            raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
+        if self.kernel != "pillow" and self.resize == "none":
+            raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
+        if self.crop is not None and self.resize == "max_patches":
+            raise ValueError(
+                f"crop is {self.crop} but resize is 'max_patches', which keeps the whole picture: expected crop=None"
+            )
+        if self.crop is None and self.crop_rounding != "floor":
+            raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
+        if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
+            raise ValueError(
+                f"fill is {self.fill} but nothing is added to the picture: expected (0, 0, 0), a crop or "
+                "resize='letterbox'"
+            )
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
         """Pictures to pixels, float32 (B, 3, H, W), contiguous, on the CPU.
@@ -159,44 +148,76 @@ class Preprocess:
         Raises:
             ValueError: as `load_image`; also when there is no picture, or the results differ in size.
         """
+        pictures = self._resized_and_cropped(images)
+        sizes = sorted({picture.shape[:2] for picture in pictures})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images have sizes {sizes} (height, width) after resizing: expected one size in a batch; set a "
+                "crop or resize='squash', or keep the sizes by encoder.packed(preprocess.each(images))"
+            )
+        pixels = np.empty((len(pictures), 3, *sizes[0]), dtype=np.float32)
+        for row, picture in zip(pixels, pictures, strict=True):
+            self._normalise(picture, row)
+        return torch.from_numpy(pixels)
+
+    def each(self, images: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
+        """Pictures to pixels, one float32 (3, H, W) each, whose sizes may differ.
+
+        Raises:
+            ValueError: as `load_image`; also when there is no picture.
+        """
+        pixels = []
+        for picture in self._resized_and_cropped(images):
+            pixels.append(np.empty((3, *picture.shape[:2]), dtype=np.float32))
+            self._normalise(picture, pixels[-1])
+        return [torch.from_numpy(planes) for planes in pixels]
+
+    def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
+        """(H, W, 3) in 0..255 for each picture, uint8 or float32."""
         is_array = isinstance(images, np.ndarray | torch.Tensor)
         batch = images if isinstance(images, list | tuple) or (is_array and images.ndim == 4) else [images]
         pictures = [self._resize_and_crop(load_image(cast(ImageInput, image))) for image in batch]
         if not pictures:
             raise ValueError("there are no images: expected at least one; leave empty batches out")
-        sizes = sorted({(picture.height, picture.width) for picture in pictures})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the images have sizes {sizes} (height, width) after resizing: expected one size in a batch; set a "
-                "crop or resize='squash', or pass the images one at a time"
-            )
+        return pictures
+
+    def _normalise(self, picture: np.ndarray, out: np.ndarray) -> None:
+        """(H, W, 3) in 0..255 to float32 (3, H, W)."""
         scale = np.divide(self.rescale, self.std).astype(np.float32).reshape(3, 1, 1)
         shift = np.divide(self.mean, self.std).astype(np.float32).reshape(3, 1, 1)
-        pixels = np.empty((len(pictures), 3, *sizes[0]), dtype=np.float32)
-        for row, picture in zip(pixels, pictures, strict=True):
-            np.multiply(np.asarray(picture).transpose(2, 0, 1), scale, out=row)
-            row -= shift
-        return torch.from_numpy(pixels)
+        np.multiply(picture.transpose(2, 0, 1), scale, out=out)
+        out -= shift
 
-    def _resize_and_crop(self, picture: Image.Image) -> Image.Image:
-        if self.resize != "none":
-            height, width = self.resize_to
-            if self.resize == "shortest_edge":
-                # transformers rounds the longer edge down; written in its order, for the same floating point result
-                if picture.width <= picture.height:
-                    height = int(height * picture.height / picture.width)
-                else:
-                    width = int(width * picture.width / picture.height)
-            picture = picture.resize((width, height), Image.Resampling[self.resample.upper()])
-        if self.crop is not None:
-            top, left = (picture.height - self.crop[0]) // 2, (picture.width - self.crop[1]) // 2
-            picture = picture.crop((left, top, left + self.crop[1], top + self.crop[0]))  # zeros outside the picture
-        return picture
+    def _resize_and_crop(self, picture: Image.Image) -> np.ndarray:
+        if self.resize == "letterbox":
+            picture = _with_bars(picture, self.fill)
+        if self.resize == "none":
+            pixels = np.asarray(picture)
+        else:
+            pixels = _resized(picture, self._size(picture.height, picture.width), self.resample, self.kernel)
+        if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
+            pixels = _cropped(pixels, self.resize_to, self.fill, "half_even")
+        return pixels if self.crop is None else _cropped(pixels, self.crop, self.fill, self.crop_rounding)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which a picture of this height and width is resized."""
+        to_height, to_width = self.resize_to
+        if self.resize == "max_patches":
+            return _size_within_budget(height, width, self.patch_size, self.max_patches)
+        if self.resize in ("shortest_edge", "letterbox"):
+            # written in the order of transformers and torchvision, for the same floating point result
+            if width <= height:
+                return int(to_height * height / width), to_width
+            return to_height, int(to_width * width / height)
+        if self.resize in ("cover", "fit"):
+            ratio = (min if self.resize == "cover" else max)(height / to_height, width / to_width)
+            return max(1, round(height / ratio)), max(1, round(width / ratio))
+        return self.resize_to
 
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of the pixels; None when it depends on the picture."""
-        return self.crop or (self.resize_to if self.resize == "squash" else None)
+        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox") else None)
 
     def at(self, height: int, width: int) -> Self:
         """The same kind of preprocessing for another output size, in pixels.
@@ -207,21 +228,43 @@ class Preprocess:
         Raises:
             ValueError: the output size depends on the picture, so that this one cannot be reached.
         """
-        if self.crop is None and (self.resize == "none" or (self.resize == "shortest_edge" and height != width)):
+        by_edge = self.resize in ("shortest_edge", "letterbox")
+        if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
             raise ValueError(
                 f"resize={self.resize!r} without a crop cannot give every picture the size {(height, width)}: expected "
                 "a crop or resize='squash'; set one of them"
             )
         base, resize_to = self.crop or self.resize_to, self.resize_to
-        if self.resize == "squash":
-            resize_to = (round(resize_to[0] * height / base[0]), round(resize_to[1] * width / base[1]))
-        elif self.resize == "shortest_edge":
+        if by_edge:
             resize_to = (round(resize_to[0] * max(height, width) / max(base)),) * 2
+        elif self.resize != "none":
+            resize_to = (round(resize_to[0] * height / base[0]), round(resize_to[1] * width / base[1]))
         return dataclasses.replace(self, resize_to=resize_to, crop=self.crop and (height, width))
 
+    def with_budget(self, max_patches: int, patch_size: int) -> Self:
+        """The whole picture in at most `max_patches` patches, its aspect ratio kept: this filter and normalisation,
+        resize "max_patches", no crop.
+
+        Raises:
+            ValueError: a number is not positive and whole.
+        """
+        return dataclasses.replace(
+            self,
+            resize="max_patches",
+            resize_to=(0, 0),
+            crop=None,
+            patch_size=patch_size,
+            max_patches=max_patches,
+            fill=(0, 0, 0),
+            crop_rounding="floor",
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        """The fields as JSON types, without those that have a default and keep it."""
+        given = {
+            field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -230,9 +273,10 @@ class Preprocess:
         Raises:
             ValueError: a key is unknown or missing, or a value is wrong.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if fields.keys() != names:
-            unknown, lacking = sorted(fields.keys() - names), sorted(names - fields.keys())
+        names = {field.name for field in _FIELDS}
+        required = {field.name for field in _FIELDS if field.default is dataclasses.MISSING}
+        unknown, lacking = sorted(fields.keys() - names), sorted(required - fields.keys())
+        if unknown or lacking:
             raise ValueError(f"preprocess has unknown keys {unknown} and lacks {lacking}: expected {sorted(names)}")
         return cls(**fields)
 
@@ -243,17 +287,100 @@ class Preprocess:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+_FIELDS = dataclasses.fields(Preprocess)
+
+
+def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
+    """Pixels from the edge of a picture of `size` to its centre crop; negative where the crop is larger."""
+    if rounding == "half_even" and crop < size:
+        return round((size - crop) / 2)
+    return -((crop - size) // 2) if rounding == "half_even" else (size - crop) // 2
+
+
+def _cropped(
+    pixels: np.ndarray, crop: tuple[int, int], fill: tuple[int, int, int], rounding: CropRounding
+) -> np.ndarray:
+    """The centre of (H, W, 3), with `fill` outside the picture."""
+    (height, width), (crop_height, crop_width) = pixels.shape[:2], crop
+    top, left = crop_offset(height, crop_height, rounding), crop_offset(width, crop_width, rounding)
+    inside = pixels[max(top, 0) : top + crop_height, max(left, 0) : left + crop_width]
+    if inside.shape[:2] == crop:
+        return inside
+    canvas = np.full((*crop, 3), fill, dtype=pixels.dtype)
+    row, column = max(-top, 0), max(-left, 0)
+    canvas[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return canvas
+
+
+def _with_bars(picture: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+    """Equal bars on both sides of the shorter edge: square, or one pixel short of it."""
+    edge = max(picture.size)
+    across, down = (edge - picture.width) // 2, (edge - picture.height) // 2
+    return ImageOps.expand(picture, border=(across, down, across, down), fill=fill)
+
+
+def _size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
+    """(height, width) by a bisection for the scale, with the bounds and the tolerance of transformers' Siglip2 image
+    processor, which timm's NaFlex shares: another tolerance would give other sizes."""
+
+    def patches(side: int, scale: float) -> int:
+        return max(1, math.ceil(side * scale / patch_size))
+
+    tolerance = 1e-5
+    fits, too_large = tolerance / 10, 100.0
+    while too_large - fits >= tolerance:
+        scale = (fits + too_large) / 2
+        if patches(height, scale) * patches(width, scale) <= max_patches:
+            fits = scale
+        else:
+            too_large = scale
+    return patches(height, fits) * patch_size, patches(width, fits) * patch_size
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
+    """(H, W, 3) of `size` in 0..255: uint8, or float32 for kernel "float"."""
+    if kernel == "pillow":
+        return np.asarray(picture.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
+    if kernel == "float":
+        planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+        planes = torch.nn.functional.interpolate(planes, size, mode=resample, align_corners=False, antialias=True)
+        return planes[0].permute(1, 2, 0).numpy()
+    # a + (b - a) * weight in float32 keeps a flat area at its very value, which truncation would else lower by one
+    pixels = np.asarray(picture, dtype=np.float32)
+    for axis in (1, 0):
+        low, high, weight = _neighbours(pixels.shape[axis], size[axis])
+        first, second = pixels.take(low, axis), pixels.take(high, axis)
+        pixels = first + (second - first) * (weight[:, None] if axis == 1 else weight[:, None, None])
+    return pixels.astype(np.uint8)
+
+
+def _neighbours(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every pixel of the result: the pixels before and after its centre, and the weight of the second, (to_size,)."""
+    centre = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * np.float32(size / to_size) - np.float32(0.5)
+    below = np.floor(centre)
+    low, high = np.maximum(below, 0).astype(int), np.minimum(np.ceil(centre), size - 1).astype(int)
+    return low, high, centre - below
+
+
 def _is_factor(value: float) -> bool:
     return math.isfinite(value) and value != 0
 
 
-def _checked(name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool]) -> tuple:
+def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        near = difflib.get_close_matches(str(name), allowed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
+        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
+
+
+def _checked(
+    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
+) -> tuple:
     """`given` as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
     try:
         values = tuple(convert(value) for value in given)
     except (TypeError, ValueError):
         values = ()
     if len(values) != count or not all(map(valid, values)):
-        kind = "positive whole numbers of pixels" if convert is operator.index else "finite numbers, a factor not zero"
         raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
     return values

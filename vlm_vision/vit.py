@@ -7,139 +7,18 @@ knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, T
 K head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.config import Activation, Tap, VisionOutput, ViTConfig
-from vlm_vision.position import Grid, PositionTable, rope_2d, rotate
-
-
-def gelu(x: Tensor, inplace: bool) -> Tensor:
-    """x * Phi(x), Phi the normal distribution function."""
-    return torch.ops.aten.gelu_(x) if inplace else F.gelu(x)
-
-
-def gelu_tanh(x: Tensor, inplace: bool) -> Tensor:
-    """The tanh approximation of GELU, jax's default."""
-    return torch.ops.aten.gelu_(x, approximate="tanh") if inplace else F.gelu(x, approximate="tanh")
-
-
-def quick_gelu(x: Tensor, inplace: bool) -> Tensor:
-    """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
-    return torch.sigmoid_(1.702 * x).mul_(x) if inplace else x * torch.sigmoid(1.702 * x)
-
-
-def swiglu(x: Tensor, inplace: bool) -> Tensor:
-    """silu(gate) * value, x = [gate | value]. Shazeer 2020 (arXiv:2002.05202)."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate, inplace=True).mul_(value) if inplace else F.silu(gate) * value
-
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "quick_gelu": quick_gelu,
-    "swiglu": swiglu,
-}
-
-
-class QKVLinear(nn.Linear):
-    """One linear map to queries, keys and values whose key bias stays zero, in training too."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        query, _, value = self.bias.chunk(3)
-        return F.linear(input, self.weight, torch.cat([query, torch.zeros_like(query), value]))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over (B, T, D)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.num_heads = config.num_heads
-        linear = nn.Linear if config.key_bias or not config.qkv_bias else QKVLinear
-        self.qkv = linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=config.proj_bias)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        return self.proj(self._attend(self.qkv(x), rope))
-
-    def _attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Mlp(nn.Module):
-    """Linear, activation, linear. For swiglu the first is twice as wide as mlp_dim."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(
-            config.embed_dim, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias=config.mlp_bias
-        )
-        self.act = ACTIVATIONS[config.mlp]
-        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
-        # overwritten.
-        inplace = not torch.is_grad_enabled() and not self.fc1._forward_hooks
-        return self.fc2(self.act(x, inplace))
-
-
-class Residual(nn.Module):
-    """x + DropPath(LayerScale(y)). Touvron et al. 2021 (arXiv:2103.17239); Huang et al. 2016 (arXiv:1603.09382)."""
-
-    def __init__(self, dim: int, layer_scale: float | None, drop_path: float):
-        super().__init__()
-        self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
-        self.drop_path = drop_path
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.training and self.drop_path > 0:
-            keep = 1 - self.drop_path
-            y = y * (torch.rand(y.shape[0], 1, 1, device=y.device) < keep).to(y.dtype).div_(keep)
-        return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
-
-    @torch.no_grad()
-    def fold_into(self, linear: nn.Linear) -> None:
-        """Multiply LayerScale, if there is one, into the layer that gives y."""
-        if self.scale is not None:
-            linear.weight.mul_(self.scale[:, None])
-            if linear.bias is not None:
-                linear.bias.mul_(self.scale)
-            self.scale = None
-
-
-def _norm(config: ViTConfig) -> nn.Module:
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.embed_dim, eps=config.norm_eps)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block over (B, T, D)."""
-
-    def __init__(self, config: ViTConfig, drop_path: float):
-        super().__init__()
-        self.norm1 = _norm(config)
-        self.attn = Attention(config)
-        self.residual1 = Residual(config.embed_dim, config.layer_scale, drop_path)
-        self.norm2 = _norm(config)
-        self.mlp = Mlp(config)
-        self.residual2 = Residual(config.embed_dim, config.layer_scale, drop_path)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = self.residual1(x, self.attn(self.norm1(x), rope))
-        return self.residual2(x, self.mlp(self.norm2(x)))
+from vlm_vision.blocks import Block, Context, Mlp, norm
+from vlm_vision.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.position import Grid, PositionTable, rope_2d
 
 
 class AttentionPool(nn.Module):
@@ -156,17 +35,38 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.norm = _norm(config)
+        self.norm = norm(config)
         self.mlp = Mlp(config)
         nn.init.xavier_uniform_(self.probe)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)"""
-        q = self.q(self.probe).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (1, H, 1, K)
-        k, v = self.kv(tokens).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q.expand(len(tokens), -1, -1, -1), k, v)
-        x = self.proj(x.transpose(1, 2).flatten(2))
+        x = self.proj(_read(self.q(self.probe), self.kv(tokens), self.num_heads))
         return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class QueryPool(nn.Module):
+    """One learned query reads all tokens, then a linear map: the head of AIMv2 (Fini et al. 2024, arXiv:2411.14402)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.probe = nn.Parameter(torch.empty(1, 1, dim))
+        self.kv = nn.Linear(dim, 2 * dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.probe)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)"""
+        return self.proj(_read(self.probe, self.kv(tokens), self.num_heads))[:, 0]
+
+
+def _read(query: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    """Attention of one query (1, 1, D) over keys and values (B, N, 2 D) -> (B, 1, D)"""
+    q = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (1, H, 1, K)
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q.expand(len(kv), -1, -1, -1), k, v).transpose(1, 2).flatten(2)
 
 
 class VisionTransformer(nn.Module):
@@ -177,6 +77,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         dim, prefix = config.embed_dim, config.num_prefix_tokens
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, config.patch_size, bias=config.patch_bias)
+        self.patch_norm = norm(config) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.mask_token else None
@@ -189,18 +90,19 @@ class VisionTransformer(nn.Module):
                 resize=config.position_resize,
                 learned=config.position == "learned",
             )
-        self.pre_norm = _norm(config) if config.pre_norm else nn.Identity()
+        self.pre_norm = norm(config) if config.pre_norm else nn.Identity()
         ramp = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in ramp)
-        self.norm = _norm(config) if config.final_norm else nn.Identity()
-        self.pool = AttentionPool(config) if config.pool == "map" else None
+        self.norm = norm(config) if config.final_norm else nn.Identity()
+        pools = {"map": AttentionPool, "query": QueryPool}
+        self.pool = pools[config.pool](config) if config.pool in pools else None
+        self.pool_norm = norm(config) if config.pool_norm else nn.Identity()
         self.pool_head = None
         if config.pool_head != "none":
             self.pool_head = nn.Linear(dim, config.pool_dim, bias=config.pool_head == "tanh")
-        self.head = None
-        if config.num_classes:
-            widths = {"pooled": config.pooled_dim, "cls_mean": 2 * dim, "patch_mean": dim}
-            self.head = nn.Linear(widths[config.class_input], config.num_classes)
+        self.head = nn.Linear(config.linear_head_dim, config.num_classes) if config.num_classes else None
+        distilled = config.num_classes and config.class_input == "distilled"
+        self.head_dist = nn.Linear(dim, config.num_classes) if distilled else None
         self.gradient_checkpointing = False
         self.reset_parameters()
 
@@ -216,7 +118,13 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(
-        self, pixels: Tensor, *, tap: Tap = Tap(), mask: Tensor | None = None, pool: bool = True
+        self,
+        pixels: Tensor,
+        *,
+        tap: Tap = Tap(),
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        pool: bool = True,
     ) -> VisionOutput:
         """See a batch of pictures.
 
@@ -224,50 +132,63 @@ class VisionTransformer(nn.Module):
             pixels: (B, C, H, W), normalised as the checkpoint expects.
             tap: whose tokens to return; blocks past it are not run.
             mask: (B, N) bool; True patches are replaced by the mask token before positions are added.
+            keep: (B, K) indices of the patches to see, others are left out after positions are added (MAE). In training
+                a config with patch_drop draws them itself.
             pool: False leaves `pooled` and `logits` None and saves their cost.
 
         Raises:
             ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
                 exist, a mask of another shape or for a model without mask token.
         """
-        if not isinstance(tap, Tap):
-            raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
-        last = tap.block(self.config.depth)
-        x, grid = self.embed(pixels, mask=mask)
-        rope = None
-        if self.position is None:
-            rope = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=x.device)
-        for block in islice(self.blocks, last + 1):
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rope, use_reentrant=False)
-            else:
-                x = block(x, rope)
-        tokens = self.norm(x) if tap.norm else x
-        prefix = self.config.num_prefix_tokens
-        out = VisionOutput(
-            patch_tokens=tokens[:, prefix:],
-            grid=grid,
-            cls_token=tokens[:, 0] if self.cls_token is not None else None,
-            register_tokens=tokens[:, prefix - self.config.num_registers : prefix]
-            if self.registers is not None
-            else None,
-        )
-        if pool and last == self.config.depth - 1:
-            out.pooled, out.logits = self._pool(x, tokens if tap.norm else None)
+        last = self._last(tap)
+        if keep is None and self.training and self.config.patch_drop > 0:
+            keep = self._draw(pixels)
+        x, grid = self.embed(pixels, mask=mask, keep=keep)
+        x = self._run(x, Context(rope=self._rope(grid, keep, x.device)), last)
+        out = self._output(x, grid, tap, pool and last == self.config.depth - 1)
+        out.kept = keep
         return out
 
-    def embed(self, pixels: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Grid]:
+    def packed(self, pictures: Sequence[Tensor], *, tap: Tap = Tap(), pool: bool = True) -> list[VisionOutput]:
+        """See pictures of any sizes in one sequence, without padding; each attends to itself alone.
+
+        Args:
+            pictures: (C, H, W) each; tap and pool as in `forward`.
+
+        Returns:
+            For each picture, in order, what `forward` gives for a batch of it alone.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        last = self._last(tap)
+        if not pictures:
+            return []
+        grids = [self._grid(picture[None]) for picture in pictures]
+        lengths = [self.config.num_prefix_tokens + h * w for h, w in grids]
+        order = sorted(range(len(pictures)), key=lambda i: (lengths[i], grids[i]))  # equal ones side by side
+        alike = [list(same) for _, same in groupby(order, key=lambda i: pictures[i].shape)]
+        x = torch.cat([self.embed(torch.stack([pictures[i] for i in same]))[0].flatten(0, 1) for same in alike])[None]
+        ordered = [lengths[i] for i in order]
+        ends = torch.tensor([0, *ordered], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device)
+        context = Context(
+            rope=self._packed_rope([grids[i] for i in order], x.device),
+            runs=tuple((len(list(same)), length) for length, same in groupby(ordered)),
+            offsets=ends,
+        )
+        x = self._run(x, context, last)
+        pool = pool and last == self.config.depth - 1
+        seen = dict(zip(order, x.split(ordered, dim=1), strict=True))
+        return [self._output(seen[i], grids[i], tap, pool) for i in range(len(pictures))]
+
+    def embed(self, pixels: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Input of block 0, (B, P + N, D), and the patch grid."""
-        if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
-            raise ValueError(
-                f"expected pixels of shape (batch, {self.config.channels}, height, width), got {tuple(pixels.shape)}: "
-                "pass the result of preprocess"
-            )
-        height, width = pixels.shape[-2:]
-        grid = (height // self.config.patch_size, width // self.config.patch_size)
-        if 0 in grid:
-            self.config.num_patch_tokens(height, width)  # says what is wrong
-        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        grid = self._grid(pixels)
+        if self.config.remainder == "pad":
+            patch = self.config.patch_size
+            missing = [want * patch - has for want, has in zip(grid, pixels.shape[-2:], strict=True)]
+            pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
+        x = self.patch_norm(self.patch_embed(pixels).flatten(2).transpose(1, 2))
         if mask is not None:
             x = self._masked(x, mask)
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
@@ -278,9 +199,70 @@ class VisionTransformer(nn.Module):
             if prefix is not None:
                 owned = at_prefix.shape[1]
                 prefix = torch.cat([prefix[:, :owned] + at_prefix, prefix[:, owned:]], dim=1)
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
         if prefix is not None:
             x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
         return self.pre_norm(x.contiguous()), grid
+
+    def _last(self, tap: Tap) -> int:
+        if not isinstance(tap, Tap):
+            raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
+        return tap.block(self.config.depth)
+
+    def _grid(self, pixels: Tensor) -> Grid:
+        if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
+            raise ValueError(
+                f"expected pixels of shape (batch, {self.config.channels}, height, width), got {tuple(pixels.shape)}: "
+                "pass the result of preprocess"
+            )
+        return self.config.grid_of(pixels.shape[-2], pixels.shape[-1])
+
+    def _draw(self, pixels: Tensor) -> Tensor:
+        """(B, K) indices of the patches that each picture keeps, drawn uniformly, in order."""
+        rows, columns = self._grid(pixels)
+        count = max(1, round(rows * columns * (1 - self.config.patch_drop)))
+        noise = torch.rand(len(pixels), rows * columns, device=pixels.device)
+        return noise.topk(count, dim=1).indices.sort(dim=1).values
+
+    def _rope(self, grid: Grid, keep: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self.position is not None:
+            return None
+        cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
+        return (cos, sin) if keep is None else (cos[keep][:, None], sin[keep][:, None])
+
+    def _packed_rope(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Angles of the packed sequence; prefix tokens turn by nothing."""
+        if self.position is not None:
+            return None
+        still = torch.zeros(self.config.num_prefix_tokens, self.config.head_dim, device=device)
+        parts = []
+        for grid in grids:
+            cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
+            parts.append((torch.cat([still + 1, cos]), torch.cat([still, sin])))
+        return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
+
+    def _run(self, x: Tensor, context: Context, last: int) -> Tensor:
+        for block in islice(self.blocks, last + 1):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context)
+        return x
+
+    def _output(self, x: Tensor, grid: Grid, tap: Tap, pool: bool) -> VisionOutput:
+        """The tapped block's output x (B, P + N, D), named; pooled if asked for."""
+        tokens = self.norm(x) if tap.norm else x
+        prefix, registers = self.config.num_prefix_tokens, self.config.num_registers
+        out = VisionOutput(
+            patch_tokens=tokens[:, prefix:],
+            grid=grid,
+            cls_token=tokens[:, 0] if self.cls_token is not None else None,
+            register_tokens=tokens[:, prefix - registers : prefix] if self.registers is not None else None,
+        )
+        if pool:
+            out.pooled, out.logits = self._pool(x, tokens if tap.norm else None)
+        return out
 
     def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.mask_token is None:
@@ -304,13 +286,21 @@ class VisionTransformer(nn.Module):
         pooled = None
         if self.pool is not None:
             pooled = self.pool(normed)
-        elif config.pool != "none":
-            pooled = normed[:, 0] if config.pool == "cls" else patches.mean(dim=1)
+        elif config.pool == "cls":
+            pooled = normed[:, 0]
+        elif config.pool == "cls_dist":
+            pooled = (normed[:, 0] + normed[:, 1]) / 2
+        elif config.pool == "mean":
+            pooled = patches.mean(dim=1)
+        if pooled is not None:
+            pooled = self.pool_norm(pooled)
         if self.pool_head is not None:
             pooled = self.pool_head(pooled)
             pooled = torch.tanh(pooled) if config.pool_head == "tanh" else pooled
         if self.head is None:
             return pooled, None
+        if self.head_dist is not None:
+            return pooled, (self.head(normed[:, 0]) + self.head_dist(normed[:, 1])) / 2
         features = patches.mean(dim=1)
         if config.class_input == "pooled":
             assert pooled is not None  # ViTConfig sees to it
@@ -322,7 +312,8 @@ class VisionTransformer(nn.Module):
     def unreached(self, tap: Tap) -> list[nn.Module]:
         """Modules that take no part in the patch tokens of `tap`: blocks past it, pooling, heads."""
         last = tap.block(self.config.depth)
-        parts = [*islice(self.blocks, last + 1, None), self.pool, self.pool_head, self.head]
+        heads = (self.pool, self.pool_norm, self.pool_head, self.head, self.head_dist)
+        parts = [*islice(self.blocks, last + 1, None), *heads]
         return [part for part in parts if part is not None] + ([] if tap.norm else [self.norm])
 
     def fold_layer_scale(self) -> None:

@@ -1,5 +1,6 @@
 """Files of a checkpoint: weights as a lazy mapping, nothing executed; and folders written whole or not at all."""
 
+import argparse
 import json
 import os
 import shutil
@@ -52,10 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+STEMS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Files of weights in a folder, the first that is there; sharded ones have an index beside them."""
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    for stem in STEMS:
         index = path / f"{stem}.index.json"
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
@@ -68,7 +73,7 @@ def _files(path: Path) -> list[Path]:
             return shards
         if (path / stem).is_file():
             return [path / stem]
-    raise ValueError(f"{path} holds no model.safetensors and no pytorch_model.bin: is it a checkpoint folder?")
+    raise ValueError(f"{path} holds none of {', '.join(STEMS)}: is it a checkpoint folder?")
 
 
 def _safetensors(file: Path):
@@ -81,13 +86,24 @@ def _safetensors(file: Path):
 
 def _pickle(file: Path):
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of MAE and DeiT training; plain data
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # zipfile, pickle and torch each raise their own
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy") from None
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
-    return [(name, tuple(value.shape), state) for name, value in state.items() if isinstance(value, Tensor)]
+    flat = dict(_flat(state))
+    return [(name, tuple(value.shape), flat) for name, value in flat.items()]
+
+
+def _flat(state: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of nested dicts, named by the path to them: {"model": {"norm.bias": x}} gives ("model.norm.bias", x)."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, Mapping) and depth < 4:
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _flat(value, depth + 1))
 
 
 @contextmanager

@@ -1,10 +1,15 @@
-"""CLIP and SigLIP vision towers in HuggingFace folders: the `encoder.layers.i` layout."""
+"""CLIP, SigLIP, SigLIP2 NaFlex and Idefics3 / SmolVLM vision towers in HuggingFace folders: the `encoder.layers.i` layout."""
+
+import math
+from dataclasses import replace
+from functools import partial
 
 from vlm_vision.checkpoints.hf_family import (
     ACTIVATION_NAMES,
     BASE,
     Family,
     Json,
+    Style,
     activation,
     blocks,
     common,
@@ -12,7 +17,7 @@ from vlm_vision.checkpoints.hf_family import (
     num_labels,
     square,
 )
-from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, layer
 from vlm_vision.config import ViTConfig
 
 
@@ -53,7 +58,7 @@ def _clip_config_back(config: ViTConfig) -> Json:
     )
 
 
-def _clip_keys(config: ViTConfig) -> list[Key]:
+def _clip_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     keys = [
         key("cls_token", "embeddings.class_embedding", drop=2),
         key("position.table", "embeddings.position_embedding.weight", drop=1),
@@ -84,10 +89,11 @@ def _siglip_config_back(config: ViTConfig) -> Json:
     )
 
 
-def _siglip_keys(config: ViTConfig) -> list[Key]:
+def _siglip_keys(config: ViTConfig, style: Style = "hub", *, linear: bool = False) -> list[Key]:
     keys = [
         key("position.table", "embeddings.position_embedding.weight", drop=1),
-        *layer("patch_embed", "embeddings.patch_embedding"),
+        key("patch_embed.weight", "embeddings.patch_embedding.weight", layout=PATCH_VECTOR if linear else None),
+        key("patch_embed.bias", "embeddings.patch_embedding.bias"),
         *layer("norm", "post_layernorm"),
     ]
     if config.pool == "map":
@@ -105,6 +111,33 @@ def _siglip_keys(config: ViTConfig) -> list[Key]:
     return keys + _clip_blocks(config)
 
 
+def _siglip2_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    side = math.isqrt(config["num_patches"])
+    if side * side != config["num_patches"]:
+        raise ValueError(f"num_patches is {config['num_patches']}: expected the square of a whole number")
+    config = config | {"image_size": side * config["patch_size"]}
+    return replace(_siglip_config(config, names), position_resize="bilinear_antialias")
+
+
+def _siglip2_config_back(config: ViTConfig) -> Json:
+    rows, columns = config.grid
+    if rows != columns:
+        raise ValueError(f"siglip2 has square position tables only, got {rows}x{columns}")
+    back = _siglip_config_back(config) | dict(num_patches=rows * columns)
+    del back["image_size"]
+    return back
+
+
+def _idefics3_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    return replace(_siglip_config(config | {"vision_use_head": False}, names), position_resize="bucket")
+
+
+def _idefics3_config_back(config: ViTConfig) -> Json:
+    back = _siglip_config_back(config)
+    del back["vision_use_head"]
+    return back
+
+
 _LANDMARK = "embeddings.patch_embedding.weight"
 
 CLIP = Family(
@@ -116,7 +149,7 @@ CLIP = Family(
     write_config=_clip_config_back,
     keys=_clip_keys,
     architecture="CLIPVisionModel",
-    original_resize={"open_clip": "bicubic_antialias"},
+    prefix="vision_model.",
     preprocessor=lambda config: dict(
         image_processor_type="CLIPImageProcessor",
         size={"shortest_edge": min(config.image_size)},
@@ -139,6 +172,32 @@ SIGLIP = Family(
     write_config=_siglip_config_back,
     keys=_siglip_keys,
     architecture="SiglipVisionModel",
-    original_resize={"original": "zoom", "big_vision": "zoom"},
+    prefix="vision_model.",
     preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
 )
+
+SIGLIP2 = replace(
+    SIGLIP,
+    defaults={name: value for name, value in SIGLIP.defaults.items() if name != "image_size"} | dict(num_patches=256),
+    read_config=_siglip2_config,
+    write_config=_siglip2_config_back,
+    keys=partial(_siglip_keys, linear=True),
+    architecture="Siglip2VisionModel",
+    preprocessor=lambda config: dict(
+        image_processor_type="Siglip2ImageProcessor",
+        patch_size=config.patch_size,
+        max_num_patches=math.prod(config.grid),
+    ),
+)
+
+IDEFICS3 = replace(
+    SIGLIP,
+    beside=(),
+    defaults=SIGLIP.defaults | dict(hidden_size=1152, num_attention_heads=16, patch_size=32),
+    read_config=_idefics3_config,
+    write_config=_idefics3_config_back,
+    architecture="Idefics3VisionTransformer",
+    prefix="",
+)
+
+SMOLVLM = replace(IDEFICS3, architecture="SmolVLMVisionTransformer")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vlm_vision.checkpoints.keys import Key
 from vlm_vision.config import Activation, ViTConfig
 
 Json = dict[str, Any]
+Style = Literal["hub", "memory"]
+"""Key layout: of the public hub, which `save_pretrained` writes; or of transformers 5 in memory, as a bare state dict."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -31,13 +33,16 @@ class Family:
     read_config: Callable[[Json, frozenset[str]], ViTConfig]
     """(config with defaults, stored names without prefix) -> ours"""
     write_config: Callable[[ViTConfig], Json]
-    keys: Callable[[ViTConfig], list[Key]]
+    keys: Callable[..., list[Key]]
+    """(our config, style of the names, default "hub") -> key table"""
     architecture: str
     """Class of transformers that reads the bare tower."""
-    original_resize: dict[str, str]
-    """Position resize of the code that trained the family, by the names of that reference."""
     preprocessor: Callable[[ViTConfig], Json]
     """The family's usual preprocessor_config.json, for a folder without one."""
+    memory_mark: str = ".attention.q_proj."
+    """Part of a name that only the layout of transformers in memory has."""
+    prefix: str = ""
+    """Prefix of the bare tower's weights on the public hub."""
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -57,7 +62,7 @@ def common(config: Json) -> Json:
         depth=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         channels=config["num_channels"],
-        norm_eps=config["layer_norm_eps"],
+        norm_eps=float(config["layer_norm_eps"]),
     )
 
 
@@ -90,6 +95,18 @@ def common_back(config: ViTConfig) -> Json:
 def blocks(config: ViTConfig, rows: Callable[[int], Iterable[Key]]) -> list[Key]:
     """The rows of every block."""
     return [item for i in range(config.depth) for item in rows(i)]
+
+
+def qkv(block: str, style: Style) -> tuple[str, ...]:
+    """Names of the three attention inputs in the layouts of ViT and DINOv2."""
+    if style == "memory":
+        return tuple(f"{block}.attention.{part}_proj" for part in "qkv")
+    return tuple(f"{block}.attention.attention.{part}" for part in ("query", "key", "value"))
+
+
+def style_of(family: Family, names: Iterable[str]) -> Style:
+    """The layout that stored names are in."""
+    return "memory" if any(family.memory_mark in name for name in names) else "hub"
 
 
 def num_labels(config: Json) -> int:

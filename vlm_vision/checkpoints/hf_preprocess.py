@@ -1,23 +1,26 @@
 """`preprocessor_config.json` of transformers, both ways."""
 
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess import HALF, IMAGENET, OPENAI, Kernel, Preprocess, ResizeMode, crop_offset
 
 _STEPS: dict[str, set[str]] = {
-    "do_resize": {"size", "resample"},
+    "do_resize": {"resample"},
     "do_center_crop": {"crop_size"},
     "do_rescale": {"rescale_factor"},
     "do_normalize": {"image_mean", "image_std"},
 }
-"""Each step's switch, and the keys it needs when it is on."""
+"""Each step's switch, and the keys it needs when it is on; resizing also needs those of `_SIZE_KEYS`."""
+
+_NAFLEX, _FLOAT = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor"
+_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+_SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
+"""Where the class takes the size from, if not from `size`."""
 
 _PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
-_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_OPENAI = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_HALF, _IMAGENET, _OPENAI = ({"image_mean": mean, "image_std": std} for mean, std in (HALF, IMAGENET, OPENAI))
 _CROP = {"do_center_crop": True, "crop_size": 224}
 _CLIP = _PLAIN | _CROP | _OPENAI | {"size": {"shortest_edge": 224}, "default_to_square": False, "resample": 3}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -26,8 +29,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "BitImageProcessor": _CLIP,
     "SiglipImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "default_to_square": False, "resample": 3},
-    "DINOv3ViTImageProcessor": _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
-}
+    _FLOAT: _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
+    _NAFLEX: _PLAIN | _HALF | {"patch_size": 16, "max_num_patches": 256, "resample": 2},
+} | dict.fromkeys(_TILED, _PLAIN | _HALF | {"max_image_size": {"longest_edge": 364}, "resample": 1})
 """What transformers' class of that name fills in for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
@@ -37,6 +41,8 @@ _WITHOUT_EFFECT = set(
     "image_processor_type feature_extractor_type processor_class auto_map _valid_processor_keys do_convert_rgb "
     "input_data_format return_tensors device disable_grouping image_seq_length pad_size".split()
 )
+_OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
+"""How a `_TILED` class cuts a picture into several, which no `Preprocess` does."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -45,7 +51,10 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     """Reads the content of a `preprocessor_config.json`, old or new.
 
     A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
-    class's PIL backend; the DINOv3 class has none, resizes floats, and differs by rounding to 8 bits.
+    class's PIL backend; of the torchvision backend where there is no other (DINOv3).
+
+    Idefics3 and SmolVLM cut a picture into tiles of `max_image_size` and add the whole as one more. What the tower sees
+    of one tile is read: the picture, squashed to that size in one step where transformers takes two or more.
 
     Raises:
         ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
@@ -54,9 +63,11 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name.removesuffix("ImageProcessor") in _OWN_STEPS:
         raise _unsupported("image_processor_type", name)
+    steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
     given = {key: value for key, value in config.items() if value is not None}
-    read = {"default_to_square", *_STEPS}.union(*_STEPS.values())
-    for key in sorted(given.keys() - read - _WITHOUT_EFFECT):
+    read = {"default_to_square", *steps}.union(*steps.values())
+    ignored = _WITHOUT_EFFECT | (_OF_TILES if name in _TILED else set())
+    for key in sorted(given.keys() - read - ignored):
         off = key.startswith("do_") and given[key] is False
         if not off and (key, given[key]) != ("data_format", "channels_first"):
             raise _unsupported(key, given[key])
@@ -64,7 +75,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     values = _DEFAULTS.get(name, {}) | given
     if "crop_size" not in values:
         values.setdefault("do_center_crop", False)
-    needed = set(_STEPS).union(*(keys for step, keys in _STEPS.items() if values.get(step)))
+    needed = set(steps).union(*(keys for step, keys in steps.items() if values.get(step)))
     if "size" in needed and isinstance(values.get("size"), int):
         needed.add("default_to_square")
     if missing := sorted(needed - values.keys()):
@@ -79,7 +90,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     resample = values.get("resample", Image.Resampling.BILINEAR)
     if resample not in _FILTERS:
         raise _unsupported("resample", resample)
-    resize, resize_to = _resize(values) if values["do_resize"] else ("none", (0, 0))
+    resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
+    kernel: Kernel = "float" if name == _FLOAT and resize != "none" else "pillow"
     return Preprocess(
         resize=resize,
         resize_to=resize_to,
@@ -88,22 +100,36 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
+        patch_size=values["patch_size"] if resize == "max_patches" else 0,
+        max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
+        kernel=kernel,
     )
 
 
-def to_hf(spec: Preprocess, *, image_processor_type: str = "CLIPImageProcessor") -> dict[str, Any]:
-    """The content of a `preprocessor_config.json` that transformers' PIL backend follows to the same pixels.
+def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[str, Any]:
+    """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
-    Every key is written, so that any type with a PIL backend (all but DINOv3's) does the same.
+    `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
+
+    Args:
+        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, DINOv3ViTImageProcessor
+            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does
+            the same as CLIP's.
 
     Raises:
-        ValueError: `from_hf` does not know the type.
+        ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
     """
-    if image_processor_type not in _DEFAULTS:
-        raise ValueError(f"image_processor_type is {image_processor_type!r}: expected one of {', '.join(_DEFAULTS)}")
-    height, width = spec.resize_to
+    if reason := _inexpressible(spec):
+        raise ValueError(
+            f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
+        )
+    only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
+    name = image_processor_type or only or "CLIPImageProcessor"
+    able = [only] if only else [known for known in _DEFAULTS if known not in (_NAFLEX, _FLOAT, *_TILED)]
+    if name not in able:
+        raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
-        "image_processor_type": image_processor_type,
+        "image_processor_type": name,
         "do_convert_rgb": True,
         "do_resize": spec.resize != "none",
         "resample": int(Image.Resampling[spec.resample.upper()]),
@@ -114,7 +140,11 @@ def to_hf(spec: Preprocess, *, image_processor_type: str = "CLIPImageProcessor")
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
     }
-    if spec.resize != "none":
+    height, width = spec.resize_to
+    if spec.resize == "max_patches":
+        del config["do_center_crop"]  # the class has no such step
+        config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    elif spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
     if spec.crop is not None:
@@ -122,7 +152,37 @@ def to_hf(spec: Preprocess, *, image_processor_type: str = "CLIPImageProcessor")
     return config
 
 
-def _resize(values: dict[str, Any]) -> tuple[Literal["squash", "shortest_edge"], tuple[int, int]]:
+def _inexpressible(spec: Preprocess) -> str | None:
+    """Why no image processor of transformers does this."""
+    if spec.resize in ("letterbox", "cover", "fit"):
+        return f"transformers has no resize {spec.resize!r}"
+    if spec.kernel == "point":
+        return "transformers has no kernel 'point', its resizes are antialiased"
+    if spec.kernel == "float" and spec.resize == "max_patches":
+        return "transformers rounds to 8 bits where it resizes to max_patches"
+    if spec.fill != (0, 0, 0):
+        return f"transformers fills a crop with black, this one with {spec.fill}"
+    if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
+        return "transformers rounds the place of a crop down, this one to even"
+    return None
+
+
+def _cut_alike(spec: Preprocess) -> bool:
+    """Whether every picture is cut at the same place under both crop roundings."""
+    places = zip(spec.resize_to, spec.crop or (), strict=True)
+    return spec.resize == "squash" and all(
+        crop_offset(size, crop, "floor") == crop_offset(size, crop, "half_even") for size, crop in places
+    )
+
+
+def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
+    if name == _NAFLEX:
+        return "max_patches", (0, 0)
+    if name in _TILED:
+        match values["max_image_size"]:
+            case {"longest_edge": int(edge)}:
+                return "squash", (edge, edge)
+        raise _unsupported("max_image_size", values["max_image_size"])
     size = values["size"]
     if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}

@@ -6,23 +6,59 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ZEROS = "<zeros>"
+"""In `Key.theirs`: a part that the foreign layout leaves out because it is zero. Its shape is its neighbours'."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Another arrangement of the same numbers."""
+
+    write: Callable[[Tensor], Tensor]
+    """Ours -> theirs."""
+    read: Callable[[Tensor, Sequence[int]], Tensor]
+    """(theirs, our shape) -> ours."""
+
+
+TRANSPOSED = Layout(write=lambda x: x.t(), read=lambda x, shape: x.t())
+"""A matrix that is applied from the other side."""
+
+PATCH_VECTOR = Layout(
+    write=lambda x: x.permute(0, 2, 3, 1).flatten(1),
+    read=lambda x, shape: x.unflatten(1, (shape[2], shape[3], shape[1])).permute(0, 3, 1, 2),
+)
+"""Our convolution (D, C, p, p) as a linear map of patch vectors in (row, column, channel) order, (D, p * p * C)."""
+
+
+def table_of(rows: int, columns: int) -> Layout:
+    """Our position table (1, N, D) as (1, rows, columns, D)."""
+    return Layout(
+        write=lambda x: x.unflatten(1, (rows, columns)),
+        read=lambda x, shape: x.flatten(1, 2),
+    )
+
 
 @dataclass(frozen=True)
 class Key:
     """`ours` and `theirs` hold the same numbers: both sides concatenated on dim 0 are equal.
 
     One name on each side is a rename, ("qkv",) and ("q", "k", "v") a fusion. `drop` leading dimensions of size one
-    that ours has and theirs lacks: (1, N, D) is stored as (N, D) with drop=1.
+    that ours has and theirs lacks: (1, N, D) is stored as (N, D) with drop=1. `layout` rearranges a renamed tensor.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     drop: int = 0
+    layout: Layout | None = None
 
 
-def key(ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0) -> Key:
+def key(
+    ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0, layout: Layout | None = None
+) -> Key:
     """A `Key`; a single name need not be a tuple."""
-    return Key((ours,) if isinstance(ours, str) else ours, (theirs,) if isinstance(theirs, str) else theirs, drop)
+    return Key(
+        (ours,) if isinstance(ours, str) else ours, (theirs,) if isinstance(theirs, str) else theirs, drop, layout
+    )
 
 
 def layer(ours: str, theirs: str | tuple[str, ...], *, bias: bool = True) -> list[Key]:
@@ -52,7 +88,7 @@ def read(
         ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
     """
     keys = list(keys)
-    wanted = [name for item in keys for name in item.theirs]
+    wanted = [name for item in keys for name in item.theirs if name != ZEROS]
     missing = [name for name in wanted if name not in stored]
     if missing:
         raise ValueError(
@@ -69,11 +105,7 @@ def read(
         _check_shapes(item, shapes, stored, source)
     state = {}
     for item in keys:
-        parts = [get(name) for name in item.theirs]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        joined = joined.reshape((1,) * item.drop + joined.shape)
-        ours = joined.split([shapes[name][0] for name in item.ours]) if len(item.ours) > 1 else [joined]
-        state.update(zip(item.ours, ours, strict=True))
+        state.update(_ours(item, shapes, get))
     return state
 
 
@@ -89,25 +121,42 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
         raise ValueError(f"this layout cannot express the architecture: it disagrees on {_list(sorted(homeless))}")
     foreign = {}
     for item in keys:
-        ours = [state[name] for name in item.ours]
-        joined = (torch.cat(ours) if len(ours) > 1 else ours[0]).flatten(0, item.drop)
-        parts = joined.chunk(len(item.theirs)) if len(item.theirs) > 1 else [joined]
-        foreign.update((name, part.contiguous().clone()) for name, part in zip(item.theirs, parts, strict=True))
+        parts = _theirs(item, [state[name] for name in item.ours])
+        if ZEROS in parts and parts[ZEROS].any():
+            raise ValueError(
+                f"this layout cannot express the architecture: it has no place for a part of {item.ours[0]}"
+            )
+        foreign.update((name, part.contiguous().clone()) for name, part in parts.items() if name != ZEROS)
     return foreign
+
+
+def _theirs(item: Key, ours: list[Tensor]) -> dict[str, Tensor]:
+    joined = torch.cat(ours) if len(ours) > 1 else ours[0]
+    joined = item.layout.write(joined) if item.layout else joined.flatten(0, item.drop)
+    parts = joined.chunk(len(item.theirs)) if len(item.theirs) > 1 else [joined]
+    return dict(zip(item.theirs, parts, strict=True))
+
+
+def _ours(item: Key, shapes: Mapping[str, Sequence[int]], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    given = {name: get(name) for name in item.theirs if name != ZEROS}
+    neighbour = next(iter(given.values()))
+    parts = [given[name] if name in given else torch.zeros_like(neighbour) for name in item.theirs]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if item.layout:
+        joined = item.layout.read(joined, shapes[item.ours[0]]).contiguous()
+    joined = joined.reshape((1,) * item.drop + joined.shape)
+    ours = joined.split([shapes[name][0] for name in item.ours]) if len(item.ours) > 1 else [joined]
+    return dict(zip(item.ours, ours, strict=True))
 
 
 def _check_shapes(
     item: Key, shapes: Mapping[str, Sequence[int]], stored: Mapping[str, Sequence[int]], source: str
 ) -> None:
-    expected = list(shapes[item.ours[0]])
-    expected[0] = sum(shapes[name][0] for name in item.ours)
-    expected = expected[item.drop :]
-    if len(item.theirs) > 1:
-        expected[0] //= len(item.theirs)
-    for name in item.theirs:
-        if list(stored[name]) != expected:
+    expected = _theirs(item, [torch.empty(tuple(shapes[name]), device="meta") for name in item.ours])
+    for name, part in expected.items():
+        if name != ZEROS and list(stored[name]) != list(part.shape):
             raise ValueError(
-                f"{source}: {name} has shape {list(stored[name])}, but its configuration makes it {expected}: "
+                f"{source}: {name} has shape {list(stored[name])}, but its configuration makes it {list(part.shape)}: "
                 "configuration and weights are not of one model"
             )
 

@@ -1,19 +1,32 @@
 """Towers to disk in a public layout, whole or not at all."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
-from vlm_vision.checkpoints import hf, keys
+from vlm_vision.checkpoints import hf, keys, timm, timm_layout, timm_write
 from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.hf_preprocess import to_hf
+from vlm_vision.checkpoints.hf_preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.nearest import nearest
+from vlm_vision.checkpoints.timm_preprocess import from_timm, to_timm
+from vlm_vision.checkpoints.towers import Hints
+from vlm_vision.config import ViTConfig
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vit import VisionTransformer
 
 SIDECAR = "vlm_vision.json"
-"""What a public layout has no place for: tap, reference, fingerprint; for fused towers their order."""
+"""What a public layout has no place for: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
+
+FORMATS = ("hf", "timm")
+
+_OF_TRAINING = {"position_resize", "drop_path", "patch_drop", "remainder", "layer_scale"}
+"""Fields that a public layout may say otherwise without another output: layer_scale is an initial value."""
+
+Json = dict[str, Any]
 
 
 def save_tower(
@@ -23,28 +36,82 @@ def save_tower(
     model: VisionTransformer,
     family: str,
     preprocess: Preprocess,
-    sidecar: dict[str, Any],
+    sidecar: Json,
 ) -> None:
     """See `Encoder.save_pretrained`."""
-    if format != "hf":
-        raise ValueError(f"cannot save as {format!r}: expected 'hf'")
-    layout = hf.FAMILIES[family]
-    classes = model.config.num_classes
-    config = layout.write_config(model.config)
-    if classes:
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}
-    tensors = keys.write(layout.keys(model.config), model.state_dict())
-    prefix, architecture = hf.public_layout(family, model.config)
-    tensors = {name if name in layout.beside else prefix + name: value for name, value in tensors.items()}
-    dtype = str(model.patch_embed.weight.dtype).removeprefix("torch.")
-    config |= {"model_type": family, "architectures": [architecture], "dtype": dtype}
+    if format not in FORMATS:
+        raise ValueError(f"cannot save as {format!r}: expected {' or '.join(map(repr, FORMATS))}")
+    state = model.state_dict()
+    if model.config.position == "sincos2d" and model.config.position_resize == "recompute":
+        del state["position.table"]  # computed, never stored
+    write = _hf if format == "hf" else _timm
+    tensors, files, written = write(model, state, family, preprocess)
+    if written != preprocess:
+        sidecar = sidecar | {"preprocess": preprocess.to_dict()}
     with whole(folder) as staging:
         save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
-        write_json(staging / "config.json", config)
-        write_json(staging / "preprocessor_config.json", to_hf(preprocess))
+        for name, content in files.items():
+            write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
 
 
 def write_json(path: Path, value: object) -> None:
     """Indented, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _hf(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
+    """(weights, JSON files, preprocessing that the files describe) for transformers."""
+    name = {"dino": "vit"}.get(family, family)
+    layout, config = hf.FAMILIES[name], model.config
+    if config.class_token and config.position_prefix == 0 and config.position == "learned":
+        state, config = _with_class_row(state, config)
+    described = layout.write_config(config)
+    if config.num_classes:
+        described["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    tensors = keys.write(layout.keys(config), state)
+    _check("transformers", config, layout.read_config(layout.defaults | described, frozenset(tensors)))
+    prefix, architecture = hf.public_layout(name, config)
+    tensors = {stored if stored in layout.beside else prefix + stored: value for stored, value in tensors.items()}
+    dtype = str(model.patch_embed.weight.dtype).removeprefix("torch.")
+    described |= {"model_type": name, "architectures": [architecture], "dtype": dtype}
+    written = nearest(spec, "transformers", to_hf)
+    return tensors, {"config.json": described, "preprocessor_config.json": to_hf(written)}, from_hf(to_hf(written))
+
+
+def _timm(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
+    """(weights, JSON files, preprocessing that the files describe) for timm."""
+    config, state = timm_write.fitted(family, model.config, dict(state))
+    described = timm_write.describe(family, config)
+    tensors = timm_write.tensors(family, config, state)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    found = timm_layout.fields(shapes, image_size=config.image_size)
+    heads = Hints(num_heads=config.num_heads)
+    again = timm.config_of(described["architecture"], found, described["model_args"], heads)
+    _check("timm", config, again)
+    written = nearest(spec, "timm", to_timm)
+    described["pretrained_cfg"] = timm_write.preprocess_config(written, config)
+    naflex = config.patch_size if family == "siglip2_vision_model" else None
+    return tensors, {"config.json": described}, from_timm(described["pretrained_cfg"], patch_size=naflex)
+
+
+def _with_class_row(state: Json, config: ViTConfig) -> tuple[Json, ViTConfig]:
+    """A table whose first row, for CLS, adds nothing: timm's towers with registers have none."""
+    table = state["position.table"]
+    owned = 2 if config.pool == "cls_dist" else 1
+    rows = table.new_zeros(1, owned, table.shape[-1])
+    return dict(state) | {"position.table": torch.cat([rows, table], dim=1)}, replace(config, position_prefix=owned)
+
+
+def _check(library: str, ours: ViTConfig, theirs: ViTConfig) -> None:
+    """Raise ValueError if the written configuration would not be read as the architecture it was written for."""
+    unread = set() if ours.num_classes or theirs.num_classes else {"class_input"}
+    differ = [
+        f"{field.name} {getattr(ours, field.name)!r} would become {getattr(theirs, field.name)!r}"
+        for field in fields(ViTConfig)
+        if field.name not in _OF_TRAINING | unread and getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    if (ours.layer_scale is None) != (theirs.layer_scale is None):
+        differ.append("layer_scale (fold_layer_scale() takes it into the weights)")
+    if differ:
+        raise ValueError(f"{library} cannot express this architecture: {', '.join(differ)}")

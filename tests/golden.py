@@ -1,0 +1,158 @@
+"""The golden encoder cases: how each is loaded and which of our outputs is which of its tensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor
+
+import vlm_vision as vv
+from vlm_vision.encoder import Encoder
+
+TOLERANCE = 1e-5
+"""Of the output's scale; the references' own fp32 noise is below 2e-6."""
+
+FILES = {
+    "dinov2_pth": "model.pth",
+    "dinov2_pth_reg4": "model.pth",
+    "dinov2_pth_swiglu": "model.pth",
+    "dinov3_pth": "model.pth",
+    "dinov3_pth_swiglu": "model.pth",
+    "timm_deit_distilled_pth": "checkpoint.pth",
+    "bv_siglip": "siglip.npz",
+    "bv_siglip2_scan": "siglip.npz",
+    "bv_augreg_npz": "augreg.npz",
+    "bv_naflex": "naflex.npz",
+}
+"""Cases whose checkpoint is a file; the others are folders."""
+
+ENCODERS = [
+    "hf_vit", "hf_vit_cls", "hf_vit_mae", "hf_deit_distilled", "hf_ijepa", "hf_clip_quickgelu", "hf_clip_gelu_sharded",
+    "hf_clip_vision_proj", "hf_siglip", "hf_siglip_p14_cropped", "hf_dinov2", "hf_dinov2_reg", "hf_dinov2_swiglu",
+    "hf_dinov3", "hf_dinov3_gated", "hf_aimv2", "timm_augreg", "timm_deit3", "timm_dinov2_reg4", "timm_dinov3",
+    "timm_siglip_exact_gelu", "timm_siglip_tanh_gelu", "timm_deit_distilled_pth", "dinov2_pth", "dinov2_pth_reg4",
+    "dinov2_pth_swiglu", "dinov3_pth", "dinov3_pth_swiglu", "open_clip_quickgelu", "open_clip_gelu_resized",
+    "open_clip_siglip", "bv_siglip", "bv_siglip2_scan", "bv_augreg_npz",
+]  # fmt: skip
+"""Cases that take (B, C, H, W) pixels."""
+
+NAFLEX = ["hf_siglip2_naflex", "timm_naflex_siglip", "bv_naflex"]
+"""Cases that take patch vectors of pictures of any shape."""
+
+
+@dataclass
+class Case:
+    """One golden case and our encoder of it."""
+
+    about: dict
+    golden: dict[str, Tensor]
+    encoder: Encoder
+
+    @property
+    def last_block(self) -> bool:
+        """Whether `tokens` are those of the last block before the norm (CLIP in transformers)."""
+        return "NO final norm" in self.about["outputs"].get("tokens", "")
+
+
+def case(shared: Path, name: str) -> Case:
+    """Load case `name` as a user would."""
+    folder = shared / "golden" / name
+    encoder = vv.load(folder / FILES[name] if name in FILES else folder)
+    assert isinstance(encoder, Encoder)
+    return Case(json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), encoder)
+
+
+def error(ours: Tensor | None, golden: Tensor) -> float:
+    """Largest difference over the golden's largest value."""
+    assert ours is not None and ours.shape == golden.shape
+    return ((ours - golden).abs().max() / golden.abs().max()).item()
+
+
+def with_prefix(out: vv.VisionOutput) -> Tensor:
+    """All tokens in the order of every reference: CLS, registers, patches."""
+    prefix = [out.cls_token[:, None]] if out.cls_token is not None else []
+    prefix += [out.register_tokens] if out.register_tokens is not None else []
+    return torch.cat([*prefix, out.patch_tokens], dim=1)
+
+
+def errors(case: Case, run: str) -> dict[str, float]:
+    """Error of every tensor that the case holds for a run."""
+    golden, encoder = case.golden, case.encoder
+    pixels = golden[f"pixel_values.{run}"]
+    normed = encoder(pixels)
+    raw = encoder(pixels, tap=vv.Tap(-1, norm=False))
+    before = encoder(pixels, tap=vv.Tap(-2, norm=False))
+    tokens = with_prefix(raw if case.last_block else normed)
+    ours = {
+        "embed": encoder.model.embed(pixels)[0],
+        "block": with_prefix(before),
+        "block_patches": before.patch_tokens,
+        "block_patches_norm": encoder(pixels, tap=vv.Tap(-2)).patch_tokens,
+        "last": with_prefix(raw),
+        "prenorm": with_prefix(raw),
+        "tokens": tokens,
+        "pooled": normed.cls_token
+        if f"image_features.{run}" in golden and normed.cls_token is not None
+        else normed.pooled,
+        "image_features": normed.pooled,
+        "logits": normed.logits,
+    }
+    if encoder.model.head_dist is not None:
+        ours["cls_logits"] = encoder.model.head(normed.cls_token)
+        ours["distillation_logits"] = encoder.model.head_dist(normed.register_tokens[:, 0])
+    assert normed.grid == tuple(case.about["runs"][run]["grid"])
+    assert encoder.num_patch_tokens(*pixels.shape[-2:]) == normed.patch_tokens.shape[1]
+    return {name: error(value, golden[f"{name}.{run}"]) for name, value in ours.items() if f"{name}.{run}" in golden}
+
+
+def pictures(case: Case, run: str) -> list[Tensor]:
+    """The pictures (3, H, W) whose patch vectors a NaFlex case holds."""
+    size = case.encoder.config.patch_size
+    stored = next(
+        case.golden[f"{name}.{run}"] for name in ("pixel_values", "patches") if f"{name}.{run}" in case.golden
+    )
+    shapes = case.about["runs"][run]["spatial_shapes"]
+    return [
+        rearrange(row[: h * w], "(h w) (p q c) -> c (h p) (w q)", h=h, w=w, p=size, q=size)
+        for row, (h, w) in zip(stored, shapes, strict=True)
+    ]
+
+
+def naflex_errors(case: Case, run: str) -> dict[str, float]:
+    """Worst error over the pictures of a NaFlex run, all packed in one sequence."""
+    seen = pictures(case, run)
+    normed, before = case.encoder.packed(seen), case.encoder.packed(seen, tap=vv.Tap(-2, norm=False))
+    found: dict[str, list[float]] = {}
+    for i, (out, block, picture) in enumerate(zip(normed, before, seen, strict=True)):
+        count = out.patch_tokens.shape[1]
+        ours = {
+            "tokens": out.patch_tokens,
+            "block": block.patch_tokens,
+            "embed": case.encoder.model.embed(picture[None])[0],
+        }
+        for name, value in ours.items():
+            found.setdefault(name, []).append(error(value[0], case.golden[f"{name}.{run}"][i, :count]))
+        found.setdefault("pooled", []).append(error(out.pooled[0], case.golden[f"pooled.{run}"][i]))
+    return {name: max(values) for name, values in found.items()}
+
+
+def table(shared: Path) -> str:
+    """case, reference, runs and worst error of every encoder case, as Markdown."""
+    rows = ["| case | reference | runs | worst error | of |", "|---|---|---|---|---|"]
+    for name in [*ENCODERS, *NAFLEX]:
+        loaded = case(shared, name)
+        measure = naflex_errors if name in NAFLEX else errors
+        found = [(value, f"{key}.{run}") for run in loaded.about["runs"] for key, value in measure(loaded, run).items()]
+        worst, where = max(found)
+        reference = loaded.about["reference"]
+        told = f"{reference['name']} {str(reference['version'])[:10]}"
+        rows.append(f"| {name} | {told} | {len(loaded.about['runs'])} | {worst:.0e} | {where} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        print(table(Path(__file__).resolve().parents[2] / "shared"))

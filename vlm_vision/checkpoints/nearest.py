@@ -1,0 +1,43 @@
+"""Preprocessing that another library cannot describe: what comes nearest, said aloud."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from vlm_vision.preprocess import Preprocess
+
+
+def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict[str, Any]]) -> Preprocess:
+    """The preprocessing nearest to `spec` that `express` takes; a warning says what differs.
+
+    In this order: the same; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
+    of the result.
+
+    Raises:
+        ValueError: none of them, where the size of the result depends on the picture.
+    """
+    candidates = [spec, replace(spec, kernel="pillow")]
+    if spec.crop:
+        other: Any = "floor" if spec.crop_rounding == "half_even" else "half_even"
+        candidates += [replace(candidate, crop_rounding=other) for candidate in candidates]
+    if spec.output_size and spec.resize != "squash":
+        squash = dict(resize="squash", resize_to=spec.output_size, crop=None, fill=(0, 0, 0), crop_rounding="floor")
+        candidates.append(replace(spec, kernel="pillow", **squash))  # type: ignore[arg-type]
+    problem: ValueError | None = None
+    for candidate in candidates:
+        try:
+            express(candidate)
+        except ValueError as error:
+            problem = problem or error
+            continue
+        if candidate != spec:
+            changed = [f"{name} {value!r}" for name, value in vars(spec).items() if value != getattr(candidate, name)]
+            warnings.warn(
+                f"{library} has no preprocessing with {', '.join(changed)}: its file says what comes nearest, "
+                "vlm_vision.json beside it keeps the exact one",
+                stacklevel=5,
+            )
+        return candidate
+    assert problem is not None
+    raise problem

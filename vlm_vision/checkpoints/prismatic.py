@@ -1,0 +1,104 @@
+"""Prismatic and OpenVLA (and OFT) checkpoints: one or two timm towers, read by prefix; the language model is not touched.
+
+HuggingFace folders name the towers `vision_backbone.featurizer` and `.fused_featurizer`; Prismatic's own files
+`vision_backbone.dino_featurizer` and `.siglip_featurizer` (or `.featurizer` for one tower).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vlm_vision.checkpoints import timm, timm_layout
+from vlm_vision.checkpoints.files import WeightFiles
+from vlm_vision.checkpoints.openvla_preprocess import from_openvla
+from vlm_vision.checkpoints.towers import Hints, Part, Tower, Weights
+from vlm_vision.config import Tap
+
+Json = dict[str, Any]
+
+BACKBONES: dict[str, list[tuple[str, str, int]]] = {
+    "clip-vit-l": [("featurizer", "vit_large_patch14_clip_quickgelu_224", 224)],
+    "clip-vit-l-336px": [("featurizer", "vit_large_patch14_clip_quickgelu_336", 336)],
+    "siglip-vit-b16-224px": [("featurizer", "vit_base_patch16_siglip_224", 224)],
+    "siglip-vit-b16-256px": [("featurizer", "vit_base_patch16_siglip_256", 256)],
+    "siglip-vit-b16-384px": [("featurizer", "vit_base_patch16_siglip_384", 384)],
+    "siglip-vit-so400m": [("featurizer", "vit_so400m_patch14_siglip_224", 224)],
+    "siglip-vit-so400m-384px": [("featurizer", "vit_so400m_patch14_siglip_384", 384)],
+    "dinov2-vit-l": [("featurizer", "vit_large_patch14_reg4_dinov2", 224)],
+    "in1k-vit-l": [("featurizer", "vit_large_patch16_224", 224)],
+    "dinoclip-vit-l-336px": [
+        ("dino_featurizer", "vit_large_patch14_reg4_dinov2", 336),
+        ("clip_featurizer", "vit_large_patch14_clip_quickgelu_336", 336),
+    ],
+    "dinosiglip-vit-so-224px": [
+        ("dino_featurizer", "vit_large_patch14_reg4_dinov2", 224),
+        ("siglip_featurizer", "vit_so400m_patch14_siglip_224", 224),
+    ],
+    "dinosiglip-vit-so-384px": [
+        ("dino_featurizer", "vit_large_patch14_reg4_dinov2", 384),
+        ("siglip_featurizer", "vit_so400m_patch14_siglip_384", 384),
+    ],
+}
+"""vision_backbone_id -> (attribute in Prismatic's own code, timm architecture, picture side in pixels), in channel order."""
+
+HF_NAMES = ("featurizer", "fused_featurizer")
+MODEL_TYPES = ("openvla", "prismatic")
+
+
+def recognises(config: Json) -> bool:
+    """Whether a config.json is OpenVLA's or Prismatic's, in HuggingFace's form or its own."""
+    own = config.get("model")
+    return config.get("model_type") in MODEL_TYPES or (isinstance(own, dict) and "vision_backbone_id" in own)
+
+
+def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightFiles, hints: Hints) -> list[Tower]:
+    """The towers in channel order, each tapped where the model taps it: before the last block's output, without norm.
+
+    Args:
+        source: folder or file, for errors.
+        config: content of config.json.
+        preprocessor: content of preprocessor_config.json, if there is one.
+        weights: all of the checkpoint.
+        hints: unused but for the head count.
+
+    Raises:
+        ValueError: a backbone that is not known, weights that are not there.
+    """
+    inner = config.get("model")
+    described = config | inner if isinstance(inner, dict) else config
+    name = described.get("vision_backbone_id")
+    if name not in BACKBONES:
+        raise ValueError(f"{source} has the vision_backbone_id {name!r}: expected one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[str(name)]
+    overrides = described.get("timm_override_act_layers") or [None] * len(backbone)
+    arguments = described.get("timm_model_args") or [{}] * len(backbone)
+    architectures = described.get("timm_model_ids") or [architecture for _, architecture, _ in backbone]
+    try:
+        specs = from_openvla(described, preprocessor)
+        towers = []
+        for i, (own_name, _, side) in enumerate(backbone):
+            sizes = described.get("image_sizes") or []
+            size = sizes[i] if i < len(sizes) else side
+            extra: Json = {"img_size": size, "global_pool": None} | dict(arguments[i])
+            if overrides[i] is not None:
+                extra["act_layer"] = overrides[i]
+            part = _part(source, weights, (HF_NAMES[i], own_name))
+            found = timm.tower(str(source), part, str(architectures[i]), extra, {}, hints)
+            tap = Tap(layer=-2, norm=False)
+            towers.append(Tower(**(vars(found) | dict(format="openvla", preprocess=specs[i], tap=tap))))
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
+    return towers
+
+
+def _part(source: Path, weights: Weights, names: tuple[str, ...]) -> Part:
+    """The tower whose weights are under one of `names`."""
+    mark = timm_layout.LANDMARKS[0]
+    stems = {f"vision_backbone.{name}." for name in names}
+    for stored in weights.shapes:
+        prefix = stored.removesuffix(mark)
+        if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
+            return Part(weights, prefix, ignored=timm_layout.carries_nothing)
+    raise ValueError(
+        f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
+        "them out; load them from their own checkpoints"
+    )

@@ -1,0 +1,74 @@
+"""From a path to the towers in it: the format is told by what is there, never guessed."""
+
+from pathlib import Path
+
+from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, prismatic, pth, timm
+from vlm_vision.checkpoints.files import STEMS, WeightFiles, read_json
+from vlm_vision.checkpoints.towers import Hints, Tower
+
+
+def towers(path: Path, hints: Hints) -> list[Tower]:
+    """The towers of a folder or file, in channel order; nearly always one.
+
+    Raises:
+        ValueError: a format that is not known or not told, several towers of which none is chosen, a damaged file.
+    """
+    return _folder(path, hints) if path.is_dir() else [_file(path, hints)]
+
+
+def _folder(folder: Path, hints: Hints) -> list[Tower]:
+    both = (folder / open_clip.CONFIG).is_file() and (folder / "config.json").is_file()
+    if both and hints.format not in ("hf", "open_clip"):
+        raise ValueError(
+            f'{folder} holds a model for transformers and for open_clip: say which one by format="hf" or format="open_clip"'
+        )
+    if (folder / open_clip.CONFIG).is_file() and hints.format != "hf":
+        return [open_clip.read(folder, read_json(folder / open_clip.CONFIG), _weights_of_open_clip(folder), hints)]
+    if not (folder / "config.json").is_file():
+        files = sorted(
+            file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".npz", ".bin", ".safetensors")
+        )
+        hint = f"; to load one file of the original code, give the file: {', '.join(files[:3])}" if files else ""
+        raise ValueError(f"{folder} has no config.json and no {open_clip.CONFIG}: it is no checkpoint folder{hint}")
+    config = read_json(folder / "config.json")
+    if prismatic.recognises(config):
+        preprocessor = folder / "preprocessor_config.json"
+        described = read_json(preprocessor) if preprocessor.is_file() else None
+        return prismatic.read(folder, config, described, WeightFiles(_prismatic_weights(folder)), hints)
+    if lerobot.recognises(config):
+        return [lerobot.read(folder, config, hints)]
+    if timm.recognises(config):
+        return [timm.read(folder, config, hints)]
+    if hf.recognises(config):
+        return [hf.read(folder, config, hints)]
+    raise ValueError(
+        f"{folder / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type (LeRobot): "
+        "expected one of them"
+    )
+
+
+def _file(path: Path, hints: Hints) -> Tower:
+    if path.suffix == ".npz":
+        return big_vision.read(path, hints)
+    if path.suffix not in (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar"):
+        raise ValueError(
+            f"{path} is a file of a format that is not known: expected a folder, .pth, .pt, .safetensors or .npz"
+        )
+    weights = WeightFiles(path)
+    if any(name.endswith(open_clip.LANDMARKS) for name in weights.shapes):
+        return open_clip.read(path, open_clip.described_by(path, weights, hints), weights, hints)
+    return pth.read(path, weights, hints)
+
+
+def _weights_of_open_clip(folder: Path) -> WeightFiles:
+    """open_clip's own file where transformers' lies beside it, as on the hub."""
+    for name in STEMS[2:]:
+        if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
+            return WeightFiles(folder / name) if (folder / name).is_file() else WeightFiles(folder)
+    return WeightFiles(folder)
+
+
+def _prismatic_weights(folder: Path) -> Path:
+    """A HuggingFace folder, or the newest checkpoint of a run of Prismatic's own code."""
+    latest = folder / "checkpoints" / "latest-checkpoint.pt"
+    return latest if latest.is_file() else folder

@@ -1,0 +1,109 @@
+"""What every reader of a foreign format gives: a `Tower`; and how its weights become a model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.keys import Key
+from vlm_vision.config import Tap, ViTConfig
+from vlm_vision.position import sincos_2d
+from vlm_vision.preprocess import Preprocess
+from vlm_vision.vit import VisionTransformer
+
+
+class Weights(Protocol):
+    """Stored tensors by name, read one at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+class Part:
+    """The tensors of `weights` under a prefix, by their names without it.
+
+    Args:
+        beside: names outside the prefix that belong to the part all the same.
+        ignored: tells which names, without prefix, are documented to carry nothing for the model.
+        rename: the usual spelling of a name without prefix.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        prefix: str = "",
+        *,
+        beside: Iterable[str] = (),
+        ignored: Callable[[str], bool] = lambda name: False,
+        rename: Callable[[str], str] = lambda name: name,
+    ):
+        stored = {rename(name.removeprefix(prefix)): name for name in weights.shapes if name.startswith(prefix)}
+        stored |= {name: name for name in beside if name in weights.shapes}
+        self._weights = weights
+        self._stored = {name: theirs for name, theirs in stored.items() if not ignored(name)}
+        self.shapes = {name: weights.shapes[theirs] for name, theirs in self._stored.items()}
+
+    def get(self, name: str) -> Tensor:
+        return self._weights.get(self._stored[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What the user says where a checkpoint does not."""
+
+    num_heads: int | None = None
+    architecture: str | None = None
+    """timm's name of the architecture."""
+    format: str | None = None
+    """Which of two formats in one folder."""
+    part: str | None = None
+    """Prefix of the tower's weights in a file that holds several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """One vision tower found in a checkpoint: what to build, and where its numbers are."""
+
+    source: str
+    """What to call it in an error."""
+    format: str
+    """hf, timm, pth, open_clip, big_vision, openvla"""
+    family: str
+    """A key of `vlm_vision.checkpoints.references.RESIZE_BY_FAMILY`."""
+    reference: str
+    """Whose numbers the format stands for."""
+    config: ViTConfig
+    keys: list[Key]
+    weights: Weights
+    preprocess: Preprocess
+    tap: Tap = Tap()
+
+
+def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTransformer:
+    """The model with its weights. Made without memory of its own: each weight is read once, to where it stays.
+
+    Raises:
+        ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
+    """
+    with torch.device("meta"):
+        model = VisionTransformer(tower.config)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    state = {}
+    if tower.config.position == "sincos2d":  # computed, never stored
+        table = torch.zeros(shapes.pop("position.table"))
+        table[0, tower.config.position_prefix :] = sincos_2d(tower.config.grid, tower.config.embed_dim)
+        state["position.table"] = table.to(device=device, dtype=dtype)
+    state |= keys.read(
+        tower.keys,
+        shapes,
+        tower.weights.shapes,
+        lambda name: tower.weights.get(name).to(device=device, dtype=dtype),
+        source=tower.source,
+    )
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
