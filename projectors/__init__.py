@@ -8,11 +8,17 @@ language model.
 import difflib
 
 from projectors.mlp import FusedMLP, Linear, Mlp
+from projectors.pixel_shuffle import PixelShuffle
 from projectors.projector import Grid, Projector
 
-__all__ = ["PROJECTORS", "FusedMLP", "Grid", "Linear", "Mlp", "Projector", "build", "describe"]
+__all__ = ["PROJECTORS", "FusedMLP", "Grid", "Linear", "Mlp", "PixelShuffle", "Projector", "build", "describe"]
 
-PROJECTORS: dict[str, type[Projector]] = {"linear": Linear, "mlp": Mlp, "fused_mlp": FusedMLP}
+PROJECTORS: dict[str, type[Projector]] = {
+    "linear": Linear,
+    "mlp": Mlp,
+    "fused_mlp": FusedMLP,
+    "pixel_shuffle": PixelShuffle,
+}
 """Name -> class."""
 
 
@@ -42,7 +48,7 @@ def describe(projector: Projector) -> dict:
     """The arguments that make `build` build such a projector again."""
     for name, kind in PROJECTORS.items():
         if type(projector) is kind:
-            return {"name": name, "in_dim": projector.in_dim, "out_dim": projector.out_dim}
+            return {"name": name, "in_dim": projector.in_dim, "out_dim": projector.out_dim} | projector.options
     raise ValueError(
         f"{type(projector).__name__} is no projector of this package, expected one of {', '.join(PROJECTORS)}"
     )

@@ -15,6 +15,11 @@ class Projector(nn.Module):
             raise ValueError(f"a projector needs widths of at least 1, got in_dim={in_dim} and out_dim={out_dim}")
         self.in_dim, self.out_dim = in_dim, out_dim
 
+    @property
+    def options(self) -> dict:
+        """What `build` needs beside the widths to make such a projector again."""
+        return {}
+
     def num_tokens(self, grid: Grid) -> int:
         """M, the tokens out for a grid of patches in."""
         return grid[0] * grid[1]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlm_vision import auto
 from vlm_vision.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.connector import load_projector
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.load import load
@@ -25,6 +26,7 @@ __all__ = [
     "VisionOutput",
     "VisionTransformer",
     "load",
+    "load_projector",
 ]
 
 _LAZY = {"VisionLanguageModel": "vlm_vision.vlm.model"}  # these import transformers

@@ -101,7 +101,7 @@ class _Found:
 
 
 def _found(source: str | Path, options: _Options) -> list[_Found]:
-    path = _resolve(source, options.revision)
+    path = resolve(source, options.revision)
     beside = path / SIDECAR
     sidecar = read_json(beside) if path.is_dir() and beside.is_file() else {}
     if "towers" in sidecar:
@@ -151,7 +151,8 @@ def _fuse(
     ).eval()
 
 
-def _resolve(source: str | Path, revision: str | None) -> Path:
+def resolve(source: str | Path, revision: str | None) -> Path:
+    """The local folder or file of a path or hub id. Raises ValueError if there is none."""
     path = Path(source).expanduser()
     if path.exists():
         return path

@@ -69,20 +69,20 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
     if name not in BACKBONES:
         raise ValueError(f"{source} has the vision_backbone_id {name!r}: expected one of {', '.join(BACKBONES)}")
     backbone = BACKBONES[str(name)]
+    known: Json = {"timm_model_ids": [one[1] for one in backbone], "image_sizes": [one[2] for one in backbone]}
+    known["use_fused_vision_backbone"] = len(backbone) > 1
+    described = known | {field: value for field, value in described.items() if value is not None}
     overrides = described.get("timm_override_act_layers") or [None] * len(backbone)
     arguments = described.get("timm_model_args") or [{}] * len(backbone)
-    architectures = described.get("timm_model_ids") or [architecture for _, architecture, _ in backbone]
     try:
         specs = from_openvla(described, preprocessor)
         towers = []
-        for i, (own_name, _, side) in enumerate(backbone):
-            sizes = described.get("image_sizes") or []
-            size = sizes[i] if i < len(sizes) else side
-            extra: Json = {"img_size": size, "global_pool": None} | dict(arguments[i])
+        for i, (own_name, _, _) in enumerate(backbone):
+            extra: Json = {"img_size": described["image_sizes"][i]} | dict(arguments[i])
             if overrides[i] is not None:
                 extra["act_layer"] = overrides[i]
             part = _part(source, weights, (HF_NAMES[i], own_name))
-            found = timm.tower(str(source), part, str(architectures[i]), extra, {}, hints)
+            found = timm.tower(str(source), part, str(described["timm_model_ids"][i]), extra, {}, hints)
             tap = Tap(layer=-2, norm=False)
             towers.append(Tower(**(vars(found) | dict(format="openvla", preprocess=specs[i], tap=tap))))
     except (TypeError, KeyError, AttributeError, IndexError) as error:

@@ -16,6 +16,15 @@ def towers(path: Path, hints: Hints) -> list[Tower]:
     return _folder(path, hints) if path.is_dir() else [_file(path, hints)]
 
 
+def weights_of(path: Path) -> WeightFiles:
+    """All weights of a folder or file of any format but npz."""
+    if path.is_file():
+        return WeightFiles(path)
+    if (path / open_clip.CONFIG).is_file() and not (path / "config.json").is_file():
+        return _weights_of_open_clip(path)
+    return WeightFiles(_prismatic_weights(path))
+
+
 def _folder(folder: Path, hints: Hints) -> list[Tower]:
     both = (folder / open_clip.CONFIG).is_file() and (folder / "config.json").is_file()
     if both and hints.format not in ("hf", "open_clip"):

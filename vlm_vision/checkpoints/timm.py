@@ -127,7 +127,7 @@ def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConf
     pool = _pool(_default_pool(name, fields) if given is None else given)
     if fields.get("class_input") == "distilled" or "distilled" in name:
         pool = "cls_dist"
-    facts = dict(
+    facts: Json = dict(
         mlp=fields.get("mlp") or _activation(name, arguments),
         norm_eps=1e-5 if family in ("clip_vision_model", "dinov3_vit", "aimv2_vision_model") else 1e-6,
         num_heads=hints.num_heads or arguments.get("num_heads") or _num_heads(name, fields["embed_dim"]),

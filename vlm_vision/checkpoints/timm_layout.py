@@ -187,7 +187,7 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
     if config.class_input == "distilled":
         keys += layer("head_dist", "head_dist")
     first, second = _mlp(shapes)
-    scale = _scale(shapes)
+    scales = _scale(shapes) or ()
     for i in range(config.depth):
         block = f"blocks.{i}"
         keys += layer(f"{block}.norm1", f"{block}.norm1", bias=affine)
@@ -201,6 +201,6 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
         keys += layer(f"{block}.norm2", f"{block}.norm2", bias=affine)
         keys += layer(f"{block}.mlp.fc1", tuple(f"{block}.mlp.{part}" for part in first), bias=config.mlp_bias)
         keys += layer(f"{block}.mlp.fc2", f"{block}.mlp.{second}", bias=config.mlp_bias)
-        for j in (1, 2) if scale else ():
-            keys.append(key(f"{block}.residual{j}.scale", f"{block}.{scale[j - 1]}"))
+        for j, scale in enumerate(scales, 1):
+            keys.append(key(f"{block}.residual{j}.scale", f"{block}.{scale}"))
     return keys
