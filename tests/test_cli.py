@@ -94,3 +94,18 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, tmp_path, caps
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()
+
+
+def test_convert_writes_another_format_and_reads_it_back(shared, tmp_path, capsys):
+    golden = shared / "golden"
+    assert main(["convert", str(golden / "timm_dinov2_reg4"), str(tmp_path / "b"), "--to", "timm"]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    assert main(["convert", str(golden / "dinov2_pth" / "model.pth"), str(tmp_path / "a"), "--to", "hf"]) == 0
+    assert "crop_rounding 'half_even'" in capsys.readouterr().err  # which transformers' file cannot say
+    assert vv.load(tmp_path / "a").preprocess == vv.load(golden / "dinov2_pth" / "model.pth").preprocess
+
+
+def test_convert_says_what_a_format_cannot_express_and_writes_nothing(shared, tmp_path, capsys):
+    assert main(["convert", str(shared / "golden" / "hf_vit_cls"), str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert "norm_eps 1e-12 would become 1e-06" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

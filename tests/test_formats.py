@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import TOLERANCE, error, with_prefix
 from safetensors.torch import load_file, save_file
 
 import vlm_vision as vv
-from tests.golden import TOLERANCE, error, with_prefix
 
 VISION = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=4, image_size=16

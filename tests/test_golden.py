@@ -2,13 +2,13 @@
 
 import json
 
+import golden as cases
 import pytest
 import torch
+from golden import TOLERANCE, case, error, with_prefix
 from safetensors.torch import load_file
 
 import vlm_vision as vv
-from tests import golden as cases
-from tests.golden import TOLERANCE, case, error, with_prefix
 
 
 @pytest.mark.parametrize("name", [*cases.ENCODERS, *cases.NAFLEX])

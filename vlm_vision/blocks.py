@@ -127,8 +127,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tenso
         return varlen_attn(*rows, context.offsets, context.offsets, longest, longest)[None]  # type: ignore[index]
     seen, start = [], 0
     for count, length in context.runs:
-        run = (x[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
-        seen.append(F.scaled_dot_product_attention(*run).transpose(1, 2).flatten(0, 1))
+        rows = slice(start, start + count * length)
+        one, two, three = (x[0, :, rows].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+        seen.append(F.scaled_dot_product_attention(one, two, three).transpose(1, 2).flatten(0, 1))
         start += count * length
     return torch.cat(seen)[None]
 

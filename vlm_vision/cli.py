@@ -1,12 +1,14 @@
-"""The command `vlm-vision`: models, tokens, ask."""
+"""The command `vlm-vision`: models, convert, tokens, ask."""
 
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import vlm_vision as vv
+from vlm_vision.checkpoints.save import FORMATS
 from vlm_vision.load import known_device
 from vlm_vision.pictures import load_image
 
@@ -29,6 +31,16 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the architectures and their sizes")
     models.set_defaults(run=_models)
+
+    convert = commands.add_parser("convert", help="write an encoder in another public format")
+    convert.add_argument("source", metavar="SRC", help="folder, file or hub id, of any format")
+    convert.add_argument("target", metavar="DST", help="folder to write")
+    convert.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    convert.add_argument("--format", help="of the source, where a folder holds two")
+    convert.add_argument("--part", help="prefix of the tower's weights, where a file holds several")
+    convert.add_argument("--architecture", help="timm's or open_clip's name, for a bare state dict")
+    convert.add_argument("--num-heads", type=int, help="attention heads, for a file that does not tell them")
+    convert.set_defaults(run=_convert)
 
     tokens = commands.add_parser("tokens", help="write the visual tokens of pictures to disk")
     tokens.add_argument("images", nargs="+", metavar="IMAGES", help="picture files")
@@ -65,6 +77,28 @@ def _models(options: argparse.Namespace) -> None:
         side = config.image_size[0]
         row = (config.embed_dim, config.depth, config.patch_size, side, config.num_patch_tokens(side, side))
         print(f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import torch
+
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        hints = {name: getattr(options, name) for name in ("format", "part", "architecture", "num_heads")}
+        encoder = vv.load(options.source, **hints)
+        encoder.save_pretrained(options.target, format=options.to)
+    for remark in remarks:
+        if remark.category is UserWarning:
+            print(f"note: {remark.message}", file=sys.stderr)
+    again = vv.load(options.target)
+    with torch.inference_mode():
+        size = encoder.preprocess.output_size or getattr(encoder.config, "image_size", None)
+        channels = 3 * len(encoder.towers) if isinstance(encoder, vv.FusedEncoder) else encoder.config.channels
+        pixels = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+        before, after = (one(pixels, pool=False).patch_tokens for one in (encoder, again))
+    if not torch.equal(before, after):
+        raise ValueError(f"{options.target} was written and gives other tokens than {options.source}: do not use it")
+    print(f"{options.target}: {options.to}, read back, patch tokens equal to the bit")
 
 
 def _tokens(options: argparse.Namespace) -> None:

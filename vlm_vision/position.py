@@ -5,6 +5,7 @@ Shape legend: B batch, N patches (h * w, row-major), P prefix tokens, D width, H
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ Grid = tuple[int, int]
 
 def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | None = False):
     def resize(table: Tensor, grid: Grid) -> Tensor:
+        if antialias and torch.compiler.is_compiling():  # the backward of PyTorch's kernel knows no symbolic sizes
+            return _by_matrices(table, grid, 0.0, _triangle if mode == "bilinear" else partial(_cubic, a=-0.5))
         return F.interpolate(table, size=grid, mode=mode, antialias=antialias, align_corners=align_corners)
 
     return resize
@@ -24,8 +27,38 @@ def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | No
 
 def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
     # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
+    if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant of the graph: one graph for each grid
+        return _by_matrices(table, grid, 0.1, partial(_cubic, a=-0.75), antialias=False)
     scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
     return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def _by_matrices(
+    table: Tensor, grid: Grid, offset: float, kernel: Callable[[Tensor], Tensor], *, antialias: bool = True
+) -> Tensor:
+    """The resize of PyTorch's kernels as two matrix products, in plain tensor operations: equal up to rounding."""
+    edge = 0 if antialias else 2  # rows repeated past the border; with antialiasing weights past it are left out
+    if edge:
+        table = F.pad(table, (edge,) * 4, mode="replicate")
+    weights = []
+    for axis, n in ((-2, grid[0]), (-1, grid[1])):
+        size = table.shape[axis]
+        step = (size - 2 * edge) / (torch.arange(n, n + 1, dtype=torch.float32, device=table.device) + offset)
+        centres = (torch.arange(n, dtype=torch.float32, device=table.device) + 0.5) * step + edge
+        distance = torch.arange(size, dtype=torch.float32, device=table.device) + 0.5 - centres[:, None]
+        weight = kernel((distance / step.clamp(min=1) if antialias else distance).abs())
+        weights.append(weight / weight.sum(dim=1, keepdim=True))
+    return weights[0] @ table @ weights[1].T
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x).clamp(min=0)
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Keys 1981, Cubic convolution interpolation for digital image processing, eq. 4 (a=-0.5) and its relatives."""
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * a * x - 4 * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _bucket(table: Tensor, grid: Grid) -> Tensor:

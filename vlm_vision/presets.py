@@ -19,65 +19,130 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": dict(embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096),
     "so400m": dict(embed_dim=1152, depth=27, num_heads=16, mlp_dim=4304),  # Alabdulmohsin et al. 2023, arXiv:2305.13035
     "huge": dict(embed_dim=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "giant_clip": dict(embed_dim=1408, depth=40, num_heads=16, mlp_dim=6144),  # OpenCLIP's g, I-JEPA's g
+    "gigantic": dict(embed_dim=1664, depth=48, num_heads=16, mlp_dim=8192),
+    "giantopt": dict(embed_dim=1536, depth=40, num_heads=16, mlp_dim=6144),  # SigLIP2's g
     "giant": dict(embed_dim=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu"),  # DINOv2's g
+    "small_plus": dict(embed_dim=384, depth=12, num_heads=6, mlp_dim=1536, mlp="swiglu"),  # DINOv3's S+, H+, 7B
+    "huge_plus": dict(embed_dim=1280, depth=32, num_heads=20, mlp_dim=5120, mlp="swiglu"),
+    "7b": dict(embed_dim=4096, depth=40, num_heads=32, mlp_dim=8192, mlp="swiglu"),
+    "aim_large": dict(embed_dim=1024, depth=24, num_heads=8, mlp_dim=2816),  # Fini et al. 2024, arXiv:2411.14402
+    "aim_huge": dict(embed_dim=1536, depth=24, num_heads=12, mlp_dim=4096),
+    "aim_1b": dict(embed_dim=2048, depth=24, num_heads=16, mlp_dim=5632),
+    "aim_3b": dict(embed_dim=3072, depth=24, num_heads=24, mlp_dim=8192),
 }
+
+_DINOV2: dict[str, Any] = dict(position_prefix=1, layer_scale=1.0, mask_token=True)
+_CLIP: dict[str, Any] = dict(position_prefix=1, norm_eps=1e-5, pool_head="linear", pre_norm=True, patch_bias=False)
+_SIGLIP: dict[str, Any] = dict(class_token=False, mlp="gelu_tanh", pool="map")
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    # Dosovitskiy et al. 2020; transformers' epsilon
-    "vit": dict(position_prefix=1, norm_eps=1e-12, pool="cls"),
-    # Radford et al. 2021
-    "clip": dict(
-        position_prefix=1,
+    # Dosovitskiy et al. 2020, Steiner et al. 2021; transformers' epsilon
+    "vit": dict(position_prefix=1, norm_eps=1e-12),
+    # Touvron et al. 2020 (arXiv:2012.12877), with distillation token; 2022 (arXiv:2204.07118)
+    "deit": dict(position_prefix=2, num_registers=1, pool="cls_dist"),
+    "deit3": dict(layer_scale=1e-4),
+    # He et al. 2021 (arXiv:2111.06377); Assran et al. 2023 (arXiv:2301.08243); Caron et al. 2021 (arXiv:2104.14294)
+    "mae": dict(position_prefix=1),
+    "ijepa": dict(class_token=False, pool="mean"),
+    "dino": dict(position_prefix=1, position_resize="bicubic_offset"),
+    # Radford et al. 2021 and the models after it by their own activation
+    "clip": _CLIP | dict(mlp="quick_gelu"),
+    "openclip": _CLIP,
+    # Zhai et al. 2023, Tschannen et al. 2025: fixed resolution, and any
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "siglip2_naflex": _SIGLIP | dict(position_resize="bilinear_antialias"),
+    # Oquab et al. 2023; Darcet et al. 2023; Siméoni et al. 2025
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2 | dict(num_registers=4, position_resize="bicubic_antialias"),
+    "dinov3": dict(position="rope2d", num_registers=4, mask_token=True, layer_scale=1.0, norm_eps=1e-5, key_bias=False),
+    # Fini et al. 2024
+    "aimv2": dict(
+        class_token=False,
+        patch_norm=True,
+        norm="rms",
         norm_eps=1e-5,
-        pool="cls",
-        pool_head="linear",
-        pre_norm=True,
-        patch_bias=False,
-        mlp="quick_gelu",
-    ),
-    # Zhai et al. 2023, Tschannen et al. 2025 (fixed resolution)
-    "siglip": dict(class_token=False, mlp="gelu_tanh", pool="map"),
-    # Oquab et al. 2023
-    "dinov2": dict(position_prefix=1, layer_scale=1.0, mask_token=True, pool="cls"),
-    # Darcet et al. 2023
-    "dinov2_with_registers": dict(
-        position_prefix=1,
-        layer_scale=1.0,
-        mask_token=True,
-        pool="cls",
-        num_registers=4,
-        position_resize="bicubic_antialias",
+        mlp="swiglu",
+        qkv_bias=False,
+        proj_bias=False,
+        mlp_bias=False,
+        pool="query",
+        position_resize="native",
     ),
 }
 
-#  name: (family, size, patch in pixels, native picture side in pixels, what else differs)
-_TABLE: dict[str, tuple[str, str, int, int, dict[str, Any]]] = {
-    "vit_small_patch16_224": ("vit", "small", 16, 224, {}),
-    "vit_base_patch16_224": ("vit", "base", 16, 224, {}),
-    "vit_large_patch14_224": ("vit", "large", 14, 224, {}),
-    "vit_huge_patch14_224": ("vit", "huge", 14, 224, {}),
-    "clip_base_patch32_224": ("clip", "base", 32, 224, dict(pool_dim=512)),
-    "clip_base_patch16_224": ("clip", "base", 16, 224, dict(pool_dim=512)),
-    "clip_large_patch14_224": ("clip", "large", 14, 224, dict(pool_dim=768)),
-    "clip_large_patch14_336": ("clip", "large", 14, 336, dict(pool_dim=768)),
-    "siglip_base_patch16_224": ("siglip", "base", 16, 224, {}),
-    "siglip_base_patch16_256": ("siglip", "base", 16, 256, {}),
-    "siglip_base_patch16_384": ("siglip", "base", 16, 384, {}),
-    "siglip_base_patch16_512": ("siglip", "base", 16, 512, {}),
-    "siglip_large_patch16_256": ("siglip", "large", 16, 256, {}),
-    "siglip_large_patch16_384": ("siglip", "large", 16, 384, {}),
-    "siglip_so400m_patch14_224": ("siglip", "so400m", 14, 224, {}),
-    "siglip_so400m_patch14_384": ("siglip", "so400m", 14, 384, {}),
-    "siglip_so400m_patch16_256": ("siglip", "so400m", 16, 256, {}),
-    "dinov2_small": ("dinov2", "small", 14, 518, {}),
-    "dinov2_base": ("dinov2", "base", 14, 518, {}),
-    "dinov2_large": ("dinov2", "large", 14, 518, {}),
-    "dinov2_giant": ("dinov2", "giant", 14, 518, {}),
-    "dinov2_with_registers_small": ("dinov2_with_registers", "small", 14, 518, {}),
-    "dinov2_with_registers_base": ("dinov2_with_registers", "base", 14, 518, {}),
-    "dinov2_with_registers_large": ("dinov2_with_registers", "large", 14, 518, {}),
-    "dinov2_with_registers_giant": ("dinov2_with_registers", "giant", 14, 518, {}),
+CHECKPOINTS: dict[str, str] = {
+    "deit3": "deit",
+    "mae": "vit_mae",
+    "clip": "clip_vision_model",
+    "openclip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip_vision_model",
+    "siglip2_naflex": "siglip2_vision_model",
+    "dinov3": "dinov3_vit",
+    "aimv2": "aimv2_vision_model",
 }
+"""Family here -> family in `vlm_vision.checkpoints`, where the names differ."""
+
+
+_TABLE: dict[str, tuple[str, str, int, int, dict[str, Any]]] = {}
+"""name: (family, size, patch in pixels, native picture side in pixels, what else differs)"""
+
+
+def _rows(family: str, size: str, patches: str, *, name: str = "", **differs: Any) -> None:
+    """Rows for "16:224,384 14:224" (patch:sides ...), called family_size_patchP_side."""
+    for part in patches.split():
+        patch, _, sides = part.partition(":")
+        for side in sides.split(","):
+            label = f"{family}_{name or size}_patch{patch}_{side}"
+            _TABLE[label] = (family, size, int(patch), int(side), differs)
+
+
+_rows("vit", "tiny", "16:224")
+_rows("vit", "small", "16:224 32:224")
+_rows("vit", "base", "16:224,384 32:224 8:224")
+_rows("vit", "large", "16:224,384 14:224")
+_rows("vit", "huge", "14:224")
+for _size in ("tiny", "small", "base"):
+    _rows("deit", _size, "16:224")
+_rows("deit", "base", "16:384")
+for _size in ("small", "base", "large"):
+    _rows("deit3", _size, "16:224,384")
+_rows("deit3", "huge", "14:224")
+_rows("mae", "base", "16:224")
+_rows("mae", "large", "16:224")
+_rows("mae", "huge", "14:224")
+_rows("ijepa", "huge", "14:224 16:448")
+_rows("ijepa", "giant_clip", "16:224", name="giant")
+_rows("dino", "small", "16:224 8:224")
+_rows("dino", "base", "16:224 8:224")
+_rows("clip", "base", "32:224 16:224", pool_dim=512)
+_rows("clip", "large", "14:224,336", pool_dim=768)
+_rows("clip", "huge", "14:224,378", pool_dim=1024)  # DFN, MetaCLIP
+_rows("clip", "gigantic", "14:224", pool_dim=1280)  # MetaCLIP
+_rows("openclip", "base", "32:224,256 16:224", pool_dim=512)
+_rows("openclip", "large", "14:224", pool_dim=768)
+_rows("openclip", "huge", "14:224", pool_dim=1024)
+_rows("openclip", "giant_clip", "14:224", name="giant", pool_dim=1024)
+_rows("openclip", "gigantic", "14:224", pool_dim=1280)
+_rows("siglip", "base", "16:224,256,384,512")
+_rows("siglip", "large", "16:256,384")
+_rows("siglip", "so400m", "14:224,384 16:256")
+_rows("siglip2", "base", "32:256 16:224,256,384,512")
+_rows("siglip2", "large", "16:256,384,512")
+_rows("siglip2", "so400m", "14:224,384 16:256,384,512")
+_rows("siglip2", "giantopt", "16:256,384")
+_rows("siglip2_naflex", "base", "16:256")
+_rows("siglip2_naflex", "so400m", "16:256")
+for _size in ("small", "base", "large", "giant"):
+    for _family in ("dinov2", "dinov2_with_registers"):
+        _TABLE[f"{_family}_{_size}"] = (_family, _size, 14, 518, {})
+for _size in ("small", "small_plus", "base", "large", "huge_plus"):
+    _TABLE[f"dinov3_{_size}"] = ("dinov3", _size, 16, 224, {})
+_TABLE["dinov3_7b"] = ("dinov3", "7b", 16, 224, dict(qkv_bias=False, key_bias=True))
+for _size in ("large", "huge", "1b", "3b"):
+    _rows("aimv2", f"aim_{_size}", "14:224,336,448", name=_size)
 
 
 def names() -> list[str]:
@@ -88,6 +153,11 @@ def names() -> list[str]:
 def family(name: str) -> str:
     """Family of the preset `name`, a key of FAMILIES."""
     return _row(name)[0]
+
+
+def checkpoint_family(name: str) -> str:
+    """Family of the preset `name` in `vlm_vision.checkpoints`: whose layout its weights have."""
+    return CHECKPOINTS.get(family(name), family(name))
 
 
 def config(name: str, **changes: Any) -> ViTConfig:

@@ -1,6 +1,7 @@
 """open_clip folders (`open_clip_config.json` and weights) and bare state dicts: CLIP towers, and timm trunks (SigLIP)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip_preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.towers import Hints, Part, Tower
-from vlm_vision.config import ViTConfig
+from vlm_vision.config import Pool, ViTConfig
 
 Json = dict[str, Any]
 
@@ -22,6 +23,9 @@ _UNKNOWN = (
     "final_ln_after_pool", "block_type",
 )  # fmt: skip
 """Switches of open_clip's vision tower that no encoder here has."""
+
+
+_POOLS: dict[str, Pool] = {"tok": "cls", "avg": "mean"}
 
 
 def read(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
@@ -99,10 +103,8 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
     described = {} if side is None else {"input_size": [3, *((side, side) if isinstance(side, int) else side)]}
     name = str(vision["timm_model_name"])
     found = timm.tower(str(path), part, name, arguments, described, hints)
-    values = vars(found) | dict(
-        format="open_clip", reference="open_clip", preprocess=from_open_clip(preprocess, found.config.image_size)
-    )
-    return Tower(**values)
+    spec = from_open_clip(preprocess, found.config.image_size)
+    return replace(found, format="open_clip", reference="open_clip", preprocess=spec)
 
 
 def _config(shapes: Mapping[str, tuple[int, ...]], model: Json, vision: Json, hints: Hints) -> ViTConfig:
@@ -137,7 +139,7 @@ def _config(shapes: Mapping[str, tuple[int, ...]], model: Json, vision: Json, hi
         pre_norm="ln_pre.weight" in shapes,
         position_prefix=1,
         position_resize=resize_rule("clip_vision_model", "open_clip"),
-        pool={"tok": "cls", "avg": "mean"}[vision.get("pool_type", "tok")],
+        pool=_POOLS[vision.get("pool_type", "tok")],
         pool_head="linear" if "proj" in shapes else "none",
         pool_dim=shapes["proj"][1] if "proj" in shapes else 0,
     )

@@ -4,6 +4,7 @@ HuggingFace folders name the towers `vision_backbone.featurizer` and `.fused_fea
 `vision_backbone.dino_featurizer` and `.siglip_featurizer` (or `.featurizer` for one tower).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,7 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
                 extra["act_layer"] = overrides[i]
             part = _part(source, weights, (HF_NAMES[i], own_name))
             found = timm.tower(str(source), part, str(described["timm_model_ids"][i]), extra, {}, hints)
-            tap = Tap(layer=-2, norm=False)
-            towers.append(Tower(**(vars(found) | dict(format="openvla", preprocess=specs[i], tap=tap))))
+            towers.append(replace(found, format="openvla", preprocess=specs[i], tap=Tap(layer=-2, norm=False)))
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
     return towers

@@ -21,7 +21,7 @@ from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.towers import Hints, Part, Tower
 from vlm_vision.config import ViTConfig
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess import IMAGENET, Preprocess
 
 _HEAD_DIM = 64
 """Channels of an attention head in every model of these repositories but the ones in `_HEADS`."""
@@ -30,7 +30,6 @@ _HEADS = {1280: 16}
 """width -> heads of MAE-H and DeiT-III-H."""
 
 _EPS = {"dinov3_vit": 1e-5}
-_IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
@@ -140,6 +139,7 @@ def _config(path: Path, family: str, fields: dict, num_heads: int) -> ViTConfig:
 
 def _preprocess(family: str, config: ViTConfig) -> Preprocess:
     """Evaluation transform of the repository; DINOv2's at 224 px, though its table is for 518."""
+    mean, std = IMAGENET
     if family == "dinov3_vit":
         return Preprocess(
             resize="squash",
@@ -148,7 +148,8 @@ def _preprocess(family: str, config: ViTConfig) -> Preprocess:
             kernel="float",
             crop=None,
             rescale=1 / 255,
-            **_IMAGENET,
+            mean=mean,
+            std=std,
         )
     small = family.startswith("dinov2")
     patch = config.patch_size
@@ -161,5 +162,6 @@ def _preprocess(family: str, config: ViTConfig) -> Preprocess:
         crop=(side, side),
         crop_rounding="half_even",
         rescale=1 / 255,
-        **_IMAGENET,
+        mean=mean,
+        std=std,
     )

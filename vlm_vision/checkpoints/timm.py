@@ -30,6 +30,7 @@ _KNOWN = re.compile(
     r"(vit_(?!relpos|srelpos|sam)|deit_|deit3_|aimv2_|naflexvit_)(?!.*(_rope_|_pe_|sapiens|lingbot|_xp_|_18x2_|radio|_mci_|resnet|_r\d|_r_s|parfac|tipsv2))"
 )
 _SIXTEEN_HEADS = re.compile(r"(so400m|giantopt|gigantic|huge(?!_plus)|giant(?!.*dinov2))|vit_base_patch16_gap_224")
+_WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280, "so400m": 1152}
 _TANH_SIGLIP = re.compile(
     r"naflexvit_.*siglip|patch32_siglip|so400m_patch16_siglip|giantopt|large_patch16_siglip_(gap_)?512"
 )
@@ -97,7 +98,7 @@ def tower(source: str, part: Part, architecture: str, arguments: Json, described
 
 
 def _image_size(arguments: Json, described: Json) -> tuple[int, int] | None:
-    size = arguments.get("img_size") or (described.get("input_size") or [None])[1:]
+    size: Any = arguments.get("img_size") or (described.get("input_size") or ())[1:]
     if isinstance(size, int):
         return size, size
     return (int(size[0]), int(size[1])) if size else None
@@ -123,6 +124,7 @@ def family_of(name: str, fields: Json) -> str:
 def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConfig:
     """Ours, of a timm architecture with what its weights' shapes tell (`timm_layout.fields`) and its model_args."""
     family = family_of(name, fields)
+    _check(name, family, fields, arguments)
     given = arguments.get("global_pool")
     pool = _pool(_default_pool(name, fields) if given is None else given)
     if fields.get("class_input") == "distilled" or "distilled" in name:
@@ -135,6 +137,37 @@ def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConf
         pool=pool,
     )
     return ViTConfig(**(fields | facts))
+
+
+def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
+    """Raise ValueError if the weights are not those of the architecture `name` with these arguments."""
+    size, patch = re.search(r"_(tiny|small|base|large|huge|so400m)_", name), re.search(r"patch(\d+)", name)
+    registers = re.search(r"_reg(\d+)_", name)
+    count = 4 if family == "dinov3_vit" else 1 if "distilled" in name else int(registers[1]) if registers else 0
+    scaled = "dinov2" in name or "dinov3" in name or name.startswith("deit3")
+    expected = {
+        "embed_dim": _WIDTHS[size[1]] if size and not name.startswith("aimv2") else None,
+        "patch_size": int(patch[1]) if patch else None,
+        "num_registers": count,
+        "init_values": 1.0 if scaled else None,
+    } | arguments
+    scale, stored = expected["init_values"] is not None, fields["layer_scale"] is not None
+    pairs = [(field, expected.get(field), fields[field]) for field in ("embed_dim", "depth", "patch_size")]
+    pairs += [
+        (
+            "registers",
+            expected.get("reg_tokens", expected.get("num_reg_tokens", expected["num_registers"])),
+            fields["num_registers"],
+        ),
+        ("LayerScale", scale, stored),
+        ("rotary positions", family == "dinov3_vit", fields.get("position") == "rope2d"),
+        ("norm before the blocks", expected.get("pre_norm", family == "clip_vision_model"), fields["pre_norm"]),
+    ]
+    wrong = [
+        f"{what} {have!r} where {want!r} is expected" for what, want, have in pairs if want is not None and want != have
+    ]
+    if wrong:
+        raise ValueError(f"the weights are not of the architecture {name}: they have {', '.join(wrong)}")
 
 
 def _activation(name: str, arguments: Json) -> Activation:
