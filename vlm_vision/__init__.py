@@ -9,7 +9,10 @@ from vlm_vision.connector import load_projector
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.load import load
+from vlm_vision.pair import Pair, PairOutput, TextEncoder, load_pair, load_text
 from vlm_vision.preprocess import Preprocess
+from vlm_vision.text import TextConfig, TextOutput, TextTransformer
+from vlm_vision.tokenizer import TextTokenizer, TokenizerRules
 from vlm_vision.vit import VisionTransformer
 
 if TYPE_CHECKING:
@@ -19,14 +22,24 @@ __version__ = "0.1.0"
 __all__ = [
     "Encoder",
     "FusedEncoder",
+    "Pair",
+    "PairOutput",
     "Preprocess",
     "Tap",
+    "TextConfig",
+    "TextEncoder",
+    "TextOutput",
+    "TextTokenizer",
+    "TextTransformer",
+    "TokenizerRules",
     "ViTConfig",
     "VisionLanguageModel",
     "VisionOutput",
     "VisionTransformer",
     "load",
+    "load_pair",
     "load_projector",
+    "load_text",
 ]
 
 _LAZY = {"VisionLanguageModel": "vlm_vision.vlm.model"}  # these import transformers

@@ -1,4 +1,4 @@
-"""The command `vlm-vision`: models, convert, tokens, ask."""
+"""The command `vlm-vision`: models, formats, convert, tokens, ask."""
 
 import argparse
 import json
@@ -31,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the architectures and their sizes")
     models.set_defaults(run=_models)
+
+    formats = commands.add_parser("formats", help="which families are read from which formats, as a table")
+    formats.set_defaults(run=_formats)
 
     convert = commands.add_parser("convert", help="write an encoder in another public format")
     convert.add_argument("source", metavar="SRC", help="folder, file or hub id, of any format")
@@ -79,6 +82,33 @@ def _models(options: argparse.Namespace) -> None:
         print(f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}")
 
 
+_COLUMNS = {
+    "hf": "transformers folder",
+    "timm": "timm folder",
+    "pth": "original `.pth`",
+    "open_clip": "open_clip",
+    "big_vision": "big_vision `.npz`",
+    "openvla": "Prismatic, OpenVLA",
+    "lerobot": "LeRobot (pi0, SmolVLA)",
+}
+_WRITTEN = {"dino": "vit"}  # families that a format holds under another's name
+
+
+def _formats(options: argparse.Namespace) -> None:
+    from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY
+    from vlm_vision.checkpoints.sniff import FORMATS as READ
+
+    print(f"| family | {' | '.join(_COLUMNS.values())} | references of its positions |")
+    print("|---" * (len(_COLUMNS) + 2) + "|")
+    for family, rules in RESIZE_BY_FAMILY.items():
+        cells = []
+        for name in _COLUMNS:
+            read = _WRITTEN.get(family, family) in READ[name] if name == "hf" else family in READ[name]
+            cells.append("read, written" if read and name in FORMATS else "read" if read else "")
+        references = "none needed" if family == "dinov3_vit" else ", ".join(rules)
+        print(f"| {family} | {' | '.join(cells)} | {references} |")
+
+
 def _convert(options: argparse.Namespace) -> None:
     import torch
 
@@ -112,16 +142,20 @@ def _tokens(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size is {options.batch_size}: it must be at least 1")
     tap = vv.Tap(options.layer, not options.no_norm)
     encoder = vv.load(options.encoder, tap=tap, device=options.device)
-    if encoder.preprocess.output_size is None and len(options.images) > 1:
-        options.batch_size = 1  # pictures of different sizes do not share a batch
+    any_size = encoder.preprocess.output_size is None and isinstance(encoder, vv.Encoder)
     tensors, grids = {}, []
     with torch.inference_mode():
         for start in range(0, len(options.images), options.batch_size):
             paths = options.images[start : start + options.batch_size]
-            out = encoder(encoder.preprocess(paths).to(options.device), pool=False)
-            for i, row in enumerate(out.patch_tokens, start=start):
+            if any_size:
+                pictures = [pixels.to(options.device) for pixels in encoder.preprocess.each(paths)]
+                seen = [(out.patch_tokens[0], out.grid) for out in encoder.packed(pictures, pool=False)]
+            else:
+                out = encoder(encoder.preprocess(paths).to(options.device), pool=False)
+                seen = [(row, out.grid) for row in out.patch_tokens]
+            for i, (row, grid) in enumerate(seen, start=start):
                 tensors[f"patch_tokens.{i}"] = row.cpu().contiguous()
-                grids.append(list(out.grid))
+                grids.append(list(grid))
     about = {
         "encoder": options.encoder,
         "tap": {"layer": options.layer, "norm": not options.no_norm},

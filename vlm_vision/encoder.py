@@ -130,6 +130,7 @@ class Encoder(nn.Module):
         sidecar = {
             "reference": self.origin.reference,
             "tap": asdict(self.tap),
+            "remainder": self.config.remainder,
             "preprocess_fingerprint": self.preprocess.fingerprint,
         }
         save_tower(

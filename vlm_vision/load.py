@@ -14,7 +14,7 @@ from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.towers import Hints, Tower, build
-from vlm_vision.config import Tap, ViTConfig
+from vlm_vision.config import Remainder, Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import Preprocess
@@ -30,6 +30,7 @@ def load(
     tap: Tap | Sequence[Tap] | None = None,
     reference: str | None = None,
     image_size: Size | list[Size] | None = None,
+    remainder: Remainder | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
@@ -49,7 +50,9 @@ def load(
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
-            towers also a list with one for each.
+            towers also a list with one for each. A tower of pictures of any shape takes as many patches as fit that size.
+        remainder: what becomes of pixels past the last whole patch: "floor" (not seen; the default, as every reference),
+            "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
         device: where the weights go.
         revision: branch, tag or commit of a hub id.
@@ -70,7 +73,7 @@ def load(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.float32")
     hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
-    options = _Options(reference, dtype, known_device(device), revision, hints)
+    options = _Options(reference, remainder, dtype, known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
         return _fuse(names, [_found(name, options) for name in names], tap, image_size, options)
@@ -87,6 +90,7 @@ def load(
 @dataclass(frozen=True)
 class _Options:
     reference: str | None
+    remainder: Remainder | None
     dtype: torch.dtype
     device: torch.device
     revision: str | None
@@ -117,11 +121,16 @@ def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _
         config = replace(config, position_resize=resize_rule(tower.family, reference))
     elif reference != tower.reference:
         resize_rule(tower.family, reference)  # says if there is no such reference
+    config = replace(config, remainder=options.remainder or sidecar.get("remainder", config.remainder))
     preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
     if "preprocess_fingerprint" in sidecar:
         check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], tower.source)
     if image_size is not None:
-        preprocess = preprocess.at(*_height_width(image_size, config))
+        height, width = _height_width(image_size, config)
+        if preprocess.resize == "max_patches":
+            preprocess = preprocess.with_budget(config.num_patch_tokens(height, width), config.patch_size)
+        else:
+            preprocess = preprocess.at(height, width)
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
     model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)

@@ -66,7 +66,7 @@ def _read(query: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     """Attention of one query (1, 1, D) over keys and values (B, N, 2 D) -> (B, 1, D)"""
     q = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (1, H, 1, K)
     k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q.expand(len(kv), -1, -1, -1), k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q.expand(kv.shape[0], -1, -1, -1), k, v).transpose(1, 2).flatten(2)
 
 
 class VisionTransformer(nn.Module):
@@ -202,7 +202,7 @@ class VisionTransformer(nn.Module):
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
         if prefix is not None:
-            x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(x.contiguous()), grid
 
     def _last(self, tap: Tap) -> int:
@@ -222,7 +222,7 @@ class VisionTransformer(nn.Module):
         """(B, K) indices of the patches that each picture keeps, drawn uniformly, in order."""
         rows, columns = self._grid(pixels)
         count = max(1, round(rows * columns * (1 - self.config.patch_drop)))
-        noise = torch.rand(len(pixels), rows * columns, device=pixels.device)
+        noise = torch.rand(pixels.shape[0], rows * columns, device=pixels.device)
         return noise.topk(count, dim=1).indices.sort(dim=1).values
 
     def _rope(self, grid: Grid, keep: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -12,6 +12,8 @@ from vlm_vision.checkpoints.towers import Hints, Part, Tower
 from vlm_vision.config import ViTConfig
 from vlm_vision.preprocess import Preprocess
 
+FAMILIES = ("vit", "siglip_vision_model", "siglip2_vision_model")
+
 _ATTENTION = ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1")
 _MLP = ("MlpBlock_0", "MlpBlock_3")
 _NORM2 = ("LayerNorm_1", "LayerNorm_2")

@@ -15,13 +15,15 @@ from vlm_vision.config import ViTConfig
 
 Json = dict[str, Any]
 
-FAMILIES = {
+POLICIES = {
     "pi0": "siglip_vision_model",
     "pi05": "siglip_vision_model",
     "pi0_fast": "siglip_vision_model",
     "smolvla": "smolvlm_vision",
 }
 """LeRobot's policy type -> family of its tower."""
+
+FAMILIES = ("siglip_vision_model", "smolvlm_vision")
 
 _HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 """Width -> heads of SigLIP."""
@@ -31,7 +33,7 @@ _LANDMARK = "embeddings.patch_embedding.weight"
 
 def recognises(config: Json) -> bool:
     """Whether a config.json is one of LeRobot's policies with a tower inside."""
-    return config.get("type") in FAMILIES and "model_type" not in config
+    return config.get("type") in POLICIES and "model_type" not in config
 
 
 def read(folder: Path, config: Json, hints: Hints) -> Tower:
@@ -45,7 +47,7 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
     if len(prefixes) != 1:
         raise ValueError(f"{folder} should hold one tower with {_LANDMARK}, found {len(prefixes)}")
     part = Part(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
-    family = FAMILIES[str(config["type"])]
+    family = POLICIES[str(config["type"])]
     try:
         vit = _config(part.shapes, family, hints)
     except (KeyError, IndexError, ValueError) as error:

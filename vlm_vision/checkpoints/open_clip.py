@@ -15,6 +15,7 @@ from vlm_vision.config import Pool, ViTConfig
 
 Json = dict[str, Any]
 
+FAMILIES = ("clip_vision_model", "siglip_vision_model")
 CONFIG = "open_clip_config.json"
 LANDMARKS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight", "visual.trunk.embeds.proj.weight")
 

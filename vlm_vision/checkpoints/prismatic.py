@@ -25,7 +25,7 @@ BACKBONES: dict[str, list[tuple[str, str, int]]] = {
     "siglip-vit-so400m": [("featurizer", "vit_so400m_patch14_siglip_224", 224)],
     "siglip-vit-so400m-384px": [("featurizer", "vit_so400m_patch14_siglip_384", 384)],
     "dinov2-vit-l": [("featurizer", "vit_large_patch14_reg4_dinov2", 224)],
-    "in1k-vit-l": [("featurizer", "vit_large_patch16_224", 224)],
+    "in1k-vit-l": [("featurizer", "vit_large_patch16_224.augreg_in21k_ft_in1k", 224)],
     "dinoclip-vit-l-336px": [
         ("dino_featurizer", "vit_large_patch14_reg4_dinov2", 336),
         ("clip_featurizer", "vit_large_patch14_clip_quickgelu_336", 336),
@@ -41,6 +41,7 @@ BACKBONES: dict[str, list[tuple[str, str, int]]] = {
 }
 """vision_backbone_id -> (attribute in Prismatic's own code, timm architecture, picture side in pixels), in channel order."""
 
+FAMILIES = ("vit", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
 HF_NAMES = ("featurizer", "fused_featurizer")
 MODEL_TYPES = ("openvla", "prismatic")
 

@@ -23,6 +23,8 @@ from vlm_vision.checkpoints.towers import Hints, Part, Tower
 from vlm_vision.config import ViTConfig
 from vlm_vision.preprocess import IMAGENET, Preprocess
 
+FAMILIES = ("deit", "vit_mae", "dino", "dinov2", "dinov2_with_registers", "dinov3_vit")
+
 _HEAD_DIM = 64
 """Channels of an attention head in every model of these repositories but the ones in `_HEADS`."""
 

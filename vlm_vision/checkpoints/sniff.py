@@ -6,6 +6,17 @@ from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, prismatic
 from vlm_vision.checkpoints.files import STEMS, WeightFiles, read_json
 from vlm_vision.checkpoints.towers import Hints, Tower
 
+FORMATS: dict[str, tuple[str, ...]] = {
+    "hf": tuple(hf.FAMILIES),
+    "timm": timm.FAMILIES,
+    "pth": pth.FAMILIES,
+    "open_clip": open_clip.FAMILIES,
+    "big_vision": big_vision.FAMILIES,
+    "openvla": prismatic.FAMILIES,
+    "lerobot": lerobot.FAMILIES,
+}
+"""format -> families read from it."""
+
 
 def towers(path: Path, hints: Hints) -> list[Tower]:
     """The towers of a folder or file, in channel order; nearly always one.

@@ -17,6 +17,12 @@ from vlm_vision.config import Activation, ViTConfig
 
 Json = dict[str, Any]
 
+FAMILIES = (
+    "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model", "siglip_vision_model",
+    "siglip2_vision_model", "aimv2_vision_model",
+)  # fmt: skip
+"""What architectures of timm are read as."""
+
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_tanh",

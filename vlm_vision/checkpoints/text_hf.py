@@ -1,0 +1,173 @@
+"""Text parts of HuggingFace folders: CLIP, SigLIP and SigLIP 2, whole models or the text tower alone.
+
+Documented exceptions to "every stored weight is used": `position_ids` (an index buffer of old files) and the
+`SIBLINGS` of the text part in a whole model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_vision.checkpoints.files import WeightFiles
+from vlm_vision.checkpoints.hf_family import activation
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.text_towers import TextTower, scalar
+from vlm_vision.checkpoints.towers import Part
+from vlm_vision.text import TextConfig
+from vlm_vision.tokenizer import TokenizerRules
+
+Json = dict[str, Any]
+
+LANDMARK = "embeddings.token_embedding.weight"
+SIBLINGS = ("vision_model.", "visual_projection.", "logit_scale", "logit_bias")
+"""Names, by prefix, of the other parts of a whole model."""
+
+LEGACY_EOS = 2
+"""The eos_token_id of CLIP configurations before transformers 4.31, by which transformers pools at the highest id."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    clip: bool
+    """CLIP: causal, read at the end of text, projection beside the tower; else SigLIP."""
+    defaults: Json
+
+
+_BASE: Json = dict(num_hidden_layers=12, pad_token_id=1, eos_token_id=49407)
+_CLIP = _Family(
+    clip=True,
+    defaults=_BASE
+    | dict(
+        vocab_size=49408,
+        hidden_size=512,
+        intermediate_size=2048,
+        projection_dim=512,
+        num_attention_heads=8,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+    ),
+)
+_SIGLIP = _Family(
+    clip=False,
+    defaults=_BASE
+    | dict(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_attention_heads=12,
+        max_position_embeddings=64,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+    ),
+)
+
+TOWERS = {"clip_text_model": _CLIP, "siglip_text_model": _SIGLIP, "siglip2_text_model": _SIGLIP}
+"""model_type of a text tower alone -> how to read it."""
+
+WHOLE_MODELS = {"clip": _CLIP, "siglip": _SIGLIP, "siglip2": _SIGLIP}
+"""model_type of a model with a text tower -> how to read that."""
+
+
+def read(folder: Path, config: Json) -> TextTower:
+    """The text tower of a folder whose config.json is `config`.
+
+    Raises:
+        ValueError: a model without a text tower that is known, or a config.json that makes no sense.
+    """
+    model_type = str(config.get("model_type"))
+    family = TOWERS.get(model_type) or WHOLE_MODELS.get(model_type)
+    if family is None:
+        known = ", ".join([*WHOLE_MODELS, *TOWERS])
+        raise ValueError(
+            f"{folder} has no text tower: its model_type is {model_type!r}, and those that have one are {known}"
+        )
+    weights = WeightFiles(folder)
+    prefix = _prefix(folder, weights)
+    beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
+    part = Part(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
+    try:
+        text = _config(family, _fields(family, config), part)
+        scale, bias = scalar(weights, "logit_scale"), scalar(weights, "logit_bias")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    return TextTower(
+        source=str(folder),
+        format="hf",
+        config=text,
+        keys=_keys(family, text),
+        weights=part,
+        rules=TokenizerRules(frame="clip") if family.clip else TokenizerRules(frame="siglip", drop_underscore=True),
+        logit_scale=scale,
+        logit_bias=bias,
+    )
+
+
+def _fields(family: _Family, config: Json) -> Json:
+    """The text part's fields, with transformers' defaults where it is silent."""
+    if config["model_type"] in TOWERS:
+        return family.defaults | _told(config)
+    fields = family.defaults | _told(config.get("text_config") or {})
+    if config.get("text_config_dict"):  # of old CLIP files: stands above text_config, with its defaults
+        fields |= family.defaults | _told(config["text_config_dict"])
+    # A whole CLIP says at the top how wide it projects.
+    return fields | ({"projection_dim": config.get("projection_dim", 512)} if family.clip else {})
+
+
+def _told(fields: Json) -> Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _prefix(folder: Path, weights: WeightFiles) -> str:
+    """What precedes the text part's names."""
+    prefixes = [name.removesuffix(LANDMARK) for name in weights.shapes if name.endswith(LANDMARK)]
+    if len(prefixes) != 1:
+        raise ValueError(f"{folder} should hold one text tower, found {len(prefixes)} weights called {LANDMARK}")
+    return prefixes[0]
+
+
+def _config(family: _Family, fields: Json, part: Part) -> TextConfig:
+    projected = not family.clip or "text_projection.weight" in part.shapes
+    width = fields["projection_dim"] if family.clip else fields.get("projection_size", fields["hidden_size"])
+    legacy = family.clip and fields["eos_token_id"] == LEGACY_EOS
+    return TextConfig(
+        vocab_size=fields["vocab_size"],
+        context_length=fields["max_position_embeddings"],
+        embed_dim=fields["hidden_size"],
+        depth=fields["num_hidden_layers"],
+        num_heads=fields["num_attention_heads"],
+        mlp_dim=fields["intermediate_size"],
+        mlp=activation(fields),
+        norm_eps=float(fields["layer_norm_eps"]),
+        causal=family.clip,
+        pool="last" if not family.clip else "argmax" if legacy else "eos",
+        eos_id=fields["eos_token_id"],
+        pad_id=fields["pad_token_id"],
+        proj_dim=width if projected else 0,
+        projection_bias=not family.clip,
+    )
+
+
+def _keys(family: _Family, config: TextConfig) -> list[Key]:
+    keys = [
+        key("token_embedding.weight", LANDMARK),
+        key("position", "embeddings.position_embedding.weight", drop=1),
+        *layer("norm", "final_layer_norm"),
+    ]
+    if config.proj_dim:
+        keys += layer("head", "text_projection" if family.clip else "head", bias=config.projection_bias)
+    for i in range(config.depth):
+        ours, theirs = f"blocks.{i}", f"encoder.layers.{i}"
+        keys += [
+            *layer(f"{ours}.norm1", f"{theirs}.layer_norm1"),
+            *layer(f"{ours}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
+            *layer(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj"),
+            *layer(f"{ours}.norm2", f"{theirs}.layer_norm2"),
+            *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
+            *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
+        ]
+    return keys

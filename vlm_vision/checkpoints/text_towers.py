@@ -1,0 +1,60 @@
+"""What every reader of a text part gives: a `TextTower`; and how its weights become a model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.keys import Key
+from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.text import TextConfig, TextTransformer
+from vlm_vision.tokenizer import TokenizerRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """One text tower found in a checkpoint: what to build, where its numbers are, and what joins it to the images."""
+
+    source: str
+    """What to call it in an error."""
+    format: Literal["hf", "open_clip", "big_vision"]
+    config: TextConfig
+    keys: list[Key]
+    weights: Weights
+    rules: TokenizerRules
+    """How texts become ids."""
+    logit_scale: Tensor | None = None
+    """Logarithm of the scale of the logits, a scalar; None for a text tower alone."""
+    logit_bias: Tensor | None = None
+    """What is added to the logits, a scalar; None for none (CLIP)."""
+
+
+def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> TextTransformer:
+    """The model with its weights, each read once, to where it stays.
+
+    Raises:
+        ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
+    """
+    with torch.device("meta"):
+        model = TextTransformer(tower.config)
+    state = keys.read(
+        tower.keys,
+        {name: value.shape for name, value in model.state_dict().items()},
+        tower.weights.shapes,
+        lambda name: tower.weights.get(name).to(device=device, dtype=dtype),
+        source=tower.source,
+    )
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def scalar(weights: Weights, name: str) -> Tensor | None:
+    """The one number called `name`, stored as () or (1,), if it is there. Raises ValueError if it is several."""
+    if name not in weights.shapes:
+        return None
+    value = weights.get(name)
+    if value.numel() != 1:
+        raise ValueError(f"{name} has shape {list(value.shape)}, expected one number")
+    return value.reshape(())

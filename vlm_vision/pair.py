@@ -1,0 +1,272 @@
+"""`vlm_vision.load_text` and `vlm_vision.load_pair`: the text tower of CLIP and SigLIP, and both towers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_vision.checkpoints import open_clip, text_big_vision, text_hf, text_open_clip
+from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.text_towers import TextTower, build
+from vlm_vision.config import Tap, VisionOutput
+from vlm_vision.encoder import Encoder
+from vlm_vision.load import known_device, load, resolve
+from vlm_vision.preprocess import ImageInput
+from vlm_vision.text import TextConfig, TextOutput, TextTransformer
+from vlm_vision.tokenizer import TextTokenizer
+
+Pixels = Tensor | Sequence[Tensor]
+
+
+class TextEncoder(nn.Module):
+    """A text tower and its tokenizer. `vlm_vision.load_text` makes one; `text(text.tokenizer(texts))` uses it.
+
+    Args:
+        model: the transformer.
+        tokenizer: what turns texts into its ids, or a function that makes it when it is first wanted.
+    """
+
+    def __init__(self, model: TextTransformer, tokenizer: TextTokenizer | Callable[[], TextTokenizer]):
+        super().__init__()
+        self.model, self._tokenizer = model, tokenizer
+
+    @property
+    def config(self) -> TextConfig:
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Raises ValueError if the checkpoint came without one and none was given."""
+        if not isinstance(self._tokenizer, TextTokenizer):
+            self._tokenizer = self._tokenizer()
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.position.device
+
+    def forward(self, ids: Tensor) -> TextOutput:
+        """Encode ids (B, L); errors as `TextTransformer.forward`."""
+        return self.model(ids)
+
+    def encode(self, texts: str | Sequence[str]) -> Tensor:
+        """Features (B, E) of one text or several, not normalised. Raises ValueError without a tokenizer."""
+        return self(self.tokenizer(texts).to(self.device)).features
+
+
+@dataclass
+class PairOutput:
+    """What a pair makes of I pictures and T texts."""
+
+    image_embeds: Tensor
+    """(I, E), of length one."""
+    text_embeds: Tensor
+    """(T, E), of length one."""
+    logits_per_image: Tensor
+    """(I, T): exp(logit_scale) * image_embeds @ text_embeds.T + logit_bias"""
+
+
+class Pair(nn.Module):
+    """Both towers of a CLIP (Radford et al. 2021, arXiv:2103.00020) or SigLIP (Zhai et al. 2023, arXiv:2303.15343).
+
+    Args:
+        image: the vision tower; its `pooled` are the features.
+        text: the text tower.
+        logit_scale: logarithm of the scale of the logits, a scalar.
+        logit_bias: what is added to them, a scalar: a SigLIP has it, a CLIP does not.
+        epsilon: added to a feature's length before it is divided by it; big_vision has 1e-8.
+    """
+
+    def __init__(
+        self,
+        image: Encoder,
+        text: TextEncoder,
+        *,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        epsilon: float = 0.0,
+    ):
+        super().__init__()
+        self.image, self.text, self.epsilon = image, text, epsilon
+        self.logit_scale = nn.Parameter(logit_scale)
+        self.logit_bias = None if logit_bias is None else nn.Parameter(logit_bias)
+
+    def forward(self, pixels: Pixels, ids: Tensor) -> PairOutput:
+        """Compare pictures with texts.
+
+        Args:
+            pixels: (I, C, H, W), or a list of (C, H, W) of any sizes for a tower that takes them.
+            ids: (T, L).
+
+        Raises:
+            ValueError: as the towers do.
+        """
+        images, texts = self.embed_images(pixels), self.embed_texts(ids)
+        logits = self.logit_scale.exp() * images @ texts.T
+        return PairOutput(images, texts, logits if self.logit_bias is None else logits + self.logit_bias)
+
+    def embed_images(self, pixels: Pixels) -> Tensor:
+        """(I, E), of length one; `pixels` as in a call."""
+        if isinstance(pixels, Tensor):
+            return self._unit(_features(self.image(pixels, tap=Tap())))
+        return self._unit(torch.cat([_features(out) for out in self.image.packed(pixels, tap=Tap())]))
+
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """(T, E), of length one, of ids (T, L)."""
+        return self._unit(self.text(ids).features)
+
+    @torch.no_grad()
+    def similarity(self, images: Any, texts: str | Sequence[str]) -> Tensor:
+        """Cosine similarity (I, T) of pictures, as `preprocess` takes them, and texts. Without gradients."""
+        return self._compared(images, texts, lambda seen, ids: self.embed_images(seen) @ self.embed_texts(ids).T)
+
+    @torch.no_grad()
+    def probabilities(self, images: Any, texts: str | Sequence[str]) -> Tensor:
+        """(I, T). SigLIP: that a text fits a picture, each on its own; CLIP: which one of the texts, rows add up to 1."""
+        logits = self._compared(images, texts, lambda seen, ids: self(seen, ids).logits_per_image)
+        return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
+
+    def _compared(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        texts: str | Sequence[str],
+        compare: Callable[[Pixels, Tensor], Tensor],
+    ) -> Tensor:
+        ids = self.text.tokenizer(texts).to(self.text.device)
+        pictures = [picture.to(self.image.device) for picture in self.image.preprocess.each(images)]
+        one_size = len({picture.shape for picture in pictures}) == 1
+        return compare(torch.stack(pictures) if one_size else pictures, ids)
+
+    def _unit(self, features: Tensor) -> Tensor:
+        return features / (features.norm(dim=-1, keepdim=True) + self.epsilon)
+
+
+def _features(out: VisionOutput) -> Tensor:
+    """What meets the text: `pooled`, or where big_vision has a linear map after it, that."""
+    features = out.pooled if out.logits is None else out.logits
+    assert features is not None  # `load_pair` sees to it
+    return features
+
+
+def load_text(
+    source: str | Path,
+    *,
+    tokenizer: TextTokenizer | str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    format: str | None = None,
+) -> TextEncoder:
+    """Load the text tower of a CLIP or SigLIP, exactly as its reference computes it.
+
+    Args:
+        source: hub id, local folder (transformers, open_clip) or big_vision `.npz`; the whole model or the text tower
+            alone. Of a whole model only the text part is read.
+        tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one beside
+            the weights, made when it is first wanted.
+        dtype: of weights and computation.
+        device: where the weights go.
+        revision: branch, tag or commit of a hub id.
+        format: "hf" or "open_clip", for a folder that holds both.
+
+    Returns:
+        A `TextEncoder` in evaluation mode.
+
+    Raises:
+        ValueError: nothing at `source`, a model without a text tower, configuration and weights that disagree, a weight
+            that is missing or unused, a `tokenizer` that is none.
+    """
+    tower = _tower(source, revision, format)
+    return _encoder(tower, source, tokenizer, dtype, device, revision)
+
+
+def load_pair(
+    source: str | Path,
+    *,
+    tokenizer: TextTokenizer | str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    format: str | None = None,
+) -> Pair:
+    """Load both towers of a CLIP or SigLIP, with logit scale and bias. Arguments as `load_text`.
+
+    Returns:
+        A `Pair` in evaluation mode.
+
+    Raises:
+        ValueError: as `load` and `load_text`; also a checkpoint without an image tower, whose features are of another
+            width, or without a logit scale.
+    """
+    tower = _tower(source, revision, format)
+    if tower.logit_scale is None:
+        raise ValueError(f"{source} holds a text tower without logit_scale, no pair: use load_text")
+    text = _encoder(tower, source, tokenizer, dtype, device, revision)
+    image = load(source, dtype=dtype, device=device, revision=revision, format=format)
+    if not isinstance(image, Encoder):
+        raise ValueError(f"{source} holds several image towers: a pair has one")
+    pooled = image.config.num_classes or image.config.pool_dim or image.config.embed_dim
+    if image.config.pool == "none" or pooled != text.config.features_dim:
+        width = "none" if image.config.pool == "none" else f"of width {pooled}"
+        raise ValueError(
+            f"{source}: features of texts are of width {text.config.features_dim}, of pictures {width}: it is no pair"
+        )
+    bias = tower.logit_bias
+    return Pair(
+        image,
+        text,
+        logit_scale=tower.logit_scale.to(device=device, dtype=dtype),
+        logit_bias=None if bias is None else bias.to(device=device, dtype=dtype),
+        epsilon=1e-8 if tower.format == "big_vision" else 0.0,
+    ).eval()
+
+
+def _tower(source: str | Path, revision: str | None, format: str | None) -> TextTower:
+    """The text tower at `source`; the format is told by what is there."""
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
+    if format not in (None, "hf", "open_clip"):
+        raise ValueError(f"format is {format!r}, expected 'hf' or 'open_clip'")
+    path = resolve(source, revision)
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise ValueError(f"{path} has no text tower that can be read: expected a folder, or a big_vision .npz")
+        return text_big_vision.read(path)
+    theirs, ours = path / "config.json", path / open_clip.CONFIG
+    if theirs.is_file() and ours.is_file() and format is None:
+        raise ValueError(
+            f'{path} holds a model for transformers and for open_clip: say which one by format="hf" or format="open_clip"'
+        )
+    if ours.is_file() and format != "hf":
+        return text_open_clip.read(path, read_json(ours))
+    if not theirs.is_file():
+        raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no folder of a CLIP or SigLIP")
+    return text_hf.read(path, read_json(theirs))
+
+
+def _encoder(
+    tower: TextTower,
+    source: str | Path,
+    tokenizer: TextTokenizer | str | Path | None,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    revision: str | None,
+) -> TextEncoder:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.float32")
+    make: Callable[..., TextTokenizer] = partial(
+        TextTokenizer.from_pretrained,
+        context_length=tower.config.context_length,
+        rules=tower.rules,
+        pad_id=tower.config.pad_id,
+    )
+    if tokenizer is None:
+        tokenizer_or_maker = partial(make, source, revision=revision)
+    else:
+        tokenizer_or_maker = tokenizer if isinstance(tokenizer, TextTokenizer) else make(tokenizer)
+    model = build(tower, dtype=dtype, device=known_device(device))
+    return TextEncoder(model, tokenizer_or_maker).eval()
