@@ -1,17 +1,22 @@
-"""Our forward against transformers' on the same weights, and against the bare matrix products.
+"""Our forward against its peers on the same weights, and against the bare matrix products.
 
     python -m benchmarks.encoder_forward
+    peers/bin/python -m benchmarks.encoder_forward --peers timm onnxruntime  # in the environment of benchmarks/peers.py
     python -m benchmarks.encoder_forward --device cuda --models dinov2_large siglip_so400m_patch14_224 --compile
 
-Four contestants: ours as loaded, ours with LayerScale folded and weights packed for this shape (`pack_for_cpu`; on a GPU
-only folded), transformers, and the floor. Both encoders compute everything that transformers' model returns, pooled output included. Outputs are compared before
-anything is timed. The floor is the same matrix products and attention with nothing in between.
+Contestants: ours as loaded; ours with LayerScale folded and weights packed for this shape (`pack_for_cpu`; on a GPU only
+folded); transformers; timm, made for this picture size; onnxruntime on our export; and the floor: the same matrix products
+and attention by PyTorch with nothing in between. All compute what transformers' model returns, pooled output included. Outputs
+are compared before anything is timed, each with that reference's own resize of the positions.
 """
 
 import argparse
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +24,26 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import vlm_vision as vv
+from benchmarks.peers import import_timm
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
 from vlm_vision.checkpoints import hf
 from vlm_vision.packed import pack_for_cpu
 
+Run = Callable[[], object]
+
 
 def reference(name: str) -> PreTrainedModel:
     """transformers' model of the preset `name`, with random weights."""
-    family = hf.FAMILIES[kind(name)]
-    config = AutoConfig.for_model(kind(name), **family.write_config(presets.config(name)))
+    kind = presets.checkpoint_family(name)
+    family = hf.FAMILIES[kind]
+    config = AutoConfig.for_model(kind, **family.write_config(presets.config(name)))
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
     with torch.no_grad():  # transformers leaves some of these at zero or one; no figure should hang on that
         for weight in model.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
     return model
-
-
-def kind(name: str) -> str:
-    """model_type of the preset `name`."""
-    family = presets.family(name)
-    return f"{family}_vision_model" if family in ("clip", "siglip") else family
 
 
 def floor(config: vv.ViTConfig, batch: int, side: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
@@ -78,6 +81,28 @@ def compare(ours: vv.VisionOutput, theirs, prefix: int) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None and b is not None)
 
 
+def timm_of(folder: Path, ours: vv.Encoder, side: int) -> torch.nn.Module:
+    """timm's model of our weights, its position table resized once for pictures of `side` pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about preprocessing and the mask token
+        ours.save_pretrained(folder, format="timm")
+    return import_timm().create_model(f"local-dir:{folder}", pretrained=True, img_size=side).eval()
+
+
+def onnx_of(file: Path, ours: vv.Encoder, side: int) -> Callable[[Tensor], list]:
+    """onnxruntime on our export for pictures of `side` pixels, with as many threads as PyTorch."""
+    import onnxruntime
+
+    from vlm_vision.frozen import export_onnx
+
+    export_onnx(ours, file, height=side, width=side)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = ["patch_tokens"] + [out.name for out in session.get_outputs() if out.name == "pooled"]
+    return lambda pixels: session.run(names, {"pixels": pixels.numpy()})
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder_forward", description=__doc__)
@@ -87,31 +112,52 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224, help="pixels")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile both")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all of PyTorch's")
+    parser.add_argument("--peers", nargs="*", default=[], choices=["timm", "onnxruntime"])
     options = parser.parse_args()
 
+    names = ["transformers", *options.peers]
     print(f"{machine(options.device)}; {options.side} px{', compiled' if options.compile else ''}\n")
-    print(
-        "| model | dtype | batch | ours ms | packed ms | transformers ms | ours x | packed x | floor / ours | floor / packed | difference |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["model", "dtype", "batch", "ours ms", "packed ms", *(f"{name} / ours" for name in names)]
+    columns += [*(f"{name} / packed" for name in names), "floor / ours", "floor / packed", "difference"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in options.models:
         theirs = reference(name)
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
             ours = vv.load(folder)
-        assert isinstance(ours, vv.Encoder)
+            as_timm = vv.load(folder, reference="timm")
+            assert isinstance(ours, vv.Encoder) and isinstance(as_timm, vv.Encoder)
+            timm = timm_of(Path(folder) / "timm", as_timm, options.side) if "timm" in options.peers else None
+            session = (
+                onnx_of(Path(folder) / "model.onnx", ours, options.side) if "onnxruntime" in options.peers else None
+            )
         for dtype in (getattr(torch, one) for one in options.dtypes):
-            ours.to(options.device, dtype)
-            torch.nn.Module.to(theirs, options.device, dtype)
-            row(name, ours, theirs, dtype, options)
+            for model in (ours, as_timm, theirs, timm):
+                if model is not None:
+                    torch.nn.Module.to(model, options.device, dtype)
+            row(name, Models(ours, as_timm, theirs, timm, session), dtype, options)
 
 
-def row(name: str, ours: vv.Encoder, theirs: PreTrainedModel, dtype: torch.dtype, options: argparse.Namespace) -> None:
+@dataclass
+class Models:
+    """One encoder in every hand."""
+
+    ours: vv.Encoder
+    as_timm: vv.Encoder
+    """Ours with timm's resize of the positions."""
+    transformers: PreTrainedModel
+    timm: torch.nn.Module | None
+    onnxruntime: Callable[[Tensor], list] | None
+
+
+def row(name: str, models: Models, dtype: torch.dtype, options: argparse.Namespace) -> None:
     """Compare, time and print one model at one dtype."""
+    ours, theirs = models.ours, models.transformers
     native = options.side == ours.config.image_size[0]
     extra = {} if native else {"interpolate_pos_encoding": True} if "siglip" in name or "clip" in name else {}
-    run_ours, run_theirs = (torch.compile(ours), torch.compile(theirs)) if options.compile else (ours, theirs)
+    compiled = torch.compile if options.compile else lambda model: model
+    prefix = ours.config.num_prefix_tokens
     for batch in options.batches:
         pixels = torch.randn(batch, 3, options.side, options.side, dtype=dtype, device=options.device)
         packed = copy.deepcopy(ours)
@@ -120,25 +166,42 @@ def row(name: str, ours: vv.Encoder, theirs: PreTrainedModel, dtype: torch.dtype
         else:
             packed.fold_layer_scale()
         wanted = theirs(pixels, **extra)
-        difference = max(compare(one(pixels), wanted, ours.config.num_prefix_tokens) for one in (ours, packed))
-        run_packed = torch.compile(packed) if options.compile else packed
-        limit = 1e-5 if dtype == torch.float32 and options.device == "cpu" else 5e-2
-        if difference > limit:
-            raise SystemExit(f"{name} {dtype} batch {batch}: outputs differ by {difference:.1e}, more than {limit:.0e}")
-        contestants = {
+        expected = (wanted.last_hidden_state[:, prefix:], wanted.pooler_output)
+        differences = [compare(ours(pixels), expected), compare(packed(pixels), expected)]
+        run_ours, run_theirs, run_packed = compiled(ours), compiled(theirs), compiled(packed)
+        contestants: dict[str, Run] = {
             "ours": lambda pixels=pixels: run_ours(pixels),
             "packed": lambda pixels=pixels, run=run_packed: run(pixels),
             "transformers": lambda pixels=pixels: run_theirs(pixels, **extra),
             "floor": floor(ours.config, batch, options.side, dtype, options.device),
         }
+        if models.timm is not None:
+            features = models.timm.forward_features(pixels)  # type: ignore[operator]
+            differences.append(compare(models.as_timm(pixels), (features[:, prefix:], models.timm(pixels))))
+            run_timm = compiled(models.timm)
+            contestants["timm"] = lambda pixels=pixels, run=run_timm: run(pixels)
+        if models.onnxruntime is not None and dtype == torch.float32:
+            seen = [torch.from_numpy(out) for out in models.onnxruntime(pixels)]
+            differences.append(compare(ours(pixels), (seen[0], seen[1] if len(seen) > 1 else None)))
+            contestants["onnxruntime"] = lambda pixels=pixels: models.onnxruntime(pixels)  # type: ignore[misc]
+        limit = 1e-5 if dtype == torch.float32 and options.device == "cpu" else 5e-2
+        if max(differences) > limit:
+            raise SystemExit(f"{name} {dtype} batch {batch}: outputs differ by {differences}, more than {limit:.0e}")
         took = interleaved(contestants, rounds=options.rounds, device=options.device)
-        cells = [f"{took[one] * 1e3:.1f}" for one in ("ours", "packed", "transformers")]
-        cells += [f"{took['transformers'] / took[one]:.2f}" for one in ("ours", "packed")]
+        cells = [f"{took[one] * 1e3:.1f}" for one in ("ours", "packed")]
+        for one in ("ours", "packed"):
+            cells += [
+                f"{took[peer] / took[one]:.2f}" if peer in took else "" for peer in ("transformers", *options.peers)
+            ]
         cells += [f"{took['floor'] / took[one]:.2f}" for one in ("ours", "packed")]
-        print(
-            f"| {name} | {str(dtype).removeprefix('torch.')} | {batch} | {' | '.join(cells)} | {difference:.0e} |",
-            flush=True,
-        )
+        label = str(dtype).removeprefix("torch.")
+        print(f"| {name} | {label} | {batch} | {' | '.join(cells)} | {max(differences):.0e} |", flush=True)
+
+
+def compare(ours: vv.VisionOutput, expected: tuple[Tensor, Tensor | None]) -> float:
+    """Largest difference of patch tokens and pooled output, over their scale."""
+    pairs = [(ours.patch_tokens, expected[0]), (ours.pooled, expected[1])]
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None and b is not None)
 
 
 if __name__ == "__main__":

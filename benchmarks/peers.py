@@ -1,27 +1,19 @@
-"""The benchmark environment: peers that are no dependencies, made by
+"""The peers' environment, for what is no dependency:
 
     python -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install --no-deps timm open_clip_torch torchvision==0.28.0
-    peers/bin/pip install -e . ftfy regex pyyaml onnx onnxscript onnxruntime pytest
+    peers/bin/pip install -e . ftfy regex pyyaml onnx onnxscript onnxruntime
 
-(`--no-deps`, because torchvision would bring another torch.)
+(`--no-deps`, because torchvision would bring another torch; its package for another build will do.)
 """
 
-import torch
-
-_OPERATORS: list[torch.library.Library] = []
+from types import ModuleType
 
 
-def import_timm():
-    """timm. torchvision, which it imports, has no build for every torch: two operators are declared in its place."""
-    if not _OPERATORS:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            try:
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            except RuntimeError:  # torchvision's own are there
-                break
-        _OPERATORS.append(library)
-    import timm
-
+def import_timm() -> ModuleType:
+    """timm. Raises SystemExit where it is not installed."""
+    try:
+        import timm
+    except ImportError as error:
+        raise SystemExit(f"timm is not to be had here ({error}): see benchmarks/peers.py") from None
     return timm

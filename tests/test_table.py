@@ -49,7 +49,9 @@ def test_the_table_in_the_readme_is_the_one_of_the_code(capsys):
 @pytest.mark.parametrize(("form", "family"), [cell for cell in CELLS if cell not in MADE])
 @torch.inference_mode()
 def test_every_cell_loads(shared, tmp_path, form, family):
-    source = shared / "golden" / GOLDEN[form, family] if (form, family) in GOLDEN else _made(shared, tmp_path, form, family)
+    source = (
+        shared / "golden" / GOLDEN[form, family] if (form, family) in GOLDEN else _made(shared, tmp_path, form, family)
+    )
     loaded = vv.load(source, tap=vv.Tap())
     towers = list(loaded.towers) if isinstance(loaded, vv.FusedEncoder) else [loaded]
     encoder = next(tower for tower in towers if tower.origin.family == family)
@@ -90,10 +92,14 @@ def _made(shared: Path, folder: Path, form: str, family: str) -> Path:
         vv.load(golden / case).save_pretrained(folder / "timm", format="timm")
     described = json.loads((folder / "timm" / "config.json").read_text())
     stored = load_file(folder / "timm" / "model.safetensors")
-    tensors = {f"vision_backbone.featurizer.{name}": value for name, value in stored.items() if not name.startswith("head.")}
+    tensors = {
+        f"vision_backbone.featurizer.{name}": value for name, value in stored.items() if not name.startswith("head.")
+    }
     save_file(tensors, folder / "model.safetensors")
     sides = [described["model_args"]["img_size"][0]]
-    arguments = {name: value for name, value in described["model_args"].items() if name not in ("num_classes", "img_size")}
+    arguments = {
+        name: value for name, value in described["model_args"].items() if name not in ("num_classes", "img_size")
+    }
     config = dict(model_type="prismatic", vision_backbone_id=backbone, image_resize_strategy="resize-naive")
     config |= dict(timm_model_args=[arguments], image_sizes=sides)
     (folder / "config.json").write_text(json.dumps(config))
@@ -103,7 +109,10 @@ def _made(shared: Path, folder: Path, form: str, family: str) -> Path:
 def _headless_aimv2(golden: Path, folder: Path) -> vv.Encoder:
     stored = load_file(golden / "hf_aimv2" / "model.safetensors")
     (folder / "hf").mkdir()
-    save_file({name: value for name, value in stored.items() if not name.startswith("head.")}, folder / "hf" / "model.safetensors")
+    save_file(
+        {name: value for name, value in stored.items() if not name.startswith("head.")},
+        folder / "hf" / "model.safetensors",
+    )
     config = json.loads((golden / "hf_aimv2" / "config.json").read_text()) | {"use_head": False}
     (folder / "hf" / "config.json").write_text(json.dumps(config))
     return vv.load(folder / "hf")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm_vision.config import Activation
+from vlm_vision.linear import FUSED, Linear, QKVLinear, by_onednn, onednn
 from vlm_vision.position import rotate
 
 
@@ -82,23 +83,15 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
 }
 
 
-class QKVLinear(nn.Linear):
-    """One linear map to queries, keys and values whose key bias stays zero, in training too."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        query, _, value = self.bias.chunk(3)
-        return F.linear(input, self.weight, torch.cat([query, torch.zeros_like(query), value]))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over (B, T, D)."""
 
     def __init__(self, config: BlockConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        linear = nn.Linear if config.key_bias or not config.qkv_bias else QKVLinear
+        linear = Linear if config.key_bias or not config.qkv_bias else QKVLinear
         self.qkv = linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim, bias=config.proj_bias)
+        self.proj = Linear(config.embed_dim, config.embed_dim, bias=config.proj_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.proj(self._attend(self.qkv(x), context))
@@ -139,13 +132,15 @@ class Mlp(nn.Module):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.fc1 = nn.Linear(
-            config.embed_dim, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias=config.mlp_bias
-        )
+        self.fc1 = Linear(config.embed_dim, config.mlp_dim * (2 if config.mlp == "swiglu" else 1), bias=config.mlp_bias)
+        self.kind: Activation = config.mlp
         self.act = ACTIVATIONS[config.mlp]
-        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
+        self.fc2 = Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        plain = type(self.fc1) is Linear and not self.fc1._forward_hooks and not self.fc1._forward_pre_hooks
+        if plain and self.kind in FUSED and by_onednn(x, self.fc1.weight):
+            return self.fc2(onednn(x, self.fc1.weight, self.fc1.bias, self.kind))
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
@@ -169,8 +164,17 @@ class Residual(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, linear: nn.Linear) -> None:
-        """Multiply LayerScale, if there is one, into the layer that gives y."""
+        """Multiply LayerScale, if there is one, into the layer that gives y.
+
+        Raises:
+            ValueError: a layer that is no plain linear one, such as one with an adapter that is not merged.
+        """
         if self.scale is not None:
+            if not isinstance(linear, nn.Linear) or hasattr(linear, "base_layer"):
+                raise ValueError(
+                    f"LayerScale folds into plain linear layers, got {type(linear).__name__}: merge adapters first "
+                    "(peft: merge_and_unload)"
+                )
             linear.weight.mul_(self.scale[:, None])
             if linear.bias is not None:
                 linear.bias.mul_(self.scale)

@@ -4,8 +4,9 @@ DINOv2 sees where things are, SigLIP what they are; Prismatic (Karamcheti et al.
 feed both to the language model this way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ class FusedConfig:
     """The architectures of the towers, in channel order."""
 
     towers: tuple[ViTConfig, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the canvas that all towers share."""
+        return sum(tower.channels for tower in self.towers)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class FusedEncoder(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) that every tower makes of a canvas of height x width."""
-        return _one_grid(self._towers, self._windows(height, width))
+        return _one_grid(self._towers, self.windows(height, width))
 
     def num_patch_tokens(self, height: int, width: int) -> int:
         """Patch tokens of a canvas of height x width."""
@@ -126,7 +132,7 @@ class FusedEncoder(nn.Module):
     def forward(
         self, pixels: Tensor | Sequence[Tensor], *, tap: Tap | Sequence[Tap] | None = None, pool: bool = True
     ) -> VisionOutput:
-        """Encode with every tower.
+        """Encode with every tower; on CUDA without gradients side by side, each on a stream of its own.
 
         Args:
             pixels: the canvas of `preprocess`, (B, 3 * towers, H, W), or one (B, 3, H, W) for each tower.
@@ -143,7 +149,8 @@ class FusedEncoder(nn.Module):
                 f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each"
             )
         _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
-        outs = [tower(p, tap=t, pool=pool) for tower, p, t in zip(towers, each, taps, strict=True)]
+        calls = [partial(tower, p, tap=t, pool=pool) for tower, p, t in zip(towers, each, taps, strict=True)]
+        outs = _on_streams(calls, each) if _can_overlap(each) else [call() for call in calls]
         return VisionOutput(
             patch_tokens=torch.cat([out.patch_tokens for out in outs], dim=-1),
             grid=outs[0].grid,
@@ -157,11 +164,15 @@ class FusedEncoder(nn.Module):
                 f"expected pixels of shape (batch, {3 * len(self.towers)}, height, width), got {tuple(pixels.shape)}: "
                 "pass the result of preprocess"
             )
-        windows = self._windows(pixels.shape[-2], pixels.shape[-1])
+        windows = self.windows(pixels.shape[-2], pixels.shape[-1])
         return [pixels[:, 3 * i : 3 * i + 3, :h, :w] for i, (h, w) in enumerate(windows)]
 
-    def _windows(self, height: int, width: int) -> list[tuple[int, int]]:
-        """The part of the canvas, from the top left, that holds each tower's picture."""
+    def windows(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of the part of a canvas, from its top left, that holds each tower's picture.
+
+        Raises:
+            ValueError: unlike patch sizes and another canvas than that of `preprocess`.
+        """
         if (height, width) == self.preprocess.output_size:
             return [preprocess.output_size for preprocess in self.preprocess.towers]  # type: ignore[misc]
         if len({tower.config.patch_size for tower in self._towers}) > 1:
@@ -192,6 +203,39 @@ class FusedEncoder(nn.Module):
             for name, tower in zip(names, self._towers, strict=True):
                 tower.save_pretrained(staging / name, format)
             write_json(staging / SIDECAR, {"towers": names})
+
+
+def _can_overlap(pixels: list[Tensor]) -> bool:
+    """Whether towers may run on several streams: one CUDA device, no gradients, no compilation, no capture."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not all(p.is_cuda for p in pixels):
+        return False
+    return len({p.device for p in pixels}) == 1 and not torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _side_stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    """The same stream in every call, so that the allocator's blocks, which belong to a stream, are used again."""
+    return torch.cuda.Stream(device)
+
+
+def _on_streams(calls: list[Callable[[], VisionOutput]], pixels: list[Tensor]) -> list[VisionOutput]:
+    """The first call on the current stream, each other one on a side stream; the current stream then waits for them."""
+    device = pixels[0].device
+    current = torch.cuda.current_stream(device)
+    streams = [current, *(_side_stream(device, i) for i in range(1, len(calls)))]
+    for side in streams[1:]:
+        side.wait_stream(current)  # before the first tower's work is queued, which they need not wait for
+    outs = []
+    for call, stream, seen in zip(calls, streams, pixels, strict=True):
+        with torch.cuda.stream(stream):
+            outs.append(call())
+        seen.record_stream(stream)
+    for side, out in zip(streams[1:], outs[1:], strict=True):
+        current.wait_stream(side)
+        for tensor in vars(out).values():
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(current)  # its memory is not given to the side stream again before it is read
+    return outs
 
 
 def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int, int]:

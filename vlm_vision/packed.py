@@ -12,17 +12,15 @@ from vlm_vision.blocks import ACTIVATIONS, Attention, Mlp
 from vlm_vision.config import Activation
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.linear import FUSED, onednn, prefers_onednn
 from vlm_vision.vit import VisionTransformer
-
-_FUSED: dict[Activation, str] = {"gelu": "none", "gelu_tanh": "tanh"}
-"""Activations that oneDNN applies inside the product, and its name for their approximation."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer, and the activation after it if one is named, with packed weights where it can, else as before.
 
-    Packed: without gradients, on the CPU, at the number of rows it was packed for. float32 is packed for MKL, bfloat16
-    for oneDNN, which takes GELU into the product.
+    Packed: without gradients, on the CPU, at the number of rows it was packed for. bfloat16 is packed for oneDNN, float32
+    for MKL or oneDNN, whichever suits the processor; oneDNN takes GELU into the product.
     """
 
     def __init__(self, linear: nn.Linear, rows: int, activation: Activation | None = None):
@@ -30,7 +28,7 @@ class PackedLinear(nn.Module):
         self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
         self.activation: Activation | None = activation
         weight = linear.weight.detach()
-        self.for_mkl = weight.dtype == torch.float32
+        self.for_mkl = weight.dtype == torch.float32 and not prefers_onednn()
         if self.for_mkl:
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         else:
@@ -42,10 +40,9 @@ class PackedLinear(nn.Module):
             return self._activate(nn.functional.linear(x, self.weight, self.bias))
         if self.for_mkl:
             return self._activate(torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows))
-        if self.activation in _FUSED:
-            kind = _FUSED[self.activation]
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "gelu", [], kind)
-        return self._activate(torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
+        if self.activation in FUSED:
+            return onednn(x, self.packed, self.bias, self.activation)
+        return self._activate(onednn(x, self.packed, self.bias))
 
     def _activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else ACTIVATIONS[self.activation](x, not torch.is_grad_enabled())

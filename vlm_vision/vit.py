@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.blocks import Block, Context, Mlp, norm
 from vlm_vision.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.linear import Linear
 from vlm_vision.position import Grid, PositionTable, rope_2d
 
 
@@ -33,7 +34,7 @@ class AttentionPool(nn.Module):
         self.num_heads = config.num_heads
         self.probe = nn.Parameter(torch.empty(1, 1, dim))
         self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.kv = Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = norm(config)
         self.mlp = Mlp(config)
@@ -53,7 +54,7 @@ class QueryPool(nn.Module):
         dim = config.embed_dim
         self.num_heads = config.num_heads
         self.probe = nn.Parameter(torch.empty(1, 1, dim))
-        self.kv = nn.Linear(dim, 2 * dim, bias=config.qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.probe)
 
