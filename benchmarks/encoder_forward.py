@@ -24,10 +24,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import vlm_vision as vv
-from benchmarks.peers import import_timm
+from benchmarks.peers import import_peer
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
 from vlm_vision.checkpoints import hf
+from vlm_vision.frozen import export_onnx
 from vlm_vision.packed import pack_for_cpu
 
 Run = Callable[[], object]
@@ -75,26 +76,17 @@ def floor(config: vv.ViTConfig, batch: int, side: int, dtype: torch.dtype, devic
     return run
 
 
-def compare(ours: vv.VisionOutput, theirs, prefix: int) -> float:
-    """Largest difference of patch tokens and pooled output, over their scale."""
-    pairs = [(ours.patch_tokens, theirs.last_hidden_state[:, prefix:]), (ours.pooled, theirs.pooler_output)]
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None and b is not None)
-
-
 def timm_of(folder: Path, ours: vv.Encoder, side: int) -> torch.nn.Module:
     """timm's model of our weights, its position table resized once for pictures of `side` pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about preprocessing and the mask token
         ours.save_pretrained(folder, format="timm")
-    return import_timm().create_model(f"local-dir:{folder}", pretrained=True, img_size=side).eval()
+    return import_peer("timm").create_model(f"local-dir:{folder}", pretrained=True, img_size=side).eval()
 
 
 def onnx_of(file: Path, ours: vv.Encoder, side: int) -> Callable[[Tensor], list]:
     """onnxruntime on our export for pictures of `side` pixels, with as many threads as PyTorch."""
-    import onnxruntime
-
-    from vlm_vision.frozen import export_onnx
-
+    onnxruntime = import_peer("onnxruntime")
     export_onnx(ours, file, height=side, width=side)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -170,9 +162,9 @@ def row(name: str, models: Models, dtype: torch.dtype, options: argparse.Namespa
         differences = [compare(ours(pixels), expected), compare(packed(pixels), expected)]
         run_ours, run_theirs, run_packed = compiled(ours), compiled(theirs), compiled(packed)
         contestants: dict[str, Run] = {
-            "ours": lambda pixels=pixels: run_ours(pixels),
+            "ours": lambda pixels=pixels, run=run_ours: run(pixels),
             "packed": lambda pixels=pixels, run=run_packed: run(pixels),
-            "transformers": lambda pixels=pixels: run_theirs(pixels, **extra),
+            "transformers": lambda pixels=pixels, run=run_theirs: run(pixels, **extra),
             "floor": floor(ours.config, batch, options.side, dtype, options.device),
         }
         if models.timm is not None:

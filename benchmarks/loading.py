@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 
-
 from benchmarks.encoder_forward import reference
 from benchmarks.timing import machine
 

@@ -7,13 +7,13 @@
 (`--no-deps`, because torchvision would bring another torch; its package for another build will do.)
 """
 
-from types import ModuleType
+import importlib
+from typing import Any
 
 
-def import_timm() -> ModuleType:
-    """timm. Raises SystemExit where it is not installed."""
+def import_peer(name: str) -> Any:
+    """The module called `name`. Raises SystemExit where it is not installed."""
     try:
-        import timm
+        return importlib.import_module(name)
     except ImportError as error:
-        raise SystemExit(f"timm is not to be had here ({error}): see benchmarks/peers.py") from None
-    return timm
+        raise SystemExit(f"{name} is not to be had here ({error}): see benchmarks/peers.py") from None

@@ -10,7 +10,7 @@ import warnings
 import torch
 
 import vlm_vision as vv
-from benchmarks.peers import import_timm
+from benchmarks.peers import import_peer
 
 
 @torch.inference_mode()
@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.timm_parity", description=__doc__)
     parser.add_argument("sources", nargs="+", help="whatever vlm_vision.load takes")
     options = parser.parse_args()
-    timm = import_timm()
+    timm = import_peer("timm")
     print("| source | timm architecture | largest difference of tokens | of pooled |\n|---|---|---|---|")
     failed = 0
     for source in options.sources:

@@ -122,10 +122,12 @@ def _convert(options: argparse.Namespace) -> None:
             print(f"note: {remark.message}", file=sys.stderr)
     again = vv.load(options.target)
     with torch.inference_mode():
-        size = encoder.preprocess.output_size or getattr(encoder.config, "image_size", None)
-        channels = 3 * len(encoder.towers) if isinstance(encoder, vv.FusedEncoder) else encoder.config.channels
-        pixels = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-        before, after = (one(pixels, pool=False).patch_tokens for one in (encoder, again))
+        parts = encoder.towers if isinstance(encoder, vv.FusedEncoder) else [encoder]
+        towers = [part for part in parts if isinstance(part, vv.Encoder)]
+        sizes = [tower.preprocess.output_size or tower.config.image_size for tower in towers]
+        pixels = [torch.randn(1, tower.config.channels, *size) for tower, size in zip(towers, sizes, strict=True)]
+        given = pixels if isinstance(encoder, vv.FusedEncoder) else pixels[0]
+        before, after = (one(given, pool=False).patch_tokens for one in (encoder, again))
     if not torch.equal(before, after):
         raise ValueError(f"{options.target} was written and gives other tokens than {options.source}: do not use it")
     print(f"{options.target}: {options.to}, read back, patch tokens equal to the bit")
@@ -142,12 +144,11 @@ def _tokens(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size is {options.batch_size}: it must be at least 1")
     tap = vv.Tap(options.layer, not options.no_norm)
     encoder = vv.load(options.encoder, tap=tap, device=options.device)
-    any_size = encoder.preprocess.output_size is None and isinstance(encoder, vv.Encoder)
     tensors, grids = {}, []
     with torch.inference_mode():
         for start in range(0, len(options.images), options.batch_size):
             paths = options.images[start : start + options.batch_size]
-            if any_size:
+            if isinstance(encoder, vv.Encoder) and encoder.preprocess.output_size is None:
                 pictures = [pixels.to(options.device) for pixels in encoder.preprocess.each(paths)]
                 seen = [(out.patch_tokens[0], out.grid) for out in encoder.packed(pictures, pool=False)]
             else:

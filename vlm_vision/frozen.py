@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlm_vision.blocks import Block
 from vlm_vision.config import Tap
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
@@ -103,12 +102,6 @@ def freeze(encoder: Encoder | FusedEncoder, *, height: int, width: int, pool: bo
 def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     """Make `size` the native size, and leave out what its outputs do not need."""
     model, tap = encoder.model, encoder.tap
-    scaled = [block for block in model.blocks if isinstance(block, Block) and block.residual1.scale is not None]
-    for part in (layer for block in scaled for layer in (block.attn.proj, block.mlp.fc2)):
-        if not isinstance(part, nn.Linear):
-            raise ValueError(
-                f"LayerScale folds into plain linear layers, got {type(part).__name__}: merge adapters first"
-            )
     encoder.fold_layer_scale()
     rows, columns = encoder.grid(*size)
     if (table := model.position) is not None:

@@ -43,7 +43,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() >= _FEWEST_ROWS * x.shape[-1]
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
     )
 
