@@ -27,9 +27,7 @@ def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | No
 
 def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
     # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
-    if (
-        torch.compiler.is_compiling()
-    ):  # a scale, unlike a size, would be a constant of the graph: one graph for each grid
+    if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
         return _by_matrices(table, grid, 0.1, partial(_cubic, a=-0.75), antialias=False)
     scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
     return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)

@@ -5,12 +5,14 @@ This code runs tanh GELU in all of them, augreg's included, where timm and trans
 
 import math
 from pathlib import Path
+from typing import Any
 
+from vlm_vision.checkpoints import flax_keys
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
 from vlm_vision.checkpoints.npz import NpzFile
 from vlm_vision.checkpoints.towers import Hints, Part, Tower
 from vlm_vision.config import ViTConfig
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess import HALF, Preprocess
 
 FAMILIES = ("vit", "siglip_vision_model", "siglip2_vision_model")
 
@@ -40,29 +42,12 @@ def read(path: Path, hints: Hints) -> Tower:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     family = "siglip2_vision_model" if naflex else "siglip_vision_model" if config.pool == "map" else "vit"
-    half = (0.5, 0.5, 0.5)
-    squash = Preprocess(
-        resize="squash",
-        resize_to=config.image_size,
-        resample="bilinear",
-        kernel="point",
-        crop=None,
-        rescale=1 / 255,
-        mean=half,
-        std=half,
-    )
-    budget = Preprocess(
-        resize="max_patches",
-        resize_to=(0, 0),
-        resample="bilinear",
-        kernel="float",
-        crop=None,
-        rescale=1 / 255,
-        mean=half,
-        std=half,
-        patch_size=config.patch_size,
-        max_patches=256,
-    )
+    mean, std = HALF
+    kind: dict[str, Any] = dict(resize="squash", resize_to=config.image_size, kernel="point")
+    if naflex:
+        budget = dict(patch_size=config.patch_size, max_patches=256)
+        kind = dict(resize="max_patches", resize_to=(0, 0), kernel="float") | budget
+    spec = Preprocess(**kind, resample="bilinear", crop=None, rescale=1 / 255, mean=mean, std=std)
     return Tower(
         source=str(path),
         format="big_vision",
@@ -71,7 +56,7 @@ def read(path: Path, hints: Hints) -> Tower:
         config=config,
         keys=_keys(config, part),
         weights=part,
-        preprocess=budget if naflex else squash,
+        preprocess=spec,
     )
 
 
@@ -122,7 +107,7 @@ def _keys(config: ViTConfig, part: Part) -> list[Key]:
     keys = [
         key("patch_embed.weight", "embedding/kernel", layout=PATCH_VECTOR if naflex else None),
         key("patch_embed.bias", "embedding/bias"),
-        *_norm("norm", "Transformer/encoder_norm"),
+        *flax_keys.norm("norm", "Transformer/encoder_norm"),
     ]
     if naflex:
         keys.append(key("position.table", position, layout=table_of(*config.grid)))
@@ -134,36 +119,17 @@ def _keys(config: ViTConfig, part: Part) -> list[Key]:
         attention = "MAPHead_0/MultiHeadDotProductAttention_0"
         keys += [
             key("pool.probe", "MAPHead_0/probe"),
-            *_dense("pool.q", f"{attention}/query"),
-            *_dense("pool.kv", f"{attention}/key", f"{attention}/value"),
-            *_dense("pool.proj", f"{attention}/out"),
-            *_norm("pool.norm", "MAPHead_0/LayerNorm_0"),
-            *_dense("pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
-            *_dense("pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
+            *flax_keys.dense("pool.q", f"{attention}/query"),
+            *flax_keys.dense("pool.kv", f"{attention}/key", f"{attention}/value"),
+            *flax_keys.dense("pool.proj", f"{attention}/out"),
+            *flax_keys.norm("pool.norm", "MAPHead_0/LayerNorm_0"),
+            *flax_keys.dense("pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
+            *flax_keys.dense("pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
         ]
     if config.pool_head == "tanh":
-        keys += _dense("pool_head", "pre_logits")
+        keys += flax_keys.dense("pool_head", "pre_logits")
     if config.num_classes:
-        keys += _dense("head", "head")
+        keys += flax_keys.dense("head", "head")
     first = "Transformer/encoderblock_0/"
-    attention, mlp, norm2 = (_spelling(part, names, first) for names in (_ATTENTION, _MLP, _NORM2))
-    for i in range(config.depth):
-        ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
-        keys += [
-            *_norm(f"{ours}.norm1", f"{theirs}/LayerNorm_0"),
-            *_dense(f"{ours}.attn.qkv", *(f"{theirs}/{attention}/{name}" for name in ("query", "key", "value"))),
-            *_dense(f"{ours}.attn.proj", f"{theirs}/{attention}/out"),
-            *_norm(f"{ours}.norm2", f"{theirs}/{norm2}"),
-            *_dense(f"{ours}.mlp.fc1", f"{theirs}/{mlp}/Dense_0"),
-            *_dense(f"{ours}.mlp.fc2", f"{theirs}/{mlp}/Dense_1"),
-        ]
-    return keys
-
-
-def _norm(ours: str, theirs: str) -> list[Key]:
-    return [key(f"{ours}.weight", f"{theirs}/scale"), key(f"{ours}.bias", f"{theirs}/bias")]
-
-
-def _dense(ours: str, *theirs: str) -> list[Key]:
-    parts = (("weight", "kernel"), ("bias", "bias"))
-    return [key(f"{ours}.{mine}", tuple(f"{name}/{their}" for name in theirs)) for mine, their in parts]
+    spellings = (_spelling(part, names, first) for names in (_ATTENTION, _NORM2, _MLP))
+    return keys + flax_keys.blocks(config.depth, "Transformer/encoderblock", *spellings)

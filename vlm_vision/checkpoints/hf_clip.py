@@ -11,7 +11,6 @@ from vlm_vision.checkpoints.hf_family import (
     Json,
     Style,
     activation,
-    blocks,
     common,
     common_back,
     num_labels,
@@ -21,19 +20,20 @@ from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, layer
 from vlm_vision.config import ViTConfig
 
 
-def _clip_blocks(config: ViTConfig) -> list[Key]:
-    def rows(i: int) -> list[Key]:
-        theirs = f"encoder.layers.{i}"
-        return [
-            *layer(f"blocks.{i}.norm1", f"{theirs}.layer_norm1"),
-            *layer(f"blocks.{i}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
-            *layer(f"blocks.{i}.attn.proj", f"{theirs}.self_attn.out_proj"),
-            *layer(f"blocks.{i}.norm2", f"{theirs}.layer_norm2"),
-            *layer(f"blocks.{i}.mlp.fc1", f"{theirs}.mlp.fc1"),
-            *layer(f"blocks.{i}.mlp.fc2", f"{theirs}.mlp.fc2"),
+def block_keys(depth: int) -> list[Key]:
+    """Rows of the blocks of an image or text tower."""
+    keys = []
+    for i in range(depth):
+        ours, theirs = f"blocks.{i}", f"encoder.layers.{i}"
+        keys += [
+            *layer(f"{ours}.norm1", f"{theirs}.layer_norm1"),
+            *layer(f"{ours}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
+            *layer(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj"),
+            *layer(f"{ours}.norm2", f"{theirs}.layer_norm2"),
+            *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
+            *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
         ]
-
-    return blocks(config, rows)
+    return keys
 
 
 def _clip_config(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -68,7 +68,7 @@ def _clip_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     ]
     if config.pool_head == "linear":
         keys.append(key("pool_head.weight", "visual_projection.weight"))
-    return keys + _clip_blocks(config)
+    return keys + block_keys(config.depth)
 
 
 def _siglip_config(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -108,7 +108,7 @@ def _siglip_keys(config: ViTConfig, style: Style = "hub", *, linear: bool = Fals
         ]
     if config.num_classes:
         keys += layer("head", "classifier")
-    return keys + _clip_blocks(config)
+    return keys + block_keys(config.depth)
 
 
 def _siglip2_config(config: Json, names: frozenset[str]) -> ViTConfig:

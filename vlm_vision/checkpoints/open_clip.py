@@ -157,7 +157,13 @@ def _keys(config: ViTConfig) -> list[Key]:
         keys += layer("pre_norm", "ln_pre")
     if config.pool_head == "linear":
         keys.append(key("pool_head.weight", "proj", layout=TRANSPOSED))
-    for i in range(config.depth):
+    return keys + block_keys(config.depth, scaled=config.layer_scale is not None)
+
+
+def block_keys(depth: int, *, scaled: bool) -> list[Key]:
+    """Rows of the blocks of an image or text tower; `scaled`: with LayerScale."""
+    keys = []
+    for i in range(depth):
         ours, theirs = f"blocks.{i}", f"transformer.resblocks.{i}"
         keys += [
             *layer(f"{ours}.norm1", f"{theirs}.ln_1"),
@@ -168,7 +174,7 @@ def _keys(config: ViTConfig) -> list[Key]:
             *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.c_fc"),
             *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.c_proj"),
         ]
-        if config.layer_scale is not None:
+        if scaled:
             keys.append(key(f"{ours}.residual1.scale", f"{theirs}.ls_1.gamma"))
             keys.append(key(f"{ours}.residual2.scale", f"{theirs}.ls_2.gamma"))
     return keys

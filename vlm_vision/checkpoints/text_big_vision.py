@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vlm_vision.checkpoints import flax_keys
 from vlm_vision.checkpoints.keys import Key, key
 from vlm_vision.checkpoints.npz import NpzFile
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
@@ -13,7 +14,6 @@ from vlm_vision.tokenizer import TokenizerRules
 
 _POSITION = "pos_embedding"
 _POSITION_AGAIN = "Encoder_0/posembed_input/pos_embedding"
-_ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 class _OnePosition:
@@ -85,27 +85,8 @@ def _keys(config: TextConfig) -> list[Key]:
     keys = [
         key("token_embedding.weight", "Embed_0/embedding"),
         key("position", _POSITION),
-        *_norm("norm", "Encoder_0/encoder_norm"),
+        *flax_keys.norm("norm", "Encoder_0/encoder_norm"),
     ]
     if config.proj_dim:
-        keys += _dense("head", "head")[: 1 + config.projection_bias]
-    for i in range(config.depth):
-        ours, theirs = f"blocks.{i}", f"Encoder_0/encoderblock_{i}"
-        keys += [
-            *_norm(f"{ours}.norm1", f"{theirs}/LayerNorm_0"),
-            *_dense(f"{ours}.attn.qkv", *(f"{theirs}/{_ATTENTION}/{name}" for name in ("query", "key", "value"))),
-            *_dense(f"{ours}.attn.proj", f"{theirs}/{_ATTENTION}/out"),
-            *_norm(f"{ours}.norm2", f"{theirs}/LayerNorm_1"),
-            *_dense(f"{ours}.mlp.fc1", f"{theirs}/MlpBlock_0/Dense_0"),
-            *_dense(f"{ours}.mlp.fc2", f"{theirs}/MlpBlock_0/Dense_1"),
-        ]
-    return keys
-
-
-def _norm(ours: str, theirs: str) -> list[Key]:
-    return [key(f"{ours}.weight", f"{theirs}/scale"), key(f"{ours}.bias", f"{theirs}/bias")]
-
-
-def _dense(ours: str, *theirs: str) -> list[Key]:
-    parts = (("weight", "kernel"), ("bias", "bias"))
-    return [key(f"{ours}.{mine}", tuple(f"{name}/{their}" for name in theirs)) for mine, their in parts]
+        keys += flax_keys.dense("head", "head")[: 1 + config.projection_bias]
+    return keys + flax_keys.blocks(config.depth, "Encoder_0/encoderblock")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.files import WeightFiles
+from vlm_vision.checkpoints.hf_clip import block_keys
 from vlm_vision.checkpoints.hf_family import activation
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
@@ -160,14 +161,4 @@ def _keys(family: _Family, config: TextConfig) -> list[Key]:
     ]
     if config.proj_dim:
         keys += layer("head", "text_projection" if family.clip else "head", bias=config.projection_bias)
-    for i in range(config.depth):
-        ours, theirs = f"blocks.{i}", f"encoder.layers.{i}"
-        keys += [
-            *layer(f"{ours}.norm1", f"{theirs}.layer_norm1"),
-            *layer(f"{ours}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
-            *layer(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj"),
-            *layer(f"{ours}.norm2", f"{theirs}.layer_norm2"),
-            *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
-            *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
-        ]
-    return keys
+    return keys + block_keys(config.depth)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_vision.checkpoints.files import STEMS, WeightFiles
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
-from vlm_vision.checkpoints.open_clip import CONFIG
+from vlm_vision.checkpoints.open_clip import CONFIG, block_keys
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import Part
 from vlm_vision.text import TextConfig
@@ -137,18 +137,4 @@ def _keys(config: TextConfig, *, linear: bool) -> list[Key]:
         keys += layer("head", "text_projection", bias=config.projection_bias)
     elif config.proj_dim:
         keys.append(key("head.weight", "text_projection", layout=TRANSPOSED))
-    for i in range(config.depth):
-        ours, theirs = f"blocks.{i}", f"transformer.resblocks.{i}"
-        keys += [
-            *layer(f"{ours}.norm1", f"{theirs}.ln_1"),
-            key(f"{ours}.attn.qkv.weight", f"{theirs}.attn.in_proj_weight"),
-            key(f"{ours}.attn.qkv.bias", f"{theirs}.attn.in_proj_bias"),
-            *layer(f"{ours}.attn.proj", f"{theirs}.attn.out_proj"),
-            *layer(f"{ours}.norm2", f"{theirs}.ln_2"),
-            *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.c_fc"),
-            *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.c_proj"),
-        ]
-        if config.layer_scale is not None:
-            keys.append(key(f"{ours}.residual1.scale", f"{theirs}.ls_1.gamma"))
-            keys.append(key(f"{ours}.residual2.scale", f"{theirs}.ls_2.gamma"))
-    return keys
+    return keys + block_keys(config.depth, scaled=config.layer_scale is not None)
