@@ -177,3 +177,15 @@ def test_prismatics_own_run_folder_gives_the_same_towers(shared, tmp_path):
     out = vv.load(folder)(golden["pixel_values"])
     assert error(out.patch_tokens, golden["patch_features"]) < TOLERANCE
     assert error(vv.load_projector(folder)(out.patch_tokens, out.grid), golden["projected"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_timm_inside_transformers_wrapper_is_timm(shared, tmp_path):
+    golden = shared / "golden" / "timm_augreg"
+    config = json.loads((golden / "config.json").read_text()) | {"model_type": "timm_wrapper"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stored = load_file(golden / "model.safetensors")
+    save_file({f"timm_model.{name}": value for name, value in stored.items()}, tmp_path / "model.safetensors")
+    pixels = torch.randn(1, 3, 56, 56)
+    wrapped, plain = vv.load(tmp_path), vv.load(golden)
+    assert wrapped.origin == plain.origin and torch.equal(wrapped(pixels).logits, plain(pixels).logits)

@@ -43,8 +43,8 @@ _TANH_SIGLIP = re.compile(
 
 
 def recognises(config: Json) -> bool:
-    """Whether a config.json is timm's."""
-    return "architecture" in config and "model_type" not in config
+    """Whether a config.json is timm's, or transformers' wrapper of timm's."""
+    return "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
 
 
 def read(folder: Path, config: Json, hints: Hints) -> Tower:
@@ -60,7 +60,9 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         raise ValueError(
             f"{folder / 'config.json'} has a pretrained_cfg or model_args that is no object: download it again"
         )
-    part = Part(weights, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
+    wrapper = "timm_model."
+    prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
+    part = Part(weights, prefix, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
     return tower(str(folder), part, str(config["architecture"]), arguments, described, hints)
 
 
