@@ -189,3 +189,64 @@ def test_timm_inside_transformers_wrapper_is_timm(shared, tmp_path):
     pixels = torch.randn(1, 3, 56, 56)
     wrapped, plain = vv.load(tmp_path), vv.load(golden)
     assert wrapped.origin == plain.origin and torch.equal(wrapped(pixels).logits, plain(pixels).logits)
+
+
+@torch.inference_mode()
+def test_a_dinov3_without_registers_and_a_siglip_classifier(tmp_path):
+    theirs = make("dinov3_vit", **VISION, num_register_tokens=0)
+    theirs.save_pretrained(tmp_path / "v3")
+    pixels = torch.randn(1, 3, 16, 16)
+    encoder = vv.load(tmp_path / "v3")
+    assert encoder(pixels).register_tokens is None
+    assert error(with_prefix(encoder(pixels)), theirs(pixels).last_hidden_state) < TOLERANCE
+
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    config = AutoConfig.for_model("siglip", vision_config=VISION, id2label={str(i): str(i) for i in range(5)})
+    classifier = AutoModelForImageClassification.from_config(config).eval()
+    classifier.save_pretrained(tmp_path / "siglip")
+    encoder = vv.load(tmp_path / "siglip")
+    assert error(encoder(pixels).logits, classifier(pixels).logits) < TOLERANCE
+    encoder.save_pretrained(tmp_path / "again")
+    again, info = AutoModelForImageClassification.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert error(again(pixels).logits, classifier(pixels).logits) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_the_rotary_base_of_an_original_dinov3_is_the_one_in_the_file(shared, tmp_path):
+    source = shared / "golden" / "dinov3_pth" / "model.pth"
+    state = torch.load(source, weights_only=True)
+    plain = vv.load(source)
+    assert plain.config.rope_base == 100.0
+    periods = state["rope_embed.periods"]
+    torch.save(state | {"rope_embed.periods": periods**1.5}, tmp_path / "other.pth")
+    assert vv.load(tmp_path / "other.pth").config.rope_base == 1000.0
+    torch.save(state | {"rope_embed.periods": periods + 0.5}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="no powers of one base"):
+        vv.load(tmp_path / "odd.pth")
+
+
+def test_what_timms_names_tell_and_what_its_arguments_may_say(shared, tmp_path):
+    from vlm_vision.checkpoints import timm
+
+    heads = {
+        "aimv2_huge_patch14_224": (1536, 12),
+        "vit_huge_patch14_224": (1280, 16),
+        "vit_huge_plus_patch16_dinov3": (1280, 20),
+    }
+    heads |= {"vit_giant_patch14_dinov2": (1536, 24), "vit_giantopt_patch16_siglip_256": (1536, 16)}
+    heads |= {"vit_7b_patch16_dinov3": (4096, 32), "vit_giant_patch14_clip_224": (1408, 16)}
+    assert {name: timm._num_heads(name, dim) for name, (dim, _) in heads.items()} == {
+        n: h for n, (_, h) in heads.items()
+    }
+    for field, value in (("rope_mixed", True), ("pool_include_prefix", True)):
+        folder = tmp_path / field
+        folder.mkdir()
+        golden = shared / "golden" / "timm_augreg"
+        config = json.loads((golden / "config.json").read_text())
+        config["model_args"][field] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes((golden / "model.safetensors").read_bytes())
+        with pytest.raises(ValueError, match=f"model_args has {field}=True, which no encoder here has"):
+            vv.load(folder)

@@ -189,3 +189,67 @@ def test_options_of_training_beside_the_weights_do_no_harm(shared, tmp_path):
     state = torch.load(shared / "golden" / "timm_deit_distilled_pth" / "checkpoint.pth", weights_only=True)
     torch.save(state | {"args": argparse.Namespace(lr=1e-3), "epoch": 3}, tmp_path / "deit.pth")
     assert vv.load(tmp_path / "deit.pth").origin.family == "deit"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"tap": 3},
+        {"tap": {"foo": 3}},
+        {"towers": ["."]},
+        {"towers": ["../x"]},
+        {"towers": []},
+        {"towers": 3},
+        {"preprocess": 3},
+    ],
+)
+def test_a_sidecar_changed_by_hand_is_refused(shared, tmp_path, content):
+    for file in (shared / "golden" / "hf_dinov2").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "vlm_vision.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"vlm_vision.json has no usable|fields|keys"):
+        vv.load(tmp_path)
+
+
+ODD = ["8", -1, 0, None, [], {}, 1.5, 10**30, True, float("nan")]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_dinov2", "hf_dinov3", "hf_siglip", "hf_vit", "timm_dinov2_reg4", "open_clip_siglip"]
+)
+def test_values_of_every_kind_in_a_configuration_are_one_sentence_or_load(shared, tmp_path, name):
+    source = shared / "golden" / name
+    file = next(f for f in ("open_clip_config.json", "config.json") if (source / f).is_file())
+    for other in source.iterdir():
+        (tmp_path / other.name).write_bytes(other.read_bytes())
+    whole = json.loads((source / file).read_text())
+    inside = (
+        whole.get("vision_config") or whole.get("model_args") or whole.get("model_cfg", {}).get("vision_cfg") or whole
+    )
+    refused = 0
+    for field in list(inside):
+        kept = inside[field]
+        for value in ODD:
+            inside[field] = value
+            (tmp_path / file).write_text(json.dumps(whole))
+            try:
+                vv.load(tmp_path)
+            except ValueError as error:
+                refused += 1
+                assert "\n" not in str(error).strip()
+        inside[field] = kept
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"format": "x"}, "format is 'x'"), ({"part": 3}, "part is 3"), ({"num_heads": 0}, "num_heads is 0"),
+        ({"architecture": 3}, "architecture is 3"), ({"dtype": torch.int8}, "expected torch.float32"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind(shared, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        vv.load(shared / "golden" / "hf_dinov2", **arguments)
+    with pytest.raises(ValueError, match="there is no folder"):
+        vv.load("x" * 5000)

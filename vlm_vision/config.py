@@ -87,8 +87,15 @@ class ViTConfig:
             _whole("image_size", side, 1)
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
-        if not isinstance(self.norm_eps, float) or self.norm_eps <= 0:
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected True or False")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
+        if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
+            raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
+        if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
+            raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
@@ -108,8 +115,10 @@ class ViTConfig:
         _known("pool", self.pool, get_args(Pool))
         _known("class_input", self.class_input, get_args(ClassInput))
         _known("remainder", self.remainder, get_args(Remainder))
-        if not 0 <= self.patch_drop < 1:
-            raise ValueError(f"ViTConfig.patch_drop is {self.patch_drop!r}, expected a share of at least 0 and below 1")
+        for name in ("patch_drop", "drop_path"):
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0 <= share < 1:
+                raise ValueError(f"ViTConfig.{name} is {share!r}, expected a share of at least 0 and below 1")
         distilled = self.pool == "cls_dist" or self.class_input == "distilled"
         if distilled and not (self.class_token and self.num_registers):
             raise ValueError("ViTConfig: a distilled model has a class token and a distillation token (a register)")
@@ -212,13 +221,23 @@ class VisionOutput:
     """(B, K) indices of the patches that were seen, where some were dropped: then patch_tokens is (B, K, D)."""
 
 
+_SWITCHES = (
+    "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
+    "final_norm", "pool_norm",
+)  # fmt: skip
+_MOST = 2**17
+"""No width, side, count of tokens or of classes of a vision transformer is larger."""
+
+
 def _whole(field: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"ViTConfig.{field} is {value!r}: it must be a whole number of at least {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+        raise ValueError(
+            f"ViTConfig.{field} is {value!r}: it must be a whole number of at least {least} and at most {_MOST}"
+        )
 
 
-def _known(field: str, name: str, known) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known)
+def _known(field: str, name: object, known) -> None:
+    if not isinstance(name, str) or name not in known:
+        near = difflib.get_close_matches(str(name), known)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"ViTConfig.{field} is {name!r}, expected one of {', '.join(known)}{hint}")

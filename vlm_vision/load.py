@@ -1,6 +1,7 @@
 """`vlm_vision.load`: from a name to an encoder."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,8 +71,15 @@ def load(
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.float32")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"dtype is {dtype!r}, expected torch.float32, bfloat16, float16 or float64")
+    if format not in (None, "hf", "open_clip"):
+        raise ValueError(f'format is {format!r}, expected "hf" or "open_clip", for a folder that holds both')
+    for name, text in (("part", part), ("architecture", architecture), ("reference", reference)):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{name} is {text!r}, expected a name")
+    if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
+        raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
     hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
     options = _Options(reference, remainder, dtype, known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
@@ -106,11 +114,29 @@ class _Found:
 
 def _found(source: str | Path, options: _Options) -> list[_Found]:
     path = resolve(source, options.revision)
-    beside = path / SIDECAR
-    sidecar = read_json(beside) if path.is_dir() and beside.is_file() else {}
+    sidecar = _sidecar(path / SIDECAR) if path.is_dir() and (path / SIDECAR).is_file() else {}
     if "towers" in sidecar:
         return [found for name in sidecar["towers"] for found in _found(path / name, options)]
     return [_Found(tower, sidecar) for tower in sniff.towers(path, options.hints)]
+
+
+_KINDS: dict[str, type] = {
+    "towers": list, "tap": dict, "reference": str, "remainder": str, "preprocess": dict, "preprocess_fingerprint": str
+}  # fmt: skip
+
+
+def _sidecar(file: Path) -> dict[str, Any]:
+    """What `save_pretrained` left. Raises ValueError if it could not have written it."""
+    sidecar = read_json(file)
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(sidecar.get(name, kind()), kind)]
+    names = sidecar.get("towers", ["a"])
+    if not wrong and not (names and all(isinstance(name, str) and Path(name).name == name for name in names)):
+        wrong = ["towers"]
+    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() != {"layer", "norm"}:
+        wrong = ["tap"]
+    if wrong:
+        raise ValueError(f"{file} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again")
+    return sidecar
 
 
 def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
@@ -163,12 +189,12 @@ def _fuse(
 def resolve(source: str | Path, revision: str | None) -> Path:
     """The local folder or file of a path or hub id. Raises ValueError if there is none."""
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
         return path
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
         near = (
             difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
-            if path.parent.is_dir()
+            if os.path.isdir(path.parent)
             else []
         )
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -286,7 +286,7 @@ class VisionTransformer(nn.Module):
         patches = normed[:, config.num_prefix_tokens :]
         pooled = None
         if self.pool is not None:
-            pooled = self.pool(normed)
+            pooled = self.pool(patches)
         elif config.pool == "cls":
             pooled = normed[:, 0]
         elif config.pool == "cls_dist":

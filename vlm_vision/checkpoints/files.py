@@ -67,7 +67,7 @@ def _files(path: Path) -> list[Path]:
             if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
                 raise ValueError(f"{index} has no weight_map from weight to file: download it again")
             shards = [path / name for name in sorted(set(weight_map.values()))]
-            lost = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
+            lost = [shard.name for shard in shards if shard.parent != path or not os.path.isfile(shard)]
             if lost:
                 raise ValueError(f"{path} lacks {', '.join(lost)}, named in {index.name}: download the folder again")
             return shards

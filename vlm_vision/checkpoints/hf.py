@@ -17,7 +17,7 @@ from vlm_vision.checkpoints.hf_dino import DINOV2, DINOV2_WITH_REGISTERS, DINOV3
 from vlm_vision.checkpoints.hf_family import Family, Json, style_of
 from vlm_vision.checkpoints.hf_preprocess import from_hf
 from vlm_vision.checkpoints.hf_vit import DEIT, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
 from vlm_vision.config import ViTConfig
 from vlm_vision.preprocess import Preprocess
 
@@ -88,7 +88,8 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
     part = Part(weights, prefix, beside=beside, ignored=lambda stored: stored.endswith("position_ids"))
     try:
         vit = family.read_config(fields, frozenset(part.shapes))
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        table = family.keys(vit, style_of(family, part.shapes))
+    except WRONG_KIND as error:
         raise ValueError(
             f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
         ) from None
@@ -100,7 +101,7 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         family=name,
         reference="transformers",
         config=vit,
-        keys=family.keys(vit, style_of(family, part.shapes)),
+        keys=table,
         weights=part,
         preprocess=_preprocess(folder, family, vit),
     )
@@ -127,7 +128,7 @@ def _vision_config(folder: Path, config: Json) -> tuple[str, Json]:
     part: Any = config.get("vision_config") or {}
     if not isinstance(part, dict):
         raise ValueError(f"{folder / 'config.json'} has a vision_config that is no object: download it again")
-    name = part.get("model_type") or WHOLE_MODELS[model_type]
+    name: Any = part.get("model_type") or WHOLE_MODELS[model_type]
     name = {"idefics3": "idefics3_vision", "smolvlm": "smolvlm_vision"}.get(str(name), name)  # older files
     part = {label: config[label] for label in ("id2label", "num_labels") if label in config} | part
     if model_type == "clip":
@@ -137,7 +138,7 @@ def _vision_config(folder: Path, config: Json) -> tuple[str, Json]:
 
 def _known(folder: Path, name: Any) -> str:
     known = [*FAMILIES, *WHOLE_MODELS]
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         near = difflib.get_close_matches(str(name), known)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{folder / 'config.json'} has model_type {name!r}, expected one of {', '.join(known)}{hint}")
@@ -174,5 +175,5 @@ def _preprocess(folder: Path, family: Family, vit: ViTConfig) -> Preprocess:
         return from_hf(described)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except WRONG_KIND as error:
         raise ValueError(f"{file} has a value of the wrong kind ({error!r}): download it again") from None

@@ -30,7 +30,7 @@ def _dinov2_config(config: Json, names: frozenset[str]) -> ViTConfig:
         mask_token="embeddings.mask_token" in names,
         position_prefix=1,
         position_resize="bicubic_antialias" if "num_register_tokens" in config else "bicubic",
-        layer_scale=config["layerscale_value"],
+        layer_scale=float(config["layerscale_value"]),
         drop_path=config["drop_path_rate"],
         num_classes=num_labels(config) if "classifier.weight" in names else 0,
         class_input="cls_mean",
@@ -127,7 +127,7 @@ def _dinov3_config(config: Json, names: frozenset[str]) -> ViTConfig:
         mask_token="embeddings.mask_token" in names,
         position="rope2d",
         rope_base=float(config["rope_theta"]),
-        layer_scale=config["layerscale_value"],
+        layer_scale=float(config["layerscale_value"]),
         drop_path=config["drop_path_rate"],
     )
 

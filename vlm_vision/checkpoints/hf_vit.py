@@ -53,6 +53,8 @@ def _deit_config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _ijepa_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    if "pooler.dense.weight" in names:
+        raise ValueError("an I-JEPA with a pooler reads its first patch as if it were a class token: save it without")
     classes = num_labels(config) if "classifier.weight" in names else 0
     return ViTConfig(**_fields(config, names), class_token=False, pool="mean", num_classes=classes)
 

@@ -10,7 +10,7 @@ from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip_preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
 from vlm_vision.config import Pool, ViTConfig
 
 Json = dict[str, Any]
@@ -49,16 +49,16 @@ def read(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
     stem = next((name.removesuffix(mark) for mark in LANDMARKS for name in weights.shapes if name.endswith(mark)), None)
     if stem is None:
         raise ValueError(f"{path} holds no weight ending in {' or '.join(LANDMARKS)}: it has no vision transformer")
-    if "timm_model_name" in vision:
-        return _trunk(path, stem, vision, preprocess, weights, hints)
     part = Part(weights, f"{stem}visual.")
     try:
+        if "timm_model_name" in vision:
+            return _trunk(path, stem, vision, preprocess, weights, hints)
         vit = _config(part.shapes, model, vision, hints)
         spec = from_open_clip(preprocess, vit.image_size)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except WRONG_KIND as error:
         raise ValueError(f"{path}: a value or weight is missing or of the wrong kind ({error!r})") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
     return Tower(
         source=str(path),
         format="open_clip",
@@ -92,13 +92,13 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
     """A timm model inside open_clip; its projection, if there is one, is `visual.head.proj`."""
     arguments = dict(vision.get("timm_model_kwargs") or {})
     pool = vision.get("timm_pool", "avg")
-    if pool not in ("map", "token", "avg", ""):
-        raise ValueError(f"{path} has timm_pool {pool!r}: expected map, token, avg or none")
+    if pool not in ("map", "token", "avg"):
+        raise ValueError(f"{path} has timm_pool {pool!r}: expected map, token or avg")
     if any(name.startswith(f"{stem}visual.head.") for name in weights.shapes):
         raise ValueError(
             f"{path} has a projection after its timm tower, which no encoder here has: load the trunk alone"
         )
-    arguments["global_pool"] = pool or arguments.get("global_pool")
+    arguments["global_pool"] = pool
     side = vision.get("image_size", arguments.get("img_size"))
     part = Part(weights, f"{stem}visual.trunk.", ignored=timm_layout.carries_nothing)
     described = {} if side is None else {"input_size": [3, *((side, side) if isinstance(side, int) else side)]}

@@ -11,7 +11,7 @@ from typing import Any
 from vlm_vision.checkpoints import timm, timm_layout
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.openvla_preprocess import from_openvla
-from vlm_vision.checkpoints.towers import Hints, Part, Tower, Weights
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower, Weights
 from vlm_vision.config import Tap
 
 Json = dict[str, Any]
@@ -68,7 +68,7 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
     inner = config.get("model")
     described = config | inner if isinstance(inner, dict) else config
     name = described.get("vision_backbone_id")
-    if name not in BACKBONES:
+    if not isinstance(name, str) or name not in BACKBONES:
         raise ValueError(f"{source} has the vision_backbone_id {name!r}: expected one of {', '.join(BACKBONES)}")
     backbone = BACKBONES[str(name)]
     known: Json = {"timm_model_ids": [one[1] for one in backbone], "image_sizes": [one[2] for one in backbone]}
@@ -86,7 +86,7 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
             part = _part(source, weights, (HF_NAMES[i], own_name))
             found = timm.tower(str(source), part, str(described["timm_model_ids"][i]), extra, {}, hints)
             towers.append(replace(found, format="openvla", preprocess=specs[i], tap=Tap(layer=-2, norm=False)))
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except WRONG_KIND as error:
         raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
     return towers
 

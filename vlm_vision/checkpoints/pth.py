@@ -16,10 +16,13 @@ A file tells its family by what it holds, in this order:
 import re
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from vlm_vision.checkpoints import timm, timm_layout
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.references import resize_rule
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
 from vlm_vision.config import ViTConfig
 from vlm_vision.preprocess import IMAGENET, Preprocess
 
@@ -55,7 +58,12 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         part = Part(part, ignored=lambda name: name == "mask_token")  # the decoder's
     try:
         fields = timm_layout.fields(part.shapes)
+        if f"{prefix}rope_embed.periods" in names:
+            fields["rope_base"] = _rope_base(weights.get(f"{prefix}rope_embed.periods").float())
         config = _config(path, family, fields, _num_heads(path, fields["embed_dim"], names, weights, prefix, hints))
+        table = timm_layout.key_table(config, part.shapes)
+    except WRONG_KIND as error:
+        raise ValueError(f"{path} is no state dict of a vision transformer ({error!r}): download it again") from None
     except ValueError as error:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
     return Tower(
@@ -64,7 +72,7 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         family=family,
         reference="original",
         config=config,
-        keys=timm_layout.key_table(config, part.shapes),
+        keys=table,
         weights=part,
         preprocess=_preprocess(family, config),
     )
@@ -122,6 +130,15 @@ def _num_heads(path: Path, dim: int, names: set[str], weights: WeightFiles, pref
             "pass num_heads=..."
         )
     return dim // _HEAD_DIM
+
+
+def _rope_base(periods: Tensor) -> float:
+    """The base of rotary periods base**(i / n), i < n, to two digits: they may be stored in half precision."""
+    n = len(periods)
+    base = float(f"{periods[-1].item() ** (n / max(1, n - 1)):.2g}")
+    if ((periods / base ** (torch.arange(n) / n)).log().abs() > 0.02).any():
+        raise ValueError("its rotary periods are no powers of one base, as they are with min_period and max_period")
+    return base
 
 
 def _config(path: Path, family: str, fields: dict, num_heads: int) -> ViTConfig:

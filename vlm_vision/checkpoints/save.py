@@ -74,7 +74,11 @@ def _hf(model: VisionTransformer, state: Json, family: str, spec: Preprocess) ->
     prefix, architecture = hf.public_layout(name, config)
     tensors = {stored if stored in layout.beside else prefix + stored: value for stored, value in tensors.items()}
     dtype = str(model.patch_embed.weight.dtype).removeprefix("torch.")
-    described |= {"model_type": name, "architectures": [architecture], "dtype": dtype}
+    described |= {"model_type": name}
+    if config.num_classes and name.startswith("siglip"):  # the class with the head reads the whole model's config
+        labels = described.pop("id2label")
+        described = {"model_type": name.removesuffix("_vision_model"), "vision_config": described, "id2label": labels}
+    described |= {"architectures": [architecture], "dtype": dtype}
     written = nearest(spec, "transformers", to_hf)
     return tensors, {"config.json": described, "preprocessor_config.json": to_hf(written)}, from_hf(to_hf(written))
 

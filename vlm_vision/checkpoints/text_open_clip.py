@@ -8,7 +8,7 @@ from vlm_vision.checkpoints.files import STEMS, WeightFiles
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip import CONFIG, block_keys
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
-from vlm_vision.checkpoints.towers import Part
+from vlm_vision.checkpoints.towers import WRONG_KIND, Part
 from vlm_vision.text import TextConfig
 from vlm_vision.tokenizer import TokenizerRules
 
@@ -60,7 +60,7 @@ def read(folder: Path, config: Json) -> TextTower:
         tower = _config(part.shapes, model, text)
         rules = _rules(text)
         scale, bias = scalar(weights, f"{root}logit_scale"), scalar(weights, f"{root}logit_bias")
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except WRONG_KIND as error:
         raise ValueError(f"{folder}: a value or weight is missing or of the wrong kind ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None

@@ -12,7 +12,7 @@ from vlm_vision.checkpoints import timm_layout
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm_preprocess import from_timm
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
 from vlm_vision.config import Activation, ViTConfig
 
 Json = dict[str, Any]
@@ -33,9 +33,18 @@ ACTIVATIONS: dict[str, Activation] = {
 """timm's act_layer -> ours."""
 
 _KNOWN = re.compile(
-    r"(vit_(?!relpos|srelpos|sam)|deit_|deit3_|aimv2_|naflexvit_)(?!.*(_rope_|_pe_|sapiens|lingbot|_xp_|_18x2_|radio|_mci_|resnet|_r\d|_r_s|parfac|tipsv2))"
+    r"(vit_(?!relpos|srelpos|sam)|deit_|deit3_|aimv2_|naflexvit_(?=.*_siglip))"
+    r"(?!.*(_rope_|pe_core|pe_lang|pe_spatial|sapiens|lingbot|_xp_|_18x2_|radio|_mci_|resnet|_r\d|_r_s|tipsv2))"
 )
 _SIXTEEN_HEADS = re.compile(r"(so400m|giantopt|gigantic|huge(?!_plus)|giant(?!.*dinov2))|vit_base_patch16_gap_224")
+_ARGUMENTS = set(
+    "img_size patch_size embed_dim depth num_heads mlp_ratio num_classes in_chans global_pool class_token no_embed_class "
+    "pre_norm init_values reg_tokens num_reg_tokens qkv_bias proj_bias act_layer fc_norm use_fc_norm final_norm "
+    "pos_embed_grid_size swiglu_mlp swiglu_align_to rope_temperature pos_embed_interp_mode dynamic_img_size "
+    "dynamic_img_pad strict_img_size weight_init fix_init".split()
+)
+"""model_args that are read, or seen in the shapes, or without effect on a forward; rates of dropping are too."""
+
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280, "so400m": 1152}
 _TANH_SIGLIP = re.compile(
     r"naflexvit_.*siglip|patch32_siglip|so400m_patch16_siglip|giantopt|large_patch16_siglip_(gap_)?512"
@@ -86,10 +95,11 @@ def tower(source: str, part: Part, architecture: str, arguments: Json, described
     try:
         fields = timm_layout.fields(part.shapes, image_size=_image_size(arguments, described))
         family, config = family_of(name, fields), config_of(name, fields, arguments, hints)
-        preprocess = from_timm(described, patch_size=config.patch_size) if "naflex" in name else from_timm(described)
-        if "input_size" not in described and "naflex" not in name:
-            preprocess = preprocess.at(*config.image_size)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        size = (described.get("input_size") or (3, *config.image_size))[1:]
+        described = described | {"input_size": [3, *size]}
+        preprocess = from_timm(described, patch_size=config.patch_size if "naflex" in name else None)
+        table = timm_layout.key_table(config, part.shapes)
+    except WRONG_KIND as error:
         raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -99,7 +109,7 @@ def tower(source: str, part: Part, architecture: str, arguments: Json, described
         family=family,
         reference="timm",
         config=config,
-        keys=timm_layout.key_table(config, part.shapes),
+        keys=table,
         weights=part,
         preprocess=preprocess,
     )
@@ -142,32 +152,39 @@ def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConf
         norm_eps=1e-5 if family in ("clip_vision_model", "dinov3_vit", "aimv2_vision_model") else 1e-6,
         num_heads=hints.num_heads or arguments.get("num_heads") or _num_heads(name, fields["embed_dim"]),
         position_resize=resize_rule(family, "timm"),
+        rope_base=float(arguments.get("rope_temperature") or 100.0),
         pool=pool,
     )
+    if arguments.get("pos_embed_interp_mode"):
+        facts["position_resize"] = f"{arguments['pos_embed_interp_mode']}_antialias"
     return ViTConfig(**(fields | facts))
 
 
 def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
     """Raise ValueError if the weights are not those of the architecture `name` with these arguments."""
+    unknown = [key for key, value in arguments.items() if value and key not in _ARGUMENTS and not key.endswith("_rate")]
+    if unknown:
+        told = ", ".join(f"{key}={arguments[key]!r}" for key in unknown)
+        raise ValueError(f"model_args has {told}, which no encoder here has")
     size, patch = re.search(r"_(tiny|small|base|large|huge|so400m)_", name), re.search(r"patch(\d+)", name)
     registers = re.search(r"_reg(\d+)_", name)
     count = 4 if family == "dinov3_vit" else 1 if "distilled" in name else int(registers[1]) if registers else 0
-    scaled = "dinov2" in name or "dinov3" in name or name.startswith("deit3")
+    named = size is not None and not name.startswith("aimv2") and "_plus_" not in name
     expected = {
-        "embed_dim": _WIDTHS[size[1]] if size and not name.startswith("aimv2") else None,
+        "embed_dim": _WIDTHS[size[1]] if size and named else None,
         "patch_size": int(patch[1]) if patch else None,
         "num_registers": count,
-        "init_values": 1.0 if scaled else None,
     } | arguments
-    scale, stored = expected["init_values"] is not None, fields["layer_scale"] is not None
+    scaled: bool | None = None  # neither the name nor the arguments say
+    if arguments.get("init_values") is not None or "dinov" in name or name.startswith("deit3"):
+        scaled = True
+    elif "init_values" in arguments or family in ("clip_vision_model", "siglip_vision_model", "deit"):
+        scaled = False
+    registered = expected.get("reg_tokens", expected.get("num_reg_tokens", expected["num_registers"]))
     pairs = [(field, expected.get(field), fields[field]) for field in ("embed_dim", "depth", "patch_size")]
     pairs += [
-        (
-            "registers",
-            expected.get("reg_tokens", expected.get("num_reg_tokens", expected["num_registers"])),
-            fields["num_registers"],
-        ),
-        ("LayerScale", scale, stored),
+        ("registers", registered, fields["num_registers"]),
+        ("LayerScale", scaled, fields["layer_scale"] is not None),
         ("rotary positions", family == "dinov3_vit", fields.get("position") == "rope2d"),
         ("norm before the blocks", expected.get("pre_norm", family == "clip_vision_model"), fields["pre_norm"]),
     ]
@@ -190,7 +207,7 @@ def _activation(name: str, arguments: Json) -> Activation:
 
 
 def _num_heads(name: str, dim: int) -> int:
-    if _SIXTEEN_HEADS.search(name):
+    if _SIXTEEN_HEADS.search(name) and not name.startswith("aimv2"):
         return 16
     head_dim = 128 if name.startswith("aimv2") or "7b" in name else 64
     if dim % head_dim:

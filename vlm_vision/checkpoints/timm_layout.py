@@ -120,7 +120,7 @@ def _position(shapes: Shapes, found: dict[str, Any], image_size: Grid | None) ->
     if "pos_embed" not in shapes:
         return dict(image_size=image_size or (16 * patch, 16 * patch), position="rope2d")
     count = shapes["pos_embed"][1]
-    tokens = [0] + ([1] if found["class_token"] else []) + ([2] if "dist_token" in shapes else [])
+    tokens = sorted({0, int(found["class_token"]), int(found["class_token"]) + found["num_registers"]})
     if image_size is not None:
         own = count - (image_size[0] // patch) * (image_size[1] // patch)
         if own in tokens:
@@ -130,7 +130,7 @@ def _position(shapes: Shapes, found: dict[str, Any], image_size: Grid | None) ->
         if side > 0 and side * side == count - own:
             return dict(image_size=(side * patch, side * patch), position_prefix=own)
     raise ValueError(
-        f"the position table has {count} rows, which is no square grid and {tokens[-1]} prefix tokens or fewer"
+        f"the position table has {count} rows, which is no square grid and {' or '.join(map(str, tokens))} prefix tokens"
     )
 
 

@@ -36,6 +36,8 @@ def describe(family: str, config: ViTConfig) -> Json:
     )
     if config.pool not in _POOLS:
         raise ValueError(f"timm has no pooling {config.pool!r}")
+    if config.norm == "rms" and family != "aimv2_vision_model":
+        raise ValueError(f"timm's config cannot name an RMSNorm for {family}")
     arguments["global_pool"] = _POOLS[config.pool]
     name = _architecture(family, config)
     if family == "siglip2_vision_model":
@@ -47,13 +49,13 @@ def describe(family: str, config: ViTConfig) -> Json:
             arguments |= dict(swiglu_align_to=1)
     else:
         arguments |= dict(dynamic_img_size=True, qkv_bias=config.qkv_bias, proj_bias=config.proj_bias)
-        arguments["fc_norm"] = config.pool_norm
+        arguments |= dict(fc_norm=config.pool_norm, final_norm=config.final_norm)
         if config.mlp != "swiglu":
             arguments["act_layer"] = config.mlp
         if family != "aimv2_vision_model":
             arguments |= dict(
                 class_token=config.class_token,
-                no_embed_class=config.class_token and config.position_prefix == 0,
+                no_embed_class=config.num_prefix_tokens > 0 and config.position_prefix == 0,
                 pre_norm=config.pre_norm,
                 init_values=config.layer_scale,
             )

@@ -14,6 +14,9 @@ from vlm_vision.position import sincos_2d
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vit import VisionTransformer
 
+WRONG_KIND = (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError, StopIteration)
+"""What Python raises where a configuration holds a value of another kind than it should."""
+
 
 class Weights(Protocol):
     """Stored tensors by name, read one at a time."""
@@ -29,7 +32,8 @@ class Part:
 
     Args:
         beside: names outside the prefix that belong to the part all the same.
-        ignored: tells which names, without prefix, are documented to carry nothing for the model.
+        ignored: tells which names, without prefix, are documented to carry nothing for the model. Tensors without
+            elements (the registers of a model that has none) carry nothing either.
         rename: the usual spelling of a name without prefix.
     """
 
@@ -45,7 +49,9 @@ class Part:
         stored = {rename(name.removeprefix(prefix)): name for name in weights.shapes if name.startswith(prefix)}
         stored |= {name: name for name in beside if name in weights.shapes}
         self._weights = weights
-        self._stored = {name: theirs for name, theirs in stored.items() if not ignored(name)}
+        self._stored = {
+            name: theirs for name, theirs in stored.items() if not ignored(name) and 0 not in weights.shapes[theirs]
+        }
         self.shapes = {name: weights.shapes[theirs] for name, theirs in self._stored.items()}
 
     def get(self, name: str) -> Tensor:
@@ -102,8 +108,17 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
         tower.keys,
         shapes,
         tower.weights.shapes,
-        lambda name: tower.weights.get(name).to(device=device, dtype=dtype),
+        lambda name: _numbers(tower, name).to(device=device, dtype=dtype),
         source=tower.source,
     )
     model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def _numbers(tower: Tower, name: str) -> Tensor:
+    """A stored tensor, if it holds what weights hold."""
+    stored = tower.weights.get(name)
+    if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
+        kind = "no numbers" if stored.is_meta else str(stored.dtype)
+        raise ValueError(f"{tower.source}: {name} holds {kind}, expected plain floating point numbers")
+    return stored
