@@ -90,6 +90,7 @@ def onnx_of(file: Path, ours: vv.Encoder, side: int) -> Callable[[Tensor], list]
     export_onnx(ours, file, height=side, width=side)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down who runs next
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = ["patch_tokens"] + [out.name for out in session.get_outputs() if out.name == "pooled"]
     return lambda pixels: session.run(names, {"pixels": pixels.numpy()})

@@ -1,6 +1,7 @@
 """Fair timing: the contestants take turns, and only ratios of medians are reported."""
 
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -11,14 +12,18 @@ import torch
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], *, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each contestant; in every round each runs once, in an order that rotates."""
+    """Median seconds of each contestant; in every round each runs once, in an order drawn anew.
+
+    Between two runs is a pause, in which the threads of the one before stop spinning for work.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for name in names * 2:  # warm up
         contestants[name]()
-    for turn in range(rounds):
-        for i in range(len(names)):
-            name = names[(turn + i) % len(names)]
+    draw = random.Random(0)
+    for _ in range(rounds):
+        for name in draw.sample(names, len(names)):
+            time.sleep(0.05)
             _wait(device)
             start = time.perf_counter()
             contestants[name]()
