@@ -60,7 +60,7 @@ class Case:
 def case(shared: Path, name: str) -> Case:
     """Load case `name` as a user would."""
     folder = shared / "golden" / name
-    encoder = vv.load(folder / FILES[name] if name in FILES else folder)
+    encoder = vv.load(source(shared, name))
     assert isinstance(encoder, Encoder)
     return Case(json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), encoder)
 
@@ -139,17 +139,74 @@ def naflex_errors(case: Case, run: str) -> dict[str, float]:
     return {name: max(values) for name, values in found.items()}
 
 
+PAIRS = [
+    "hf_clip_quickgelu", "hf_clip_gelu_sharded", "hf_siglip", "hf_siglip2_naflex", "open_clip_quickgelu",
+    "open_clip_siglip", "bv_siglip", "bv_siglip2_scan",
+]  # fmt: skip
+"""Cases with a text tower."""
+
+
+def source(shared: Path, name: str) -> Path:
+    """What a user gives `load` for a case."""
+    folder = shared / "golden" / name
+    return folder / FILES[name] if name in FILES else folder
+
+
+def pair_errors(shared: Path, name: str) -> dict[str, float]:
+    """Error of every text tensor of a case, and of images against texts."""
+    folder = shared / "golden" / name
+    golden = {key.removesuffix(".native"): value for key, value in load_file(folder / "golden.safetensors").items()}
+    about = json.loads((folder / "case.json").read_text())
+    ids = golden["input_ids"] if "input_ids" in golden else torch.tensor(about["text_inputs"]["input_ids"])
+    pixels = pictures(case(shared, name), "native") if name in NAFLEX else golden["pixel_values"]
+    pair = vv.load_pair(source(shared, name))
+    out, text = pair(pixels, ids), pair.text(ids)
+    ours = {
+        "text_tokens": text.tokens,
+        "text_features": text.features,
+        "image_embeds": out.image_embeds,
+        "text_embeds": out.text_embeds,
+        "logits_per_image": out.logits_per_image,
+    }
+    if "sigmoid_loss" in golden:  # big_vision gives the loss in the place of the logits
+        signs = 2 * torch.eye(len(ids)) - 1
+        ours["sigmoid_loss"] = -torch.nn.functional.logsigmoid(signs * out.logits_per_image).sum(dim=-1).mean()
+    return {key: error(value, golden[key]) for key, value in ours.items() if key in golden}
+
+
+def model_errors(shared: Path, name: str) -> dict[str, float]:
+    """Error of the vision features and projector output of a vision-language or vision-language-action model."""
+    folder = shared / "golden" / name
+    golden, arch = load_file(folder / "golden.safetensors"), json.loads((folder / "case.json").read_text())["arch"]
+    encoder, projector = vv.load(folder), vv.load_projector(folder)
+    layer = arch.get("vision_feature_layer")
+    out = encoder(golden["pixel_values"], tap=None if layer is None else vv.Tap(layer, norm=False))
+    features = golden["features" if layer is not None else "patch_features"]
+    projected = projector(out.patch_tokens, out.grid)
+    return {"features": error(out.patch_tokens, features), "projected": error(projected, golden["projected"])}
+
+
+MODELS = ["hf_llava_clip", "hf_llava_siglip_fp16", "openvla_fused_bf16"]
+
+
 def table(shared: Path) -> str:
-    """case, reference, runs and worst error of every encoder case, as Markdown."""
-    rows = ["| case | reference | runs | worst error | of |", "|---|---|---|---|---|"]
-    for name in [*ENCODERS, *NAFLEX]:
-        loaded = case(shared, name)
-        measure = naflex_errors if name in NAFLEX else errors
-        found = [(value, f"{key}.{run}") for run in loaded.about["runs"] for key, value in measure(loaded, run).items()]
-        worst, where = max(found)
-        reference = loaded.about["reference"]
-        told = f"{reference['name']} {str(reference['version'])[:10]}"
-        rows.append(f"| {name} | {told} | {len(loaded.about['runs'])} | {worst:.0e} | {where} |")
+    """case, reference and worst error of every encoder, text tower, pair and VLA tower, as Markdown."""
+    rows = ["| case | reference | tensors | worst error | of |", "|---|---|---|---|---|"]
+    for name in [*ENCODERS, *NAFLEX, *PAIRS, *MODELS]:
+        reference = json.loads((shared / "golden" / name / "case.json").read_text())["reference"]
+        found: dict[str, float] = {}
+        if name in ENCODERS or name in NAFLEX:
+            loaded = case(shared, name)
+            measure = naflex_errors if name in NAFLEX else errors
+            for run in loaded.about["runs"]:
+                found |= {f"{key}.{run}": value for key, value in measure(loaded, run).items()}
+        if name in PAIRS:
+            found |= pair_errors(shared, name)
+        if name in MODELS:
+            found |= model_errors(shared, name)
+        worst = max(found, key=lambda key: found[key])
+        row = f"| {name} | {reference['name']} {str(reference['version'])[:10]} | {len(found)} | {found[worst]:.0e} | {worst} |"
+        rows += [row] if row not in rows else []
     return "\n".join(rows)
 
 

@@ -22,7 +22,9 @@ def onednn(monkeypatch):
     return prefer
 
 
-@pytest.mark.parametrize("options", [{}, {"mlp": "gelu_tanh"}, {"mlp": "quick_gelu"}, {"mlp": "swiglu"}, {"key_bias": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mlp": "gelu_tanh"}, {"mlp": "quick_gelu"}, {"mlp": "swiglu"}, {"key_bias": False}]
+)
 @torch.inference_mode()
 def test_both_libraries_give_the_same_numbers(onednn, options):
     model, pixels = VisionTransformer(ViTConfig(**(FIELDS | options))).eval(), torch.randn(2, 3, 32, 32)
@@ -45,7 +47,8 @@ def test_training_autocast_and_other_types_are_left_to_pytorch(onednn):
     with torch.no_grad():
         assert linear.by_onednn(x, layer.weight)
         assert not linear.by_onednn(x[:3], layer.weight)  # too few rows to gain anything
-        assert not linear.by_onednn(x.bfloat16(), layer.weight.bfloat16())
+        assert not linear.by_onednn(x.double(), layer.weight.double())
+        assert linear.by_onednn(x.bfloat16(), layer.weight.bfloat16()) == linear.takes_bfloat16()
         assert not linear.by_onednn(x.to("meta"), layer.weight.to("meta"))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16

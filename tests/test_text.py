@@ -13,31 +13,6 @@ from safetensors.torch import load_file, save_file
 from vlm_vision.pair import load_text
 from vlm_vision.text import TextConfig, TextTransformer
 
-CASES = [
-    "hf_clip_quickgelu", "hf_clip_gelu_sharded", "hf_siglip", "hf_siglip2_naflex", "open_clip_quickgelu",
-    "open_clip_siglip", "bv_siglip", "bv_siglip2_scan",
-]  # fmt: skip
-
-
-def text_golden(shared, name):
-    """(source, ids, golden tensors without the run in their names)"""
-    folder = shared / "golden" / name
-    golden = {key.removesuffix(".native"): value for key, value in load_file(folder / "golden.safetensors").items()}
-    ids = golden.get("input_ids")
-    if ids is None:
-        ids = torch.tensor(json.loads((folder / "case.json").read_text())["text_inputs"]["input_ids"])
-    return (folder / FILES[name] if name in FILES else folder), ids, golden
-
-
-@pytest.mark.parametrize("name", CASES)
-@torch.inference_mode()
-def test_a_text_tower_equals_its_reference(shared, name):
-    source, ids, golden = text_golden(shared, name)
-    out = load_text(source)(ids)
-    ours = {"text_tokens": out.tokens, "text_features": out.features}
-    errors = {key: error(value, golden[key]) for key, value in ours.items() if key in golden}
-    assert errors and max(errors.values()) < TOLERANCE, errors
-
 
 def transformers_model(kind):
     import transformers as hf
@@ -102,8 +77,9 @@ def test_two_position_tables_of_old_big_vision_files_add_up(shared, tmp_path):
     part = np.full_like(arrays["params/txt/pos_embedding"], 0.25)
     arrays["params/txt/pos_embedding"] = arrays["params/txt/pos_embedding"] - part
     np.savez(tmp_path / "old.npz", **arrays, **{"params/txt/Encoder_0/posembed_input/pos_embedding": part})
-    _, ids, golden = text_golden(shared, "bv_siglip")
-    assert error(load_text(tmp_path / "old.npz")(ids).features, golden["text_features"]) < TOLERANCE
+    ids = torch.randint(0, 120, (2, 12))
+    plain = load_text(shared / "golden" / "bv_siglip" / "siglip.npz")(ids).features
+    assert error(load_text(tmp_path / "old.npz")(ids).features, plain) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["hf_dinov2", "timm_augreg", "hf_llava_clip", "dinov2_pth", "bv_augreg_npz"])
