@@ -250,3 +250,15 @@ def test_what_timms_names_tell_and_what_its_arguments_may_say(shared, tmp_path):
         (folder / "model.safetensors").write_bytes((golden / "model.safetensors").read_bytes())
         with pytest.raises(ValueError, match=f"model_args has {field}=True, which no encoder here has"):
             vv.load(folder)
+
+
+@torch.inference_mode()
+def test_a_dino_saved_as_a_vit_keeps_its_own_resize(shared, tmp_path):
+    stored = load_file(shared / "golden" / "timm_augreg" / "model.safetensors")
+    torch.save({name: value for name, value in stored.items() if not name.startswith("head.")}, tmp_path / "dino.pth")
+    encoder = vv.load(tmp_path / "dino.pth")
+    with pytest.warns(UserWarning, match="crop_rounding"):
+        encoder.save_pretrained(tmp_path / "saved")
+    again, pixels = vv.load(tmp_path / "saved"), torch.randn(1, 3, 56, 72)
+    assert again.config == encoder.config and again.origin == encoder.origin
+    assert torch.equal(again(pixels).patch_tokens, encoder(pixels).patch_tokens)

@@ -201,6 +201,7 @@ def test_options_of_training_beside_the_weights_do_no_harm(shared, tmp_path):
         {"towers": []},
         {"towers": 3},
         {"preprocess": 3},
+        {"family": "x"},
     ],
 )
 def test_a_sidecar_changed_by_hand_is_refused(shared, tmp_path, content):

@@ -128,6 +128,7 @@ class Encoder(nn.Module):
             ValueError: unknown format, or an architecture that the family's layout cannot express.
         """
         sidecar = {
+            "family": self.origin.family,
             "reference": self.origin.reference,
             "tap": asdict(self.tap),
             "remainder": self.config.remainder,

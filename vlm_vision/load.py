@@ -12,7 +12,7 @@ import torch
 
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.files import read_json
-from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.towers import Hints, Tower, build
 from vlm_vision.config import Remainder, Tap, ViTConfig
@@ -121,7 +121,7 @@ def _found(source: str | Path, options: _Options) -> list[_Found]:
 
 
 _KINDS: dict[str, type] = {
-    "towers": list, "tap": dict, "reference": str, "remainder": str, "preprocess": dict, "preprocess_fingerprint": str
+    "towers": list, "tap": dict, "family": str, "reference": str, "remainder": str, "preprocess": dict, "preprocess_fingerprint": str
 }  # fmt: skip
 
 
@@ -134,6 +134,8 @@ def _sidecar(file: Path) -> dict[str, Any]:
         wrong = ["towers"]
     if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() != {"layer", "norm"}:
         wrong = ["tap"]
+    if not wrong and sidecar.get("family", "vit") not in RESIZE_BY_FAMILY:
+        wrong = ["family"]
     if wrong:
         raise ValueError(f"{file} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again")
     return sidecar
@@ -141,12 +143,13 @@ def _sidecar(file: Path) -> dict[str, Any]:
 
 def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
     tower, sidecar = found.tower, found.sidecar
+    family = sidecar.get("family", tower.family)  # a public layout may hold a family under another's name: DINO as ViT
     reference = str(options.reference or sidecar.get("reference", tower.reference))
     config = tower.config
-    if config.position == "learned" and reference != tower.reference:
-        config = replace(config, position_resize=resize_rule(tower.family, reference))
+    if config.position == "learned" and (family, reference) != (tower.family, tower.reference):
+        config = replace(config, position_resize=resize_rule(family, reference))
     elif reference != tower.reference:
-        resize_rule(tower.family, reference)  # says if there is no such reference
+        resize_rule(family, reference)  # says if there is no such reference
     config = replace(config, remainder=options.remainder or sidecar.get("remainder", config.remainder))
     preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
     if "preprocess_fingerprint" in sidecar:
@@ -160,7 +163,7 @@ def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
     model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
-    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(tower.family, reference)).eval()
+    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference)).eval()
 
 
 def _fuse(
