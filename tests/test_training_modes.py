@@ -117,7 +117,7 @@ def test_lora_reaches_every_linear_layer_and_learns_in_each(fields, targets):
 
 @pytest.mark.parametrize("fields", [LEARNED, ROTARY, MAP, dict(position="sincos2d")])
 def test_on_the_meta_device_nothing_is_allocated(fields):
-    config = vv.ViTConfig(**(TINY | fields | dict(image_size=(32, 32), embed_dim=2**16, mlp_dim=2**20, depth=50)))
+    config = vv.ViTConfig(**(TINY | fields | dict(image_size=(32, 32), embed_dim=2**16, mlp_dim=2**17, depth=50)))
     with torch.device("meta"):
         model = vv.VisionTransformer(config)
     tensors = [*model.parameters(), *model.buffers()]
