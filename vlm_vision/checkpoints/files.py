@@ -26,16 +26,25 @@ class WeightFiles:
     def __init__(self, path: Path):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._home: dict[str, Any] = {}
+        self._file: dict[str, Path] = {}
         for file in _files(path):
             for name, shape, handle in _safetensors(file) if file.suffix == ".safetensors" else _pickle(file):
                 if name in self.shapes:
                     raise ValueError(f"{path} holds the weight {name} twice: remove the file that does not belong")
-                self.shapes[name], self._home[name] = shape, handle
+                self.shapes[name], self._home[name], self._file[name] = shape, handle, file
 
-    def get(self, name: str) -> Tensor:
-        """The tensor called `name`, in its stored dtype."""
+    def get(self, name: str, *, keep: bool = True) -> Tensor:
+        """The tensor called `name`, in its stored dtype.
+
+        keep: False for one that is copied at once: its pages of a mapped file are let go with it.
+        """
         home = self._home[name]
-        return home[name] if isinstance(home, Mapping) else home.get_tensor(name)
+        if isinstance(home, Mapping):
+            return home[name]
+        if keep:
+            return home.get_tensor(name)
+        with safe_open(self._file[name], framework="pt") as handle:
+            return handle.get_tensor(name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

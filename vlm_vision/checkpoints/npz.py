@@ -43,7 +43,7 @@ class NpzFile:
             name: tuple(_torch(name, torch.empty(self._raw(name), device="meta")).shape) for name in self._split
         }
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The array called `name` as PyTorch lays it out."""
         stored, index = self._split[name]
         with self._zip.open(self._arrays[stored][0]) as file:

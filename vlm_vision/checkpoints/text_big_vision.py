@@ -23,7 +23,7 @@ class _OnePosition:
         self._weights = weights
         self.shapes = {name: shape for name, shape in weights.shapes.items() if name != _POSITION_AGAIN}
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, *, keep: bool = True) -> Tensor:
         value = self._weights.get(name)
         if name == _POSITION and _POSITION_AGAIN in self._weights.shapes:
             return value + self._weights.get(_POSITION_AGAIN)

@@ -24,7 +24,7 @@ class Weights(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def get(self, name: str) -> Tensor: ...
+    def get(self, name: str, *, keep: bool = True) -> Tensor: ...
 
 
 class Part:
@@ -54,8 +54,8 @@ class Part:
         }
         self.shapes = {name: weights.shapes[theirs] for name, theirs in self._stored.items()}
 
-    def get(self, name: str) -> Tensor:
-        return self._weights.get(self._stored[name])
+    def get(self, name: str, *, keep: bool = True) -> Tensor:
+        return self._weights.get(self._stored[name], keep=keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +104,21 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
         table = torch.zeros(shapes.pop("position.table"))
         table[0, tower.config.position_prefix :] = sincos_2d(tower.config.grid, tower.config.embed_dim)
         state["position.table"] = table.to(device=device, dtype=dtype)
+    copied = {name for key in tower.keys if len(key.theirs) > 1 or key.layout for name in key.theirs}
     state |= keys.read(
         tower.keys,
         shapes,
         tower.weights.shapes,
-        lambda name: _numbers(tower, name).to(device=device, dtype=dtype),
+        lambda name: _numbers(tower, name, keep=name not in copied).to(device=device, dtype=dtype),
         source=tower.source,
     )
     model.load_state_dict(state, strict=True, assign=True)
     return model
 
 
-def _numbers(tower: Tower, name: str) -> Tensor:
+def _numbers(tower: Tower, name: str, *, keep: bool) -> Tensor:
     """A stored tensor, if it holds what weights hold."""
-    stored = tower.weights.get(name)
+    stored = tower.weights.get(name, keep=keep)
     if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
         kind = "no numbers" if stored.is_meta else str(stored.dtype)
         raise ValueError(f"{tower.source}: {name} holds {kind}, expected plain floating point numbers")
