@@ -254,3 +254,25 @@ def test_arguments_of_the_wrong_kind(shared, arguments, says):
         vv.load(shared / "golden" / "hf_dinov2", **arguments)
     with pytest.raises(ValueError, match="there is no folder"):
         vv.load("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("hf_dinov2", {"num_heads": 2}), ("timm_augreg", {"part": "x"}), ("bv_siglip/siglip.npz", {"architecture": "x"}),
+        ("open_clip_quickgelu", {"architecture": "ViT-B-32"}), ("openvla_fused_bf16", {"part": "x"}),
+    ],
+)  # fmt: skip
+def test_a_hint_that_nobody_would_read_is_refused(shared, name, hint):
+    with pytest.raises(ValueError, match=f"itself: leave {next(iter(hint))}= out"):
+        vv.load(shared / "golden" / name, **hint)
+
+
+def test_sizes_whose_product_no_tensor_can_have(shared, tmp_path):
+    for file in (shared / "golden" / "hf_dinov2").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= dict(image_size=2**17, patch_size=2**17, hidden_size=2**14, num_attention_heads=2, num_channels=2**17)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be made"):
+        vv.load(tmp_path)

@@ -60,6 +60,22 @@ def test_gradients_of_packed_pictures_equal_those_one_by_one():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_stochastic_depth_drops_whole_pictures_of_a_pack():
+    encoder = noisy(class_token=False, pool="none", drop_path=0.5).train()
+    for block in encoder.model.blocks:
+        block.residual1.drop_path = block.residual2.drop_path = 0.5
+    pictures = [torch.randn(3, *size) for size in SIZES]
+    still = [encoder.model.embed(one[None])[0] for one in pictures]
+    tap = vv.Tap(0, norm=False)
+    dropped, runs = 0, 60
+    for _ in range(runs):
+        for out, before in zip(encoder.packed(pictures, tap=tap), still, strict=True):
+            same = (out.patch_tokens == before).all(dim=-1)
+            assert same.all() or not same.any()  # both branches dropped for all of a picture's patches, or for none
+            dropped += bool(same.all())
+    assert 0.17 < dropped / (runs * len(pictures)) < 0.33  # a quarter: four deviations
+
+
 def test_nothing_packed_is_nothing_seen_and_bad_pictures_are_named(encoder):
     assert encoder.packed([]) == []
     with pytest.raises(ValueError, match="smaller than one patch"):

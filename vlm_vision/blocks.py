@@ -156,11 +156,17 @@ class Residual(nn.Module):
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, context: Context = Context()) -> Tensor:
         if self.training and self.drop_path > 0:
-            keep = 1 - self.drop_path
-            y = y * (torch.rand(y.shape[0], 1, 1, device=y.device) < keep).to(y.dtype).div_(keep)
+            y = y * self._drawn(y, context)
         return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
+
+    def _drawn(self, y: Tensor, context: Context) -> Tensor:
+        """0 or 1 / keep for each sequence: (B, 1, 1), or (1, T, 1) where they are packed."""
+        keep, packed = 1 - self.drop_path, context.offsets
+        count = len(y) if packed is None else len(packed) - 1
+        drawn = (torch.rand(count, 1, 1, device=y.device) < keep).to(y.dtype).div_(keep)
+        return drawn if packed is None else drawn[:, 0].repeat_interleave(packed.diff(), dim=0)[None]
 
     @torch.no_grad()
     def fold_into(self, linear: nn.Linear) -> None:
@@ -199,5 +205,5 @@ class Block(nn.Module):
         self.residual2 = Residual(config.embed_dim, config.layer_scale, drop_path)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = self.residual1(x, self.attn(self.norm1(x), context))
-        return self.residual2(x, self.mlp(self.norm2(x)))
+        x = self.residual1(x, self.attn(self.norm1(x), context), context)
+        return self.residual2(x, self.mlp(self.norm2(x)), context)

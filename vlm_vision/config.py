@@ -78,13 +78,13 @@ class ViTConfig:
 
     def __post_init__(self):
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
-            _whole(name, getattr(self, name), 1)
+            check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
         for name in ("num_registers", "position_prefix", "pool_dim", "num_classes"):
-            _whole(name, getattr(self, name), 0)
+            check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
         if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
             raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")
         for side in self.image_size:
-            _whole("image_size", side, 1)
+            check_whole("ViTConfig.image_size", side, 1)
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
         for name in _SWITCHES:
@@ -225,15 +225,12 @@ _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
     "final_norm", "pool_norm",
 )  # fmt: skip
-_MOST = 2**17
-"""No width, side, count of tokens or of classes of a vision transformer is larger."""
 
 
-def _whole(field: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
-        raise ValueError(
-            f"ViTConfig.{field} is {value!r}: it must be a whole number of at least {least} and at most {_MOST}"
-        )
+def check_whole(field: str, value: object, least: int, most: int = 2**17) -> None:
+    """Raise ValueError unless `value` is a whole number; `most` is more than any width, side or count of a transformer."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{field} is {value!r}: it must be a whole number of at least {least} and at most {most}")
 
 
 def _known(field: str, name: object, known) -> None:

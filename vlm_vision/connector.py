@@ -8,12 +8,11 @@ import torch
 
 import projectors
 from projectors import Projector
-from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.keys import Key, layer
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import Part
-from vlm_vision.load import known_device, resolve
+from vlm_vision.checkpoints.towers import Part, state_of
+from vlm_vision.load import known_device, known_dtype, resolve
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,7 @@ def _build(
         in_dim, options = width, {"scale": scale}
     with torch.device("meta"):
         projector = projectors.build(form.projector, in_dim=in_dim, out_dim=last[0], **options)
-    device = known_device(device)
-    state = keys.read(
-        form.keys(),
-        {name: value.shape for name, value in projector.state_dict().items()},
-        part.shapes,
-        lambda name: part.get(name).to(device=device, dtype=dtype),
-        source=source,
-    )
+    shapes = {name: value.shape for name, value in projector.state_dict().items()}
+    state = state_of(form.keys(), shapes, part, source=source, dtype=known_dtype(dtype), device=known_device(device))
     projector.load_state_dict(state, strict=True, assign=True)
     return projector.eval()

@@ -71,8 +71,6 @@ def load(
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"dtype is {dtype!r}, expected torch.float32, bfloat16, float16 or float64")
     if format not in (None, "hf", "open_clip"):
         raise ValueError(f'format is {format!r}, expected "hf" or "open_clip", for a folder that holds both')
     for name, text in (("part", part), ("architecture", architecture), ("reference", reference)):
@@ -81,7 +79,7 @@ def load(
     if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
     hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
-    options = _Options(reference, remainder, dtype, known_device(device), revision, hints)
+    options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
         return _fuse(names, [_found(name, options) for name in names], tap, image_size, options)
@@ -211,6 +209,13 @@ def resolve(source: str | Path, revision: str | None) -> Path:
         raise ValueError(
             f"there is no folder {source}, and the hub did not give it ({type(error).__name__}: {reason})"
         ) from error
+
+
+def known_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, if an encoder computes in it. Raises ValueError if not."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"dtype is {dtype!r}, expected torch.float32, bfloat16, float16 or float64")
+    return dtype
 
 
 def known_device(device: str | torch.device) -> torch.device:

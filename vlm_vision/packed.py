@@ -62,7 +62,7 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
     Raises:
         ValueError: this PyTorch has no MKL or oneDNN, or the encoder is not on the CPU in float32 or bfloat16.
     """
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    if not torch.backends.mkldnn.is_available() or not (torch.backends.mkl.is_available() or prefers_onednn()):
         raise ValueError("this PyTorch was built without MKL or oneDNN: run the encoder unpacked")
     if encoder.device.type != "cpu" or encoder.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"packing is for float32 and bfloat16 on the CPU, got {encoder.dtype} on {encoder.device}")

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints import open_clip, text_big_vision, text_hf, text_open_clip
+from vlm_vision.checkpoints import open_clip, sniff, text_big_vision, text_hf, text_open_clip
 from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.config import Tap, VisionOutput
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import known_device, load, resolve
+from vlm_vision.load import known_device, known_dtype, load, resolve
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.tokenizer import TextTokenizer
@@ -236,16 +236,11 @@ def _tower(source: str | Path, revision: str | None, format: str | None) -> Text
         if path.suffix != ".npz":
             raise ValueError(f"{path} has no text tower that can be read: expected a folder, or a big_vision .npz")
         return text_big_vision.read(path)
-    theirs, ours = path / "config.json", path / open_clip.CONFIG
-    if theirs.is_file() and ours.is_file() and format is None:
-        raise ValueError(
-            f'{path} holds a model for transformers and for open_clip: say which one by format="hf" or format="open_clip"'
-        )
-    if ours.is_file() and format != "hf":
-        return text_open_clip.read(path, read_json(ours))
-    if not theirs.is_file():
+    if sniff.is_open_clip(path, format):
+        return text_open_clip.read(path, read_json(path / open_clip.CONFIG))
+    if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no folder of a CLIP or SigLIP")
-    return text_hf.read(path, read_json(theirs))
+    return text_hf.read(path, read_json(path / "config.json"))
 
 
 def _encoder(
@@ -256,8 +251,6 @@ def _encoder(
     device: str | torch.device,
     revision: str | None,
 ) -> TextEncoder:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.float32")
     make: Callable[..., TextTokenizer] = partial(
         TextTokenizer.from_pretrained,
         context_length=tower.config.context_length,
@@ -268,5 +261,5 @@ def _encoder(
         tokenizer_or_maker = partial(make, source, revision=revision)
     else:
         tokenizer_or_maker = tokenizer if isinstance(tokenizer, TextTokenizer) else make(tokenizer)
-    model = build(tower, dtype=dtype, device=known_device(device))
+    model = build(tower, dtype=known_dtype(dtype), device=known_device(device))
     return TextEncoder(model, tokenizer_or_maker).eval()

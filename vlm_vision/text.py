@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.blocks import Block, Context, norm
-from vlm_vision.config import Activation
+from vlm_vision.config import Activation, check_whole
 
 TextPool = Literal["last", "argmax", "eos"]
 
@@ -54,10 +54,11 @@ class TextConfig:
     norm: Literal["layer", "rms"] = field(default="layer", init=False, repr=False)
 
     def __post_init__(self):
-        for name in ("vocab_size", "context_length", "embed_dim", "depth", "num_heads", "mlp_dim"):
-            _whole(name, getattr(self, name), 1)
+        check_whole("TextConfig.vocab_size", self.vocab_size, 1, most=2**24)
+        for name in ("context_length", "embed_dim", "depth", "num_heads", "mlp_dim"):
+            check_whole(f"TextConfig.{name}", getattr(self, name), 1)
         for name in ("eos_id", "pad_id", "proj_dim"):
-            _whole(name, getattr(self, name), 0)
+            check_whole(f"TextConfig.{name}", getattr(self, name), 0, most=2**24)
         if self.depth > 1000:
             raise ValueError(f"TextConfig.depth is {self.depth}: no text tower has that many blocks")
         if self.embed_dim % self.num_heads:
@@ -156,8 +157,3 @@ class TextTransformer(nn.Module):
             return tokens[:, -1]
         scores = ids if self.config.pool == "argmax" else (ids == self.config.eos_id).int()
         return tokens[torch.arange(len(ids), device=ids.device), scores.argmax(dim=-1)]
-
-
-def _whole(field: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"TextConfig.{field} is {value!r}: it must be a whole number of at least {least}")

@@ -154,7 +154,8 @@ class VisionTransformer(nn.Module):
         """See pictures of any sizes in one sequence, without padding; each attends to itself alone.
 
         Args:
-            pictures: (C, H, W) each; tap and pool as in `forward`.
+            pictures: (C, H, W) each, seen whole: patch_drop is for `forward`.
+            tap, pool: as in `forward`.
 
         Returns:
             For each picture, in order, what `forward` gives for a batch of it alone.

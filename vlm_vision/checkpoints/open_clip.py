@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints import timm, timm_layout
-from vlm_vision.checkpoints.files import WeightFiles
+from vlm_vision.checkpoints.files import STEMS, WeightFiles
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip_preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
@@ -27,6 +27,12 @@ _UNKNOWN = (
 
 
 _POOLS: dict[str, Pool] = {"tok": "cls", "avg": "mean"}
+
+
+def own_weights(folder: Path) -> WeightFiles:
+    """open_clip's own file where transformers' lies beside it, as on the hub."""
+    own = [folder / name for name in STEMS if name.startswith("open_clip")]
+    return WeightFiles(next((file for file in own if file.is_file()), folder))
 
 
 def read(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:

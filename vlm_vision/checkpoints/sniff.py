@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, prismatic, pth, timm
-from vlm_vision.checkpoints.files import STEMS, WeightFiles, read_json
+from vlm_vision.checkpoints.files import WeightFiles, read_json
 from vlm_vision.checkpoints.towers import Hints, Tower
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -32,18 +32,31 @@ def weights_of(path: Path) -> WeightFiles:
     if path.is_file():
         return WeightFiles(path)
     if (path / open_clip.CONFIG).is_file() and not (path / "config.json").is_file():
-        return _weights_of_open_clip(path)
+        return open_clip.own_weights(path)
     return WeightFiles(_prismatic_weights(path))
 
 
-def _folder(folder: Path, hints: Hints) -> list[Tower]:
-    both = (folder / open_clip.CONFIG).is_file() and (folder / "config.json").is_file()
-    if both and hints.format not in ("hf", "open_clip"):
+def is_open_clip(folder: Path, format: str | None) -> bool:
+    """Whether to read a folder as open_clip's. Raises ValueError if it is transformers' too and `format` is None."""
+    own, theirs = (folder / open_clip.CONFIG).is_file(), (folder / "config.json").is_file()
+    if own and theirs and format is None:
         raise ValueError(
             f'{folder} holds a model for transformers and for open_clip: say which one by format="hf" or format="open_clip"'
         )
-    if (folder / open_clip.CONFIG).is_file() and hints.format != "hf":
-        return [open_clip.read(folder, read_json(folder / open_clip.CONFIG), _weights_of_open_clip(folder), hints)]
+    return own and format != "hf"
+
+
+def _only(path: Path, hints: Hints, *read: str) -> None:
+    """Raise ValueError if a hint is given that the format at `path` does not read: it tells that itself."""
+    for name in ("part", "architecture", "num_heads"):
+        if name not in read and getattr(hints, name) is not None:
+            raise ValueError(f"{path} tells its {name.replace('_', ' ')} itself: leave {name}= out")
+
+
+def _folder(folder: Path, hints: Hints) -> list[Tower]:
+    if is_open_clip(folder, hints.format):
+        _only(folder, hints, "num_heads")
+        return [open_clip.read(folder, read_json(folder / open_clip.CONFIG), open_clip.own_weights(folder), hints)]
     if not (folder / "config.json").is_file():
         files = sorted(
             file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".npz", ".bin", ".safetensors")
@@ -52,14 +65,18 @@ def _folder(folder: Path, hints: Hints) -> list[Tower]:
         raise ValueError(f"{folder} has no config.json and no {open_clip.CONFIG}: it is no checkpoint folder{hint}")
     config = read_json(folder / "config.json")
     if prismatic.recognises(config):
+        _only(folder, hints, "num_heads")
         preprocessor = folder / "preprocessor_config.json"
         described = read_json(preprocessor) if preprocessor.is_file() else None
         return prismatic.read(folder, config, described, WeightFiles(_prismatic_weights(folder)), hints)
     if lerobot.recognises(config):
+        _only(folder, hints, "num_heads")
         return [lerobot.read(folder, config, hints)]
     if timm.recognises(config):
+        _only(folder, hints, "num_heads")
         return [timm.read(folder, config, hints)]
     if hf.recognises(config):
+        _only(folder, hints, "part")
         return [hf.read(folder, config, hints)]
     raise ValueError(
         f"{folder / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type (LeRobot): "
@@ -69,6 +86,7 @@ def _folder(folder: Path, hints: Hints) -> list[Tower]:
 
 def _file(path: Path, hints: Hints) -> Tower:
     if path.suffix == ".npz":
+        _only(path, hints, "num_heads")
         return big_vision.read(path, hints)
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar"):
         raise ValueError(
@@ -78,14 +96,6 @@ def _file(path: Path, hints: Hints) -> Tower:
     if any(name.endswith(open_clip.LANDMARKS) for name in weights.shapes):
         return open_clip.read(path, open_clip.described_by(path, weights, hints), weights, hints)
     return pth.read(path, weights, hints)
-
-
-def _weights_of_open_clip(folder: Path) -> WeightFiles:
-    """open_clip's own file where transformers' lies beside it, as on the hub."""
-    for name in STEMS[2:]:
-        if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
-            return WeightFiles(folder / name) if (folder / name).is_file() else WeightFiles(folder)
-    return WeightFiles(folder)
 
 
 def _prismatic_weights(folder: Path) -> Path:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.checkpoints.files import STEMS, WeightFiles
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
-from vlm_vision.checkpoints.open_clip import CONFIG, block_keys
+from vlm_vision.checkpoints.open_clip import CONFIG, block_keys, own_weights
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import WRONG_KIND, Part
 from vlm_vision.text import TextConfig
@@ -49,7 +48,7 @@ def read(folder: Path, config: Json) -> TextTower:
     for switch, what in _UNKNOWN.items():
         if text.get(switch):
             raise ValueError(f"{folder / CONFIG}: text_cfg has {switch}={text[switch]!r}, {what}: it is not supported")
-    weights = _weights(folder)
+    weights = own_weights(folder)
     stems = [name.removesuffix(LANDMARK) for name in weights.shapes if name.endswith(LANDMARK)]
     if len(stems) != 1:
         raise ValueError(f"{folder} should hold one text tower, found {len(stems)} weights called {LANDMARK}")
@@ -74,12 +73,6 @@ def read(folder: Path, config: Json) -> TextTower:
         logit_scale=scale,
         logit_bias=bias,
     )
-
-
-def _weights(folder: Path) -> WeightFiles:
-    """open_clip's own file where transformers' lies beside it, as on the hub."""
-    own = [folder / name for name in STEMS if name.startswith("open_clip")]
-    return WeightFiles(next((file for file in own if file.is_file()), folder))
 
 
 def _config(shapes: Mapping[str, tuple[int, ...]], model: Json, text: Json) -> TextConfig:

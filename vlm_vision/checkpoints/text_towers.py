@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.towers import Weights, state_of
 from vlm_vision.text import TextConfig, TextTransformer
 from vlm_vision.tokenizer import TokenizerRules
 
@@ -39,13 +38,8 @@ def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> Text
     """
     with torch.device("meta"):
         model = TextTransformer(tower.config)
-    state = keys.read(
-        tower.keys,
-        {name: value.shape for name, value in model.state_dict().items()},
-        tower.weights.shapes,
-        lambda name: tower.weights.get(name).to(device=device, dtype=dtype),
-        source=tower.source,
-    )
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    state = state_of(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)
     return model
 

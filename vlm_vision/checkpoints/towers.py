@@ -1,6 +1,6 @@
 """What every reader of a foreign format gives: a `Tower`; and how its weights become a model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,7 +78,7 @@ class Tower:
     source: str
     """What to call it in an error."""
     format: str
-    """hf, timm, pth, open_clip, big_vision, openvla"""
+    """A key of `vlm_vision.checkpoints.sniff.FORMATS`."""
     family: str
     """A key of `vlm_vision.checkpoints.references.RESIZE_BY_FAMILY`."""
     reference: str
@@ -96,30 +96,43 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
     Raises:
         ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
     """
-    with torch.device("meta"):
-        model = VisionTransformer(tower.config)
+    try:
+        with torch.device("meta"):
+            model = VisionTransformer(tower.config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes whose product no tensor can have
+        raise ValueError(f"{tower.source} describes a model that cannot be made ({error}): download it again") from None
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     state = {}
     if tower.config.position == "sincos2d":  # computed, never stored
         table = torch.zeros(shapes.pop("position.table"))
         table[0, tower.config.position_prefix :] = sincos_2d(tower.config.grid, tower.config.embed_dim)
         state["position.table"] = table.to(device=device, dtype=dtype)
-    copied = {name for key in tower.keys if len(key.theirs) > 1 or key.layout for name in key.theirs}
-    state |= keys.read(
-        tower.keys,
-        shapes,
-        tower.weights.shapes,
-        lambda name: _numbers(tower, name, keep=name not in copied).to(device=device, dtype=dtype),
-        source=tower.source,
-    )
+    state |= state_of(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)
     return model
 
 
-def _numbers(tower: Tower, name: str, *, keep: bool) -> Tensor:
-    """A stored tensor, if it holds what weights hold."""
-    stored = tower.weights.get(name, keep=keep)
-    if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
-        kind = "no numbers" if stored.is_meta else str(stored.dtype)
-        raise ValueError(f"{tower.source}: {name} holds {kind}, expected plain floating point numbers")
-    return stored
+def state_of(
+    table: list[Key],
+    shapes: Mapping[str, Sequence[int]],
+    weights: Weights,
+    *,
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Our state dict of `shapes` out of `weights`, each read once, to where it stays; arguments as `keys.read`.
+
+    Raises:
+        ValueError: a weight that is missing, unused, of another shape, or no plain floating point numbers.
+    """
+    copied = {name for row in table if len(row.theirs) > 1 or row.layout for name in row.theirs}
+
+    def read(name: str) -> Tensor:
+        stored = weights.get(name, keep=name not in copied)
+        if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
+            kind = "no numbers" if stored.is_meta else str(stored.dtype)
+            raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers")
+        return stored.to(device=device, dtype=dtype)
+
+    return keys.read(table, shapes, weights.shapes, read, source=source)
