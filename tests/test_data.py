@@ -18,7 +18,7 @@ ONE = Conversation(("a.png",), (("<image>\nwhat colour is this ?", "red"), ("is 
 
 def labelled(chat: ChatLabels, conversation: Conversation, tokens: int = 16) -> list[str]:
     """The words that the loss is on."""
-    example = chat(conversation, tokens)
+    example = chat(conversation, [tokens] * len(conversation.images))
     return chat.tokenizer.convert_ids_to_tokens([i for i in example.labels if i != IGNORED])
 
 
@@ -39,7 +39,7 @@ def test_the_loss_is_on_the_answers_and_their_end_alone(encoder, template):
 def test_what_stands_before_the_answer_is_the_prompt_of_generation(encoder, template, bos):
     vlm = vlm_with(encoder, template, bos=True) if template else vlm_with(encoder, template, bos=bos)
     chat = ChatLabels(vlm.processor)
-    example = chat(ONE, vlm.num_image_tokens(32, 32))
+    example = chat(ONE, [vlm.num_image_tokens(32, 32)])
     first = next(i for i, label in enumerate(example.labels) if label != IGNORED)
     prompt = vlm.processor.apply_chat_template([ONE.messages()[0]], add_generation_prompt=True)
     batch = vlm.processor(text=prompt, images=picture(), return_tensors="pt")
@@ -70,24 +70,24 @@ def test_a_template_that_ends_only_the_last_answer_is_refused_for_several(encode
     chat = ChatLabels(vlm_with(encoder, last).processor)
     assert labelled(chat, Conversation((), (("is it ?", "no"),)), 0) == ["no", ".", "</s>"]
     with pytest.raises(ValueError, match="ends only the last of several answers"):
-        chat(ONE, 16)
+        chat(ONE, [16])
 
 
 def test_truncation_keeps_image_tokens_and_answers(encoder):
     processor = vlm_with(encoder, None).processor
-    whole = ChatLabels(processor)(ONE, 16)
-    cut = ChatLabels(processor, max_length=len(whole.input_ids) - 3)(ONE, 16)
+    whole = ChatLabels(processor)(ONE, [16])
+    cut = ChatLabels(processor, max_length=len(whole.input_ids) - 3)(ONE, [16])
     assert cut.input_ids == whole.input_ids[:-3] and cut.labels == whole.labels[:-3]
     with pytest.raises(ValueError, match="max_length 12 would cut image tokens"):
-        ChatLabels(processor, max_length=12)(ONE, 16)
+        ChatLabels(processor, max_length=12)(ONE, [16])
     with pytest.raises(ValueError, match="no answer token within max_length 20"):
-        ChatLabels(processor, max_length=20)(ONE, 16)
+        ChatLabels(processor, max_length=20)(ONE, [16])
 
 
 def test_padding_carries_no_loss_and_no_attention(encoder):
     chat = ChatLabels(vlm_with(encoder, None).processor)
     short = Conversation((), (("is it ?", "no"),))
-    batch = pad([chat(ONE, 16), chat(short, 0)], 1)
+    batch = pad([chat(ONE, [16]), chat(short, [])], 1)
     length = batch["attention_mask"].sum(dim=1)
     assert batch["input_ids"].shape == batch["labels"].shape and length[0] > length[1]
     assert (batch["labels"][1, length[1] :] == IGNORED).all() and not batch["attention_mask"][1, length[1] :].any()
@@ -98,13 +98,15 @@ def test_llava_files_are_read(tmp_path):
     records = [
         {"id": "x", "image": "a.png", "conversations": turns, "type": "object"},
         {"conversations": [{"from": "human", "value": "is it ?"}, {"from": "gpt", "value": "no"}] * 2},
+        {"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image><image>"}, turns[1]]},
     ]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    one, two = llava_json(tmp_path / "data.json", tmp_path)
+    one, two, three = llava_json(tmp_path / "data.json", tmp_path)
     assert (
         one.images == (str(tmp_path / "a.png"),) and one.turns == (("<image>\nwhat ?", "cat"),) and one.kind == "object"
     )
     assert two.images == () and len(two.turns) == 2 and two.kind == "all"
+    assert three.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,8 @@ def test_llava_files_are_read(tmp_path):
     [
         ({"id": 7, "image": "a", "conversations": [{"from": "human", "value": "<image>"}]}, "record 7: conversations must alternate"),
         ({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}, "must alternate human, gpt"),
+        ({"conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "<image>"}]}, "record 0 has <image> in an answer"),
+        ({"conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "c"}]}, "record 0: every question and answer must be text"),
         ({"image": "a", "conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]}, "0 <image> in the questions but 1 pictures"),
     ],
 )  # fmt: skip
@@ -176,12 +180,16 @@ def test_cached_features_are_the_encoders(encoder, files, tmp_path):
     torch.testing.assert_close(cache[chosen], encoder(encoder.preprocess(chosen)).patch_tokens)
 
 
-def test_features_are_computed_once_and_again_when_anything_changes(encoder, files, tmp_path, monkeypatch):
+def test_features_are_computed_once_and_again_when_anything_changes_or_is_gone(encoder, files, tmp_path, monkeypatch):
     before = fingerprint(encoder, files)
     FeatureCache.build(tmp_path / "cache", encoder, files)
     monkeypatch.setattr(vv.Encoder, "forward", lambda *a, **k: pytest.fail("encoded again"))
     FeatureCache.build(tmp_path / "cache", encoder, files)
     monkeypatch.undo()
+    (half,) = (tmp_path / "cache").glob("*/features.npy")
+    half.unlink()
+    FeatureCache.build(tmp_path / "cache", encoder, files)
+    assert half.is_file()
     encoder.tap = vv.Tap(-2)
     changed = {before, fingerprint(encoder, files)}
     with torch.no_grad():

@@ -12,41 +12,63 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_vision.checkpoints.files import whole
+from vlm_vision.data.stored import Picture, Stored, opened
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 
 log = logging.getLogger(__name__)
 
 
-def fingerprint(encoder: Encoder | FusedEncoder, images: Sequence[str]) -> str:
-    """16 hex digits that change with the tower's weights, preprocessing or tap, and with the list of picture files."""
+def fingerprint(encoder: Encoder | FusedEncoder, pictures: Sequence[Picture]) -> str:
+    """16 hex digits that change with the tower's weights, preprocessing or tap, and with the list of pictures.
+
+    Pictures count by name and by size and time of their file, or by what a stored picture says of its version; they are
+    not read. Raises ValueError if one is not there.
+    """
     digest = hashlib.sha256(json.dumps(encoder.to_dict(), sort_keys=True).encode())
     for name, weight in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for image in images:
-        if not Path(image).is_file():
-            raise ValueError(f"there is no picture {image}: check the folder that picture paths start from")
-        stat = Path(image).stat()
-        digest.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for picture in pictures:
+        digest.update(f"{picture}\0{_version(picture)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _version(picture: Picture) -> str:
+    if isinstance(picture, Stored):
+        return picture.version()
+    if not Path(picture).is_file():
+        raise ValueError(f"there is no picture {picture}: check the folder that picture paths start from")
+    stat = Path(picture).stat()
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 class FeatureCache:
     """Patch tokens of many pictures, memory-mapped.
 
-    `build` makes one, or opens the one in `folder` that has the right fingerprint; `cache[paths]` reads rows.
+    `build` makes one, or opens the one in `folder` that has the right fingerprint; `cache[pictures]` reads rows. Workers
+    of a DataLoader get the folder, not the tokens.
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder
         about = json.loads((folder / "features.json").read_text())
         self.grid: tuple[int, int] = tuple(about["grid"])
         self._rows = {image: i for i, image in enumerate(about["images"])}
         self._tokens = np.load(folder / "features.npy", mmap_mode="r")
 
-    def __getitem__(self, images: Sequence[str]) -> Tensor:
-        """(len(images), N, D) in the stored dtype."""
-        return torch.from_numpy(self._tokens[[self._rows[image] for image in images]])
+    def __reduce__(self) -> tuple[type["FeatureCache"], tuple[Path]]:
+        return FeatureCache, (self._folder,)
+
+    def __getitem__(self, pictures: Sequence[Picture]) -> Tensor:
+        """(len(pictures), N, D) in the stored dtype. Raises ValueError for a picture that was not built."""
+        try:
+            rows = [self._rows[str(picture)] for picture in pictures]
+        except KeyError as error:
+            raise ValueError(
+                f"{self._folder} has no features of picture {error.args[0]}: build it with that too"
+            ) from None
+        return torch.from_numpy(self._tokens[rows])
 
     @classmethod
     @torch.no_grad()
@@ -54,7 +76,7 @@ class FeatureCache:
         cls,
         folder: str | Path,
         encoder: Encoder | FusedEncoder,
-        images: Sequence[str],
+        pictures: Sequence[Picture],
         *,
         batch_size: int = 32,
         dtype: str = "float16",
@@ -64,24 +86,26 @@ class FeatureCache:
         Args:
             folder: of all caches.
             encoder: the frozen tower, on the device to use.
-            images: paths; doubles are encoded once.
+            pictures: paths and stored pictures; doubles are encoded once.
             batch_size: pictures at a time.
             dtype: numpy dtype on disk, "float16" or "float32".
 
         Raises:
-            ValueError: pictures whose grids differ.
+            ValueError: no picture, one that is missing or damaged, or pictures whose grids differ.
         """
-        images = list(dict.fromkeys(images))
-        home = Path(folder) / f"{fingerprint(encoder, images)}-{dtype}"
-        if (home / "features.json").is_file():
-            log.info("features of %d pictures found in %s", len(images), home)
+        pictures = list(dict.fromkeys(pictures))
+        if not pictures:
+            raise ValueError("there are no pictures to encode: expected at least one")
+        home = Path(folder) / f"{fingerprint(encoder, pictures)}-{dtype}"
+        if (home / "features.json").is_file() and (home / "features.npy").is_file():
+            log.info("features of %d pictures found in %s", len(pictures), home)
             return cls(home)
         was_training = encoder.training
         encoder.eval()
         with whole(home) as staging:
             tokens, grid = None, None
-            for start in tqdm(range(0, len(images), batch_size), desc="encoding pictures", unit="batch"):
-                batch = images[start : start + batch_size]
+            for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures", unit="batch"):
+                batch = opened(pictures[start : start + batch_size])
                 out = encoder(encoder.preprocess(batch).to(encoder.device), pool=False)
                 if grid not in (None, out.grid):
                     raise ValueError(
@@ -89,11 +113,11 @@ class FeatureCache:
                     )
                 grid = out.grid
                 if tokens is None:
-                    shape = (len(images), *out.patch_tokens.shape[1:])
+                    shape = (len(pictures), *out.patch_tokens.shape[1:])
                     tokens = np.lib.format.open_memmap(staging / "features.npy", mode="w+", dtype=dtype, shape=shape)
                 tokens[start : start + len(batch)] = out.patch_tokens.float().cpu().numpy()
             assert tokens is not None
             tokens.flush()
-            (staging / "features.json").write_text(json.dumps({"grid": grid, "images": images}))
+            (staging / "features.json").write_text(json.dumps({"grid": grid, "images": [str(one) for one in pictures]}))
         encoder.train(was_training)
         return cls(home)

@@ -40,8 +40,11 @@ class ChatLabels:
             raise ValueError(f"{type(self.tokenizer).__name__} gives no character offsets: load the fast tokenizer")
         self.lead, self.tail = processor.answer_frame()
 
-    def __call__(self, conversation: Conversation, tokens_per_image: int) -> Example:
-        """Raises ValueError if max_length would cut image tokens, or every answer."""
+    def __call__(self, conversation: Conversation, image_tokens: Sequence[int]) -> Example:
+        """The conversation as numbers; image_tokens says how many each of its pictures takes, in order.
+
+        Raises ValueError if max_length would cut image tokens, or every answer.
+        """
         marked = [
             {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
             for m in conversation.messages()
@@ -55,13 +58,14 @@ class ChatLabels:
             return_token_type_ids=False,
         )
         image = self.processor.image_token_id
+        counts = iter(image_tokens)
         ids, labels = [], []
         answers = iter(spans)
         span = next(answers, None)
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             while span is not None and start >= span[1]:
                 span = next(answers, None)
-            repeat = tokens_per_image if token == image else 1
+            repeat = next(counts) if token == image else 1
             answer = span is not None and start < span[1] and end > span[0]
             ids += [token] * repeat
             labels += [token if answer else IGNORED] * repeat
@@ -100,13 +104,40 @@ class ChatLabels:
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
     """input_ids, labels and attention_mask, each (B, T), padded on the right."""
-    width = max(len(example.input_ids) for example in examples)
-
-    def rows(values: Sequence[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in values])
-
     return {
-        "input_ids": rows([e.input_ids for e in examples], pad_token_id),
-        "labels": rows([e.labels for e in examples], IGNORED),
-        "attention_mask": rows([[1] * len(e.input_ids) for e in examples], 0),
+        "input_ids": _rows([e.input_ids for e in examples], pad_token_id),
+        "labels": _rows([e.labels for e in examples], IGNORED),
+        "attention_mask": _rows([[1] * len(e.input_ids) for e in examples], 0),
     }
+
+
+def pack(examples: Sequence[Example], pad_token_id: int, *, length: int) -> dict[str, Tensor]:
+    """Examples one after another in rows of at most `length` tokens; one that is longer has a row of its own.
+
+    Returns:
+        input_ids, labels, position_ids, each (rows, T). Positions begin again with each example, and with the padding at
+        the end of a row; no label crosses from one example to the next.
+    """
+    rows: list[list[Example]] = []
+    room = 0
+    for example in examples:
+        if len(example.input_ids) > room:
+            rows.append([])
+            room = length
+        rows[-1].append(example)
+        room -= len(example.input_ids)
+    ids = [[token for e in row for token in e.input_ids] for row in rows]
+    labels = [[label for e in row for label in [IGNORED, *e.labels[1:]]] for row in rows]
+    positions = [[i for e in row for i in range(len(e.input_ids))] for row in rows]
+    width = max(map(len, ids))
+    positions = [[*row, *range(width - len(row))] for row in positions]
+    return {
+        "input_ids": _rows(ids, pad_token_id),
+        "labels": _rows(labels, IGNORED),
+        "position_ids": torch.tensor(positions),
+    }
+
+
+def _rows(values: Sequence[list[int]], fill: int) -> Tensor:
+    width = max(map(len, values))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in values])

@@ -6,15 +6,21 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_vision.preprocess import load_image
+from vlm_vision.data.stored import Picture, opened
+from vlm_vision.pictures import load_image
 
 _RIGHT, _WRONG, _INK, _PAPER = "#1a7f37", "#cf222e", "#1f2328", "#ffffff"
 
 
 def contact_sheet(
-    file: str | Path, rows: Sequence[tuple[str, str, str, bool]], *, columns: int = 6, side: int = 160, title: str = ""
+    file: str | Path,
+    rows: Sequence[tuple[Picture, str, str, bool]],
+    *,
+    columns: int = 6,
+    side: int = 160,
+    title: str = "",
 ) -> None:
-    """Draw a PNG of (picture path, question, answer, whether it is right), `side` pixels a picture."""
+    """Draw a PNG of (picture, question, answer, whether it is right), `side` pixels a picture."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     pad, text_height, top = 12, 66, 40 if title else 0
     cell_width, cell_height = side + 2 * pad, side + text_height + 2 * pad
@@ -24,7 +30,7 @@ def contact_sheet(
     draw.text((pad, pad), title, fill=_INK, font=font)
     for i, (path, question, answer, is_right) in enumerate(rows):
         x, y = (i % columns) * cell_width + pad, top + (i // columns) * cell_height + pad
-        picture = load_image(path)
+        picture = load_image(opened([path])[0])
         picture.thumbnail((side, side))
         if max(picture.size) < side:
             scale = side / max(picture.size)

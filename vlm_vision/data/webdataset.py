@@ -1,0 +1,203 @@
+"""Conversations from WebDataset shards: tar files of `key.jpg` with `key.json` or `key.txt`, read by random access.
+
+A shard is indexed by one pass over its headers; then each record is read at its offset, in any order, so that the order
+of a run is a function of its seed as with any other data set.
+"""
+
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from vlm_vision.data.conversations import Conversation, LazyConversations, checked, llava_turns
+from vlm_vision.data.stored import Stored
+
+log = logging.getLogger(__name__)
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("json", "txt")
+
+Entry = tuple[str, int, int, int, int, int]
+"""A sample: name of the picture, offset and size of it and of its text, whether the text is JSON."""
+
+
+@dataclass(frozen=True)
+class TarMember(Stored):
+    """A picture inside a tar file."""
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    def read(self) -> bytes:
+        with _open(self.shard) as file:
+            return _read(file, self.offset, self.size, self)
+
+    def version(self) -> str:
+        try:
+            stat = os.stat(self.shard)
+        except OSError:
+            raise ValueError(f"there is no shard {self.shard}: expected the tar file that was indexed") from None
+        return f"{stat.st_size} {stat.st_mtime_ns} {self.offset} {self.size}"
+
+
+def webdataset(shards: str | Sequence[str]) -> Sequence[Conversation]:
+    """The samples of shards, as img2dataset and the webdataset library write them, made when asked for.
+
+    A sample is the members of one shard that share a key, their name up to its first dot: a picture (`jpg`, `jpeg`, `png`
+    or `webp`) and a text. The text is `json` in LLaVA's form ("conversations"), or a caption: "caption" of `json`, else
+    `txt`. A caption becomes one turn, the question "<image>" alone, as in LLaVA's first stage (Liu et al. 2023). Samples
+    that have no picture or no such text are left out, and a warning says how many.
+
+    Args:
+        shards: local tar files; a pattern may have braces, `shard-{000000..000009}.tar`, `{a,b}.tar`, and wildcards.
+
+    Raises:
+        ValueError: no such shard, one that is compressed, damaged or cut short, or shards without any sample.
+    """
+    paths = [path for pattern in ([shards] if isinstance(shards, str) else shards) for path in _matching(pattern)]
+    names, rows, skipped = [], [], []
+    for number, path in enumerate(paths):
+        for found in _index(path):
+            if isinstance(found, str):
+                skipped.append(found)
+            else:
+                names.append(found[0])
+                rows.append((number, *found[1:]))
+    if skipped:
+        log.warning("%d of %d samples left out; the first: %s", len(skipped), len(skipped) + len(rows), skipped[0])
+    if not rows:
+        raise ValueError(
+            f"{shards} holds no sample: expected members key.{{{','.join(PICTURES)}}} with key.json or key.txt"
+        )
+    return LazyConversations(_Samples(tuple(paths), names, np.array(rows, dtype=np.int64)), range(len(rows)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """Row -> conversation. A row of `table` is the number of the shard, then an `Entry` without its name."""
+
+    shards: tuple[str, ...]
+    names: list[str]
+    table: np.ndarray
+
+    def __call__(self, row: int) -> Conversation:
+        shard, offset, size, text_offset, text_size, is_json = self.table[row].tolist()
+        picture = TarMember(self.shards[shard], self.names[row], offset, size)
+        with _open(picture.shard) as file:
+            return _conversation(_read(file, text_offset, text_size, picture), bool(is_json), picture)
+
+
+def _index(path: str) -> list[Entry | str]:
+    """The samples of a shard; for one to leave out, what is wrong with it."""
+    with _open(path) as file:
+        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+        for member in _members(path, file):
+            folder, slash, base = member.name.rpartition("/")
+            key, _, suffix = base.partition(".")
+            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
+        return [_sample(f"{path}/{key}", path, file, members) for key, members in samples.items()]
+
+
+def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> Entry | str:
+    picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
+    if picture is None:
+        return f"{name} has no picture"
+    shown = TarMember(path, picture.name, picture.offset_data, picture.size)
+    problem = f"{name} has no text"
+    for suffix in TEXTS:
+        if text := members.get(suffix):
+            try:
+                _conversation(_read(file, text.offset_data, text.size, shown), suffix == "json", shown)
+            except ValueError as error:
+                problem = str(error)
+            else:
+                return shown.name, shown.offset, shown.size, text.offset_data, text.size, int(suffix == "json")
+    return problem
+
+
+def _conversation(text: bytes, is_json: bool, picture: TarMember) -> Conversation:
+    """Raises ValueError for a text that is neither a conversation nor a caption."""
+    name = str(picture)
+    try:
+        record = json.loads(text) if is_json else {"caption": text.decode()}
+        if "conversations" in record:
+            return checked((picture,), llava_turns(record, name), record.get("type"), name)
+        caption = (record.get("caption") or "").strip()
+    except (TypeError, KeyError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{name} has a text that is neither LLaVA's JSON nor a caption ({error!r})") from None
+    if not caption:
+        raise ValueError(f"{name} has an empty caption")
+    return checked((picture,), (("<image>", caption),), None, name)
+
+
+def _members(path: str, file: BinaryIO) -> list[tarfile.TarInfo]:
+    """The regular files of a tar file that is whole."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            members = [member for member in tar if member.type in tarfile.REGULAR_TYPES and not member.issparse()]
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path} is no complete, uncompressed tar file ({error}): write or download it again"
+        ) from None
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(
+            f"{path} ends after {end} bytes without the end mark of a tar file: it was cut short, get it anew"
+        )
+    return members
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise ValueError(f"shard {path} cannot be opened ({error.strerror}): expected a local tar file") from None
+
+
+def _read(file: BinaryIO, offset: int, size: int, picture: TarMember) -> bytes:
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{picture} is cut short: {picture.shard} changed after it was indexed; start again")
+    return data
+
+
+def _matching(pattern: str) -> list[str]:
+    """Files that a pattern names, wildcards in sorted order."""
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")
+    paths = []
+    for path in _braces(pattern):
+        paths += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+    if not paths:
+        raise ValueError(f"no file matches {pattern}: expected tar files")
+    return paths
+
+
+def _braces(pattern: str) -> list[str]:
+    """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar; `{a,b}.tar` -> a.tar, b.tar; as the shell does."""
+    choices: list[list[str]] = []
+    for i, part in enumerate(re.split(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)):
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        if i % 2 == 0:
+            choices.append([part])
+        elif numbers:
+            first, last = numbers.groups()
+            choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
+        else:
+            choices.append(part.split(","))
+    return ["".join(parts) for parts in itertools.product(*choices)]
