@@ -16,12 +16,16 @@ from vlm_vision.tokenizer import TextTokenizer, TokenizerRules
 from vlm_vision.vit import VisionTransformer
 
 if TYPE_CHECKING:
+    from vlm_vision.vlm.export import export
+    from vlm_vision.vlm.layout import AnyRes, Native, Whole
     from vlm_vision.vlm.model import VisionLanguageModel
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnyRes",
     "Encoder",
     "FusedEncoder",
+    "Native",
     "Pair",
     "PairOutput",
     "Preprocess",
@@ -36,13 +40,21 @@ __all__ = [
     "VisionLanguageModel",
     "VisionOutput",
     "VisionTransformer",
+    "Whole",
+    "export",
     "load",
     "load_pair",
     "load_projector",
     "load_text",
 ]
 
-_LAZY = {"VisionLanguageModel": "vlm_vision.vlm.model"}  # these import transformers
+_LAZY = {  # these import transformers
+    "VisionLanguageModel": "vlm_vision.vlm.model",
+    "export": "vlm_vision.vlm.export",
+    "AnyRes": "vlm_vision.vlm.layout",
+    "Native": "vlm_vision.vlm.layout",
+    "Whole": "vlm_vision.vlm.layout",
+}
 
 
 def __getattr__(name: str):

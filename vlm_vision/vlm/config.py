@@ -12,6 +12,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         encoder_config: `Encoder.to_dict()` or `FusedEncoder.to_dict()`.
         projector_config: name, in_dim, out_dim and options, the arguments of `projectors.build`.
         text_config: configuration of the language model.
+        layout_config: `Layout.to_dict()`, how a picture becomes canvases and their tokens a sequence.
         image_token_id: token that stands, once for each image token, where a picture goes.
         encoder_in_fp32: keep encoder and projector in float32 though the language model is in half precision.
     """
@@ -25,6 +26,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         encoder_config: dict[str, Any] | None = None,
         projector_config: dict[str, Any] | None = None,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        layout_config: dict[str, Any] | None = None,
         image_token_id: int | None = None,
         encoder_in_fp32: bool = False,
         **kwargs,
@@ -34,6 +36,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self.encoder_config: dict[str, Any] = encoder_config or {}
         self.projector_config: dict[str, Any] = projector_config or {}
         self.text_config = text_config
+        self.layout_config: dict[str, Any] = layout_config or {"name": "whole"}
         self.image_token_id = image_token_id
         self.encoder_in_fp32 = encoder_in_fp32
         if text_config is not None:

@@ -12,6 +12,7 @@ import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import VisionLanguageConfig
+from vlm_vision.vlm.layout import Layout, Whole, layout_from_dict
 
 
 def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:
@@ -19,25 +20,28 @@ def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:
     return FusedEncoder.from_dict(state) if "towers" in state else Encoder.from_dict(state)
 
 
-def num_image_tokens(encoder: Encoder | FusedEncoder, projector: projectors.Projector, height: int, width: int) -> int:
-    """Tokens that pixels of height x width take in the language model: the one formula, for processor and model."""
-    return projector.num_tokens(encoder.grid(height, width))
-
-
 class VisionLanguageImageProcessor(BaseImageProcessor):
-    """Holds what decides pixels and token counts: the encoder's and the projector's configuration, no weights."""
+    """Holds what decides pixels and token counts: configuration of encoder, projector and layout, no weights."""
 
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values", "image_sizes"]
 
-    def __init__(self, encoder_config: dict[str, Any], projector_config: dict[str, Any], **kwargs):
+    def __init__(
+        self,
+        encoder_config: dict[str, Any],
+        projector_config: dict[str, Any],
+        layout_config: dict[str, Any] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.encoder_config = encoder_config
         self.projector_config = projector_config
+        self.layout_config = layout_config or Whole().to_dict()
 
     @cached_property
-    def _shapes(self) -> tuple[Encoder | FusedEncoder, projectors.Projector]:
+    def _shapes(self) -> tuple[Encoder | FusedEncoder, projectors.Projector, Layout]:
         with torch.device("meta"):
-            return encoder_from_dict(self.encoder_config), projectors.build(**self.projector_config)
+            encoder, projector = encoder_from_dict(self.encoder_config), projectors.build(**self.projector_config)
+        return encoder, projector, layout_from_dict(self.layout_config)
 
     @property
     def fingerprint(self) -> str:
@@ -45,8 +49,15 @@ class VisionLanguageImageProcessor(BaseImageProcessor):
         return self._shapes[0].preprocess.fingerprint
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens for one picture whose pixel values are height x width."""
-        return num_image_tokens(*self._shapes, height, width)
+        """Tokens for one picture; height and width as `Layout.num_tokens` takes them."""
+        encoder, projector, layout = self._shapes
+        return layout.num_tokens(encoder, projector, (height, width))
+
+    @property
+    def canvas_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of every picture's one canvas; None where canvases depend on the picture."""
+        encoder, _, layout = self._shapes
+        return encoder.preprocess.output_size if type(layout) is Whole else None
 
     def fetch_images(self, image_url_or_urls):
         """Left to `preprocess`, which opens local files; pictures are never fetched from the network."""
@@ -57,11 +68,18 @@ class VisionLanguageImageProcessor(BaseImageProcessor):
         return self.preprocess(images, return_tensors=return_tensors)
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """One picture or a list -> pixel_values, float32 (B, C, H, W). Errors as `Preprocess`."""
-        return BatchFeature({"pixel_values": self._shapes[0].preprocess(images)}, tensor_type=return_tensors)
+        """One picture or a list -> pixel_values, float32 (canvases, C, H, W); image_sizes (pictures, 2) where the layout
+        has them. Errors as `Preprocess`."""
+        encoder, _, layout = self._shapes
+        pictures = images if isinstance(images, list | tuple) else list(images) if _is_batch(images) else [images]
+        return BatchFeature(layout.pixels(encoder, pictures), tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_shapes"}
+
+
+def _is_batch(images: Any) -> bool:
+    return getattr(images, "ndim", 0) == 4
 
 
 AutoImageProcessor.register(VisionLanguageConfig, image_processor_classes={"pil": VisionLanguageImageProcessor})

@@ -23,11 +23,13 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
-from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict, num_image_tokens
+from vlm_vision.vlm.eyes import Eyes
+from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
+from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 
 
-class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
     """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
@@ -58,9 +60,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.language_model = (
             language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         )
+        self.layout = layout_from_dict(config.layout_config)
+        self.image_newline: nn.Parameter | None = None
+        if self.layout.newline:
+            weight = next(self.projector.parameters())
+            self.image_newline = nn.Parameter(weight.new_empty(self.projector.out_dim))
+            nn.init.normal_(self.image_newline, std=self.projector.out_dim**-0.5)
         self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
-            self._keep_in_fp32_modules_strict = {"encoder", "projector"}
+            self._keep_in_fp32_modules_strict = {"encoder", "projector", "image_newline"}
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
 
@@ -74,6 +82,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         llm: PreTrainedModel,
         projector: str | projectors.Projector = "mlp",
         tokenizer: Any = None,
+        layout: Layout | None = None,
     ) -> "VisionLanguageModel":
         """Give a language model eyes.
 
@@ -82,6 +91,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow by one row if `<image>` needs it.
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
+            layout: `Whole()`, `AnyRes(pinpoints)` or `Native(max_patches)`, see `vlm_vision.vlm.layout`. Default `Native`
+                for a NaFlex tower, with the budget of its preprocessing, else `Whole`.
 
         Returns:
             The joined model; `.processor` makes its inputs.
@@ -116,9 +127,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 f"the projector maps {projector.in_dim} to {projector.out_dim} channels, "
                 f"but the encoder gives {encoder.embed_dim} and the language model takes {width}"
             )
+        layout = layout or _own_layout(encoder)
+        layout.check(encoder, projector)
         config = VisionLanguageConfig(
             encoder_config=encoder.to_dict(),
             projector_config=options,
+            layout_config=layout.to_dict(),
             text_config=llm.config,
             image_token_id=image_token_id,
             encoder_in_fp32=encoder.dtype == torch.float32 != llm.dtype,
@@ -132,7 +146,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         model.generation_config = copy.deepcopy(llm.generation_config)
         if model.generation_config.pad_token_id is None:
             model.generation_config.pad_token_id = tokenizer.pad_token_id
-        image_processor = VisionLanguageImageProcessor(config.encoder_config, config.projector_config)
+        image_processor = VisionLanguageImageProcessor(
+            config.encoder_config, config.projector_config, config.layout_config
+        )
         template = tokenizer.chat_template or PLAIN_TEMPLATE
         model.processor = VisionLanguageProcessor(image_processor, tokenizer, chat_template=template)
         model.generation_config.eos_token_id = _ends(model, tokenizer)
@@ -142,9 +158,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def processor(self) -> VisionLanguageProcessor | None:
         """Makes this model's inputs; follows a change of the encoder's preprocessing or of the projector."""
         if self._processor is not None:
-            described = (self.encoder.to_dict(), projectors.describe(self.projector))
+            described = (self.encoder.to_dict(), projectors.describe(self.projector), self.layout.to_dict())
             held = self._processor.image_processor
-            if described != (held.encoder_config, held.projector_config):
+            if described != (held.encoder_config, held.projector_config, held.layout_config):
                 self._processor.image_processor = VisionLanguageImageProcessor(*described)
         return self._processor
 
@@ -164,47 +180,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """The language model's; encoder and projector may be in float32 beside it."""
         return self.language_model.dtype
 
-    def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens that a picture of height x width pixel values takes in the language model."""
-        return num_image_tokens(self.encoder, self.projector, height, width)
-
-    def encode(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens (pictures, N, D) and their grid. No graph is kept where nothing in the encoder trains."""
-        trains = pixel_values.requires_grad or any(weight.requires_grad for weight in self.encoder.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            out = self.encoder(pixel_values, pool=False)
-        return out.patch_tokens, out.grid
-
-    def get_image_features(
-        self,
-        pixel_values: Tensor | None = None,
-        *,
-        patch_tokens: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Image tokens, (pictures, M, width of the language model).
-
-        Args:
-            pixel_values: (pictures, C, H, W).
-            patch_tokens: (pictures, N, D) of `encode`, in its place, for towers whose output is cached.
-            grid: theirs; default the grid of the encoder's own preprocessing.
-        """
-        if patch_tokens is None:
-            assert pixel_values is not None
-            patch_tokens, grid = self.encode(pixel_values)
-        if grid is None:
-            size = self.encoder.preprocess.output_size
-            if size is None:
-                raise ValueError("this encoder's pictures have no fixed size: pass the grid of the patch tokens")
-            grid = self.encoder.grid(*size)
-        weight = next(self.projector.parameters())
-        return self.projector(patch_tokens.to(weight.device, weight.dtype), grid)
-
     def embed(
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         *,
+        image_sizes: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
@@ -221,14 +202,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                     f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the pictures"
                 )
             return embeds
-        features = self.get_image_features(pixel_values, patch_tokens=patch_tokens, grid=grid)
-        wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
-        if wanted != given:
+        features = self.get_image_features(pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid)
+        wanted, counts = int(places.sum()), [len(one) for one in features]
+        if wanted != sum(counts):
+            each = f"{counts[0]} each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts[:5]))} in turn"
             raise ValueError(
-                f"input_ids hold {wanted} image tokens but {features.shape[0]} pictures give {features.shape[1]} each, {given} in all: "
+                f"input_ids hold {wanted} image tokens but {len(counts)} pictures give {each}, {sum(counts)} in all: "
                 "was the text truncated, or made by another processor than this model's?"
             )
-        return embeds.masked_scatter(places[..., None].to(embeds.device), features.to(embeds.device, embeds.dtype))
+        tokens = torch.cat(features).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(places[..., None].to(embeds.device), tokens)
 
     def forward(
         self,
@@ -241,6 +224,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         **kwargs: Any,
@@ -249,10 +233,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T), image tokens where pictures go; pictures in reading order.
-            pixel_values: (pictures, C, H, W); or patch_tokens (pictures, N, D) with their grid.
+            pixel_values: (canvases, C, H, W), with image_sizes (pictures, 2) where the layout has them; or patch_tokens
+                (canvases, N, D) with their grid.
             inputs_embeds: (B, T, width) in place of all of these.
             attention_mask, position_ids, past_key_values, labels, use_cache, logits_to_keep, kwargs: as for the
                 language model. Positions are counted from the mask, so that left and right padding give the same.
+                Without a mask, position_ids that begin again in a row begin another sequence there: sequences packed into
+                one row do not see each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -260,10 +247,23 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None and decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
         elif inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, pixel_values, patch_tokens=patch_tokens, grid=grid)  # type: ignore[arg-type]
+            inputs_embeds = self.embed(
+                input_ids,  # type: ignore[arg-type]
+                pixel_values,
+                image_sizes=image_sizes,
+                patch_tokens=patch_tokens,
+                grid=grid,
+            )
         assert inputs_embeds is not None
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        elif (
+            position_ids is not None
+            and attention_mask is None
+            and past_key_values is None
+            and _begins_again(position_ids)
+        ):
+            use_cache = False  # transformers sees packed sequences by their positions only where there is no cache
         given = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
         given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
         return self.language_model(
@@ -278,7 +278,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any):
         """As `GenerationMixin.generate`; pictures are encoded once, whatever the number of beams or steps."""
-        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "patch_tokens", "grid")}
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "patch_tokens", "grid")}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = self.embed(input_ids, **pictures)
@@ -329,6 +329,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """Write model and processor; the Auto classes load both after `import vlm_vision`."""
         self.config.encoder_config = self.encoder.to_dict()
         self.config.projector_config = projectors.describe(self.projector)
+        self.config.layout_config = self.layout.to_dict()
         super().save_pretrained(save_directory, **kwargs)
         if self.processor is not None:
             self.processor.save_pretrained(save_directory)
@@ -386,6 +387,17 @@ def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
 def _goes_on(input_ids: Tensor | None, attention_mask: Tensor) -> bool:
     """Whether input_ids continue a sequence whose beginning the cache holds."""
     return input_ids is not None and attention_mask.shape[-1] > input_ids.shape[1]
+
+
+def _begins_again(position_ids: Tensor) -> bool:
+    """Whether positions in some row do not always grow."""
+    return bool((position_ids[:, 1:] <= position_ids[:, :-1]).any())
+
+
+def _own_layout(encoder: Encoder | FusedEncoder) -> Layout:
+    """The layout that an encoder's preprocessing asks for."""
+    budget = encoder.preprocess.max_patches if isinstance(encoder, Encoder) else 0
+    return Native(budget) if budget else Whole()
 
 
 def _embedding_shape(llm: PreTrainedModel) -> tuple[int, int]:

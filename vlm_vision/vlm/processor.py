@@ -1,19 +1,27 @@
 """Text with `<image>` in it, and pictures, to the inputs of a `VisionLanguageModel`."""
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
 
 IMAGE_TOKEN = "<image>"
+VIDEO_MARK = "<video>"
+
+Video = Sequence[ImageInput] | np.ndarray | torch.Tensor
+"""Frames: pictures, or one uint8 array of them, numpy (frames, H, W, C) or torch (frames, C, H, W)."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -45,6 +53,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         self,
         images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]] | None = None,
         text: str | Sequence[str] | None = None,
+        videos: Sequence[Video] | None = None,
         *,
         padding: bool | str = True,
         truncation: bool = False,
@@ -57,10 +66,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         Args:
             images: pictures in the order of their `<image>`, in one list or one list for each text.
             text: prompts; several `<image>` each, or none.
+            videos: frames, one sequence of pictures (or one array of them) for each `<video>`, in order. A video is its
+                frames, one picture each: `<video>` becomes as many `<image>`.
             padding, truncation, max_length, return_tensors, kwargs: as for the tokenizer.
 
         Returns:
-            input_ids and attention_mask (B, T); pixel_values (pictures, C, H, W) if there are pictures.
+            input_ids and attention_mask (B, T); if there are pictures pixel_values (canvases, C, H, W), and where the model's
+            layout has them image_sizes (pictures, 2).
 
         Raises:
             ValueError: pictures unlike placeholders in number, or truncation that would cut image tokens.
@@ -71,10 +83,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"text is {text!r}, expected a prompt or a list of prompts")
         pictures = self._flat(images, texts)
+        texts, pictures = _with_frames(texts, pictures, list(videos or []))
         data: dict[str, Any] = {}
         if pictures:
-            data["pixel_values"] = self.image_processor.preprocess(pictures)["pixel_values"]
-            texts = self.expand(texts, *data["pixel_values"].shape[-2:])
+            data = dict(self.image_processor.preprocess(pictures))
+            texts = self.expand(texts, self.num_image_tokens(data))
         bos = self.tokenizer.bos_token
         written = [bool(bos) and one.startswith(bos) for one in texts]
         if all(written):  # by the chat template
@@ -127,10 +140,19 @@ class VisionLanguageProcessor(ProcessorMixin):
             return None
         return ids[-1]
 
-    def expand(self, texts: Sequence[str], height: int, width: int) -> list[str]:
-        """The texts with each `<image>` repeated once per image token of pixels of height x width."""
-        repeated = IMAGE_TOKEN * self.image_processor.num_image_tokens(height, width)
-        return [one.replace(IMAGE_TOKEN, repeated) for one in texts]
+    def num_image_tokens(self, pixels: Mapping[str, Any]) -> list[int]:
+        """Tokens of each picture in what the image processor returned."""
+        if "image_sizes" in pixels:
+            sizes = [(int(height), int(width)) for height, width in pixels["image_sizes"]]
+        else:
+            sizes = [tuple(pixels["pixel_values"].shape[-2:])] * len(pixels["pixel_values"])
+        count = cache(self.image_processor.num_image_tokens)
+        return [count(*size) for size in sizes]
+
+    def expand(self, texts: Sequence[str], counts: Sequence[int]) -> list[str]:
+        """The texts with each `<image>`, in reading order, repeated as often as counts say."""
+        left = iter(counts)
+        return [re.sub(IMAGE_TOKEN, lambda _: IMAGE_TOKEN * next(left), one) for one in texts]
 
     def _flat(self, images: Any, texts: list[str]) -> list[ImageInput]:
         counts = [one.count(IMAGE_TOKEN) for one in texts]
@@ -160,37 +182,96 @@ class VisionLanguageProcessor(ProcessorMixin):
             )
         return list(images)
 
-    def apply_chat_template(self, conversation, *args, **kwargs):
-        """As in transformers, also for templates of text-only models: a content list becomes `<image>` lines and text."""
+    def apply_chat_template(
+        self,
+        conversation: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, for templates that take a message's content as text and for those that take it as parts.
+
+        Content may be given either way. For a template that takes text, pictures and videos become lines of their own.
+        """
         nested = bool(conversation) and isinstance(conversation[0], list | tuple)
-        chats = conversation if nested else [conversation]
-        images = [_pictures(chat) for chat in chats]
-        chats = [[{**message, "content": _as_text(message.get("content"))} for message in chat] for chat in chats]
-        if kwargs.get("tokenize") and any(images):
-            kwargs["processor_kwargs"] = {
-                **(kwargs.get("processor_kwargs") or {}),
-                "images": images if nested else images[0],
-            }
-        return super().apply_chat_template(chats if nested else chats[0], *args, **kwargs)
+        chats: Any = conversation if nested else [conversation]
+        template = chat_template or self.chat_template
+        as_content = _as_parts if isinstance(template, str) and _takes_parts(template) else _as_text
+        given = [[{**message, "content": as_content(message.get("content"))} for message in chat] for chat in chats]
+        text = super().apply_chat_template(given if nested else given[0], chat_template, **kwargs)
+        if not tokenize:
+            return text
+        shown = {"images": _given(chats, "image") or None, "videos": _given(chats, "video") or None}
+        batch = self(text=text, **shown, return_tensors=return_tensors, **(processor_kwargs or {}))
+        return batch if return_dict else batch["input_ids"]
+
+
+@cache
+def _takes_parts(template: str) -> bool:
+    """Whether a chat template shows the text of content that is a list of parts, and nothing of the list itself."""
+    probe = [{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}]
+    try:
+        (shown,), _ = render_jinja_template([probe], chat_template=template, bos_token="", eos_token="")
+    except (TypeError, TemplateError):
+        return False
+    return "\ue000" in shown and "'type'" not in shown
+
+
+def _with_frames(
+    texts: list[str], pictures: list[ImageInput], videos: list[Video]
+) -> tuple[list[str], list[ImageInput]]:
+    """The texts with `<image>` for each frame in place of `<video>`, and all pictures in reading order."""
+    wanted = sum(one.count(VIDEO_MARK) for one in texts)
+    if not videos and not wanted:
+        return texts, pictures
+    frames = [list(video) for video in videos]
+    if wanted != len(frames) or not all(frames):
+        raise ValueError(
+            f"the text has {wanted} {VIDEO_MARK} in all and there are {len(frames)} videos, of {[len(f) for f in frames]} frames: "
+            "give the frames of one video for each"
+        )
+    given, shown, ordered = iter(pictures), iter(frames), []
+
+    def place(mark: re.Match) -> str:
+        own = [next(given)] if mark[0] == IMAGE_TOKEN else next(shown)
+        ordered.extend(own)
+        return IMAGE_TOKEN * len(own)
+
+    return [re.sub(f"{IMAGE_TOKEN}|{VIDEO_MARK}", place, one) for one in texts], ordered
 
 
 def _as_text(content: str | list[dict[str, Any]] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
-        if part.get("type") not in ("image", "text") or (part["type"] == "text" and "text" not in part):
-            raise ValueError(f"a chat message holds {part!r}, expected parts of type 'image' or 'text'")
-    return "\n".join(IMAGE_TOKEN if part["type"] == "image" else part["text"] for part in content)
+        if part.get("type") not in ("image", "video", "text") or (part["type"] == "text" and "text" not in part):
+            raise ValueError(f"a chat message holds {part!r}, expected parts of type 'image', 'video' or 'text'")
+    marks = {"image": IMAGE_TOKEN, "video": VIDEO_MARK}
+    return "\n".join(marks.get(part["type"]) or part["text"] for part in content)
 
 
-def _pictures(chat: Sequence[dict[str, Any]]) -> list[ImageInput]:
-    contents = [message.get("content") for message in chat]
+def _as_parts(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Content as a list of parts; `<image>` and `<video>` in a text become parts, with the line break beside them."""
+    if not isinstance(content, str):
+        return list(content or [])
+    kinds = {IMAGE_TOKEN: {"type": "image"}, VIDEO_MARK: {"type": "video"}}
+    pieces = re.split(rf"\n?({IMAGE_TOKEN}|{VIDEO_MARK})\n?", content)
+    return [kinds.get(piece) or {"type": "text", "text": piece} for piece in pieces if piece]
+
+
+def _given(chats: Sequence[Sequence[dict[str, Any]]], kind: str) -> list[Any]:
+    """What the parts of type `kind` show, in reading order."""
+    contents = [message.get("content") for chat in chats for message in chat]
     parts = [part for content in contents if content is not None and not isinstance(content, str) for part in content]
-    keys = ("image", "path", "url")
+    keys = (kind, "path", "url")
     return [
         next(part[key] for key in keys if key in part)
         for part in parts
-        if part["type"] == "image" and any(k in part for k in keys)
+        if part["type"] == kind and any(k in part for k in keys)
     ]
 
 

@@ -1,0 +1,78 @@
+"""From pixels to image tokens: encoder, projector, layout. What `VisionLanguageModel` does before the language model."""
+
+import torch
+from torch import Tensor, nn
+
+import projectors
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.vlm.layout import Layout, Size, Whole
+
+
+class Eyes:
+    """The seeing half of a `VisionLanguageModel`, which sets these four."""
+
+    encoder: Encoder | FusedEncoder
+    projector: projectors.Projector
+    layout: Layout
+    image_newline: nn.Parameter | None
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that one picture takes in the language model; height and width as `Layout.num_tokens` takes them."""
+        return self.layout.num_tokens(self.encoder, self.projector, (height, width))
+
+    def encode(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> list[tuple[Tensor, Size]]:
+        """Patch tokens (canvases, N, D) and their grid, in the order of the pictures; one pair where all share a grid.
+
+        No graph is kept where nothing in the encoder trains.
+        """
+        trains = pixel_values.requires_grad or any(weight.requires_grad for weight in self.encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            return self.layout.encode(self.encoder, pixel_values, image_sizes)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        image_sizes: Tensor | None = None,
+        patch_tokens: Tensor | None = None,
+        grid: Size | None = None,
+    ) -> list[Tensor]:
+        """Image tokens, (M, width of the language model) for each picture.
+
+        Args:
+            pixel_values: (canvases, C, H, W).
+            image_sizes: (pictures, 2), where the layout has them.
+            patch_tokens: (canvases, N, D) of `encode`, in place of pixel_values, for towers whose output is cached.
+            grid: theirs; default the grid of the encoder's own preprocessing.
+        """
+        if patch_tokens is not None:
+            size = self.encoder.preprocess.output_size
+            if grid is None and size is None:
+                raise ValueError("this encoder's pictures have no fixed size: pass the grid of the patch tokens")
+            seen = [(patch_tokens, grid or self.encoder.grid(*size))]  # type: ignore[misc]
+        else:
+            assert pixel_values is not None
+            self._check_canvases(pixel_values, image_sizes)
+            seen = self.encode(pixel_values, image_sizes)
+        weight = next(self.projector.parameters())
+        tokens = [
+            (self.projector(group.to(weight.device, weight.dtype), own), self.projector.out_grid(own))
+            for group, own in seen
+        ]
+        return self.layout.arrange(self.encoder, tokens, image_sizes, self.image_newline)
+
+    def _check_canvases(self, pixel_values: Tensor, image_sizes: Tensor | None) -> None:
+        if type(self.layout) is Whole:
+            return
+        if image_sizes is None:
+            raise ValueError(
+                f"layout {self.layout.name!r} needs image_sizes beside pixel_values: pass all that the processor gives"
+            )
+        sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
+        wanted = sum(self.layout.num_canvases(self.encoder, size) for size in sizes)
+        if wanted != len(pixel_values):
+            raise ValueError(
+                f"image_sizes of {len(sizes)} pictures ask for {wanted} canvases and pixel_values hold {len(pixel_values)}: "
+                "pass both as the processor gives them"
+            )
