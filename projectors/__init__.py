@@ -1,23 +1,50 @@
 """Projectors: from an encoder's patch tokens to the width of a language model.
 
 `build("mlp", in_dim=1024, out_dim=4096)` makes one; `projector(tokens, grid)` maps (B, N, in_dim) to (B, M, out_dim),
-and `projector.num_tokens(grid)` is M. Tensors and a grid in, tensors out: this package knows no encoder and no
-language model.
+and `projector.num_tokens(grid)` is M, on `projector.out_grid(grid)` where they lie on a grid. Tensors and a grid in, tensors
+out: this package knows no encoder and no language model.
 """
 
 import difflib
 
-from projectors.mlp import FusedMLP, Linear, Mlp
+from projectors.avg_pool import AvgPool
+from projectors.c_abstractor import CAbstractor
+from projectors.fused_mlp import FusedMLP
+from projectors.linear import Linear
+from projectors.mlp import Mlp
+from projectors.patch_merger import PatchMerger
+from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
 from projectors.projector import Grid, Projector
+from projectors.qformer import QFormer
 
-__all__ = ["PROJECTORS", "FusedMLP", "Grid", "Linear", "Mlp", "PixelShuffle", "Projector", "build", "describe"]
+__all__ = [
+    "PROJECTORS",
+    "AvgPool",
+    "CAbstractor",
+    "FusedMLP",
+    "Grid",
+    "Linear",
+    "Mlp",
+    "PatchMerger",
+    "Perceiver",
+    "PixelShuffle",
+    "Projector",
+    "QFormer",
+    "build",
+    "describe",
+]
 
 PROJECTORS: dict[str, type[Projector]] = {
     "linear": Linear,
     "mlp": Mlp,
     "fused_mlp": FusedMLP,
     "pixel_shuffle": PixelShuffle,
+    "patch_merger": PatchMerger,
+    "avg_pool": AvgPool,
+    "perceiver": Perceiver,
+    "qformer": QFormer,
+    "c_abstractor": CAbstractor,
 }
 """Name -> class."""
 

@@ -1,42 +1,43 @@
-"""Projectors that map each patch token by itself: one token in, one token out."""
+"""A perceptron for each token."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.projector import Grid, Projector
-
-
-class Linear(Projector):
-    """One linear map (PaliGemma; LLaVA's first version)."""
-
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__(in_dim, out_dim)
-        self.fc1 = nn.Linear(in_dim, out_dim)
-
-    def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return self.fc1(tokens)
+from projectors.activation import activation as activation_called
+from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
 class Mlp(Projector):
-    """Linear, GELU, linear, as wide as the language model: LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744)."""
+    """Linear layers fc1, fc2, ..., an activation between them, as wide as the language model.
 
-    def __init__(self, in_dim: int, out_dim: int):
+    Depth 2 with exact GELU is LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744).
+
+    Args:
+        depth: how many linear layers.
+        activation: a key of `projectors.activation.ACTIVATIONS`.
+        bias: whether the layers have one.
+
+    Raises:
+        ValueError: a depth below 1, or an unknown activation.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, depth: int = 2, activation: str = "gelu", bias: bool = True):
         super().__init__(in_dim, out_dim)
-        self.fc1 = nn.Linear(in_dim, out_dim)
-        self.fc2 = nn.Linear(out_dim, out_dim)
+        at_least_one("mlp", depth=depth)
+        self.depth, self.activation, self.bias = depth, activation, bias
+        self.act = activation_called(activation)
+        for i in range(1, depth + 1):
+            self.add_module(f"fc{i}", nn.Linear(in_dim if i == 1 else out_dim, out_dim, bias=bias))
+
+    @property
+    def options(self) -> dict:
+        return {"depth": self.depth, "activation": self.activation, "bias": self.bias}
+
+    def flops(self, grid: Grid) -> int:
+        return weight_flops(self, self.num_tokens(grid))
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
-class FusedMLP(Projector):
-    """Three layers for fused towers: in -> 4 in -> out -> out. Prismatic VLMs (Karamcheti et al. 2024, arXiv:2402.07865)."""
-
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__(in_dim, out_dim)
-        self.fc1 = nn.Linear(in_dim, 4 * in_dim)
-        self.fc2 = nn.Linear(4 * in_dim, out_dim)
-        self.fc3 = nn.Linear(out_dim, out_dim)
-
-    def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(tokens)))))
+        first, *others = self.children()
+        tokens = first(tokens)
+        for layer in others:
+            tokens = layer(self.act(tokens))
+        return tokens

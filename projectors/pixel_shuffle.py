@@ -1,9 +1,9 @@
 """Fewer, wider tokens: each square of neighbours becomes one, then one linear map."""
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from projectors.projector import Grid, Projector
+from projectors.neighbours import side_by_side, squares_of
+from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
 class PixelShuffle(Projector):
@@ -17,8 +17,7 @@ class PixelShuffle(Projector):
 
     def __init__(self, in_dim: int, out_dim: int, *, scale: int = 2):
         super().__init__(in_dim, out_dim)
-        if scale < 1:
-            raise ValueError(f"pixel_shuffle has scale {scale}, expected a whole number of at least 1")
+        at_least_one("pixel_shuffle", scale=scale)
         self.scale = scale
         self.fc1 = nn.Linear(in_dim * scale * scale, out_dim, bias=False)
 
@@ -26,23 +25,12 @@ class PixelShuffle(Projector):
     def options(self) -> dict:
         return {"scale": self.scale}
 
-    def num_tokens(self, grid: Grid) -> int:
-        if grid[0] % self.scale or grid[1] % self.scale:
-            raise ValueError(
-                f"pixel_shuffle with scale {self.scale} needs a grid of multiples of it, got {grid[0]}x{grid[1]}: "
-                "choose another picture size or scale"
-            )
-        return grid[0] * grid[1] // self.scale**2
+    def out_grid(self, grid: Grid) -> Grid:
+        super().out_grid(grid)
+        return squares_of("pixel_shuffle", grid, side=self.scale, option="scale")
+
+    def flops(self, grid: Grid) -> int:
+        return weight_flops(self, self.num_tokens(grid))
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        self.num_tokens(grid)  # says what is wrong
-        return self.fc1(
-            rearrange(
-                tokens,
-                "b (h p w q) d -> b (h w) (p q d)",
-                h=grid[0] // self.scale,
-                p=self.scale,
-                w=grid[1] // self.scale,
-                q=self.scale,
-            )
-        )
+        return self.fc1(side_by_side(tokens, self.out_grid(grid), self.scale))

@@ -1,45 +1,16 @@
 """`vlm_vision.load_projector`: the projector out of a published model, its bytes alone."""
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import projectors
 from projectors import Projector
-from vlm_vision.checkpoints.files import WeightFiles
-from vlm_vision.checkpoints.keys import Key, layer
+from vlm_vision.checkpoints.connectors import Checkpoint, find
+from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import Part, state_of
+from vlm_vision.checkpoints.towers import WRONG_KIND, state_of
 from vlm_vision.load import known_device, known_dtype, resolve
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One way in which a model stores its projector."""
-
-    projector: str
-    """A key of `projectors.PROJECTORS`."""
-    prefix: str
-    layers: tuple[str, ...]
-    """Their names of fc1, fc2, ..."""
-    bias: bool = True
-
-    def keys(self) -> list[Key]:
-        return [row for i, name in enumerate(self.layers, 1) for row in layer(f"fc{i}", name, bias=self.bias)]
-
-
-_FORMS = (
-    _Form("fused_mlp", "projector.", ("fc1", "fc2", "fc3")),  # OpenVLA, OFT: two towers
-    _Form("mlp", "projector.", ("fc1", "fc2")),  # the same with one
-    _Form("fused_mlp", "projector.projector.", ("0", "2", "4")),  # Prismatic's own files
-    _Form("mlp", "projector.projector.", ("0", "2")),
-    _Form("mlp", "multi_modal_projector.", ("linear_1", "linear_2")),  # LLaVA in transformers
-    _Form("mlp", "mm_projector.", ("0", "2")),  # LLaVA's own
-    _Form("linear", "multi_modal_projector.", ("linear",)),  # PaliGemma, pi0
-    _Form("pixel_shuffle", "connector.modality_projection.", ("proj",), bias=False),  # Idefics3, SmolVLM, SmolVLA
-)
 
 
 def load_projector(
@@ -49,13 +20,17 @@ def load_projector(
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> Projector:
-    """The projector of a published model: LLaVA, Prismatic, OpenVLA, PaliGemma, pi0, Idefics3, SmolVLM, SmolVLA.
+    """The projector of a published model.
 
-    What the model does to its output is the model's: PaliGemma and pi0 divide it by the square root of the language
+    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA, PaliGemma, pi0, Idefics2, Idefics3,
+    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL, Qwen2.5-VL. It takes what their tower gives: the tokens after the final norm for
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+
+    What the model does to the output is the model's: PaliGemma and pi0 divide it by the square root of the language
     model's width.
 
     Args:
-        source: hub id, folder or file.
+        source: hub id, folder or file. A file alone does not tell its activation: it is taken to be the usual one.
         dtype, device: of the weights.
         revision: branch, tag or commit of a hub id.
 
@@ -63,33 +38,16 @@ def load_projector(
         ValueError: no projector of a known form in it, or a weight too many or too few.
     """
     path = resolve(source, revision)
-    weights = weights_of(path)
-    for form in _FORMS:
-        mark = f"{form.prefix}{form.layers[-1]}.weight"
-        for name in weights.shapes:
-            before, found, _ = name.partition(mark)
-            if found and name.endswith(mark) and (not before or before.endswith(".")):
-                return _build(form, Part(weights, before + form.prefix), weights, str(path), dtype, device)
-    known = ", ".join(f"{form.prefix}{form.layers[0]}.weight" for form in _FORMS)
-    raise ValueError(f"{path} holds no projector of a known form: expected a weight ending in one of {known}")
-
-
-def _build(
-    form: _Form, part: Part, weights: WeightFiles, source: str, dtype: torch.dtype, device: str | torch.device
-) -> Projector:
-    first, last = part.shapes[f"{form.layers[0]}.weight"], part.shapes[f"{form.layers[-1]}.weight"]
-    in_dim, options = first[1], {}
-    if form.projector == "pixel_shuffle":
-        width = next((shape[0] for name, shape in weights.shapes.items() if name.endswith("patch_embedding.weight")), 0)
-        scale = math.isqrt(in_dim // width) if width else 0
-        if not width or scale * scale * width != in_dim:
-            raise ValueError(
-                f"{source}: its connector takes {in_dim} channels, no square number of the tower's {width}"
-            )
-        in_dim, options = width, {"scale": scale}
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    try:
+        found = find(Checkpoint(str(path), config, weights_of(path)))
+    except WRONG_KIND as error:
+        raise ValueError(f"{path} describes its projector in another way than expected ({error!r})") from None
     with torch.device("meta"):
-        projector = projectors.build(form.projector, in_dim=in_dim, out_dim=last[0], **options)
+        projector = projectors.build(found.name, **found.options)
     shapes = {name: value.shape for name, value in projector.state_dict().items()}
-    state = state_of(form.keys(), shapes, part, source=source, dtype=known_dtype(dtype), device=known_device(device))
+    state = state_of(
+        found.keys, shapes, found.weights, source=str(path), dtype=known_dtype(dtype), device=known_device(device)
+    )
     projector.load_state_dict(state, strict=True, assign=True)
     return projector.eval()

@@ -1,0 +1,32 @@
+"""Activations by name."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, sigmoid
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+    return x * sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": quick_gelu,
+}
+"""Name -> function."""
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function called `name`. Raises ValueError if none is."""
+    if name not in ACTIVATIONS:
+        near = difflib.get_close_matches(name, ACTIVATIONS)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no activation is called {name!r}, expected one of {', '.join(ACTIVATIONS)}{hint}")
+    return ACTIVATIONS[name]

@@ -1,0 +1,39 @@
+"""Fewer tokens: the mean of neighbours, then a perceptron."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from projectors.mlp import Mlp
+from projectors.projector import Grid, Projector, at_least_one
+
+
+class AvgPool(Projector):
+    """Adaptive average pooling by `factor` in rows and columns, then the two layers of `Mlp`.
+
+    DeCo (Yao et al. 2024, arXiv:2405.20985). A side that the factor does not divide is rounded up, ceil(rows / factor):
+    the windows of adaptive pooling then overlap by a patch here and there, and no patch is left out.
+
+    Raises:
+        ValueError: a factor below 1.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, factor: int = 2):
+        super().__init__(in_dim, out_dim)
+        at_least_one("avg_pool", factor=factor)
+        self.factor = factor
+        self.mlp = Mlp(in_dim, out_dim)
+
+    @property
+    def options(self) -> dict:
+        return {"factor": self.factor}
+
+    def out_grid(self, grid: Grid) -> Grid:
+        super().out_grid(grid)
+        return -(-grid[0] // self.factor), -(-grid[1] // self.factor)
+
+    def flops(self, grid: Grid) -> int:
+        return self.mlp.flops(self.out_grid(grid))
+
+    def project(self, tokens: Tensor, grid: Grid) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), self.out_grid(grid))
+        return self.mlp(pooled.flatten(2).mT, self.out_grid(grid))

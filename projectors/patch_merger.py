@@ -1,0 +1,49 @@
+"""Fewer, wider tokens: each square of neighbours becomes one, then a perceptron."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from projectors.neighbours import side_by_side, squares_of
+from projectors.projector import Grid, Projector, at_least_one, weight_flops
+
+
+class PatchMerger(Projector):
+    """Norm, merge x merge neighbours side by side in the channels, then linear, exact GELU, linear.
+
+    Qwen2-VL (Wang et al. 2024, arXiv:2409.12191), whose patches already lie square by square, row by row within each;
+    ours lie row by row over the picture and are put into that order. The tokens out lie row by row as well.
+
+    Args:
+        merge: side of the square.
+        norm: of each token before merging, over in_dim with epsilon 1e-6; Qwen2-VL has "layer", Qwen2.5-VL
+            (arXiv:2502.13923) "rms".
+
+    Raises:
+        ValueError: a merge below 1, an unknown norm; in use, a grid that merge does not divide.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, merge: int = 2, norm: Literal["layer", "rms"] = "layer"):
+        super().__init__(in_dim, out_dim)
+        at_least_one("patch_merger", merge=merge)
+        if norm not in ("layer", "rms"):
+            raise ValueError(f"patch_merger has norm {norm!r}, expected 'layer' or 'rms'")
+        self.merge, self.kind = merge, norm
+        self.norm = nn.LayerNorm(in_dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(in_dim, eps=1e-6)
+        self.fc1 = nn.Linear(in_dim * merge * merge, in_dim * merge * merge)
+        self.fc2 = nn.Linear(in_dim * merge * merge, out_dim)
+
+    @property
+    def options(self) -> dict:
+        return {"merge": self.merge, "norm": self.kind}
+
+    def out_grid(self, grid: Grid) -> Grid:
+        super().out_grid(grid)
+        return squares_of("patch_merger", grid, side=self.merge, option="merge")
+
+    def flops(self, grid: Grid) -> int:
+        return weight_flops(self, self.num_tokens(grid))
+
+    def project(self, tokens: Tensor, grid: Grid) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(side_by_side(self.norm(tokens), self.out_grid(grid), self.merge))))

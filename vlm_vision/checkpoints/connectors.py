@@ -1,0 +1,261 @@
+"""How published models store their projectors: for each form its options and its key table."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.towers import Part, Weights
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+}
+"""transformers' name of an activation -> ours."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a projector is looked for."""
+
+    source: str
+    """What to call it in an error."""
+    config: dict[str, Any]
+    """Its config.json; empty for a file alone."""
+    weights: Weights
+    before: str = ""
+    """What its names have before those of the form: "model.", say."""
+
+    def part(self, prefix: str, *beside: str) -> Part:
+        """The weights under the prefix; and those beside, under their whole names."""
+        return Part(self.weights, self.before + prefix, beside=beside)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A part of the configuration. Raises ValueError for a file alone: only there is it told how many heads are."""
+        if not self.config:
+            raise ValueError(
+                f"{self.source} does not tell the heads of its projector: give the folder with config.json"
+            )
+        return self.config.get(name) or {}
+
+    def activation(self, config: dict[str, Any], name: str, default: str) -> str:
+        """Our name of the activation that the configuration calls `name`."""
+        theirs = config.get(name) or default
+        if theirs not in ACTIVATIONS:
+            raise ValueError(f"{self.source} has {name} {theirs!r}, expected one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[theirs]
+
+
+@dataclass(frozen=True)
+class Connector:
+    """A projector that was found: what to build, and where its numbers are."""
+
+    name: str
+    options: dict[str, Any]
+    """With the name, the arguments of `projectors.build`."""
+    keys: list[Key]
+    weights: Part
+
+
+def _stack(name: str, part: Part, *layers: str, **options: Any) -> Connector:
+    """Linear layers, which we call fc1, fc2, ..., with biases unless the options say bias=False."""
+    _, in_dim = _shape(part, f"{layers[0]}.weight", 2)
+    out_dim, _ = _shape(part, f"{layers[-1]}.weight", 2)
+    bias = options.get("bias", True)
+    rows = [row for i, theirs in enumerate(layers, 1) for row in layer(f"fc{i}", theirs, bias=bias)]
+    return Connector(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
+
+
+def _llava(found: Checkpoint) -> Connector:
+    act = found.activation(found.config, "projector_hidden_act", "gelu")
+    bias = bool(found.config.get("multimodal_projector_bias", True))
+    part = found.part("multi_modal_projector.")
+    return _stack("mlp", part, "linear_1", "linear_2", bias=bias, activation=act)
+
+
+def _llava_own(found: Checkpoint) -> Connector:
+    """LLaVA's own mlpNx_gelu: layers 0, 2, ..., with the activations in between."""
+    kind = found.config.get("mm_projector_type", "mlp2x_gelu")
+    if not re.fullmatch(r"mlp\d+x_gelu", kind):
+        raise ValueError(f"{found.source} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
+    part = found.part("mm_projector.")
+    depth = _count(part, r"(\d+)\.weight$")
+    return _stack("mlp", part, *(str(2 * i) for i in range(depth)), depth=depth)
+
+
+def _llava_linear(found: Checkpoint) -> Connector:
+    part = found.part("mm_projector.")
+    rows = [key("fc1.weight", "weight"), key("fc1.bias", "bias")]
+    out_dim, in_dim = _shape(part, "weight", 2)
+    return Connector("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
+
+
+def _idefics3(found: Checkpoint) -> Connector:
+    part = found.part("connector.modality_projection.")
+    out_dim, channels = _shape(part, "proj.weight", 2)
+    shapes = found.weights.shapes
+    width = next((shape[0] for name, shape in shapes.items() if name.endswith("patch_embedding.weight")), 0)
+    scale = math.isqrt(channels // width) if width else 0
+    if not width or scale * scale * width != channels:
+        raise ValueError(
+            f"{found.source}: its connector takes {channels} channels, no square number of the tower's {width}"
+        )
+    return Connector(
+        "pixel_shuffle",
+        {"in_dim": width, "out_dim": out_dim, "scale": scale},
+        layer("fc1", "proj", bias=False),
+        part,
+    )
+
+
+def _idefics2(found: Checkpoint) -> Connector:
+    config = found.section("perceiver_config")
+    part = found.part("connector.")
+    act = found.activation(config, "hidden_act", "silu")
+    first = found.activation(found.section("text_config"), "hidden_act", "silu")
+    if act != first:
+        raise ValueError(f"{found.source} has {first} before its resampler and {act} in it, expected one for both")
+    hidden_dim, in_dim = _shape(part, "modality_projection.gate_proj.weight", 2)
+    num_latents, out_dim = _shape(part, "perceiver_resampler.latents", 2)
+    options = {
+        "in_dim": in_dim,
+        "out_dim": out_dim,
+        "num_latents": num_latents,
+        "depth": _count(part, r"perceiver_resampler\.layers\.(\d+)\."),
+        "num_heads": config.get("resampler_n_heads", 16),
+        "num_kv_heads": config.get("num_key_value_heads", 4),
+        "head_dim": config.get("resampler_head_dim", 96),
+        "hidden_dim": hidden_dim,
+        "activation": act,
+        "eps": config.get("rms_norm_eps", 1e-6),
+    }
+    names = {
+        "latents_norm": "input_latents_norm",
+        "context_norm": "input_context_norm",
+        "mlp_norm": "post_attention_layernorm",
+    }
+    names |= {f"attn.{x}_proj": f"self_attn.{x}_proj" for x in "qkvo"}
+    names |= {f"mlp.{x}_proj": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    rows = [key("latents", "perceiver_resampler.latents"), key("norm.weight", "perceiver_resampler.norm.weight")]
+    rows += [key(f"mlp.{x}_proj.weight", f"modality_projection.{x}_proj.weight") for x in ("gate", "up", "down")]
+    for i in range(options["depth"]):
+        theirs = f"perceiver_resampler.layers.{i}"
+        rows += [key(f"layers.{i}.{ours}.weight", f"{theirs}.{name}.weight") for ours, name in names.items()]
+    return Connector("perceiver", options, rows, part)
+
+
+def _qformer(found: Checkpoint) -> Connector:
+    config = found.section("qformer_config")
+    query_tokens, last = f"{found.before}query_tokens", f"{found.before}language_projection"
+    part = found.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
+    if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
+        raise ValueError(
+            f"{found.source}: its Q-Former reads the question beside the picture, which a projector cannot: expected BLIP-2's"
+        )
+    if found.activation(config, "hidden_act", "gelu") != "gelu":
+        raise ValueError(f"{found.source}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
+    _, num_queries, width = _shape(part, query_tokens, 3)
+    hidden_dim, _ = _shape(part, "encoder.layer.0.intermediate_query.dense.weight", 2)
+    _, in_dim = _shape(part, "encoder.layer.0.crossattention.attention.key.weight", 2)
+    out_dim, _ = _shape(part, f"{last}.weight", 2)
+    options = {
+        "in_dim": in_dim,
+        "out_dim": out_dim,
+        "num_queries": num_queries,
+        "width": width,
+        "depth": _count(part, r"encoder\.layer\.(\d+)\."),
+        "num_heads": config.get("num_attention_heads", 12),
+        "hidden_dim": hidden_dim,
+        "cross_attention_frequency": config.get("cross_attention_frequency", 2),
+        "eps": config.get("layer_norm_eps", 1e-12),
+    }
+    rows = [key("queries", query_tokens), *layer("norm", "layernorm"), *layer("fc1", last)]
+    for i in range(options["depth"]):
+        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        rows += _bert_attention(f"{ours}.attn", f"{theirs}.attention")
+        if i % options["cross_attention_frequency"] == 0:
+            rows += _bert_attention(f"{ours}.cross", f"{theirs}.crossattention")
+        rows += layer(f"{ours}.fc1", f"{theirs}.intermediate_query.dense")
+        rows += layer(f"{ours}.fc2", f"{theirs}.output_query.dense")
+        rows += layer(f"{ours}.mlp_norm", f"{theirs}.output_query.LayerNorm")
+    return Connector("qformer", options, rows, part)
+
+
+def _bert_attention(ours: str, theirs: str) -> list[Key]:
+    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+    rows = [row for our, their in names.items() for row in layer(f"{ours}.{our}", f"{theirs}.attention.{their}")]
+    return (
+        rows + layer(f"{ours}.o_proj", f"{theirs}.output.dense") + layer(f"{ours}_norm", f"{theirs}.output.LayerNorm")
+    )
+
+
+def _qwen2_vl(found: Checkpoint) -> Connector:
+    """Qwen2-VL's, with a layer norm, and Qwen2.5-VL's, whose norm has no bias."""
+    part = found.part("visual.merger.")
+    layer_norm = "ln_q.bias" in part.shapes
+    (in_dim,) = _shape(part, "ln_q.weight", 1)
+    out_dim, channels = _shape(part, "mlp.2.weight", 2)
+    options: dict[str, Any] = {"in_dim": in_dim, "out_dim": out_dim, "merge": math.isqrt(channels // in_dim)}
+    options["norm"] = "layer" if layer_norm else "rms"
+    rows = layer("norm", "ln_q", bias=layer_norm) + layer("fc1", "mlp.0") + layer("fc2", "mlp.2")
+    return Connector("patch_merger", options, rows, part)
+
+
+def _shape(part: Part, name: str, dims: int) -> tuple[int, ...]:
+    shape = part.shapes[name]
+    if len(shape) != dims:
+        raise ValueError(
+            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is no projector of its form"
+        )
+    return shape
+
+
+def _count(part: Part, pattern: str) -> int:
+    """How many different numbers the pattern finds at the beginning of names."""
+    return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
+
+
+Reader = Callable[[Checkpoint], Connector]
+
+FORMS: dict[str, Reader] = {
+    "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
+    "projector.fc2.weight": lambda it: _stack("mlp", it.part("projector."), "fc1", "fc2"),  # the same with one tower
+    "projector.projector.4.weight": lambda it: _stack("fused_mlp", it.part("projector.projector."), "0", "2", "4"),
+    "projector.projector.2.weight": lambda it: _stack(
+        "mlp", it.part("projector.projector."), "0", "2"
+    ),  # Prismatic's own
+    "multi_modal_projector.linear_2.weight": _llava,  # LLaVA in transformers
+    "mm_projector.0.weight": _llava_own,
+    "mm_projector.weight": _llava_linear,
+    "multi_modal_projector.linear.weight": lambda it: _stack("linear", it.part("multi_modal_projector."), "linear"),
+    "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
+    "connector.perceiver_resampler.latents": _idefics2,
+    "query_tokens": _qformer,  # BLIP-2
+    "visual.merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL
+}
+"""The weight by which a form is known -> its reader."""
+
+
+def find(found: Checkpoint) -> Connector:
+    """The projector in a checkpoint.
+
+    Raises:
+        ValueError: none of a known form, or one that ours cannot express.
+    """
+    for mark, read in FORMS.items():
+        for name in found.weights.shapes:
+            before = name.removesuffix(mark)
+            if before != name and (not before or before.endswith(".")):
+                return read(Checkpoint(found.source, found.config, found.weights, before))
+    raise ValueError(
+        f"{found.source} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
+    )
