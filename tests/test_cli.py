@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 import vlm_vision as vv
 from vlm_vision.cli import main
+from vlm_vision.data.conversations import llava_json
+from vlm_vision.diagnose import image_use
 
 
 def test_models_lists_every_preset_with_its_size(capsys):
@@ -35,6 +37,27 @@ def test_ask_answers_from_a_saved_folder(vlm, tmp_path, capsys):
         == 0
     )
     assert capsys.readouterr().out.strip() == vlm.answer(picture(), "what colour ?", max_new_tokens=4)
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Four pictures and a question about each, in LLaVA's format."""
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    turns = [{"from": "human", "value": "<image>\nwhat colour ?"}, {"from": "gpt", "value": "red"}]
+    records = [{"image": f"{i}.png", "conversations": turns} for i in range(4)]
+    (tmp_path / "talk.json").write_text(json.dumps(records))
+    (tmp_path / "one.json").write_text(json.dumps(records[:1]))
+    return tmp_path / "talk.json"
+
+
+def test_diagnose_prints_what_the_library_finds(vlm, talk, tmp_path, capsys):
+    vlm.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--data", str(talk), "--images", str(tmp_path), "--limit", "3"]
+    assert main(["diagnose", *arguments, "--batch-size", "2"]) == 0
+    found = image_use(vlm, llava_json(talk, tmp_path)[:3], batch_size=2)
+    assert found.right.answers == 3
+    assert capsys.readouterr().out.strip() == f"{found.table()}\n{found.warning or 'The model uses its pictures.'}"
 
 
 @torch.no_grad()
@@ -79,19 +102,26 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(shared, tmp_path):
         (["tokens", "{picture}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
         (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
         (["tokens", "{picture}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+        (["diagnose", "--model", "{model}", "--data", "none.json", "--images", "{tmp}"], "there is no file none.json"),
+        (["diagnose", "--model", "{tmp}", "--data", "{talk}", "--images", "{tmp}"], "has no config.json"),
+        (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{golden}"], "0.png' does not exist"),
+        (["diagnose", "--model", "{model}", "--data", "{one}", "--images", "{tmp}"], "no two different pictures"),
+        (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{tmp}", "--limit", "-1"], "--limit is -1"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, tmp_path, capsys, arguments, says):
+def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, talk, tmp_path, capsys, arguments, says):
     vlm.save_pretrained(tmp_path / "model")
     picture().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("no picture")
     names = dict(
         model=tmp_path / "model", text=tmp_path / "a.txt", picture=tmp_path / "a.png", tmp=tmp_path,
-        golden=shared / "golden" / "hf_siglip",
+        golden=shared / "golden" / "hf_siglip", talk=talk, one=tmp_path / "one.json",
     )  # fmt: skip
     capsys.readouterr()
     assert main([one.format(**names) for one in arguments]) == 2
-    errors = capsys.readouterr().err.strip().splitlines()
+    errors = [
+        line for line in capsys.readouterr().err.strip().splitlines() if line and "%|" not in line
+    ]  # progress bars
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()
 

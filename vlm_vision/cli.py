@@ -1,4 +1,4 @@
-"""The command `vlm-vision`: models, formats, convert, tokens, ask."""
+"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose."""
 
 import argparse
 import json
@@ -64,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default: %(default)s)")
     ask.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     ask.set_defaults(run=_ask)
+
+    diagnose = commands.add_parser("diagnose", help="does a model use its pictures? Measure it, and say what to try")
+    diagnose.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
+    diagnose.add_argument("--data", required=True, metavar="JSON", help="conversations in LLaVA's JSON format")
+    diagnose.add_argument("--images", required=True, metavar="FOLDER", help="what picture paths start from")
+    diagnose.add_argument(
+        "--limit", type=int, default=256, help="conversations to use (default: %(default)s; 0 for all)"
+    )
+    diagnose.add_argument("--batch-size", type=int, default=16, help="conversations at a time (default: %(default)s)")
+    diagnose.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    diagnose.set_defaults(run=_diagnose)
     return parser
 
 
@@ -140,8 +151,7 @@ def _tokens(options: argparse.Namespace) -> None:
     from vlm_vision.checkpoints.files import whole
     from vlm_vision.checkpoints.save import write_json
 
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size is {options.batch_size}: it must be at least 1")
+    _at_least_one("--batch-size", options.batch_size)
     tap = vv.Tap(options.layer, not options.no_norm)
     encoder = vv.load(options.encoder, tap=tap, device=options.device)
     tensors, grids = {}, []
@@ -173,23 +183,43 @@ def _tokens(options: argparse.Namespace) -> None:
 
 
 def _ask(options: argparse.Namespace) -> None:
+    picture = load_image(options.image)
+    model = _model(options.model, options.device)
+    print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    from vlm_vision.data.conversations import llava_json
+    from vlm_vision.diagnose import image_use
+
+    _at_least_one("--batch-size", options.batch_size)
+    if options.limit < 0:
+        raise ValueError(f"--limit is {options.limit}: it must be at least 1, or 0 for all")
+    conversations = llava_json(options.data, options.images)[: options.limit or None]
+    found = image_use(_model(options.model, options.device), conversations, batch_size=options.batch_size)
+    print(found.table())
+    print(found.warning or "The model uses its pictures.")
+
+
+def _model(source: str, device: str) -> vv.VisionLanguageModel:
+    """The `VisionLanguageModel` of a folder or hub id, on a device."""
     from transformers import AutoConfig
 
-    folder = Path(options.model)
+    folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: give the folder that VisionLanguageModel.save_pretrained wrote")
-    if not folder.exists() and options.model.count("/") != 1:
-        raise ValueError(f"there is no folder {options.model}, and it is no hub id of the form owner/name")
-    picture = load_image(options.image)
-    device = known_device(options.device)
-    config = AutoConfig.from_pretrained(options.model)
-    if config.model_type != "vlm_vision":
-        raise ValueError(
-            f"{options.model} holds a {config.model_type} model, expected one saved by VisionLanguageModel"
-        )
-    model = vv.VisionLanguageModel.from_pretrained(options.model)
-    model.to(device)
-    print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
+    if not folder.exists() and source.count("/") != 1:
+        raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name")
+    where = known_device(device)
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind != "vlm_vision":
+        raise ValueError(f"{source} holds a {kind} model, expected one saved by VisionLanguageModel")
+    return vv.VisionLanguageModel.from_pretrained(source).to(where)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}: it must be at least 1")
 
 
 if __name__ == "__main__":

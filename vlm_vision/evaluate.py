@@ -2,23 +2,29 @@
 
 Blind: the most frequent training answer to each question, no picture. Shuffled: the model, shown another picture. A
 model that uses its eyes beats the first and falls to it under the second.
+
+`teacher_forced` is the quick look during training: loss and right answers of a batch in one forward pass.
 """
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vlm_vision.data.conversations import Conversation
+from vlm_vision.data.labels import IGNORED
+from vlm_vision.data.stored import Picture, opened
 from vlm_vision.vlm.model import VisionLanguageModel
 
-PatchTokens = Callable[[Sequence[str]], Tensor]
-"""Paths of pictures -> their patch tokens, (len(paths), N, D)."""
+PatchTokens = Callable[[Sequence[Picture]], Tensor]
+"""Pictures -> their patch tokens, (len(pictures), N, D)."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,78 @@ class Report:
         return "\n".join(rows)
 
 
+@dataclass(frozen=True)
+class Forced:
+    """Sums over answers whose tokens were predicted from the right ones before them."""
+
+    loss: float = 0.0
+    """Of -log p over answer tokens."""
+    tokens: int = 0
+    right: int = 0
+    """Answers of which every token was the most probable one: those that greedy decoding gives."""
+    answers: int = 0
+
+    def __add__(self, other: "Forced") -> "Forced":
+        return Forced(
+            self.loss + other.loss, self.tokens + other.tokens, self.right + other.right, self.answers + other.answers
+        )
+
+    @property
+    def loss_per_token(self) -> float:
+        return self.loss / max(1, self.tokens)
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / max(1, self.answers)
+
+
+@torch.no_grad()
+def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> Forced:
+    """Loss and right answers of a batch of the collator, padded on either side or packed, in one forward pass.
+
+    An answer is an unbroken run of labels. Every module's mode is put back afterwards.
+
+    Args:
+        model: a `VisionLanguageModel`, wrapped or not.
+        batch: its inputs, and labels (B, T) with -100 where there is no answer.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    labels = batch["labels"][:, 1:]
+    answer = labels != IGNORED
+    begins = answer.clone()
+    begins[:, 1:] &= ~answer[:, :-1]
+    which = begins.flatten().cumsum(0).view_as(labels) - 1  # which answer of the batch a label belongs to
+    predicts = answer.any(dim=0).nonzero().squeeze(1)
+    with evaluating(model):
+        logits = model(**inputs, logits_to_keep=predicts, use_cache=False).logits
+    if logits.shape[1] != len(predicts):  # a language model without logits_to_keep
+        logits = logits[:, predicts]
+    kept = answer[:, predicts]
+    logits, wanted, which = logits[kept].float(), labels[:, predicts][kept], which[:, predicts][kept]
+    wrong = which[logits.argmax(dim=-1) != wanted].unique()
+    answers = int(begins.sum())
+    loss = F.cross_entropy(logits, wanted, reduction="sum").item()
+    return Forced(loss, len(wanted), answers - len(wrong), answers)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def answers(
     model: VisionLanguageModel,
     conversations: Sequence[Conversation],
     *,
-    images: Sequence[Sequence[str]] | None = None,
+    images: Sequence[Sequence[Picture]] | None = None,
     patch_tokens: PatchTokens | None = None,
     batch_size: int = 128,
     max_new_tokens: int = 16,
@@ -65,31 +137,18 @@ def answers(
     """
     assert model.processor is not None
     model.eval()
-    shown = [tuple(paths) for paths in images] if images is not None else [first_pictures(one) for one in conversations]
-    tokens_per_image = _tokens_per_image(model, shown)
+    shown = [tuple(given) for given in images] if images is not None else [first_pictures(one) for one in conversations]
     prompts = [
-        model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True).replace(
-            "<image>", "<image>" * tokens_per_image
-        )
-        for one in conversations
+        model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True) for one in conversations
     ]
-    tokenizer = model.processor.tokenizer
-    bos = tokenizer.bos_token
     found = [""] * len(prompts)
-    by_picture = sorted(range(len(prompts)), key=lambda i: shown[i])  # so that each picture is encoded about once
+    by_picture = sorted(range(len(prompts)), key=lambda i: [str(picture) for picture in shown[i]])  # encoded about once
     for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch"):
         rows = by_picture[start : start + batch_size]
-        texts = [prompts[i] for i in rows]
-        special = not (bos and all(text.startswith(bos) for text in texts))
-        batch = tokenizer(
-            texts, padding=True, return_tensors="pt", add_special_tokens=special, return_token_type_ids=False
-        )
-        batch = batch.to(model.device)
-        seen = _see(model, [path for i in rows for path in shown[i]], patch_tokens)
-        out = model.generate(**batch, patch_tokens=seen, max_new_tokens=max_new_tokens, do_sample=False)
-        for i, text in zip(
-            rows, tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
-        ):
+        batch = _inputs(model, [prompts[i] for i in rows], [one for i in rows for one in shown[i]], patch_tokens)
+        out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        new = out[:, batch["input_ids"].shape[1] :]
+        for i, text in zip(rows, model.processor.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             found[i] = text.strip()
     return found
 
@@ -108,8 +167,8 @@ def evaluate(
     options: dict[str, Any] = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
     given = answers(model, test, **options)
     other = other_pictures(test, seed=seed)
-    swapped = [one for one, paths in zip(test, other, strict=True) if paths is not None]
-    shown = [paths for paths in other if paths is not None]
+    swapped = [one for one, pictures in zip(test, other, strict=True) if pictures is not None]
+    shown = [pictures for pictures in other if pictures is not None]
     confused = answers(model, swapped, images=shown, name="answering, pictures shuffled", **options)
     by_type = _by_type(test, given)
     shuffled_by_type = _by_type(swapped, confused)
@@ -148,25 +207,29 @@ def blind_answers(test: Sequence[Conversation], train: Sequence[Conversation]) -
     return [seen.get(_words(one.turns[0][0]), overall).most_common(1)[0][0] for one in test]
 
 
-def first_pictures(one: Conversation) -> tuple[str, ...]:
+def first_pictures(one: Conversation) -> tuple[Picture, ...]:
     """The pictures that the first question names."""
     return one.images[: one.turns[0][0].count("<image>")]
 
 
-def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[str, ...] | None]:
-    """Other pictures for each first question; None where there are none to show.
+def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[Picture, ...] | None]:
+    """Other pictures for each first question; None where there are none to show."""
+    return exchanged([first_pictures(one) for one in test], seed=seed)
 
-    Among questions with the same number of pictures the distinct ones are put in random order and each passed to the
-    next.
+
+def exchanged(shown: Sequence[tuple[Picture, ...]], *, seed: int) -> list[tuple[Picture, ...] | None]:
+    """Other pictures in the place of each; None where there are none.
+
+    Among those of the same number the distinct ones are put in random order and each passed to the next.
     """
     order = random.Random(seed)
-    after: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for count in sorted({len(first_pictures(one)) for one in test} - {0}):
-        distinct = list(dict.fromkeys(first_pictures(one) for one in test if len(first_pictures(one)) == count))
+    after: dict[tuple[Picture, ...], tuple[Picture, ...]] = {}
+    for count in sorted({len(pictures) for pictures in shown} - {0}):
+        distinct = list(dict.fromkeys(pictures for pictures in shown if len(pictures) == count))
         order.shuffle(distinct)
         if len(distinct) > 1:
-            after |= {images: distinct[(i + 1) % len(distinct)] for i, images in enumerate(distinct)}
-    return [after.get(first_pictures(one)) for one in test]
+            after |= {pictures: distinct[(i + 1) % len(distinct)] for i, pictures in enumerate(distinct)}
+    return [after.get(pictures) for pictures in shown]
 
 
 def _percent(rate: float | None) -> str:
@@ -184,22 +247,28 @@ def _by_type(test: Sequence[Conversation], given: Sequence[str]) -> dict[str, fl
     return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
 
 
-def _see(model: VisionLanguageModel, paths: Sequence[str], patch_tokens: PatchTokens | None) -> Tensor | None:
-    """Patch tokens of `paths`, each distinct picture encoded once; None if there are no pictures."""
-    if not paths:
-        return None
-    distinct = list(dict.fromkeys(paths))
-    tokens = (
-        patch_tokens(distinct) if patch_tokens else model.encode(model.encoder.preprocess(distinct).to(model.device))[0]
+def _inputs(
+    model: VisionLanguageModel, prompts: Sequence[str], pictures: Sequence[Picture], patch_tokens: PatchTokens | None
+) -> dict[str, Tensor]:
+    """What the model is given. Where every picture has one canvas, each distinct one is encoded once."""
+    processor: Any = model.processor
+    size = processor.image_processor.canvas_size
+    if not pictures or size is None:
+        return processor(text=list(prompts), images=opened(pictures), return_tensors="pt").to(model.device)
+    distinct = list(dict.fromkeys(pictures))
+    if patch_tokens:
+        tokens = patch_tokens(distinct)
+    else:
+        ((tokens, _),) = model.encode(model.encoder.preprocess(opened(distinct)).to(model.device))
+    row = {picture: i for i, picture in enumerate(distinct)}
+    texts = processor.expand(prompts, [model.num_image_tokens(*size)] * len(pictures))
+    bos = processor.tokenizer.bos_token
+    batch = processor.tokenizer(
+        texts,
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=not (bos and all(text.startswith(bos) for text in texts)),
+        return_token_type_ids=False,
     )
-    row = {path: i for i, path in enumerate(distinct)}
-    return tokens.to(model.device)[[row[path] for path in paths]]
-
-
-def _tokens_per_image(model: VisionLanguageModel, images: Sequence[Sequence[str]]) -> int:
-    size = model.encoder.preprocess.output_size
-    if size is None:
-        raise ValueError(
-            "evaluation needs pictures of one size: give the encoder's preprocessing a crop, or image_size to load"
-        )
-    return model.num_image_tokens(*size) if any(images) else 0
+    seen = tokens[[row[picture] for picture in pictures]]
+    return {**batch.to(model.device), "patch_tokens": seen.to(model.device)}

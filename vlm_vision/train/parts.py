@@ -1,13 +1,34 @@
-"""Which part of a `VisionLanguageModel` trains, and how: frozen, LoRA adapters, or all its weights."""
+"""Which group of a `VisionLanguageModel` trains, and how: frozen, LoRA adapters, or all its weights.
 
+Three groups: vision is the encoder, projector what stands between (with the newline token of a layout that has one),
+language the language model.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.vlm.model import VisionLanguageModel
 
 How = Literal["frozen", "lora", "full"]
+
+
+def group_modules(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The groups by name, each as one module, for `parameter_groups` and norms; of a model wrapped by peft too."""
+    vlm = unwrapped(model)
+    between: list[nn.Module] = [vlm.projector]
+    if vlm.image_newline is not None:
+        between.append(nn.ParameterList([vlm.image_newline]))
+    parts = {"vision": [vlm.encoder], "projector": between, "language": [vlm.language_model]}
+    return {name: nn.ModuleList(modules) for name, modules in parts.items()}
 
 
 def set_trainable(
@@ -20,47 +41,107 @@ def set_trainable(
     lora_alpha: int = 32,
     lora_dropout: float = 0.0,
 ) -> nn.Module:
-    """Freeze and unfreeze the parts, and put LoRA adapters on every linear layer of those that ask for them.
+    """Freeze and unfreeze the groups, and put LoRA adapters on every linear layer of those that ask for them.
 
-    What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked.
+    What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked. Beside a group
+    with adapters, one that trains in full becomes part of the adapter (peft's `modules_to_save`): saved and loaded with
+    it, also by peft itself. A copy trains then, and the weights it started from are kept: they take memory twice.
 
     Returns:
-        The model to train: the model itself, or the peft wrapper around it. `merged` undoes the wrapping.
-    """
-    parts = {"encoder": vision, "projector": projector, "language_model": language}
-    adapted = [name for name, how in parts.items() if how == "lora"]
-    wrapped: nn.Module = model
-    if adapted:
-        from peft import LoraConfig, get_peft_model
+        The model to train: the model itself, or the peft wrapper around it. `vlm_vision.train.adapters` saves, loads and
+        merges the wrapper.
 
+    Raises:
+        ValueError: the model has adapters already.
+    """
+    if not isinstance(model, VisionLanguageModel) or any(isinstance(one, LoraLayer) for one in model.modules()):
+        raise ValueError("this model has adapters already: merge them, or begin with a model that has none")
+    asked: dict[str, How] = {"vision": vision, "projector": projector, "language": language}
+    wrapped: nn.Module = model
+    for name, group in group_modules(model).items():
+        group.requires_grad_(asked[name] == "full")
+    _freeze_idle(model)
+    adapted = [_PARTS[name] for name, how in asked.items() if how == "lora"]
+    if adapted:
         idle = {id(module) for part in _idle(model) for module in part.modules()}
-        targets = [name for part in adapted for name in _linear_layers(model, part, without=idle)]
-        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets)
-        wrapped = get_peft_model(model, lora)
-    for name, how in parts.items():
-        if how != "lora":
-            getattr(model, name).requires_grad_(how == "full")
-    for part in _idle(model):
-        part.requires_grad_(False)
-    for tower in _towers(model):
-        if tower.model.mask_token is not None:
-            tower.model.mask_token.requires_grad_(False)
+        lora = LoraConfig(
+            r=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            target_modules=[name for part in adapted for name in _linear_layers(model, part, without=idle)],
+            modules_to_save=[name for part, how in asked.items() if how == "full" for name in _whole(model, part)]
+            or None,
+        )
+        with quiet_peft():
+            wrapped = get_peft_model(model, lora)
+        _freeze_idle(model)
+        _check_whole(model, lora.modules_to_save or [])
     return wrapped
 
 
-def merged(wrapped: nn.Module) -> VisionLanguageModel:
-    """The plain model, adapters merged into its weights."""
-    return wrapped if isinstance(wrapped, VisionLanguageModel) else wrapped.merge_and_unload()  # type: ignore[operator]
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without peft's warning that GPT-2's linear layers are transposed, which it sees to itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        yield
 
 
-def trainable_table(model: VisionLanguageModel) -> str:
-    """One line for each part: how many of its parameters train."""
-    lines = []
-    for name in ("encoder", "projector", "language_model"):
-        weights = list(getattr(model, name).parameters())
-        total, trains = sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
-        lines.append(f"{name:15} {trains:>13,} of {total:>13,} parameters train")
+def unwrapped(model: nn.Module) -> VisionLanguageModel:
+    """The `VisionLanguageModel` in peft's wrapper, with adapters in its layers; a plain one is returned as it is."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, VisionLanguageModel):
+        raise ValueError(f"expected a VisionLanguageModel, plain or in peft's wrapper, got a {type(inner).__name__}")
+    return inner
+
+
+def trainable_table(model: nn.Module) -> str:
+    """One line for each group: frozen, LoRA or full, how many parameters train of how many, and their size.
+
+    The size is that of what trains, as it is stored; adapters count on top of the group's own parameters.
+    """
+    lines = [f"{'group':10} {'how':14} {'trains':>15} {'of':>15} {'MiB':>9}"]
+    for name, group in group_modules(model).items():
+        ranks = sorted({rank for one in group.modules() if isinstance(one, LoraLayer) for rank in one.r.values()})
+        own = [w for path, w in group.named_parameters() if ".lora_" not in path and ".original_module." not in path]
+        trains = [w for w in group.parameters() if w.requires_grad]
+        how = "LoRA rank " + ", ".join(map(str, ranks)) if ranks else "full" if trains else "frozen"
+        count, total = sum(w.numel() for w in trains), sum(w.numel() for w in own)
+        lines.append(f"{name:10} {how:14} {count:15,} {total:15,} {sum(w.nbytes for w in trains) / 2**20:9.1f}")
     return "\n".join(lines)
+
+
+_PARTS = {"vision": "encoder", "projector": "projector", "language": "language_model"}
+"""Group -> the module of the model that LoRA goes into."""
+
+
+def _whole(model: VisionLanguageModel, group: str) -> list[str]:
+    """Names of the modules that hold all weights of a group, for peft to copy.
+
+    Those right under encoder and projector where they have no weights of their own, so that both stay what they are. The
+    language model is one, for its tied weights.
+    """
+    if group == "language":
+        return [_PARTS[group]]
+    names = list(_holders(model.get_submodule(_PARTS[group]), _PARTS[group]))
+    newline = group == "projector" and model.image_newline is not None
+    return [*names, "newline"] if newline else names
+
+
+def _holders(module: nn.Module, name: str) -> Iterator[str]:
+    """The topmost modules with weights of their own."""
+    if any(True for _ in module.parameters(recurse=False)):
+        yield name
+    else:
+        for child_name, child in module.named_children():
+            yield from _holders(child, f"{name}.{child_name}")
+
+
+def _check_whole(model: VisionLanguageModel, names: list[str]) -> None:
+    """peft finds modules by how their names end: raise ValueError if it copied others than `names`."""
+    found = {name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    if found != set(names):
+        raise ValueError(f"peft would save {', '.join(sorted(found))}, expected {', '.join(names)}: rename the modules")
 
 
 def _towers(model: VisionLanguageModel) -> list[Encoder]:
@@ -72,13 +153,19 @@ def _idle(model: VisionLanguageModel) -> list[nn.Module]:
     return [part for tower in _towers(model) for part in tower.model.unreached(tower.tap)]
 
 
+def _freeze_idle(model: VisionLanguageModel) -> None:
+    for part in _idle(model):
+        part.requires_grad_(False)
+    for tower in _towers(model):
+        if tower.model.mask_token is not None:
+            tower.model.mask_token.requires_grad_(False)
+
+
 def _linear_layers(model: VisionLanguageModel, part: str, *, without: set[int]) -> list[str]:
     """Full names of the linear layers of a part, but those in `without` and the output embedding."""
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
     output = model.get_output_embeddings()
     return [
         f"{part}.{name}"
-        for name, module in getattr(model, part).named_modules()
+        for name, module in model.get_submodule(part).named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output and id(module) not in without
     ]

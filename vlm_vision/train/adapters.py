@@ -1,0 +1,243 @@
+"""LoRA adapters on disk and merged into the weights, so that neither goes wrong in silence.
+
+A saved adapter knows which weights and which preprocessing it was trained on and is not put on others: not on another
+base, and not on one that it is merged into already. A merge is done in float32 and compared with the adapters before
+anything is returned.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vlm_vision.checkpoints.files import read_json, whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.train.parts import quiet_peft, unwrapped
+from vlm_vision.vlm.model import VisionLanguageModel
+
+log = logging.getLogger(__name__)
+
+SIDECAR, WEIGHTS = "vlm_vision_adapter.json", "adapter_model.safetensors"
+GROUP = {"encoder": "vision", "projector": "projector", "newline": "projector", "language_model": "language"}
+"""Module of the model -> the group it belongs to."""
+HASHED_VALUES = 2048
+"""Of each base weight, from its beginning."""
+LARGEST_ERROR = 1e-4
+"""Of a merge in float32: of the logits, relative to the largest of them."""
+LARGEST_SHARE = 0.1
+"""Of a merge in half precision: of what the adapters do to the logits."""
+
+
+def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
+    """Write adapters and groups trained in full: adapter_model.safetensors, adapter_config.json (both peft's) and
+    vlm_vision_adapter.json.
+
+    Raises:
+        ValueError: no adapters, or adapters that are merged into their layers at present.
+    """
+    peft = _adapted(wrapped)
+    model = unwrapped(peft)
+    about = {
+        "lora": _groups(_lora_layers(model)),
+        "full": _groups(_full_modules(model)),
+        "base_fingerprint": base_fingerprint(model, without=_full_modules(model)),
+        "sight_fingerprint": sight_fingerprint(model),
+    }
+    with whole(Path(folder)) as staging:
+        peft.save_pretrained(str(staging), save_embedding_layers=False)
+        (staging / "README.md").unlink(missing_ok=True)  # peft's form to fill in
+        write_json(staging / SIDECAR, about)
+
+
+def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
+    """Put saved adapters on the model they were trained on. It is changed in place; its wrapper is returned, in
+    evaluation mode and frozen.
+
+    Strict where peft warns: a missing or unused weight is an error, and the model is then left as it was.
+
+    Raises:
+        ValueError: another base than the adapter's, one that it is merged into, other preprocessing, or a damaged folder.
+    """
+    folder = Path(folder)
+    about, config = read_json(folder / SIDECAR), read_json(folder / "adapter_config.json")
+    unwrapped(model)
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError("this model has adapters already: load these on the plain model")
+    if sight_fingerprint(model) != about.get("sight_fingerprint"):
+        raise ValueError(
+            f"{folder} was trained with other preprocessing, tap or image layout than this model has: restore them, the "
+            "adapters would see other tokens"
+        )
+    if base_fingerprint(model, without=config.get("modules_to_save") or []) != about.get("base_fingerprint"):
+        raise ValueError(
+            f"{folder} was trained on other weights than this model has: load the model it was trained on, and not one "
+            "that these adapters are merged into already"
+        )
+    before = dict(model.named_modules())
+    trains = {weight: weight.requires_grad for weight in model.parameters()}
+    try:
+        with quiet_peft():
+            wrapped = PeftModel.from_pretrained(model, str(folder))
+        _check_complete(wrapped, folder)
+    except Exception as error:  # peft's are of many kinds
+        for name, module in before.items():
+            if name and model.get_submodule(name) is not module:
+                model.set_submodule(name, module)
+        for weight, wanted in trains.items():
+            weight.requires_grad_(wanted)
+        raise ValueError(f"{folder} does not fit this model: {' '.join(str(error).split())[:300]}") from error
+    return wrapped.eval()
+
+
+@torch.no_grad()
+def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
+    """The plain model with the adapters in its weights, compared with them on `batch` before it is returned, unfrozen.
+
+    Each weight becomes W + scale * B A in float32 and is rounded once, to the type it is stored in. The logits of the
+    batch are computed in float32 with adapters, without, and with the merged and rounded weights; both figures are
+    logged. `wrapped` stays as it is; a copy in float32 must fit beside it, so move a large model to the CPU first.
+
+    Args:
+        wrapped: of `set_trainable` or `load_adapter`; a plain model is returned as it is.
+        batch: the model's inputs, pictures among them; labels are not used.
+
+    Raises:
+        ValueError: weights that are not finite; a merge that changes a float32 model's logits by more than 1e-4 of the
+            largest, or another's by more than a tenth of what the adapters do.
+    """
+    if isinstance(wrapped, VisionLanguageModel):
+        return wrapped
+    peft = _adapted(wrapped)
+    for name, weight in get_peft_model_state_dict(peft, save_embedding_layers=False).items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name} holds values that are not finite: go back to a checkpoint before they appeared")
+    half = any(layer.get_base_layer().weight.dtype != torch.float32 for layer in _lora_layers(peft).values())
+    peft = copy.deepcopy(peft).eval()
+    stored = [
+        (module, name, value.dtype)
+        for module in peft.modules()
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if value.is_floating_point()
+    ]
+    peft.float()
+    wanted = _logits(unwrapped(peft), batch)
+    _switch(peft, False)
+    plain = _logits(unwrapped(peft), batch)
+    _switch(peft, True)
+    model: VisionLanguageModel = peft.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    _cast(stored)
+    _check_merge(plain, wanted, _logits(model.float(), batch), half=half)
+    _cast(stored)
+    return model.requires_grad_(True)
+
+
+def _check_merge(plain: Tensor, wanted: Tensor, merged: Tensor, *, half: bool) -> None:
+    """Log what the merge and the adapters each do to the logits. Raises ValueError if the merge does too much."""
+    error, effect = _rms(merged - wanted), _rms(wanted - plain)
+    worst, scale = (merged - wanted).abs().max().item(), wanted.abs().max().item()
+    figures = (
+        f"merging changes the logits by {error:.2g}, at worst {worst:.2g} of {scale:.2g}, and the adapters change them by "
+        f"{effect:.2g} (root mean square)"
+    )
+    if half and not error <= LARGEST_SHARE * effect:
+        raise ValueError(
+            f"{figures}: the stored type rounds the adapters away, load the base in float32 and merge there"
+        )
+    if not half and not worst <= LARGEST_ERROR * scale:
+        raise ValueError(f"{figures}: these adapters cannot be merged, keep them beside the base")
+    log.info(figures)
+
+
+def base_fingerprint(model: VisionLanguageModel, *, without: Iterable[str]) -> str:
+    """16 hex digits of the weights under the adapters: name, shape and first values of each, but of the modules `without`.
+
+    Values are rounded to bfloat16, so that the same weights in float32 have the same fingerprint.
+    """
+    digest, left_out = hashlib.sha256(), tuple(f"{name}." for name in without)
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in model.named_parameters()}
+    for name in sorted(weights):
+        if not name.startswith(left_out) and ".lora_" not in name:
+            head = weights[name].detach().flatten()[:HASHED_VALUES].to("cpu", torch.bfloat16)
+            digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+            digest.update(head.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def sight_fingerprint(model: VisionLanguageModel) -> str:
+    """16 hex digits of what decides the patch tokens beside weights: architecture, preprocessing, tap, image layout."""
+    described = {"encoder": model.encoder.to_dict(), "layout": model.layout.to_dict()}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _adapted(wrapped: nn.Module) -> PeftModel:
+    if not isinstance(wrapped, PeftModel):
+        raise ValueError(
+            f"expected the model with adapters that set_trainable returned, got a {type(wrapped).__name__}: unwrap it, or "
+            "use save_pretrained where there are none"
+        )
+    if any(layer.merged for layer in _lora_layers(wrapped).values()):
+        raise ValueError("the adapters are merged into their layers at present: call unmerge_adapter first")
+    return wrapped
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _full_modules(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+
+
+def _groups(names: Iterable[str]) -> list[str]:
+    return sorted({GROUP[name.split(".")[0]] for name in names})
+
+
+def _check_complete(wrapped: PeftModel, folder: Path) -> None:
+    """Raise ValueError unless the file holds the weights of these adapters, all and no others."""
+    wanted = {
+        name: list(weight.shape)
+        for name, weight in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{WEIGHTS} is damaged ({error})") from None
+    for what, names in (("lacks", wanted.keys() - found.keys()), ("has unused", found.keys() - wanted.keys())):
+        if names:
+            raise ValueError(f"{WEIGHTS} {what} {', '.join(sorted(names)[:3])}")
+
+
+def _switch(model: nn.Module, enabled: bool) -> None:
+    """LoRA on or off; groups trained in full stay."""
+    for layer in _lora_layers(model).values():
+        layer.enable_adapters(enabled)
+
+
+def _cast(stored: list[tuple[nn.Module, str, torch.dtype]]) -> None:
+    for module, name, dtype in stored:
+        tensor = getattr(module, name)
+        tensor.data = tensor.data.to(dtype)
+
+
+def _logits(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
+    """Logits at the tokens of a batch, padding left out, (tokens, vocabulary)."""
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    with torch.autocast(model.device.type, enabled=False):
+        logits = model(**inputs, use_cache=False).logits
+    mask = inputs.get("attention_mask")
+    return logits.flatten(0, 1) if mask is None else logits[mask.bool()]
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
