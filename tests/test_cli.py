@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, tiny_llm, tiny_tokenizer
 from safetensors.torch import load_file
 
 import vlm_vision as vv
@@ -139,3 +139,16 @@ def test_convert_says_what_a_format_cannot_express_and_writes_nothing(shared, tm
     assert main(["convert", str(shared / "golden" / "hf_vit_cls"), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "norm_eps 1e-12 would become 1e-06" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_writes_a_whole_model_for_llava(shared, tmp_path, capsys):
+    tower = vv.load(shared / "golden" / "hf_clip_quickgelu", tap=vv.Tap(-2, norm=False))
+    vlm = vv.VisionLanguageModel.attach(tower, tiny_llm("llama"), tokenizer=tiny_tokenizer())
+    vlm.save_pretrained(tmp_path / "model")
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "llava"), "--to", "llava"]) == 0
+    assert "the same inputs and logits" in capsys.readouterr().out
+    picture().save(tmp_path / "a.png")
+    for folder in ("model", "llava"):
+        assert main(["ask", str(tmp_path / "a.png"), "what ?", "--model", str(tmp_path / folder)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == told[1]

@@ -35,10 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     formats = commands.add_parser("formats", help="which families are read from which formats, as a table")
     formats.set_defaults(run=_formats)
 
-    convert = commands.add_parser("convert", help="write an encoder in another public format")
+    convert = commands.add_parser("convert", help="write an encoder, or a whole model, in another public format")
     convert.add_argument("source", metavar="SRC", help="folder, file or hub id, of any format")
     convert.add_argument("target", metavar="DST", help="folder to write")
-    convert.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    convert.add_argument(
+        "--to", required=True, choices=[*FORMATS, *WHOLE], help="format to write; llava and prismatic for whole models"
+    )
     convert.add_argument("--format", help="of the source, where a folder holds two")
     convert.add_argument("--part", help="prefix of the tower's weights, where a file holds several")
     convert.add_argument("--architecture", help="timm's or open_clip's name, for a bare state dict")
@@ -67,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
     diagnose = commands.add_parser("diagnose", help="does a model use its pictures? Measure it, and say what to try")
     diagnose.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
-    diagnose.add_argument("--data", required=True, metavar="JSON", help="conversations in LLaVA's JSON format")
-    diagnose.add_argument("--images", required=True, metavar="FOLDER", help="what picture paths start from")
+    diagnose.add_argument(
+        "--data", required=True, metavar="SRC", help="LLaVA's JSON, .tar shards, a data set, or easy_vqa"
+    )
+    diagnose.add_argument("--images", default="", metavar="FOLDER", help="what picture paths start from")
     diagnose.add_argument(
         "--limit", type=int, default=256, help="conversations to use (default: %(default)s; 0 for all)"
     )
@@ -102,6 +106,8 @@ _COLUMNS = {
     "openvla": "Prismatic, OpenVLA",
     "lerobot": "LeRobot (pi0, SmolVLA)",
 }
+WHOLE = ("llava", "prismatic")
+"""Formats of models with a language model."""
 _WRITTEN = {"dino": "vit"}  # families that a format holds under another's name
 
 
@@ -123,6 +129,10 @@ def _formats(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     import torch
 
+    if options.to in WHOLE:
+        vv.export(_model(options.source, "cpu"), options.to, options.target)
+        print(f"{options.target}: {options.to}, read back, the same inputs and logits")
+        return
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         hints = {name: getattr(options, name) for name in ("format", "part", "architecture", "num_heads")}
@@ -189,13 +199,13 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from vlm_vision.data.conversations import llava_json
+    from vlm_vision.data.read import read_conversations
     from vlm_vision.diagnose import image_use
 
     _at_least_one("--batch-size", options.batch_size)
     if options.limit < 0:
         raise ValueError(f"--limit is {options.limit}: it must be at least 1, or 0 for all")
-    conversations = llava_json(options.data, options.images)[: options.limit or None]
+    conversations = read_conversations(options.data, images=options.images, split="test")[: options.limit or None]
     found = image_use(_model(options.model, options.device), conversations, batch_size=options.batch_size)
     print(found.table())
     print(found.warning or "The model uses its pictures.")
@@ -203,17 +213,20 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 def _model(source: str, device: str) -> vv.VisionLanguageModel:
     """The `VisionLanguageModel` of a folder or hub id, on a device."""
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
+
+    from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
 
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: give the folder that VisionLanguageModel.save_pretrained wrote")
     if not folder.exists() and source.count("/") != 1:
         raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name")
-    where = known_device(device)
-    kind = AutoConfig.from_pretrained(source).model_type
-    if kind != "vlm_vision":
-        raise ValueError(f"{source} holds a {kind} model, expected one saved by VisionLanguageModel")
+    where, kind = known_device(device), PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind not in (VisionLanguageConfig.model_type, *STOCK_TYPES):
+        raise ValueError(
+            f"{source} holds a {kind} model, expected one saved by VisionLanguageModel, LLaVA or Prismatic"
+        )
     return vv.VisionLanguageModel.from_pretrained(source).to(where)
 
 

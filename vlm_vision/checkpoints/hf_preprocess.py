@@ -16,6 +16,7 @@ _STEPS: dict[str, set[str]] = {
 
 _NAFLEX, _FLOAT = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+_ANYRES = "LlavaNextImageProcessor"
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
 """Where the class takes the size from, if not from `size`."""
 
@@ -28,6 +29,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiTImageProcessor": _PLAIN | _CROP | _HALF | {"size": [256, 256], "resample": 3},
     "CLIPImageProcessor": _CLIP,
     "BitImageProcessor": _CLIP,
+    _ANYRES: _CLIP,
     "SiglipImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "default_to_square": False, "resample": 3},
     _FLOAT: _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
     _NAFLEX: _PLAIN | _HALF | {"patch_size": 16, "max_num_patches": 256, "resample": 2},
@@ -43,6 +45,9 @@ _WITHOUT_EFFECT = set(
 )
 _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
 """How a `_TILED` class cuts a picture into several, which no `Preprocess` does."""
+
+_IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {_ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"}}
+"""Keys about several canvases for one picture, by class: what each canvas is made of is read."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -66,7 +71,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
     given = {key: value for key, value in config.items() if value is not None}
     read = {"default_to_square", *steps}.union(*steps.values())
-    ignored = _WITHOUT_EFFECT | (_OF_TILES if name in _TILED else set())
+    ignored = _WITHOUT_EFFECT | _IGNORED.get(name, set())
     for key in sorted(given.keys() - read - ignored):
         off = key.startswith("do_") and given[key] is False
         if not off and (key, given[key]) != ("data_format", "channels_first"):
@@ -125,7 +130,7 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
         )
     only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
     name = image_processor_type or only or "CLIPImageProcessor"
-    able = [only] if only else [known for known in _DEFAULTS if known not in (_NAFLEX, _FLOAT, *_TILED)]
+    able = [only] if only else [known for known in _DEFAULTS if known not in (_NAFLEX, _FLOAT, _ANYRES, *_TILED)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {

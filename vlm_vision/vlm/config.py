@@ -1,11 +1,17 @@
 """Configuration of a `VisionLanguageModel`, as transformers saves and loads it."""
 
+import json
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from vlm_vision.vlm.hub import OnHub
 
-class VisionLanguageConfig(PreTrainedConfig):
+STOCK_TYPES = ("llava", "llava_next", "openvla", "prismatic")
+"""model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads beside its own."""
+
+
+class VisionLanguageConfig(OnHub, PreTrainedConfig):
     """Encoder, projector and language model of one `VisionLanguageModel`.
 
     Args:
@@ -33,15 +39,20 @@ class VisionLanguageConfig(PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.encoder_config: dict[str, Any] = encoder_config or {}
-        self.projector_config: dict[str, Any] = projector_config or {}
+        self.encoder_config: dict[str, Any] = as_json(encoder_config or {})
+        self.projector_config: dict[str, Any] = as_json(projector_config or {})
         self.text_config = text_config
-        self.layout_config: dict[str, Any] = layout_config or {"name": "whole"}
+        self.layout_config: dict[str, Any] = as_json(layout_config or {"name": "whole"})
         self.image_token_id = image_token_id
         self.encoder_in_fp32 = encoder_in_fp32
         if text_config is not None:
             kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
+
+
+def as_json(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with lists for tuples, as it comes back from a file."""
+    return json.loads(json.dumps(state))
 
 
 AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig)

@@ -1,5 +1,7 @@
 """From pixels to image tokens: encoder, projector, layout. What `VisionLanguageModel` does before the language model."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +11,32 @@ from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.layout import Layout, Size, Whole
 
 
+class Newline(nn.Module):
+    """A learned token, (width,), like `like` in type and device. A module, so that peft can save it with adapters."""
+
+    def __init__(self, width: int, like: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(like.new_empty(width))
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+
+def trained(module: Any) -> Any:
+    """The copy of a module that trains in peft's `modules_to_save`, or the module itself."""
+    return module.modules_to_save[module.active_adapter] if hasattr(module, "original_module") else module
+
+
 class Eyes:
     """The seeing half of a `VisionLanguageModel`, which sets these four."""
 
     encoder: Encoder | FusedEncoder
     projector: projectors.Projector
     layout: Layout
-    image_newline: nn.Parameter | None
+    newline: Newline | None
+
+    @property
+    def image_newline(self) -> nn.Parameter | None:
+        """(width,) token that ends a row of tiles, for layouts that have one."""
+        return None if self.newline is None else self.newline.weight
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens that one picture takes in the language model; height and width as `Layout.num_tokens` takes them."""

@@ -11,7 +11,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.vlm.config import VisionLanguageConfig
+from vlm_vision.vlm.config import VisionLanguageConfig, as_json
+from vlm_vision.vlm.hub import OnHub
 from vlm_vision.vlm.layout import Layout, Whole, layout_from_dict
 
 
@@ -20,7 +21,7 @@ def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:
     return FusedEncoder.from_dict(state) if "towers" in state else Encoder.from_dict(state)
 
 
-class VisionLanguageImageProcessor(BaseImageProcessor):
+class VisionLanguageImageProcessor(OnHub, BaseImageProcessor):
     """Holds what decides pixels and token counts: configuration of encoder, projector and layout, no weights."""
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -33,9 +34,9 @@ class VisionLanguageImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.encoder_config = encoder_config
-        self.projector_config = projector_config
-        self.layout_config = layout_config or Whole().to_dict()
+        self.encoder_config = as_json(encoder_config)
+        self.projector_config = as_json(projector_config)
+        self.layout_config = as_json(layout_config or Whole().to_dict())
 
     @cached_property
     def _shapes(self) -> tuple[Encoder | FusedEncoder, projectors.Projector, Layout]:

@@ -6,14 +6,13 @@ input ids -> word embeddings, image tokens in the places of `<image>` -> languag
 
 import copy
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -21,18 +20,21 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.preprocess import ImageInput
-from vlm_vision.vlm.config import VisionLanguageConfig
-from vlm_vision.vlm.eyes import Eyes
+from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig, as_json
+from vlm_vision.vlm.eyes import Eyes, Newline, trained
+from vlm_vision.vlm.hub import OnHub
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
+from vlm_vision.vlm.speech import Speech
 
 
-class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
+class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin):
     """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
+    attn_implementation is the language model's alone: the encoder always uses PyTorch's scaled_dot_product_attention.
+    Likewise output_attentions and output_hidden_states are the language model's.
     """
 
     config_class = VisionLanguageConfig
@@ -61,14 +63,11 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
             language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         )
         self.layout = layout_from_dict(config.layout_config)
-        self.image_newline: nn.Parameter | None = None
-        if self.layout.newline:
-            weight = next(self.projector.parameters())
-            self.image_newline = nn.Parameter(weight.new_empty(self.projector.out_dim))
-            nn.init.normal_(self.image_newline, std=self.projector.out_dim**-0.5)
+        like = next(self.projector.parameters())
+        self.newline = Newline(self.projector.out_dim, like) if self.layout.newline else None
         self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
-            self._keep_in_fp32_modules_strict = {"encoder", "projector", "image_newline"}
+            self._keep_in_fp32_modules_strict = {"encoder", "projector", "newline"}
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
 
@@ -158,9 +157,9 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
     def processor(self) -> VisionLanguageProcessor | None:
         """Makes this model's inputs; follows a change of the encoder's preprocessing or of the projector."""
         if self._processor is not None:
-            described = (self.encoder.to_dict(), projectors.describe(self.projector), self.layout.to_dict())
+            described = (self.encoder.to_dict(), projectors.describe(trained(self.projector)), self.layout.to_dict())
             held = self._processor.image_processor
-            if described != (held.encoder_config, held.projector_config, held.layout_config):
+            if [*map(as_json, described)] != [held.encoder_config, held.projector_config, held.layout_config]:
                 self._processor.image_processor = VisionLanguageImageProcessor(*described)
         return self._processor
 
@@ -243,8 +242,8 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        decoding = past_key_values is not None and attention_mask is not None and _goes_on(input_ids, attention_mask)
-        if inputs_embeds is None and decoding and pixel_values is None and patch_tokens is None:
+        decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past_key_values)
+        if decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
         elif inputs_embeds is None:
             inputs_embeds = self.embed(
@@ -275,41 +274,6 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any):
-        """As `GenerationMixin.generate`; pictures are encoded once, whatever the number of beams or steps."""
-        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "patch_tokens", "grid")}
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if input_ids is not None and kwargs.get("inputs_embeds") is None:
-            kwargs["inputs_embeds"] = self.embed(input_ids, **pictures)
-        return super().generate(input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def answer(self, images: ImageInput | Sequence[ImageInput], question: str, *, max_new_tokens: int = 64) -> str:
-        """Greedy answer to a question about one or more pictures, through the chat template."""
-        if self.processor is None:
-            raise ValueError(
-                "this model has no processor: load it from a folder with a tokenizer, or set model.processor"
-            )
-        pictures: Any = list(images) if isinstance(images, list | tuple) else [images]
-        content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
-        prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)
-        out = self.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        return self.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        if inputs_embeds is not None and not kwargs.get("use_cache", True):  # every step sees the whole sequence
-            inputs_embeds = torch.cat(
-                [inputs_embeds, self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])], dim=1
-            )
-            is_first_iteration = True
-        return super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -322,26 +286,56 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.set_output_embeddings(new_embeddings)
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The vision tower; the model itself for a modality that it does not know."""
+        return self.encoder if modality in (None, "image", "video") else super().get_encoder(modality)
+
+    def set_encoder(self, encoder: Encoder | FusedEncoder, modality: str | None = None) -> None:
+        self.encoder = encoder
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
+    def set_decoder(self, decoder: nn.Module) -> None:
+        setattr(self.language_model, self.language_model.base_model_prefix, decoder)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers, also for language models that count their words themselves. `<image>` has to stay."""
+        if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
+            raise ValueError(
+                f"{new_num_tokens} rows leave none for the image token {self.config.image_token_id}: keep at least "
+                f"{self.config.image_token_id + 1}"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.language_model.vocab_size = self.config.text_config.vocab_size
+        return embeddings
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write model and processor; the Auto classes load both after `import vlm_vision`."""
-        self.config.encoder_config = self.encoder.to_dict()
+        self.config.encoder_config = as_json(self.encoder.to_dict())
         self.config.projector_config = projectors.describe(self.projector)
-        self.config.layout_config = self.layout.to_dict()
+        self.config.layout_config = as_json(self.layout.to_dict())
         super().save_pretrained(save_directory, **kwargs)
-        if self.processor is not None:
+        if self.processor is not None and kwargs.get("is_main_process", True):
             self.processor.save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
 
+        A public LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint becomes a model of this class; dtype, device and
+        revision are what can be said of it.
+
         Raises:
-            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing.
+            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing. With
+                ignore_mismatched_sizes the language model's may have other sizes, and are then made anew.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
+        kind = _model_type(pretrained_model_name_or_path, kwargs)
+        if kind in STOCK_TYPES:
+            from vlm_vision.vlm.stock import load_stock  # it imports this module
+
+            return load_stock(pretrained_model_name_or_path, model_type=kind, **kwargs)
+        wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -352,8 +346,11 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
             ) from None
         model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info.get(kind):
-                found = ", ".join(map(str, sorted(info[kind], key=str)[:5]))
+            faults = sorted(map(str, info.get(kind) or ()))
+            if kind == "mismatched_keys" and forgiving:
+                faults = [fault for fault in faults if "language_model." not in fault]
+            if faults:
+                found = ", ".join(faults[:5])
                 raise ValueError(
                     f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
                 )
@@ -374,6 +371,13 @@ class VisionLanguageModel(Eyes, PreTrainedModel, GenerationMixin):
         return (model, info) if wants_info else model
 
 
+def _model_type(source: str | Path, options: dict[str, Any]) -> str | None:
+    """What config.json says a checkpoint is."""
+    origin = {name: options[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in options}
+    described, _ = PreTrainedConfig.get_config_dict(source, **origin)
+    return described.get("model_type")
+
+
 def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
     """Where generation stops: the language model's own end tokens, the tokenizer's, and that of the chat template."""
     assert model.processor is not None
@@ -384,9 +388,11 @@ def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _goes_on(input_ids: Tensor | None, attention_mask: Tensor) -> bool:
+def _goes_on(input_ids: Tensor, attention_mask: Tensor | None, past_key_values: Any) -> bool:
     """Whether input_ids continue a sequence whose beginning the cache holds."""
-    return input_ids is not None and attention_mask.shape[-1] > input_ids.shape[1]
+    if past_key_values is None or attention_mask is None:
+        return past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
+    return attention_mask.shape[-1] > input_ids.shape[1]
 
 
 def _begins_again(position_ids: Tensor) -> bool:

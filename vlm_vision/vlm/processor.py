@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
+from vlm_vision.vlm.hub import OnHub
 
 IMAGE_TOKEN = "<image>"
 VIDEO_MARK = "<video>"
@@ -34,7 +35,7 @@ PLAIN_TEMPLATE = (
 """For language models that come without a chat template: the prompt of Prismatic for base models."""
 
 
-class VisionLanguageProcessor(ProcessorMixin):
+class VisionLanguageProcessor(OnHub, ProcessorMixin):
     """Each `<image>` becomes as many image tokens as its picture gives; all the rest is the tokenizer's.
 
     Args:
@@ -104,6 +105,10 @@ class VisionLanguageProcessor(ProcessorMixin):
                     f"text {i} needs {wanted} image tokens and {cause} leaves {kept}: raise max_length or shorten the text"
                 )
         return BatchFeature({**encoded, **data}, tensor_type=return_tensors)
+
+    def note_auto_map(self, described: Any) -> bool:
+        """As `OnHub.note_auto_map`, also for the image processor, which is part of the same file."""
+        return super().note_auto_map(described) | self.image_processor.note_auto_map(self.image_processor)
 
     def answer_frame(self) -> tuple[str, str]:
         """What the chat template writes between its generation prompt and an answer, and after the answer up to its end.
@@ -212,13 +217,13 @@ class VisionLanguageProcessor(ProcessorMixin):
 
 @cache
 def _takes_parts(template: str) -> bool:
-    """Whether a chat template shows the text of content that is a list of parts, and nothing of the list itself."""
-    probe = [{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}]
+    """Whether a chat template shows pictures and text of content that is a list of parts, and nothing of the list itself."""
+    probe = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\ue000"}]}]
     try:
         (shown,), _ = render_jinja_template([probe], chat_template=template, bos_token="", eos_token="")
     except (TypeError, TemplateError):
         return False
-    return "\ue000" in shown and "'type'" not in shown
+    return IMAGE_TOKEN in shown and "\ue000" in shown and "'type'" not in shown
 
 
 def _with_frames(
