@@ -19,6 +19,9 @@ class Newline(nn.Module):
         self.weight = nn.Parameter(like.new_empty(width))
         nn.init.normal_(self.weight, std=width**-0.5)
 
+    def forward(self) -> Tensor:
+        return self.weight
+
 
 def trained(module: Any) -> Any:
     """The copy of a module that trains in peft's `modules_to_save`, or the module itself."""
@@ -77,11 +80,12 @@ class Eyes:
             self._check_canvases(pixel_values, image_sizes)
             seen = self.encode(pixel_values, image_sizes)
         weight = next(self.projector.parameters())
+        device = None if weight.is_meta else weight.device  # on the meta device where accelerate brings it when it is used
         tokens = [
-            (self.projector(group.to(weight.device, weight.dtype), own), self.projector.out_grid(own))
+            (self.projector(group.to(device or group.device, weight.dtype), own), self.projector.out_grid(own))
             for group, own in seen
         ]
-        return self.layout.arrange(self.encoder, tokens, image_sizes, self.image_newline)
+        return self.layout.arrange(self.encoder, tokens, image_sizes, self.newline() if self.newline else None)
 
     def _check_canvases(self, pixel_values: Tensor, image_sizes: Tensor | None) -> None:
         if type(self.layout) is Whole:
