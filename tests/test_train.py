@@ -4,12 +4,15 @@ import pytest
 import torch
 from conftest import picture
 
+import projectors
+from vlm_vision.data.collate import Collator
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.labels import ChatLabels, pad
 from vlm_vision.evaluate import blind_answers, evaluate, other_pictures, right
 from vlm_vision.train.loss import answer_loss, check_finite, num_answer_tokens
 from vlm_vision.train.optim import parameter_groups, warmup_cosine
 from vlm_vision.train.order import StepBatches
+from vlm_vision.train.step import WithPicture
 
 
 def batches(**options) -> list[list[int]]:
@@ -55,8 +58,9 @@ def batch(vlm):
         Conversation((), (("what is this ?", "a picture of the cat"),)),
         Conversation(("2",), (("<image> what ?", "blue"),)),
     ]
-    rows = [pad([chat(one, 16)], 1) for one in talk]
-    together = pad([chat(one, 16) for one in talk], 1)
+    examples = [chat(one, [16] * len(one.images)) for one in talk]
+    rows = [pad([example], 1) for example in examples]
+    together = pad(examples, 1)
     pixels = vlm.encoder.preprocess([picture(i) for i in range(3)])
     together["pixel_values"] = pixels
     for row, own in zip(rows, ([0], [1], [], [2]), strict=True):
@@ -90,6 +94,30 @@ def test_the_loss_is_the_language_models_own(vlm, batch):
     torch.testing.assert_close(answer_loss(vlm, together) / num_answer_tokens(together), expected)
 
 
+@pytest.mark.parametrize("pack_length", [0, 90])
+@pytest.mark.parametrize("words", [3, 80])
+def test_a_batch_without_a_picture_is_shown_one_that_weighs_nothing(vlm, tmp_path, pack_length, words):
+    """So that every process runs every part, and the step is the same."""
+    picture().save(tmp_path / "0.png")
+    witness = Conversation((str(tmp_path / "0.png"),), (("<image> what colour ?", "red"),))
+    talk = [Conversation((), (("what is this ?", "cat " * words),)), Conversation((), (("is it a dog ?", "no"),))]
+    plain = Collator(vlm.processor, pack_length=pack_length)
+    collate = WithPicture(plain, witness)
+    without, batch = plain(talk), collate(talk)
+    assert "pixel_values" not in without and len(batch["pixel_values"]) == 1
+    assert num_answer_tokens(batch) == num_answer_tokens(without)
+    gradients = []
+    for one in (without, batch):
+        vlm.zero_grad()
+        loss = answer_loss(vlm, one)
+        loss.backward()
+        gradients.append((loss.detach(), [weight.grad for weight in vlm.language_model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+    assert all(weight.grad is not None and not weight.grad.any() for weight in vlm.projector.parameters())
+    seen, same = collate([witness, talk[1]]), plain([witness, talk[1]])
+    assert seen.keys() == same.keys() and all(torch.equal(seen[name], same[name]) for name in same)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step():
     with pytest.raises(FloatingPointError, match="nan at step 7"):
         check_finite(torch.tensor(float("nan")), 7)
@@ -106,6 +134,16 @@ def test_vectors_and_embeddings_do_not_decay_and_frozen_weights_do_not_train(vlm
     vlm.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing trains"):
         parameter_groups([(vlm, 1.0)], weight_decay=0.0)
+
+
+def test_learned_tokens_and_positions_do_not_decay(encoder):
+    perceiver = projectors.build("perceiver", in_dim=32, out_dim=32, num_heads=2, num_kv_heads=2, head_dim=16)
+    groups = parameter_groups([(encoder, 1e-3), (perceiver, 1e-3)], weight_decay=0.1)
+    decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
+    named = [*encoder.named_parameters(), *perceiver.named_parameters()]
+    plain = {name.rpartition(".")[2] for name, weight in named if id(weight) not in decayed}
+    assert plain == {"weight", "bias", "table", "cls_token", "latents"}
+    assert {name for name, weight in named if id(weight) in decayed and not name.endswith(".weight")} == set()
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing():

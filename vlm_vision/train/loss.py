@@ -33,9 +33,9 @@ def num_answer_tokens(batch: dict[str, Tensor]) -> Tensor:
     return (batch["labels"][:, 1:] != IGNORED).sum()
 
 
-def check_finite(loss: Tensor, step: int) -> None:
-    """Raise FloatingPointError with the step if the loss is NaN or infinite."""
-    if not torch.isfinite(loss):
+def check_finite(value: Tensor, step: int, *, name: str = "loss") -> None:
+    """Raise FloatingPointError with the step if the loss, or what `name` says, is NaN or infinite."""
+    if not torch.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step}: lower the learning rate, or train in float32"
+            f"the {name} is {value.item()} at step {step}: lower the learning rate, or train in float32"
         )

@@ -6,11 +6,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+TOKENS = frozenset("cls_token registers mask_token table probe queries latents positions".split())
+"""What encoders and projectors call their learned tokens and tables of positions: added or looked at, not multiplied by."""
+
 
 def parameter_groups(parts: Iterable[tuple[nn.Module, float]], *, weight_decay: float) -> list[dict]:
     """AdamW groups of what trains in each (module, learning rate).
 
-    Vectors (biases, norms, LayerScale, tokens) and embeddings get no weight decay. A parameter of an earlier part is not
+    Vectors (biases, norms, LayerScale), learned tokens, positions and embeddings get no weight decay. A parameter of an earlier part is not
     repeated in a later one.
 
     Raises:
@@ -20,10 +23,11 @@ def parameter_groups(parts: Iterable[tuple[nn.Module, float]], *, weight_decay: 
     for module, lr in parts:
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         decayed, plain = [], []
-        for weight in module.parameters():
+        for name, weight in module.named_parameters():
             if weight.requires_grad and id(weight) not in seen:
                 seen.add(id(weight))
-                matrix = weight.squeeze().ndim >= 2 and id(weight) not in embeddings
+                learned = name.rpartition(".")[2] in TOKENS or id(weight) in embeddings
+                matrix = sum(size > 1 for size in weight.shape) >= 2 and not learned
                 (decayed if matrix else plain).append(weight)
         groups += [{"params": decayed, "lr": lr, "weight_decay": weight_decay}] * bool(decayed)
         groups += [{"params": plain, "lr": lr, "weight_decay": 0.0}] * bool(plain)

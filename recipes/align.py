@@ -1,0 +1,135 @@
+"""Align an encoder with a language model: stage one. Both are frozen; the projector alone learns, from captions.
+
+    python -m recipes.align --config recipes/configs/align_demo.yaml --data.train captions.json --data.test held_out.json
+    torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
+
+As LLaVA does it: the prompt is the picture and nothing else, the answer its caption, whatever was asked in the data. A
+layout's newline token learns with the projector. A stopped run goes on where it was when the same command is given again.
+
+Writes to `out`: model/ (stage two begins there: recipes.vqa with `start`), metrics.json, config.yaml, logs/ for
+TensorBoard, and checkpoints/ while it runs.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.collate import Collator
+from vlm_vision.data.conversations import Conversation, LazyConversations
+from vlm_vision.train.parts import set_trainable, trainable_table, unwrapped
+from vlm_vision.train.setup import Settings, begin, build_model, feature_cache, parsed, read_data, run
+from vlm_vision.train.step import Progress, Step, batches_of_steps
+from vlm_vision.vlm.processor import VisionLanguageProcessor
+from vlm_vision.watch import figures, watch
+
+CAPTION_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""`<image>` and its caption. The saved model keeps its own chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """One run."""
+
+    lr_projector: float = 1e-3
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    out = Path(config.out)
+    read, held_out = read_data(config.data)
+    train, test = captions(read), captions(held_out[: config.eval_limit or None])
+
+    # The model, of which the projector trains; and what it is shown: a picture, then its caption.
+    model = aligned(config, read)
+    accelerator.print(trainable_table(model))
+    cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
+    collate = Collator(
+        caption_processor(model), max_length=config.max_length, cache=cache, pack_length=config.pack_length
+    )
+    step = Step(config, accelerator, model, rates={"projector": config.lr_projector})
+
+    # The loop.
+    first_step = step.resume()
+    progress = Progress(step, name="align", first_step=first_step)
+    step.trained.train()
+    found: dict[str, float] = {}
+    for index, batch in enumerate(
+        batches_of_steps(config, accelerator, train, collate, first_step=first_step), start=first_step
+    ):
+        done = index + 1
+        progress.took(done, step(index, batch))
+        if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+            seen = watch(accelerator, step.model, test, collate, batch_size=config.eval_batch_size, seed=config.seed)
+            found = figures(seen)
+            progress.note(done, found)
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+
+    # The end: the whole model, for stage two.
+    model = step.whole_model(lambda: aligned(config, read))
+    accelerator.end_training()
+    metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes} | found
+    metrics |= {"final_loss": progress.losses[-1] if progress.losses else None, "seconds": time.monotonic() - started}
+    if accelerator.is_main_process:
+        with whole(out / "model") as staging:
+            unwrapped(model).save_pretrained(staging)
+        write_json(out / "metrics.json", metrics)
+        for name, value in found.items():
+            print(f"{name:24} {value:.4f}")
+        print(f"{metrics['seconds']:.0f} s; model and metrics.json in {out}")
+    return metrics | {"losses": progress.losses}
+
+
+def aligned(config: Config, train: Sequence[Conversation]) -> nn.Module:
+    """The model whose projector alone trains."""
+    return set_trainable(build_model(config, train), vision="frozen", projector="full", language="frozen")
+
+
+def captions(conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+    """Each conversation as its pictures alone, answered by its first answer.
+
+    Raises:
+        ValueError: when read, one without a picture.
+    """
+    return LazyConversations(Captioned(conversations), range(len(conversations)))
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Row -> the conversation as a caption."""
+
+    conversations: Sequence[Conversation]
+
+    def __call__(self, row: int) -> Conversation:
+        one = self.conversations[row]
+        if not one.images:
+            raise ValueError(f"{one.name or f'record {row}'} has no picture: captions need one in every record")
+        return replace(one, turns=(("<image>" * len(one.images), one.turns[0][1]),))
+
+
+def caption_processor(model: nn.Module) -> VisionLanguageProcessor:
+    """The model's processor, with a template that writes pictures and caption and nothing else."""
+    own = unwrapped(model).processor
+    assert own is not None
+    return VisionLanguageProcessor(own.image_processor, own.tokenizer, chat_template=CAPTION_TEMPLATE)
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.align", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.align", lambda: main(parse()))

@@ -1,0 +1,259 @@
+"""One optimiser step over micro-batches and processes, weighted by token; what feeds it and what it reports."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from vlm_vision.data.collate import Collator
+from vlm_vision.data.conversations import Conversation
+from vlm_vision.data.labels import IGNORED
+from vlm_vision.train.loss import answer_loss, check_finite, num_answer_tokens
+from vlm_vision.train.optim import parameter_groups, warmup_cosine
+from vlm_vision.train.order import StepBatches
+from vlm_vision.train.parts import group_modules
+from vlm_vision.train.resume import State, load_checkpoint, save_checkpoint
+from vlm_vision.train.setup import Settings, write_config
+from vlm_vision.train.shard import full, gather, shard, summing
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one step was."""
+
+    loss: Tensor
+    """Mean over the answer tokens of the step, all processes together."""
+    answer_tokens: Tensor
+    gradients: dict[str, Tensor]
+    """Norm for each group of parameters, before clipping."""
+
+
+class Step:
+    """Model, optimiser and schedule of a run, in one process or in one of many.
+
+    Args:
+        model: of `set_trainable`, on any device; it is moved, and sharded where `settings.sharding` says so.
+        rates: learning rate for each group of parameters that may train.
+    """
+
+    def __init__(self, settings: Settings, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]):
+        self.settings, self.accelerator = settings, accelerator
+        self.sharded = settings.sharding == "fsdp2" and accelerator.num_processes > 1
+        if self.sharded:
+            shard(model, accelerator.device, dtype=torch.bfloat16 if settings.mixed_precision == "bf16" else None)
+        else:
+            model.to(accelerator.device)
+        own = group_modules(model)
+        self.parts = {name: own[name] for name in rates}
+        optimised = parameter_groups(
+            [(own[name], rate) for name, rate in rates.items()], weight_decay=settings.weight_decay
+        )
+        self.weights: list[nn.Parameter] = [weight for group in optimised for weight in group["params"]]
+        self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas)
+        self.schedule = warmup_cosine(self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps)
+        self.trained, self.stepper = model, self.optimizer
+        if not self.sharded:
+            self.trained, self.stepper = accelerator.prepare(model, self.optimizer)
+        if accelerator.process_index:  # the first process draws as it would alone, each other one differently
+            torch.manual_seed(settings.seed + accelerator.process_index)
+
+    def __call__(self, index: int, micro_batches: Sequence[Batch]) -> Taken:
+        """Take step `index`. Every process has its own micro-batches, as many as the others.
+
+        Raises:
+            FloatingPointError: loss or gradients are not finite; the weights are then as they were.
+        """
+        accelerator = self.accelerator
+        micro_batches = [_to(batch, accelerator.device) for batch in micro_batches]
+        answer_tokens = self._over_processes(torch.stack([num_answer_tokens(batch) for batch in micro_batches]).sum())
+        loss = torch.zeros((), device=accelerator.device)
+        for i, batch in enumerate(micro_batches):
+            with self._summing(last=i + 1 == len(micro_batches)):
+                with accelerator.autocast():
+                    part = answer_loss(self.trained, batch) / answer_tokens
+                # Both kinds of parallel training average gradients over processes; the sum is wanted.
+                accelerator.backward(part * accelerator.num_processes)
+            loss += part.detach()
+        loss = self._over_processes(loss)
+        check_finite(loss, index)
+        accelerator.unscale_gradients()
+        gradients = {name: _norm(part.parameters()) for name, part in self.parts.items()}
+        norm = _norm(self.weights)
+        if accelerator.scaler is None:  # which skips such a step
+            check_finite(norm, index, name="gradient norm")
+        clip_grads_with_norm_(self.weights, self.settings.max_grad_norm, norm)
+        self.stepper.step()
+        if not accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.stepper.zero_grad()
+        return Taken(loss, answer_tokens, gradients)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that trains, without the wrapper of DDP: to measure, and to keep its state."""
+        return self.trained if self.sharded else self.accelerator.unwrap_model(self.trained)
+
+    def rates(self) -> dict[str, float]:
+        """Present learning rate of each group that trains."""
+        at = {id(weight): group["lr"] for group in self.optimizer.param_groups for weight in group["params"]}
+        own = {name: [at[id(w)] for w in part.parameters() if id(w) in at] for name, part in self.parts.items()}
+        return {name: found[0] for name, found in own.items() if found}
+
+    def resume(self) -> int:
+        """Restore the run's newest checkpoint. Returns the number of steps it has taken."""
+        first_step = load_checkpoint(self.accelerator, self._checkpoints, self._state())
+        if self.accelerator.is_main_process:
+            write_config(self.settings)
+        return first_step
+
+    def save(self, steps: int) -> None:
+        """Write a checkpoint after so many steps."""
+        save_checkpoint(self.accelerator, self._checkpoints, self._state(), step=steps)
+
+    def whole_model(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """The trained model, not sharded, in the main process. Every process must call it.
+
+        Args:
+            build: makes a model like the one that was given to this step; called where weights must be gathered.
+        """
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)
+        model = build() if self.accelerator.is_main_process else None
+        gather(self.trained, model)
+        return model or self.trained
+
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(self.settings.out) / "checkpoints"
+
+    def _state(self) -> State:
+        return State(self.model, self.optimizer, self.schedule, json.loads(json.dumps(self.settings.decisive())))
+
+    def _summing(self, *, last: bool) -> AbstractContextManager:
+        if self.sharded:
+            return summing(self.trained, last=last)
+        return nullcontext() if last else self.accelerator.no_sync(self.trained)
+
+    def _over_processes(self, value: Tensor) -> Tensor:
+        return torch.as_tensor(self.accelerator.reduce(value, "sum"))
+
+
+class Progress:
+    """The bar, and figures for the tracker by step.
+
+    A run that goes on shows no figure twice: TensorBoard drops what an earlier process wrote after `first_step` steps.
+    """
+
+    def __init__(self, step: Step, *, name: str, first_step: int):
+        self.step, self.losses = step, []
+        self.accelerator, settings = step.accelerator, step.settings
+        self.accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
+        self.every, self.tokens, self.since = settings.log_every, 0, time.monotonic()
+        self.bar = tqdm(
+            total=settings.steps * settings.batch_size,
+            initial=first_step * settings.batch_size,
+            unit="sample",
+            desc="training",
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def took(self, steps: int, taken: Taken) -> None:
+        """After so many steps."""
+        self.losses.append(taken.loss.item())
+        self.tokens += int(taken.answer_tokens)
+        self.bar.update(self.step.settings.batch_size)
+        self.bar.set_postfix(loss=f"{sum(self.losses[-20:]) / len(self.losses[-20:]):.4f}", refresh=False)
+        if steps % self.every == 0:
+            figures = {
+                "loss": self.losses[-1],
+                "answer_tokens_per_second": self.tokens / (time.monotonic() - self.since),
+            }
+            figures |= {f"learning_rate/{name}": rate for name, rate in self.step.rates().items()}
+            figures |= {f"gradient_norm/{name}": norm.item() for name, norm in taken.gradients.items()}
+            self.note(steps, figures)
+
+    def note(self, steps: int, figures: dict[str, float]) -> None:
+        """Other figures after so many steps; what they took does not count as training."""
+        self.accelerator.log(figures, step=steps)
+        self.tokens, self.since = 0, time.monotonic()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class WithPicture:
+    """A collator whose batches always show a picture, so that all processes run the same parts of the model.
+
+    Where none of the conversations has one, `witness` is added as a row without labels: its gradient is zero.
+    """
+
+    def __init__(self, collate: Collator, witness: Conversation | None):
+        self.collate, self.witness = collate, witness
+
+    def __call__(self, conversations: Sequence[Conversation]) -> Batch:
+        batch = self.collate(conversations)
+        if self.witness is None or any(one.images for one in conversations):
+            return batch
+        added = self.collate([self.witness])
+        added["labels"] = torch.full_like(added["labels"], IGNORED)
+        fill = {"labels": IGNORED, "input_ids": self.collate.processor.tokenizer.pad_token_id}
+        width = max(batch["labels"].shape[1], added["labels"].shape[1])
+
+        def rows(name: str, values: Tensor) -> Tensor:
+            return F.pad(values, (0, width - values.shape[1]), value=fill.get(name, 0))
+
+        return added | {name: torch.cat([rows(name, batch[name]), rows(name, added[name])]) for name in batch}
+
+
+def batches_of_steps(
+    settings: Settings,
+    accelerator: Accelerator,
+    conversations: Sequence[Conversation],
+    collate: Collator,
+    *,
+    first_step: int,
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of each step, from `first_step` on."""
+    batches = StepBatches(
+        len(conversations),
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        steps=settings.steps,
+        first_step=first_step,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    witness = next((one for one in conversations if one.images), None)
+    loader = iter(
+        DataLoader(
+            conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
+            batch_sampler=batches,
+            collate_fn=WithPicture(collate, witness),
+            num_workers=settings.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
+        )
+    )
+    for _ in range(first_step, settings.steps):
+        yield [next(loader) for _ in range(batches.micro_batches)]
+
+
+def _norm(weights: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
+    return full(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
