@@ -64,6 +64,7 @@ def main() -> None:
         rows(f"training step, {what}", took)
     theirs.eval()
     ours.eval()
+    generate: Any = theirs.generate  # pyright: ignore[reportAttributeAccessIssue]
     prompt = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask", "pixel_values")}
     for rows_ in (1, options.batch):
         given = {name: value[:rows_] for name, value in prompt.items()}
@@ -71,7 +72,7 @@ def main() -> None:
             max_new_tokens=options.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         contestants = {
-            "transformers": partial(theirs.generate, **given, **how),
+            "transformers": partial(generate, **given, **how),
             "ours": partial(ours.generate, **given, **how),
         }
         assert torch.equal(contestants["transformers"](), contestants["ours"]())  # type: ignore[arg-type]

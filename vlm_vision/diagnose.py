@@ -96,7 +96,8 @@ def image_use(
     Raises:
         ValueError: no two conversations with different pictures; or as the collator.
     """
-    assert model.processor is not None
+    if model.processor is None:
+        raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
     other = exchanged([one.images for one in conversations], seed=seed)
     pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]
     if not pairs:

@@ -135,7 +135,8 @@ def answers(
         images: pictures to show instead of the conversations' own.
         patch_tokens: reads the pictures' tokens where they are cached; default they are encoded.
     """
-    assert model.processor is not None
+    if model.processor is None:
+        raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
     model.eval()
     shown = [tuple(given) for given in images] if images is not None else [first_pictures(one) for one in conversations]
     prompts = [

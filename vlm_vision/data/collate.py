@@ -24,7 +24,7 @@ class Collator:
             conversations apart. A longer conversation has a row of its own.
 
     Raises:
-        ValueError: as `ChatLabels`; a cache for a layout of more than one canvas.
+        ValueError: as `ChatLabels`; no conversation; a cache for a layout of more than one canvas.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Collator:
         self.chat = ChatLabels(processor, max_length=max_length)
 
     def __call__(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+        if not conversations:
+            raise ValueError("there are no conversations to collate: expected at least one")
         pictures = [picture for one in conversations for picture in one.images]
         data, counts = self._see(pictures) if pictures else ({}, [])
         left = iter(counts)

@@ -10,7 +10,7 @@ from vlm_vision.data.conversations import Conversation
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
 IGNORED = -100
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use characters: they mark answers in the rendered text, then go
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters of any text: they mark answers in the rendered one, then go
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class ChatLabels:
     def __call__(self, conversation: Conversation, image_tokens: Sequence[int]) -> Example:
         """The conversation as numbers; image_tokens says how many each of its pictures takes, in order.
 
-        Raises ValueError if max_length would cut image tokens, or every answer.
+        Raises ValueError if max_length would cut image tokens, or every answer, or a text holds our marks.
         """
+        if any(mark in text for turn in conversation.turns for text in turn for mark in (_OPEN, _CLOSE)):
+            raise ValueError(f"{conversation.name} holds U+FDD0 or U+FDD1, which are no characters: take them out")
         marked = [
             {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
             for m in conversation.messages()

@@ -53,7 +53,7 @@ class TarMember(Stored):
         return f"{stat.st_size} {stat.st_mtime_ns} {self.offset} {self.size}"
 
 
-def webdataset(shards: str | Sequence[str]) -> Sequence[Conversation]:
+def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[Conversation]:
     """The samples of shards, as img2dataset and the webdataset library write them, made when asked for.
 
     A sample is the members of one shard that share a key, their name up to its first dot: a picture (`jpg`, `jpeg`, `png`
@@ -67,7 +67,8 @@ def webdataset(shards: str | Sequence[str]) -> Sequence[Conversation]:
     Raises:
         ValueError: no such shard, one that is compressed, damaged or cut short, or shards without any sample.
     """
-    paths = [path for pattern in ([shards] if isinstance(shards, str) else shards) for path in _matching(pattern)]
+    patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
+    paths = [path for pattern in patterns for path in _matching(os.fspath(pattern))]
     names, rows, skipped = [], [], []
     for number, path in enumerate(paths):
         for found in _index(path):
@@ -181,7 +182,7 @@ def _matching(pattern: str) -> list[str]:
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")
     paths = []
-    for path in _braces(pattern):
+    for path in [pattern] if os.path.exists(pattern) else _braces(pattern):
         paths += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     if not paths:
         raise ValueError(f"no file matches {pattern}: expected tar files")

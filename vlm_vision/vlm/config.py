@@ -39,6 +39,8 @@ class VisionLanguageConfig(OnHub, PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
+        if _quant_method(text_config) == "gguf":  # transformers says so of unpacked weights too; ours always are
+            del text_config.quantization_config  # type: ignore[union-attr]
         self.encoder_config: dict[str, Any] = as_json(encoder_config or {})
         self.projector_config: dict[str, Any] = as_json(projector_config or {})
         self.text_config = text_config
@@ -48,6 +50,12 @@ class VisionLanguageConfig(OnHub, PreTrainedConfig):
         if text_config is not None:
             kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
+
+
+def _quant_method(config: PreTrainedConfig | None) -> str | None:
+    """Name of the quantization that a configuration speaks of."""
+    given = getattr(config, "quantization_config", None)
+    return given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
 
 
 def as_json(state: dict[str, Any]) -> dict[str, Any]:

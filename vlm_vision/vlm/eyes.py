@@ -80,7 +80,7 @@ class Eyes:
             self._check_canvases(pixel_values, image_sizes)
             seen = self.encode(pixel_values, image_sizes)
         weight = next(self.projector.parameters())
-        device = None if weight.is_meta else weight.device  # on the meta device where accelerate brings it when it is used
+        device = None if weight.is_meta else weight.device  # meta: accelerate brings it when it is used
         tokens = [
             (self.projector(group.to(device or group.device, weight.dtype), own), self.projector.out_grid(own))
             for group, own in seen

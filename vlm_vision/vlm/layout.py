@@ -98,9 +98,12 @@ class AnyRes(Layout):
     newline: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        pinpoints = tuple((int(height), int(width)) for height, width in self.pinpoints)
+        try:
+            pinpoints = tuple((int(height), int(width)) for height, width in self.pinpoints)
+        except (TypeError, ValueError):
+            pinpoints = ()
         if not pinpoints or min(side for size in pinpoints for side in size) < 1:
-            raise ValueError(f"pinpoints are {self.pinpoints}: expected at least one (height, width) in pixels")
+            raise ValueError(f"pinpoints are {self.pinpoints}: expected a list of (height, width) in pixels, at least one")
         object.__setattr__(self, "pinpoints", pinpoints)
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:
@@ -117,6 +120,8 @@ class AnyRes(Layout):
             )
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
+        if not images:
+            raise ValueError("there are no images: expected at least one; leave empty batches out")
         canvas, squash = _canvas(encoder), _squashing(encoder.preprocess)
         resample = squash.towers[0].resample if isinstance(squash, FusedPreprocess) else squash.resample
         canvases, sizes = [], []
@@ -151,7 +156,9 @@ class AnyRes(Layout):
         image_sizes: Tensor | None,
         newline: Tensor | None,
     ) -> list[Tensor]:
-        assert image_sizes is not None and newline is not None
+        assert newline is not None
+        if image_sizes is None:
+            raise ValueError("layout 'anyres' needs image_sizes beside patch_tokens: pass all that the processor gives")
         ((group, grid),) = tokens
         assert grid is not None
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
@@ -208,7 +215,8 @@ class Native(Layout):
     name: ClassVar[str] = "native"
 
     def __post_init__(self) -> None:
-        if self.multiple < 1 or self.max_patches < self.multiple**2:
+        whole = isinstance(self.max_patches, int) and isinstance(self.multiple, int)
+        if not whole or self.multiple < 1 or self.max_patches < self.multiple**2:
             raise ValueError(
                 f"max_patches is {self.max_patches} and multiple is {self.multiple}: expected a budget of at least one square of "
                 "multiple x multiple patches"

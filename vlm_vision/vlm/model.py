@@ -87,7 +87,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
 
         Args:
             encoder: from `vlm_vision.load`; used as it is, not copied.
-            llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow by one row if `<image>` needs it.
+            llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow if `<image>` or another token of the tokenizer
+                has no row.
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
             layout: `Whole()`, `AnyRes(pinpoints)` or `Native(max_patches)`, see `vlm_vision.vlm.layout`. Default `Native`
@@ -111,11 +112,18 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             raise ValueError(f"{type(llm).__name__} is no causal language model: load it with AutoModelForCausalLM")
         if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
             raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
+        if any(type(module).__module__.startswith("transformers.integrations.gguf") for module in llm.modules()):
+            raise ValueError(
+                "the language model keeps its weights in GGUF blocks, which cannot be saved: load it with "
+                "quantization_config=GgufConfig(dequantize=True)"
+            )
+        if layout is not None and not isinstance(layout, Layout):
+            raise ValueError(f"layout is {layout!r}, expected one made by Whole(), AnyRes(pinpoints) or Native(max_patches)")
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         rows, width = _embedding_shape(llm)
-        if image_token_id >= rows:
-            llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+        if (needed := max(image_token_id + 1, len(tokenizer))) > rows:
+            llm.resize_token_embeddings(needed, mean_resizing=False)
         if isinstance(projector, str):
             options = {"name": projector, "in_dim": encoder.embed_dim, "out_dim": width}
             projector = projectors.build(**options)
@@ -242,6 +250,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is not None and (pixel_values is not None or patch_tokens is not None):
+            raise ValueError("inputs_embeds leave no place for pictures: give input_ids, or inputs_embeds = vlm.embed(...)")
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past_key_values)
         if decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote

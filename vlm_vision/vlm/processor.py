@@ -283,7 +283,7 @@ def _given(chats: Sequence[Sequence[dict[str, Any]]], kind: str) -> list[Any]:
 def with_image_token(tokenizer: Any) -> Any:
     """A copy that knows `<image>` as one token and can pad."""
     tokenizer = copy.deepcopy(tokenizer)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
+    if IMAGE_TOKEN not in tokenizer.added_tokens_encoder:  # a word of the vocabulary alone may still be split
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

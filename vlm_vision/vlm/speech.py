@@ -41,9 +41,17 @@ class Speech:
                 shows some; then pass them all, or with input_ids that are only what is new, the new ones.
             assistant_model: a `VisionLanguageModel` of the same tokenizer, which sees the pictures too, or a language model.
             kwargs: as in transformers.
+
+        Raises:
+            ValueError: pictures without input_ids, or beside inputs_embeds.
         """
         pictures = {name: value for name in PICTURES if (value := kwargs.pop(name, None)) is not None}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if pictures and (input_ids is None or kwargs.get("inputs_embeds") is not None):
+            raise ValueError(
+                f"{', '.join(pictures)} without input_ids: their image tokens are the places of the pictures, pass all that the "
+                "processor gives"
+            )
         if input_ids is not None and kwargs.get("inputs_embeds") is None and "prompt_embeds" not in kwargs:
             past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
             whole = mask is None or mask.shape[-1] == input_ids.shape[1]
