@@ -113,3 +113,16 @@ def test_cached_patch_tokens_give_the_same_loss_as_pixels(vlm, talk, tmp_path):
     tiled = join("llama", vlm.encoder, vv.AnyRes(((32, 64),)))
     with pytest.raises(ValueError, match="need one canvas of one size"):
         Collator(tiled.processor, cache=cache)
+
+
+def test_private_characters_in_a_text_are_kept_and_our_marks_are_refused(vlm):
+    said = Conversation((), (("what \ue000 is \ue001", "a \ue001 cat \ue000"),), name="odd")
+    labels = Collator(vlm.processor)([said])["labels"]
+    assert (labels != IGNORED).sum() == 5  # with those two, and the end
+    with pytest.raises(ValueError, match="odd holds U.FDD0"):
+        Collator(vlm.processor)([Conversation((), (("what", "a \ufdd0"),), name="odd")])
+
+
+def test_nothing_to_collate_is_said(vlm):
+    with pytest.raises(ValueError, match="no conversations"):
+        Collator(vlm.processor)([])

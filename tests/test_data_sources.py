@@ -315,6 +315,15 @@ def test_patterns_name_shards_as_in_a_shell(tmp_path):
     assert read("*.tar") == names and read("a-10.tar", "b-*.tar") == ["a-10", "b-08"]
 
 
+def test_a_file_that_is_there_is_no_pattern(tmp_path):
+    (tmp_path / "{a,b}").mkdir()
+    path = tmp_path / "{a,b}" / "c.tar"
+    write_tar(path, {"0.jpg": b"", "0.txt": b"red"})
+    assert (
+        [one.turns[0][1] for one in webdataset(path)] == [one.turns[0][1] for one in webdataset(str(path))] == ["red"]
+    )
+
+
 def test_a_damaged_stored_picture_is_named(tmp_path, monkeypatch):
     members = {"a.jpg": encoded(0)[:400], "a.txt": b"cut", "b.jpg": b"words", "b.txt": b"no picture"}
     cut, none = webdataset(write_tar(tmp_path / "x.tar", members))

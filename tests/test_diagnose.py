@@ -185,3 +185,11 @@ def test_blank_is_what_the_preprocessing_makes_of_grey(vlm, talk, tmp_path):
 def test_pictures_that_cannot_be_exchanged_are_refused(vlm, talk):
     with pytest.raises(ValueError, match="2 conversations show no two different pictures"):
         image_use(vlm, [talk[0], talk[0]])
+
+
+def test_a_model_without_a_processor_is_told_so(vlm, talk):
+    vlm.processor = None
+    with pytest.raises(ValueError, match="no processor"):
+        image_use(vlm, talk)
+    with pytest.raises(ValueError, match="no processor"):
+        answers(vlm, talk)

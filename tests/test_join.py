@@ -383,3 +383,48 @@ def test_what_is_no_language_model_is_not_given_eyes(encoder):
     for llm in (None, "gpt2", tiny_llm("llama").model):
         with pytest.raises(ValueError, match="expected an AutoModelForCausalLM|is no causal language model"):
             vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tiny_tokenizer())
+
+
+def test_a_language_model_unpacked_from_gguf_is_saved_as_any_other(encoder, tmp_path):
+    from transformers import GgufConfig
+
+    llm = tiny_llm("llama")
+    llm.config.quantization_config = GgufConfig("model.gguf")  # left there by transformers, though all is unpacked
+    vlm = vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tiny_tokenizer())
+    vlm.save_pretrained(tmp_path)
+    again = vv.VisionLanguageModel.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text())["text_config"]
+    assert again.float().answer(picture(), "what is") == vlm.answer(picture(), "what is")
+
+
+def test_pictures_without_input_ids_are_refused_not_forgotten(vlm):
+    batch = vlm.processor(text="<image> what", images=picture())
+    pixels = batch["pixel_values"]
+    words = vlm.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="without input_ids"):
+        vlm.generate(pixel_values=pixels, max_new_tokens=2)
+    with pytest.raises(ValueError, match="without input_ids"):
+        vlm.generate(inputs_embeds=words, pixel_values=pixels, max_new_tokens=2)
+    with pytest.raises(ValueError, match="no place for pictures"):
+        vlm(inputs_embeds=words, pixel_values=pixels)
+
+
+def test_an_image_token_that_is_only_a_word_of_the_vocabulary_becomes_one_token(encoder):
+    tokenizer = tiny_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["<image>"] = len(state["model"]["vocab"])
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+    vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tokenizer)
+    assert vlm.config.image_token_id == state["model"]["vocab"]["<image>"]
+    assert vlm.processor(text="<image> what", images=picture())["input_ids"].shape == (1, 1 + 16 + 1)
+
+
+def test_every_token_of_the_tokenizer_has_a_row(encoder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    llm = tiny_llm("llama", vocab_size=len(tokenizer) - 1)
+    vlm = vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tokenizer)
+    batch = vlm.processor(text=["<image> what", "what"], images=[picture(), None])
+    assert vlm(**batch).logits.isfinite().all()

@@ -187,3 +187,29 @@ def test_fused_towers_see_tiles(shared):
     batch = vlm.processor(text="<image> what", images=picture(0, 40, 90))
     features = vlm.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])
     assert [len(one) for one in features] == [vlm.num_image_tokens(40, 90)]
+
+
+@pytest.mark.parametrize("layout", ["anyres", vv.Whole])
+def test_what_is_no_layout_is_refused(encoder, layout):
+    with pytest.raises(ValueError, match="expected one made by"):
+        vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer(), layout=layout)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: vv.AnyRes((336, 672)), lambda: vv.AnyRes([(1, 2, 3)]), lambda: vv.Native(16.5), lambda: vv.Native("16")],  # type: ignore[arg-type]
+)
+def test_numbers_of_a_layout_that_are_none_are_refused(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_tiles_without_pictures_or_sizes_are_refused(encoder):
+    layout = vv.AnyRes([(32, 64), (64, 32)])
+    vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer(), layout=layout)
+    with pytest.raises(ValueError, match="there are no images"):
+        vlm.processor.image_processor([])
+    batch = vlm.processor(text="<image> what", images=picture())
+    ((tokens, _),) = vlm.encode(batch["pixel_values"])
+    with pytest.raises(ValueError, match="needs image_sizes"):
+        vlm(input_ids=batch["input_ids"], patch_tokens=tokens)

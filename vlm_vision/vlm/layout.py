@@ -103,7 +103,9 @@ class AnyRes(Layout):
         except (TypeError, ValueError):
             pinpoints = ()
         if not pinpoints or min(side for size in pinpoints for side in size) < 1:
-            raise ValueError(f"pinpoints are {self.pinpoints}: expected a list of (height, width) in pixels, at least one")
+            raise ValueError(
+                f"pinpoints are {self.pinpoints}: expected at least one (height, width) in pixels, in a list"
+            )
         object.__setattr__(self, "pinpoints", pinpoints)
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:

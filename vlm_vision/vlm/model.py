@@ -118,7 +118,9 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
                 "quantization_config=GgufConfig(dequantize=True)"
             )
         if layout is not None and not isinstance(layout, Layout):
-            raise ValueError(f"layout is {layout!r}, expected one made by Whole(), AnyRes(pinpoints) or Native(max_patches)")
+            raise ValueError(
+                f"layout is {layout!r}, expected one made by Whole(), AnyRes(pinpoints) or Native(max_patches)"
+            )
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         rows, width = _embedding_shape(llm)
@@ -251,7 +253,9 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None and (pixel_values is not None or patch_tokens is not None):
-            raise ValueError("inputs_embeds leave no place for pictures: give input_ids, or inputs_embeds = vlm.embed(...)")
+            raise ValueError(
+                "inputs_embeds leave no place for pictures: give input_ids, or inputs_embeds = vlm.embed(...)"
+            )
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past_key_values)
         if decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
