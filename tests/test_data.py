@@ -117,6 +117,7 @@ def test_llava_files_are_read(tmp_path):
         ({"conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "<image>"}]}, "record 0 has <image> in an answer"),
         ({"conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "c"}]}, "record 0: every question and answer must be text"),
         ({"image": "a", "conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]}, "0 <image> in the questions but 1 pictures"),
+        ({"image": {"path": "a"}, "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "c"}]}, "a dict as image"),
     ],
 )  # fmt: skip
 def test_a_bad_record_is_named(tmp_path, record, says):
@@ -200,6 +201,15 @@ def test_features_are_computed_once_and_again_when_anything_changes_or_is_gone(e
     picture(9).save(files[0])
     changed.add(fingerprint(encoder, files))
     assert len(changed) == 5
+
+
+def test_tokens_too_large_for_their_type_are_refused(encoder, files, tmp_path):
+    with torch.no_grad():
+        encoder.model.norm.weight.mul_(1e6)
+    with pytest.raises(ValueError, match="from .*0.png on are not finite in float16: keep them in float32"):
+        FeatureCache.build(tmp_path / "cache", encoder, files)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert FeatureCache.build(tmp_path / "cache", encoder, files, dtype="float32")[files].isfinite().all()
 
 
 def test_a_build_that_breaks_off_leaves_nothing(encoder, files, tmp_path):

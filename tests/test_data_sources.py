@@ -218,7 +218,12 @@ def test_a_spawned_process_reads_what_this_one_reads(tmp_path):
 
 
 def test_captions_are_answers_to_the_picture_alone(tmp_path):
-    members = {"a.png": b"", "a.txt": b" a red cat\n", "b.JPG": b"", "b.json": b'{"caption": "a dog", "url": ""}'}
+    members = {
+        "a.png": b"",
+        "a.txt": b"\xef\xbb\xbf a red cat\n",
+        "b.JPG": b"",
+        "b.json": b'{"caption": "a dog", "url": ""}',
+    }
     one, two = webdataset(write_tar(tmp_path / "x.tar", members))
     assert one.turns == (("<image>", "a red cat"),) and two.turns == (("<image>", "a dog"),)
     assert str(two.images[0]) == f"{tmp_path}/x.tar/b.JPG"
@@ -371,6 +376,11 @@ def test_questions_have_their_most_frequent_answer(tmp_path, column, answer, cho
     assert one.turns == (("<image>\nwhat ?", chosen),)
 
 
+def test_a_record_of_lists_is_a_list_of_records(tmp_path):
+    (one,) = saved(tmp_path, {"conversations": [{"from": ["human", "gpt"], "value": ["what ?", "red"]}]})
+    assert one.turns == (("<image>\nwhat ?", "red"),)
+
+
 def test_a_system_message_goes_before_the_first_question(tmp_path):
     said = [("system", "be brief"), ("user", "what ?"), ("assistant", "red")]
     (one,) = saved(tmp_path, {"messages": [[{"role": role, "content": text} for role, text in said]]})
@@ -400,6 +410,8 @@ def test_columns_of_no_known_form_are_refused(tmp_path):
         saved(tmp_path, {"caption": ["a"]})
     with pytest.raises(ValueError, match="has the columns question, image: expected"):
         saved(tmp_path / "b", {"question": ["a"]})
+    with pytest.raises(ValueError, match="has the columns images and image: expected one of them"):
+        saved(tmp_path / "c", {"question": ["a"], "answer": ["b"], "images": [["a.png"]]})
 
 
 def test_another_split_is_refused(tmp_path):

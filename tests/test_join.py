@@ -408,6 +408,13 @@ def test_pictures_without_input_ids_are_refused_not_forgotten(vlm):
         vlm.generate(inputs_embeds=words, pixel_values=pixels, max_new_tokens=2)
     with pytest.raises(ValueError, match="no place for pictures"):
         vlm(inputs_embeds=words, pixel_values=pixels)
+    with pytest.raises(ValueError, match="give pixel_values or patch_tokens"):
+        vlm.get_image_features()
+
+
+def test_one_message_is_no_conversation(vlm):
+    with pytest.raises(ValueError, match="conversation is a dict, expected a list of messages"):
+        vlm.processor.apply_chat_template({"role": "user", "content": "what"})
 
 
 def test_an_image_token_that_is_only_a_word_of_the_vocabulary_becomes_one_token(encoder):

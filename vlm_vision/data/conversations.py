@@ -116,6 +116,8 @@ def _llava_record(record: dict[str, Any], index: int, file: Path, image_folder: 
     name = f"{file.name}, record {record.get('id', index) if isinstance(record, dict) else index}"
     try:
         images = record.get("image") or []
+        if not isinstance(images, str | list):
+            raise ValueError(f"{name} has a {type(images).__name__} as image: expected a path or a list of paths")
         paths = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
         return checked(paths, llava_turns(record, name), record.get("type"), name)
     except (TypeError, KeyError, AttributeError) as error:

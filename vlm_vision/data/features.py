@@ -91,7 +91,7 @@ class FeatureCache:
             dtype: numpy dtype on disk, "float16" or "float32".
 
         Raises:
-            ValueError: no picture, one that is missing or damaged, or pictures whose grids differ.
+            ValueError: no picture, one that is missing or damaged, pictures whose grids differ, or tokens too large for dtype.
         """
         pictures = list(dict.fromkeys(pictures))
         if not pictures:
@@ -115,7 +115,14 @@ class FeatureCache:
                 if tokens is None:
                     shape = (len(pictures), *out.patch_tokens.shape[1:])
                     tokens = np.lib.format.open_memmap(staging / "features.npy", mode="w+", dtype=dtype, shape=shape)
-                tokens[start : start + len(batch)] = out.patch_tokens.float().cpu().numpy()
+                with np.errstate(over="ignore"):
+                    found = out.patch_tokens.float().cpu().numpy().astype(dtype)
+                if not np.isfinite(found).all():
+                    raise ValueError(
+                        f"patch tokens of the pictures from {pictures[start]} on are not finite in {dtype}: keep them in "
+                        "float32, or look for damage in the tower"
+                    )
+                tokens[start : start + len(batch)] = found
             assert tokens is not None
             tokens.flush()
             (staging / "features.json").write_text(json.dumps({"grid": grid, "images": [str(one) for one in pictures]}))

@@ -66,10 +66,14 @@ def hf_dataset(
     form = next((name for name in ("conversations", "texts", "messages", "question") if name in columns), None)
     if form is None or (form == "question" and not {"answer", "answers"} & set(columns)):
         raise ValueError(f"{source} has the columns {', '.join(columns)}: expected {FORMS}, and image or images")
-    image = next((name for name in ("images", "image") if name in columns), None)
+    images = [name for name in ("images", "image") if name in columns]
+    if len(images) > 1:
+        raise ValueError(f"{source} has the columns images and image: expected one of them, remove the other")
     texts = [name for name in columns if name in (form, "answer", "answers", "type")]
     name = f"{source}{f' ({subset})' if subset else ''} {split}"
-    rows = _Rows(dataset.with_format("arrow"), dataset._fingerprint, name, form, texts, image, image_folder)
+    rows = _Rows(
+        dataset.with_format("arrow"), dataset._fingerprint, name, form, texts, next(iter(images), None), image_folder
+    )
     return LazyConversations(rows, range(len(dataset)))
 
 
@@ -87,7 +91,7 @@ class _Rows:
 
     def __call__(self, row: int) -> Conversation:
         table, name = self.dataset[row], f"{self.source}, row {row}"
-        record = {column: table[column][0].as_py() for column in self.texts}
+        record = {column: _listed(table[column][0].as_py()) for column in self.texts}
         images = self._pictures(table, row)
         try:
             turns = _TURNS[self.form](record, name)
@@ -108,6 +112,13 @@ class _Rows:
             else Cell(self.source, self.fingerprint, row, self.image, i, self.dataset)
             for i, one in enumerate(cell)
         )
+
+
+def _listed(value: Any) -> Any:
+    """A list of records, also where `datasets` keeps it as a record of lists, as `Sequence({...})` does."""
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return value
 
 
 def _stored(cell: Any) -> list[Any]:

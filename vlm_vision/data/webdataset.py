@@ -133,7 +133,7 @@ def _conversation(text: bytes, is_json: bool, picture: TarMember) -> Conversatio
     """Raises ValueError for a text that is neither a conversation nor a caption."""
     name = str(picture)
     try:
-        record = json.loads(text) if is_json else {"caption": text.decode()}
+        record = json.loads(text) if is_json else {"caption": text.decode("utf-8-sig")}
         if "conversations" in record:
             return checked((picture,), llava_turns(record, name), record.get("type"), name)
         caption = (record.get("caption") or "").strip()

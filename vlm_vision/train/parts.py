@@ -81,9 +81,11 @@ def set_trainable(
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without peft's warning that GPT-2's linear layers are transposed, which it sees to itself."""
+    """Without warnings that nobody can act on: of GPT-2's linear layers, which peft sees to itself, and of a name in
+    transformers that peft still uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
 
 

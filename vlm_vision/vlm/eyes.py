@@ -69,6 +69,9 @@ class Eyes:
             image_sizes: (pictures, 2), where the layout has them.
             patch_tokens: (canvases, N, D) of `encode`, in place of pixel_values, for towers whose output is cached.
             grid: theirs; default the grid of the encoder's own preprocessing.
+
+        Raises:
+            ValueError: neither, image_sizes that do not fit pixel_values, or no grid where the encoder has none of its own.
         """
         if patch_tokens is not None:
             size = self.encoder.preprocess.output_size
@@ -76,7 +79,8 @@ class Eyes:
                 raise ValueError("this encoder's pictures have no fixed size: pass the grid of the patch tokens")
             seen = [(patch_tokens, grid or self.encoder.grid(*size))]  # type: ignore[misc]
         else:
-            assert pixel_values is not None
+            if pixel_values is None:
+                raise ValueError("there is nothing to see: give pixel_values or patch_tokens")
             self._check_canvases(pixel_values, image_sizes)
             seen = self.encode(pixel_values, image_sizes)
         weight = next(self.projector.parameters())

@@ -288,41 +288,12 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             **kwargs,
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.language_model.set_output_embeddings(new_embeddings)
-
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The vision tower; the model itself for a modality that it does not know."""
         return self.encoder if modality in (None, "image", "video") else super().get_encoder(modality)
 
     def set_encoder(self, encoder: Encoder | FusedEncoder, modality: str | None = None) -> None:
         self.encoder = encoder
-
-    def get_decoder(self) -> nn.Module:
-        return self.language_model.get_decoder()
-
-    def set_decoder(self, decoder: nn.Module) -> None:
-        setattr(self.language_model, self.language_model.base_model_prefix, decoder)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in transformers, also for language models that count their words themselves. `<image>` has to stay."""
-        if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
-            raise ValueError(
-                f"{new_num_tokens} rows leave none for the image token {self.config.image_token_id}: keep at least "
-                f"{self.config.image_token_id + 1}"
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        self.language_model.vocab_size = self.config.text_config.vocab_size
-        return embeddings
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write model and processor; the Auto classes load both after `import vlm_vision`."""

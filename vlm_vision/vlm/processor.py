@@ -202,6 +202,10 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
 
         Content may be given either way. For a template that takes text, pictures and videos become lines of their own.
         """
+        if not isinstance(conversation, list | tuple):
+            raise ValueError(
+                f"the conversation is a {type(conversation).__name__}, expected a list of messages: [{{'role', 'content'}}]"
+            )
         nested = bool(conversation) and isinstance(conversation[0], list | tuple)
         chats: Any = conversation if nested else [conversation]
         template = chat_template or self.chat_template

@@ -1,4 +1,4 @@
-"""From a prompt to its continuation: what `VisionLanguageModel` adds to transformers' generation."""
+"""From a prompt to its continuation: the language model's embeddings, and what generation needs beside transformers' own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.modeling_utils import PreTrainedModel
 
 from vlm_vision.preprocess import ImageInput
 
@@ -22,13 +23,43 @@ class Speech:
 
     processor: Any
     device: Any
+    config: Any
+    language_model: PreTrainedModel
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **pictures: Any) -> Tensor:
         """Input embeddings (B, T, width), see `VisionLanguageModel.embed`."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Module:
-        raise NotImplementedError
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        setattr(self.language_model, self.language_model.base_model_prefix, decoder)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers, also for language models that count their words themselves. `<image>` has to stay."""
+        if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
+            raise ValueError(
+                f"{new_num_tokens} rows leave none for the image token {self.config.image_token_id}: keep at least "
+                f"{self.config.image_token_id + 1}"
+            )
+        embeddings = super().resize_token_embeddings(  # pyright: ignore[reportAttributeAccessIssue]
+            new_num_tokens, *args, **kwargs
+        )
+        self.language_model.vocab_size = self.config.text_config.vocab_size
+        return embeddings
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any):
