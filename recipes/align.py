@@ -22,9 +22,11 @@ from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.collate import Collator
 from vlm_vision.data.conversations import Conversation, LazyConversations
+from vlm_vision.train.answers import answering, batches_of_steps
 from vlm_vision.train.parts import set_trainable, trainable_table, unwrapped
-from vlm_vision.train.setup import Settings, begin, build_model, feature_cache, parsed, read_data, run
-from vlm_vision.train.step import Progress, Step, batches_of_steps
+from vlm_vision.train.settings import begin, parsed, run
+from vlm_vision.train.setup import Settings, build_model, feature_cache, read_data
+from vlm_vision.train.step import Progress
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 from vlm_vision.watch import figures, watch
 
@@ -57,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
     collate = Collator(
         caption_processor(model), max_length=config.max_length, cache=cache, pack_length=config.pack_length
     )
-    step = Step(config, accelerator, model, rates={"projector": config.lr_projector})
+    step = answering(config, accelerator, model, rates={"projector": config.lr_projector})
 
     # The loop.
     first_step = step.resume()

@@ -33,9 +33,11 @@ from vlm_vision.diagnose import image_use
 from vlm_vision.evaluate import evaluate, exchanged, right
 from vlm_vision.explore.contact_sheet import contact_sheet
 from vlm_vision.train.adapters import merge, save_adapter
+from vlm_vision.train.answers import answering, batches_of_steps
 from vlm_vision.train.parts import group_modules, set_trainable, trainable_table, unwrapped
-from vlm_vision.train.setup import Data, Settings, begin, build_model, feature_cache, parsed, read_data, run
-from vlm_vision.train.step import Progress, Step, batches_of_steps
+from vlm_vision.train.settings import begin, parsed, run
+from vlm_vision.train.setup import Data, Settings, build_model, feature_cache, read_data
+from vlm_vision.train.step import Progress
 from vlm_vision.watch import figures, watch
 
 
@@ -98,7 +100,7 @@ def learn(
     cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
     collate = Collator(processor, max_length=config.max_length, cache=cache, pack_length=config.pack_length)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
-    step = Step(config, accelerator, model, rates=rates)
+    step = answering(config, accelerator, model, rates=rates)
 
     # Batches are a function of the step, so that the run can stop and go on.
     first_step = step.resume()

@@ -12,7 +12,8 @@ from recipes import align, vqa
 from vlm_vision.data.collate import Collator
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.evaluate import teacher_forced
-from vlm_vision.train.setup import build_model, read_data, set_seed
+from vlm_vision.train.settings import set_seed
+from vlm_vision.train.setup import build_model, read_data
 
 TINY = """
 out: {folder}/run

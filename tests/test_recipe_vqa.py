@@ -15,7 +15,8 @@ from PIL import Image
 
 import vlm_vision as vv
 from recipes import vqa
-from vlm_vision.train import resume, setup
+from vlm_vision.train import resume
+from vlm_vision.train import settings as training
 from vlm_vision.train.adapters import load_adapter
 from vlm_vision.train.setup import build_model, read_data
 
@@ -89,13 +90,13 @@ def test_a_run_writes_a_model_that_answers_and_figures_with_controls(settings, t
 
 
 KILLS = {
-    "first step": ("vlm_vision.train.step", "answer_loss", 1),
+    "first step": ("vlm_vision.train.answers", "answer_loss", 1),
     "before a checkpoint": ("vlm_vision.train.resume", "_random_state", 1),
-    "fifth step": ("vlm_vision.train.step", "answer_loss", 9),
+    "fifth step": ("vlm_vision.train.answers", "answer_loss", 9),
     "while a checkpoint is written": ("vlm_vision.train.resume", "_random_state", 2),
     "before it is in its place": ("os", "replace", 2),
     "before the one before it is gone": ("shutil", "rmtree", 3),
-    "last step": ("vlm_vision.train.step", "answer_loss", 16),
+    "last step": ("vlm_vision.train.answers", "answer_loss", 16),
     "while the model is written": ("vlm_vision.vlm.model", "VisionLanguageModel.save_pretrained", 1),
 }
 """When -> which function of which module is killed at which of its calls."""
@@ -214,7 +215,7 @@ def test_a_frozen_tower_is_run_once_and_adapters_are_saved_and_merged(settings, 
     merged = vv.VisionLanguageModel.from_pretrained(out / "model")
     assert not any("lora" in name for name, _ in merged.named_parameters())
     config = vqa.parse(arguments)
-    setup.set_seed(config.seed)
+    training.set_seed(config.seed)
     base = build_model(config, read_data(config.data)[0])
     batch = base.processor(text=["<image> is it red ?"], images=[picture(0)], return_tensors="pt")
     with torch.no_grad():
@@ -266,7 +267,7 @@ def test_a_run_begins_from_a_saved_model_with_its_own_layout_and_projector(setti
 def test_half_precision_learns_the_same_curve_and_goes_on(settings, tmp_path, monkeypatch, precision):
     one = run(settings("--tracker", "none"))["losses"]
 
-    class Scaling(setup.Accelerator):
+    class Scaling(training.Accelerator):
         """accelerate has fp16 for GPUs alone; this one has it here."""
 
         def __init__(self, **options):
@@ -274,7 +275,7 @@ def test_half_precision_learns_the_same_curve_and_goes_on(settings, tmp_path, mo
             self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
 
     if precision == "fp16":
-        monkeypatch.setattr(setup, "Accelerator", Scaling)
+        monkeypatch.setattr(training, "Accelerator", Scaling)
     arguments = settings("--tracker", "none", "--out", str(tmp_path / "half"), "--mixed_precision", precision)
     half = run(arguments)["losses"]
     assert half != one
@@ -287,9 +288,9 @@ def test_half_precision_learns_the_same_curve_and_goes_on(settings, tmp_path, mo
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
 def test_a_step_that_is_no_number_stops_the_run_before_the_weights_change(settings, tmp_path, monkeypatch, what):
-    from vlm_vision.train import step
+    from vlm_vision.train import answers
 
-    real, models = step.answer_loss, []
+    real, models = answers.answer_loss, []
 
     def spoiled(model, batch):
         models.append((model, [weight.detach().clone() for weight in model.parameters()]))
@@ -299,7 +300,7 @@ def test_a_step_that_is_no_number_stops_the_run_before_the_weights_change(settin
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    monkeypatch.setattr(step, "answer_loss", spoiled)
+    monkeypatch.setattr(answers, "answer_loss", spoiled)
     with pytest.raises(FloatingPointError, match=f"the {what} is (nan|inf) at step 0: lower the learning rate"):
         run(settings())
     assert all(torch.equal(a, b) for model, before in models for a, b in zip(model.parameters(), before, strict=True))
@@ -330,10 +331,10 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "says"), WRONG, ids=[" ".join(change) for change, _ in WRONG])
 def test_wrong_settings_are_one_sentence_and_exit_code_2(settings, change, says, capsys, monkeypatch):
-    monkeypatch.setattr("vlm_vision.train.setup.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("vlm_vision.train.settings.get_available_trackers", lambda: ["tensorboard"])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     with pytest.raises(SystemExit) as exit:
-        setup.run("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
+        training.run("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
     assert exit.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert says in said[-1] or "stepz" in says

@@ -9,10 +9,10 @@ from vlm_vision.data.collate import Collator
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.labels import ChatLabels, pad
 from vlm_vision.evaluate import blind_answers, evaluate, other_pictures, right
+from vlm_vision.train.answers import WithPicture
 from vlm_vision.train.loss import answer_loss, check_finite, num_answer_tokens
 from vlm_vision.train.optim import parameter_groups, warmup_cosine
 from vlm_vision.train.order import StepBatches
-from vlm_vision.train.step import WithPicture
 
 
 def batches(**options) -> list[list[int]]:

@@ -1,11 +1,10 @@
 """Fully sharded data parallel training (FSDP2): each process keeps its part of weights, gradients and optimiser state.
 
-torch's own `fully_shard`. Each layer of the language model, and of an encoder that trains, is gathered when its turn comes
-and let go again; what is between them is gathered with the model. A frozen encoder is small beside the rest and stays
-whole in every process.
+torch's own `fully_shard`. Each layer is gathered when its turn comes and let go again; what is between them is gathered with
+the model. A frozen encoder is small beside a language model and stays whole in every process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,30 +14,32 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from vlm_vision.train.parts import unwrapped
 
-
-def shard(model: nn.Module, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
+def shard(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    layers: Collection[str],
+    aside: Collection[nn.Module] = (),
+    dtype: torch.dtype | None = None,
+) -> None:
     """Shard a model in place over all processes. Make the optimiser afterwards: the parameters are others.
 
     Args:
-        model: of `set_trainable`, the same in every process; it may be on the CPU, each process keeps its part on `device`.
+        model: the same in every process; it may be on the CPU, each process keeps its part on `device`.
         device: of this process.
+        layers: names of the classes whose modules are gathered one by one.
+        aside: modules that do not train and stay whole.
         dtype: in which layers are gathered and computed; parts are kept, and gradients summed, in the weights' own. Run
             the model under autocast to it.
     """
-    vlm = unwrapped(model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # Not only the layers' but also the model's own weights are let go after a forward, so that between steps and after an
     # evaluation every parameter is a part.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
-    tower = list(vlm.encoder.parameters())
-    whole = set() if any(weight.requires_grad for weight in tower) else set(tower)
-    if whole:
-        vlm.encoder.to(device)
-    kinds = set(vlm._no_split_modules or ())
-    layers = [one for one in model.modules() if type(one).__name__ in kinds and not whole & set(one.parameters())]
-    for layer in reversed(layers):  # an outer one comes before what it holds
+    whole = {weight for module in aside for weight in module.to(device).parameters()}
+    found = [one for one in model.modules() if type(one).__name__ in layers and not whole & set(one.parameters())]
+    for layer in reversed(found):  # an outer one comes before what it holds
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=whole)
 

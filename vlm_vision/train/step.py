@@ -1,29 +1,22 @@
-"""One optimiser step over micro-batches and processes, weighted by token; what feeds it and what it reports."""
+"""One optimiser step over micro-batches and processes, and what it reports."""
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vlm_vision.data.collate import Collator
-from vlm_vision.data.conversations import Conversation
-from vlm_vision.data.labels import IGNORED
-from vlm_vision.train.loss import answer_loss, check_finite, num_answer_tokens
-from vlm_vision.train.optim import parameter_groups, warmup_cosine
-from vlm_vision.train.order import StepBatches
-from vlm_vision.train.parts import group_modules
+from vlm_vision.train.loss import check_finite
+from vlm_vision.train.optim import warmup_cosine
 from vlm_vision.train.resume import State, load_checkpoint, save_checkpoint
-from vlm_vision.train.setup import Settings, write_config
+from vlm_vision.train.settings import Training, write_config
 from vlm_vision.train.shard import full, gather, shard, summing
 
 Batch = dict[str, Tensor]
@@ -34,32 +27,48 @@ class Taken:
     """What one step was."""
 
     loss: Tensor
-    """Mean over the answer tokens of the step, all processes together."""
-    answer_tokens: Tensor
+    """Mean over the terms of the step, all processes together."""
+    terms: Tensor
     gradients: dict[str, Tensor]
     """Norm for each group of parameters, before clipping."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a step does, beside what the settings say."""
+
+    loss: Callable[[nn.Module, Batch], Tensor]
+    """(model, wrapped as it trains; micro-batch) -> sum of the loss over the terms of the micro-batch, a scalar."""
+    terms: Callable[[Batch], Tensor]
+    """How many terms a micro-batch has. The step's loss is a mean over all of them, however they are cut."""
+    unit: str
+    """What a term is called in figures."""
+    parts: Callable[[nn.Module], dict[str, nn.Module]]
+    """Modules of the model whose gradients are reported, by name."""
+    groups: Callable[[nn.Module], list[dict]]
+    """AdamW groups of the model."""
+    layers: Collection[str]
+    """Names of the classes that are sharded one by one."""
+    aside: Collection[nn.Module] = ()
+    """Modules of the model that do not train and stay whole in every process."""
 
 
 class Step:
     """Model, optimiser and schedule of a run, in one process or in one of many.
 
     Args:
-        model: of `set_trainable`, on any device; it is moved, and sharded where `settings.sharding` says so.
-        rates: learning rate for each group of parameters that may train.
+        model: on any device; it is moved, and sharded where `settings.sharding` says so.
     """
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]):
-        self.settings, self.accelerator = settings, accelerator
+    def __init__(self, settings: Training, accelerator: Accelerator, model: nn.Module, task: Task):
+        self.settings, self.accelerator, self.task = settings, accelerator, task
         self.sharded = settings.sharding == "fsdp2" and accelerator.num_processes > 1
         if self.sharded:
-            shard(model, accelerator.device, dtype=torch.bfloat16 if settings.mixed_precision == "bf16" else None)
+            dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else None
+            shard(model, accelerator.device, layers=task.layers, aside=task.aside, dtype=dtype)
         else:
             model.to(accelerator.device)
-        own = group_modules(model)
-        self.parts = {name: own[name] for name in rates}
-        optimised = parameter_groups(
-            [(own[name], rate) for name, rate in rates.items()], weight_decay=settings.weight_decay
-        )
+        self.parts, optimised = task.parts(model), task.groups(model)
         self.weights: list[nn.Parameter] = [weight for group in optimised for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas)
         self.schedule = warmup_cosine(self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps)
@@ -77,12 +86,12 @@ class Step:
         """
         accelerator = self.accelerator
         micro_batches = [_to(batch, accelerator.device) for batch in micro_batches]
-        answer_tokens = self._over_processes(torch.stack([num_answer_tokens(batch) for batch in micro_batches]).sum())
+        terms = self._over_processes(torch.stack([self.task.terms(batch) for batch in micro_batches]).sum())
         loss = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(micro_batches):
             with self._summing(last=i + 1 == len(micro_batches)):
                 with accelerator.autocast():
-                    part = answer_loss(self.trained, batch) / answer_tokens
+                    part = self.task.loss(self.trained, batch) / terms
                 # Both kinds of parallel training average gradients over processes; the sum is wanted.
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
@@ -98,7 +107,7 @@ class Step:
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.stepper.zero_grad()
-        return Taken(loss, answer_tokens, gradients)
+        return Taken(loss, terms, gradients)
 
     @property
     def model(self) -> nn.Module:
@@ -160,7 +169,7 @@ class Progress:
         self.step, self.losses = step, []
         self.accelerator, settings = step.accelerator, step.settings
         self.accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
-        self.every, self.tokens, self.since = settings.log_every, 0, time.monotonic()
+        self.every, self.terms, self.since = settings.log_every, 0, time.monotonic()
         self.bar = tqdm(
             total=settings.steps * settings.batch_size,
             initial=first_step * settings.batch_size,
@@ -172,13 +181,13 @@ class Progress:
     def took(self, steps: int, taken: Taken) -> None:
         """After so many steps."""
         self.losses.append(taken.loss.item())
-        self.tokens += int(taken.answer_tokens)
+        self.terms += int(taken.terms)
         self.bar.update(self.step.settings.batch_size)
         self.bar.set_postfix(loss=f"{sum(self.losses[-20:]) / len(self.losses[-20:]):.4f}", refresh=False)
         if steps % self.every == 0:
             figures = {
                 "loss": self.losses[-1],
-                "answer_tokens_per_second": self.tokens / (time.monotonic() - self.since),
+                f"{self.step.task.unit}s_per_second": self.terms / (time.monotonic() - self.since),
             }
             figures |= {f"learning_rate/{name}": rate for name, rate in self.step.rates().items()}
             figures |= {f"gradient_norm/{name}": norm.item() for name, norm in taken.gradients.items()}
@@ -187,68 +196,10 @@ class Progress:
     def note(self, steps: int, figures: dict[str, float]) -> None:
         """Other figures after so many steps; what they took does not count as training."""
         self.accelerator.log(figures, step=steps)
-        self.tokens, self.since = 0, time.monotonic()
+        self.terms, self.since = 0, time.monotonic()
 
     def close(self) -> None:
         self.bar.close()
-
-
-class WithPicture:
-    """A collator whose batches always show a picture, so that all processes run the same parts of the model.
-
-    Where none of the conversations has one, `witness` is added as a row without labels: its gradient is zero.
-    """
-
-    def __init__(self, collate: Collator, witness: Conversation | None):
-        self.collate, self.witness = collate, witness
-
-    def __call__(self, conversations: Sequence[Conversation]) -> Batch:
-        batch = self.collate(conversations)
-        if self.witness is None or any(one.images for one in conversations):
-            return batch
-        added = self.collate([self.witness])
-        added["labels"] = torch.full_like(added["labels"], IGNORED)
-        fill = {"labels": IGNORED, "input_ids": self.collate.processor.tokenizer.pad_token_id}
-        width = max(batch["labels"].shape[1], added["labels"].shape[1])
-
-        def rows(name: str, values: Tensor) -> Tensor:
-            return F.pad(values, (0, width - values.shape[1]), value=fill.get(name, 0))
-
-        return added | {name: torch.cat([rows(name, batch[name]), rows(name, added[name])]) for name in batch}
-
-
-def batches_of_steps(
-    settings: Settings,
-    accelerator: Accelerator,
-    conversations: Sequence[Conversation],
-    collate: Collator,
-    *,
-    first_step: int,
-) -> Iterator[list[Batch]]:
-    """This process's micro-batches of each step, from `first_step` on."""
-    batches = StepBatches(
-        len(conversations),
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        steps=settings.steps,
-        first_step=first_step,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    witness = next((one for one in conversations if one.images), None)
-    loader = iter(
-        DataLoader(
-            conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
-            batch_sampler=batches,
-            collate_fn=WithPicture(collate, witness),
-            num_workers=settings.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
-        )
-    )
-    for _ in range(first_step, settings.steps):
-        yield [next(loader) for _ in range(batches.micro_batches)]
 
 
 def _norm(weights: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
