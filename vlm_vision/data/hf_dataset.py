@@ -28,7 +28,7 @@ class Cell(Stored):
         return f"{self.source}, row {self.row}, {self.column} {self.index}"
 
     def read(self) -> bytes:
-        stored = _stored(self.dataset[self.row][self.column][0])[self.index].as_py()
+        stored = stored_pictures(self.dataset[self.row][self.column][0])[self.index].as_py()
         data = stored["bytes"] if isinstance(stored, dict) else stored
         path = Path(stored["path"] or "") if isinstance(stored, dict) else Path()
         if data is None and path.is_file():
@@ -61,7 +61,7 @@ def hf_dataset(
         ValueError: `datasets` is not installed, no such data set, split or subset, or columns of no known form; on
             reading a row, one that is not of its form.
     """
-    dataset = _load(source, split, subset)
+    dataset = load_data_set(source, split, subset)
     columns = dataset.column_names
     form = next((name for name in ("conversations", "texts", "messages", "question") if name in columns), None)
     if form is None or (form == "question" and not {"answer", "answers"} & set(columns)):
@@ -105,10 +105,10 @@ class _Rows:
     def _pictures(self, table: Any, row: int) -> tuple[Picture, ...]:
         if self.image is None:
             return ()
-        cell = _stored(table[self.image][0])
+        cell = stored_pictures(table[self.image][0])
         return tuple(
             str(Path(self.image_folder) / one.as_py())
-            if _is_path(one)
+            if is_path(one)
             else Cell(self.source, self.fingerprint, row, self.image, i, self.dataset)
             for i, one in enumerate(cell)
         )
@@ -121,7 +121,7 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _stored(cell: Any) -> list[Any]:
+def stored_pictures(cell: Any) -> list[Any]:
     """The pictures of an arrow cell, one or a list, as arrow scalars."""
     import pyarrow
 
@@ -129,7 +129,8 @@ def _stored(cell: Any) -> list[Any]:
     return [one for one in ((cell.values or []) if several else [cell]) if one.is_valid]
 
 
-def _is_path(one: Any) -> bool:
+def is_path(one: Any) -> bool:
+    """Whether an arrow scalar is text: a picture given by its path."""
     import pyarrow
 
     return pyarrow.types.is_string(one.type) or pyarrow.types.is_large_string(one.type)
@@ -167,7 +168,8 @@ def _question(record: dict[str, Any], name: str) -> Turns:
 _TURNS = {"conversations": llava_turns, "texts": _texts, "messages": _messages, "question": _question}
 
 
-def _load(source: str, split: str, subset: str | None) -> Any:
+def load_data_set(source: str, split: str, subset: str | None) -> Any:
+    """One split of a data set of the `datasets` library; arguments and errors as `hf_dataset`."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError

@@ -42,8 +42,8 @@ class TarMember(Stored):
         return f"{self.shard}/{self.name}"
 
     def read(self) -> bytes:
-        with _open(self.shard) as file:
-            return _read(file, self.offset, self.size, self)
+        with open_shard(self.shard) as file:
+            return read_at(file, self.offset, self.size, self)
 
     def version(self) -> str:
         try:
@@ -68,7 +68,7 @@ def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         ValueError: no such shard, one that is compressed, damaged or cut short, or shards without any sample.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
-    paths = [path for pattern in patterns for path in _matching(os.fspath(pattern))]
+    paths = [path for pattern in patterns for path in matching(os.fspath(pattern))]
     names, rows, skipped = [], [], []
     for number, path in enumerate(paths):
         for found in _index(path):
@@ -97,19 +97,28 @@ class _Samples:
     def __call__(self, row: int) -> Conversation:
         shard, offset, size, text_offset, text_size, is_json = self.table[row].tolist()
         picture = TarMember(self.shards[shard], self.names[row], offset, size)
-        with _open(picture.shard) as file:
-            return _conversation(_read(file, text_offset, text_size, picture), bool(is_json), picture)
+        with open_shard(picture.shard) as file:
+            return _conversation(read_at(file, text_offset, text_size, picture), bool(is_json), picture)
 
 
 def _index(path: str) -> list[Entry | str]:
     """The samples of a shard; for one to leave out, what is wrong with it."""
-    with _open(path) as file:
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        for member in _members(path, file):
-            folder, slash, base = member.name.rpartition("/")
-            key, _, suffix = base.partition(".")
-            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
-        return [_sample(f"{path}/{key}", path, file, members) for key, members in samples.items()]
+    with open_shard(path) as file:
+        return [_sample(f"{path}/{key}", path, file, members) for key, members in members_by_key(path, file).items()]
+
+
+def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """The members of a shard by their key, their name up to its first dot, and by suffix in lower case.
+
+    Raises:
+        ValueError: the shard is compressed, damaged or cut short.
+    """
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in _members(path, file):
+        folder, slash, base = member.name.rpartition("/")
+        key, _, suffix = base.partition(".")
+        samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
+    return samples
 
 
 def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> Entry | str:
@@ -121,7 +130,7 @@ def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.Tar
     for suffix in TEXTS:
         if text := members.get(suffix):
             try:
-                _conversation(_read(file, text.offset_data, text.size, shown), suffix == "json", shown)
+                _conversation(read_at(file, text.offset_data, text.size, shown), suffix == "json", shown)
             except ValueError as error:
                 problem = str(error)
             else:
@@ -162,14 +171,16 @@ def _members(path: str, file: BinaryIO) -> list[tarfile.TarInfo]:
     return members
 
 
-def _open(path: str) -> BinaryIO:
+def open_shard(path: str) -> BinaryIO:
+    """Raises ValueError if the file cannot be opened."""
     try:
         return open(path, "rb")
     except OSError as error:
         raise ValueError(f"shard {path} cannot be opened ({error.strerror}): expected a local tar file") from None
 
 
-def _read(file: BinaryIO, offset: int, size: int, picture: TarMember) -> bytes:
+def read_at(file: BinaryIO, offset: int, size: int, picture: TarMember) -> bytes:
+    """A member of the shard of `picture`. Raises ValueError if the shard is now shorter."""
     file.seek(offset)
     data = file.read(size)
     if len(data) != size:
@@ -177,7 +188,7 @@ def _read(file: BinaryIO, offset: int, size: int, picture: TarMember) -> bytes:
     return data
 
 
-def _matching(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
     """Files that a pattern names, wildcards in sorted order."""
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")
