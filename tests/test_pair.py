@@ -1,11 +1,14 @@
 """Image and text towers together: their references' embeddings and logits, and pictures against texts."""
 
+from dataclasses import replace
+
 import golden as cases
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, tiny_tokenizer
 from golden import TOLERANCE, error, source
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from vlm_vision.pair import Pair, load_pair
 from vlm_vision.tokenizer import TextTokenizer
@@ -59,6 +62,54 @@ def test_pictures_are_compared_with_texts(shared, name):
     else:
         assert torch.allclose(probabilities, (logits + pair.logit_bias).sigmoid(), atol=1e-6)
     assert pair.similarity(picture(0), "a cat").shape == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["hf_clip_quickgelu", "hf_clip_gelu_sharded", "hf_siglip", "hf_siglip2_naflex"])
+@torch.inference_mode()
+def test_a_saved_pair_is_the_same_for_us_and_for_transformers(shared, tmp_path, name, caplog):
+    pair = load_pair(source(shared, name))
+    pair.save_pretrained(tmp_path / "saved")
+    assert "saved without a tokenizer" in caplog.text
+    again = load_pair(tmp_path / "saved")
+    state = again.state_dict()
+    assert state.keys() == pair.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in pair.state_dict().items())
+    assert again.image.to_dict() == pair.image.to_dict() and again.text.config == pair.text.config
+    theirs, info = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    if name == "hf_siglip2_naflex":
+        return  # its pixels are patches
+    size = again.image.config.image_size
+    pixels, ids = torch.randn(2, 3, *size), torch.randint(3, 90, (3, again.text.config.context_length))
+    ids[:, -1] = again.text.config.eos_id
+    out = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
+    assert error(again(pixels, ids).logits_per_image, out.logits_per_image) < TOLERANCE
+
+
+def test_a_tokenizer_is_saved_with_its_pair(shared, tmp_path):
+    folder = tmp_path / "words"
+    tiny_tokenizer().save_pretrained(folder)
+    pair = load_pair(source(shared, "hf_clip_quickgelu"), tokenizer=folder)
+    pair.save_pretrained(tmp_path / "saved")
+    text = ["what colour is this", "the cat"]
+    assert torch.equal(load_pair(tmp_path / "saved").text.tokenizer(text), pair.text.tokenizer(text))
+    with pytest.raises(ValueError, match="made from a function"):
+        load_pair(source(shared, "hf_siglip"), tokenizer=letters(16)).save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_pair_that_transformers_has_no_class_for_is_not_saved(shared, tmp_path):
+    pair = load_pair(source(shared, "hf_siglip"))
+    bias, pair.logit_bias = pair.logit_bias, None
+    with pytest.raises(ValueError, match="a siglip pair needs a logit_bias"):
+        pair.save_pretrained(tmp_path / "saved")
+    pair.logit_bias = bias
+    pair.text.model.config = replace(pair.text.config, causal=True)
+    with pytest.raises(
+        ValueError, match="transformers' siglip cannot express this text tower: causal True would become"
+    ):
+        pair.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_both_towers_and_the_logits_learn(shared):

@@ -127,21 +127,24 @@ class Encoder(nn.Module):
         Raises:
             ValueError: unknown format, or an architecture that the family's layout cannot express.
         """
-        sidecar = {
-            "family": self.origin.family,
-            "reference": self.origin.reference,
-            "tap": asdict(self.tap),
-            "remainder": self.config.remainder,
-            "preprocess_fingerprint": self.preprocess.fingerprint,
-        }
         save_tower(
             Path(folder),
             format,
             model=self.model,
             family=self.origin.family,
             preprocess=self.preprocess,
-            sidecar=sidecar,
+            sidecar=self.sidecar(),
         )
+
+    def sidecar(self) -> dict[str, Any]:
+        """What vlm_vision.json keeps, because a public layout has no place for it."""
+        return {
+            "family": self.origin.family,
+            "reference": self.origin.reference,
+            "tap": asdict(self.tap),
+            "remainder": self.config.remainder,
+            "preprocess_fingerprint": self.preprocess.fingerprint,
+        }
 
 
 def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:

@@ -1,5 +1,6 @@
 """`vlm_vision.load_text` and `vlm_vision.load_pair`: the text tower of CLIP and SigLIP, and both towers."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints import open_clip, sniff, text_big_vision, text_hf, text_open_clip
 from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.config import Tap, VisionOutput
 from vlm_vision.encoder import Encoder
@@ -18,6 +20,8 @@ from vlm_vision.load import known_device, known_dtype, load, resolve
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 Pixels = Tensor | Sequence[Tensor]
 
@@ -129,6 +133,32 @@ class Pair(nn.Module):
         """(I, T). SigLIP: that a text fits a picture, each on its own; CLIP: which one of the texts, rows add up to 1."""
         logits = self._compared(images, texts, lambda seen, ids: self(seen, ids).logits_per_image)
         return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both towers, scale, bias and tokenizer as a CLIP or SigLIP of transformers; `load_pair` reads it too.
+
+        Beside it lies vlm_vision.json, as of `Encoder.save_pretrained`.
+
+        Raises:
+            ValueError: an architecture that transformers' classes cannot express, or a tokenizer that was never on disk.
+        """
+        image = self.image
+        try:
+            tokenizer = self.text.tokenizer
+        except ValueError as error:
+            log.warning("saved without a tokenizer: %s", error)
+            tokenizer = None
+        save_pair(
+            Path(folder),
+            image=image.model,
+            family=image.origin.family,
+            preprocess=image.preprocess,
+            sidecar=image.sidecar(),
+            text=self.text.model,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+            tokenizer=tokenizer,
+        )
 
     def _compared(
         self,

@@ -11,6 +11,7 @@ A text that is too long loses its last pieces, never its end. There is no attent
 
 import html
 import re
+import shutil
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class TextTokenizer:
         self.context_length, self.pad_id = context_length, pad_id
         self.start, self.end = list(start), list(end)
         self._pieces, self._clean = pieces, clean
+        self._files: dict[str, Path] = {}
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Ids (B, context_length) int64 of one text or several.
@@ -120,13 +122,15 @@ class TextTokenizer:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"{model_file} is no sentencepiece model ({reason})") from None
         gemma = model.bos_id() >= 0
-        return cls(
+        made = cls(
             model.encode,  # type: ignore[attr-defined]
             context_length=context_length,
             end=[model.eos_id()],
             pad_id=model.pad_id() if gemma else model.eos_id(),
             clean=_cleaner("lower" if gemma else "canonicalize", rules),
         )
+        made._files = {"spiece.model": Path(model_file)}
+        return made
 
     @classmethod
     def from_pretrained(
@@ -162,7 +166,7 @@ class TextTokenizer:
             pad_id = rules.pad_id
         elif theirs.pad_token_id is not None:
             pad_id = theirs.pad_token_id
-        return cls(
+        made = cls(
             partial(_encoded, theirs),
             context_length=context_length,
             start=start,
@@ -170,6 +174,20 @@ class TextTokenizer:
             pad_id=pad_id,
             clean=_cleaner(clean, rules),
         )
+        names = [name for name in (*FILES, *_BESIDE) if name != "config.json"]
+        made._files = {name: folder / name for name in names if (folder / name).is_file()}
+        return made
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the files that this tokenizer was made from into a folder that is there.
+
+        Raises:
+            ValueError: it was made from a function.
+        """
+        if not self._files:
+            raise ValueError("this tokenizer was made from a function, not from files: there is nothing to save")
+        for name, file in self._files.items():
+            shutil.copyfile(file, Path(folder) / name)
 
 
 def canonicalize(text: str) -> str:

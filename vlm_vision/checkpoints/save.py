@@ -44,7 +44,7 @@ def save_tower(
     state = model.state_dict()
     if model.config.position == "sincos2d" and model.config.position_resize == "recompute":
         del state["position.table"]  # computed, never stored
-    write = _hf if format == "hf" else _timm
+    write = hf_files if format == "hf" else _timm
     tensors, files, written = write(model, state, family, preprocess)
     if written != preprocess:
         sidecar = sidecar | {"preprocess": preprocess.to_dict()}
@@ -60,7 +60,7 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _hf(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
+def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
     """(weights, JSON files, preprocessing that the files describe) for transformers."""
     name = {"dino": "vit"}.get(family, family)
     layout, config = hf.FAMILIES[name], model.config

@@ -4,13 +4,17 @@ Documented exceptions to "every stored weight is used": `position_ids` (an index
 `SIBLINGS` of the text part in a whole model.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.hf_clip import block_keys
-from vlm_vision.checkpoints.hf_family import activation
+from vlm_vision.checkpoints.hf_family import ACTIVATION_NAMES, activation
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import Part
@@ -88,7 +92,7 @@ def read(folder: Path, config: Json) -> TextTower:
     beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
     part = Part(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
     try:
-        text = _config(family, _fields(family, config), part)
+        text = _config(family, _fields(family, config), part.shapes)
         scale, bias = scalar(weights, "logit_scale"), scalar(weights, "logit_bias")
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -106,6 +110,42 @@ def read(folder: Path, config: Json) -> TextTower:
         logit_scale=scale,
         logit_bias=bias,
     )
+
+
+def write(kind: str, config: TextConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Json]:
+    """(weights, text_config) of a whole model of model_type `kind`.
+
+    Raises:
+        ValueError: an architecture that transformers' class cannot express.
+    """
+    family = WHOLE_MODELS[kind]
+    described = family.defaults | dict(
+        model_type=f"{kind}_text_model",
+        vocab_size=config.vocab_size,
+        hidden_size=config.embed_dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        max_position_embeddings=config.context_length,
+        hidden_act=ACTIVATION_NAMES[config.mlp],
+        layer_norm_eps=config.norm_eps,
+        eos_token_id=LEGACY_EOS if config.pool == "argmax" else config.eos_id,
+        pad_token_id=config.pad_id,
+        bos_token_id=None,  # nobody reads it, and the default is past a small vocabulary
+        **{"projection_dim" if family.clip else "projection_size": config.features_dim},
+    )
+    tensors = keys.write(_keys(family, config), state)
+    again = _config(family, described, frozenset(tensors))
+    told = replace(config, eos_id=again.eos_id) if config.pool != "eos" else config
+    differ = [
+        f"{field.name} {getattr(told, field.name)!r} would become {getattr(again, field.name)!r}"
+        for field in fields(TextConfig)
+        if getattr(told, field.name) != getattr(again, field.name)
+    ]
+    if differ:
+        raise ValueError(f"transformers' {kind} cannot express this text tower: {', '.join(differ)}")
+    outside = ("text_projection.",)
+    return {name if name.startswith(outside) else f"text_model.{name}": t for name, t in tensors.items()}, described
 
 
 def _fields(family: _Family, config: Json) -> Json:
@@ -131,8 +171,8 @@ def _prefix(folder: Path, weights: WeightFiles) -> str:
     return prefixes[0]
 
 
-def _config(family: _Family, fields: Json, part: Part) -> TextConfig:
-    projected = not family.clip or "text_projection.weight" in part.shapes
+def _config(family: _Family, fields: Json, names: Collection[str]) -> TextConfig:
+    projected = not family.clip or "text_projection.weight" in names
     width = fields["projection_dim"] if family.clip else fields.get("projection_size", fields["hidden_size"])
     legacy = family.clip and fields["eos_token_id"] == LEGACY_EOS
     return TextConfig(
