@@ -78,7 +78,7 @@ class Training:
 _FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "tracker")
 """Settings that do not change what is learned; those that begin with eval do not either."""
 
-S = TypeVar("S", bound=Training)
+S = TypeVar("S")
 
 
 def as_plain(settings: Training) -> dict[str, Any]:

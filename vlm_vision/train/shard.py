@@ -52,6 +52,15 @@ def summing(model: nn.Module, *, last: bool) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """What is between the layers stays whole inside, so that parts of the model can be called. Every process must enter."""
+    assert isinstance(model, FSDPModule)
+    model.unshard()
+    yield
+    model.reshard()
+
+
 def full(value: Tensor) -> Tensor:
     """The whole of a tensor of which each process has a part; every process must ask. Others are returned as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from vlm_vision.train.loss import check_finite
 from vlm_vision.train.optim import warmup_cosine
 from vlm_vision.train.resume import State, load_checkpoint, save_checkpoint
 from vlm_vision.train.settings import Training, write_config
-from vlm_vision.train.shard import full, gather, shard, summing
+from vlm_vision.train.shard import full, gather, shard, summing, unsharded
 
 Batch = dict[str, Tensor]
 
@@ -113,6 +113,12 @@ class Step:
     def model(self) -> nn.Module:
         """The model that trains, without the wrapper of DDP: to measure, and to keep its state."""
         return self.trained if self.sharded else self.accelerator.unwrap_model(self.trained)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Inside, parts of the model can be called without gradient. Every process must enter."""
+        with torch.no_grad(), unsharded(self.trained) if self.sharded else nullcontext():
+            yield
 
     def rates(self) -> dict[str, float]:
         """Present learning rate of each group that trains."""

@@ -1,0 +1,238 @@
+"""Train a picture tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked picture tower.
+
+    python -m recipes.contrastive --config recipes/configs/contrastive_smoke.yaml
+    torchrun --nproc_per_node 8 -m recipes.contrastive --config recipes/configs/siglip_b16.yaml \
+        --data.train 'laion/{00000..00999}.tar'
+
+Every step compares all pairs of all processes; the siglip loss holds a slice of them at a time, so that its memory does not
+grow with the square of the batch. A sample whose picture is damaged or whose caption is missing gives way to the next one,
+and is counted. A stopped run goes on where it was when the same command is given again.
+
+Writes to `out`: model/ (for vlm_vision.load_pair, vlm_vision.load and transformers), metrics.json, config.yaml, logs/ for
+TensorBoard, and checkpoints/ while it runs.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import vlm_vision as vv
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.batches import Batch as Views
+from vlm_vision.data.batches import Draws, Pictures, Skipped, collate
+from vlm_vision.data.samples import Samples, read_samples
+from vlm_vision.data.views import Crop, View, normalised
+from vlm_vision.new_pair import Kind, learn_tokenizer, new_pair
+from vlm_vision.pair import Pair
+from vlm_vision.probe.features import picture_embeddings, text_embeddings
+from vlm_vision.probe.retrieval import Retrieval, ranking
+from vlm_vision.train.contrastive import Contrast, Contrasted, contrasting, keep_scale
+from vlm_vision.train.order import StepBatches
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.step import Batch, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Pictures with captions, as vlm_vision.data.samples.read_samples takes them."""
+
+    train: str
+    """A .csv or .jsonl file, .tar shards, a folder of a data set, or hf:owner/name."""
+    test: str = ""
+    """The same, for retrieval; empty for none."""
+    images: str = ""
+    """Folder that picture paths start from; empty for that of the file."""
+    train_split: str = "train"
+    test_split: str = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """Who is trained, where `start` names no pair."""
+
+    kind: Kind = "siglip"
+    image_source: str = ""
+    """Argument of vlm_vision.load; empty to start from `image`."""
+    image: dict[str, Any] = field(default_factory=dict)
+    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim of a picture tower with random weights."""
+    text: dict[str, Any] = field(default_factory=dict)
+    """embed_dim, depth, num_heads, mlp_dim, context_length of the text tower, which has random weights."""
+    tokenizer: str = ""
+    """Folder of a tokenizer; empty to learn one from the captions."""
+    vocab_size: int = 8192
+    """Of a tokenizer that is learned."""
+    logit_bias: Literal["published", "batch"] = "published"
+    """siglip begins at -10, or at log(1 / (batch_size - 1)), the share of right pairs (the better for small batches)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Training):
+    """One run."""
+
+    data: Data
+    start: str = ""
+    """Folder or hub id of a pair to go on from."""
+    towers: Towers = Towers()
+    contrast: Contrast = Contrast()
+    lock_image: bool = False
+    """Locked-image tuning (Zhai et al. 2022, LiT): the picture tower stays as it is."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Area of the random part of a picture that is seen."""
+    flip: float = 0.0
+    """How often left and right are exchanged."""
+    lr: float = 1e-3
+    """Of both towers, scale and bias."""
+    test_limit: int = 0
+    """Test pairs for retrieval, the first ones; 0 for all."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.start and not self.towers.text:
+            raise ValueError("there is no text tower: give start, or towers.text")
+        if self.lock_image and not (self.start or self.towers.image_source):
+            raise ValueError("lock_image keeps a picture tower as it is: give start or towers.image_source")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds, and the losses."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    data, out = config.data, Path(config.out)
+    train = read_samples(data.train, data.train_split, images=data.images)
+    test = read_samples(data.test, data.test_split, images=data.images) if data.test else None
+    with accelerator.main_process_first():
+        pair = pair_of(config, train)
+    trains = ["text", "logits"] if config.lock_image else ["image", "text", "logits"]
+    step = contrasting(config, accelerator, pair, config.contrast, rates=dict.fromkeys(trains, config.lr))
+
+    # The loop.
+    first_step, skipped = step.resume(), Skipped()
+    loader = batches(config, accelerator, train, pair, first_step)
+    progress = Progress(step, name="contrastive", first_step=first_step)
+    step.trained.train()
+    for index, drawn in enumerate(loader, start=first_step):
+        done = index + 1
+        skipped.add(drawn)
+        progress.took(done, step(index, [tensors(drawn, pair)]))
+        keep_scale(pair)
+        if config.eval_every and done % config.eval_every == 0 and test is not None:
+            with step.measured():
+                progress.note(done, figures(look(config, pair, test)))
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+
+    # The end: a folder that loads elsewhere, and what it is worth.
+    pair = step.whole_model(lambda: Contrasted(pair_of(config, train), config.contrast)).get_submodule("pair")
+    accelerator.end_training()
+    metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
+    metrics |= {"skipped": skipped.bad, "final_loss": progress.losses[-1] if progress.losses else None}
+    if accelerator.is_main_process:
+        assert isinstance(pair, Pair)
+        with whole(out / "model") as staging:
+            pair.save_pretrained(staging)
+        metrics |= {"train_seconds": time.monotonic() - started}
+        if test is not None:
+            saved = vv.load_pair(str(out / "model"), device=accelerator.device)
+            found = look(config, saved, test)
+            metrics |= {"test": asdict(found)}
+            print(table(found))
+        write_json(out / "metrics.json", metrics)
+        print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
+    return metrics | {"losses": progress.losses}
+
+
+def pair_of(config: Config, train: Samples) -> Pair:
+    """The pair to train: loaded, or made new with a tokenizer that knows the captions and is kept in `out`."""
+    if config.start:
+        return vv.load_pair(config.start)
+    towers, folder = config.towers, Path(config.towers.tokenizer or Path(config.out) / "tokenizer")
+    if not towers.tokenizer and not folder.is_dir():
+        with whole(folder) as staging:
+            captions = (sample.caption for sample in train)
+            learn_tokenizer(captions, staging, kind=towers.kind, vocab_size=towers.vocab_size)
+    image = vv.load(towers.image_source) if towers.image_source else towers.image
+    if isinstance(image, vv.FusedEncoder):
+        raise ValueError(f"towers.image_source {towers.image_source} is several towers: a pair has one")
+    bias = None if towers.logit_bias == "published" else -math.log(config.batch_size - 1)
+    return new_pair(towers.kind, image=image, text=towers.text, tokenizer=folder, logit_bias=bias)
+
+
+def batches(config: Config, accelerator: Accelerator, train: Samples, pair: Pair, first_step: int) -> Iterable[Views]:
+    """This process's pictures and captions of each step, from `first_step` on."""
+    order = StepBatches(
+        len(train),
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        steps=config.steps,
+        first_step=first_step,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    size = pair.image.preprocess.output_size
+    if size is None or size[0] != size[1]:
+        raise ValueError(f"the picture tower sees {size or 'any size'}: expected one square size, as crops are")
+    view = View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
+    pictures = Pictures(train, [view], needs=("caption",), seed=config.seed)
+    draws = Draws(order, micro_batches=1, first_step=first_step)
+    return DataLoader(
+        pictures, batch_sampler=draws, collate_fn=collate, num_workers=config.workers, generator=torch.Generator()
+    )
+
+
+def tensors(drawn: Views, pair: Pair) -> Batch:
+    """What the pair sees and reads."""
+    (views,) = drawn.views
+    pixels = normalised(views.to(pair.image.device), pair.image.preprocess)
+    return {"pixels": pixels, "ids": pair.text.tokenizer(drawn.captions)}
+
+
+def look(config: Config, pair: Pair, test: Samples) -> Retrieval:
+    """Test pictures and captions, ranked for each other; pictures of one caption are all right for it."""
+    was_training = pair.training
+    pair.eval()
+    shown = test[: config.test_limit or None]
+    place = {caption: i for i, caption in enumerate(dict.fromkeys(sample.caption for sample in shown))}
+    pictures, texts = (
+        picture_embeddings(pair, [sample.picture for sample in shown]),
+        text_embeddings(pair, list(place)),
+    )
+    of_picture, of_text = torch.tensor([place[sample.caption] for sample in shown]), torch.arange(len(place))
+    pair.train(was_training)
+    return Retrieval(
+        image_to_text=ranking(pictures, texts, of_picture, of_text),
+        text_to_image=ranking(texts, pictures, of_text, of_picture),
+    )
+
+
+def figures(found: Retrieval) -> dict[str, float]:
+    """For the tracker."""
+    ways = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
+    return {f"{name}/recall_at_{k}": share for name, way in ways.items() for k, share in way.recall.items()}
+
+
+def table(found: Retrieval) -> str:
+    """Both ways, and what a random order gives."""
+    lines = [f"{'':15} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median rank':>12}"]
+    for name, way in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
+        lines.append(f"{name:15} {' '.join(f'{share:7.1%}' for share in way.recall.values())} {way.median_rank:12.0f}")
+        lines.append(f"{'  by chance':15} {' '.join(f'{share:7.1%}' for share in way.chance.values())}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.contrastive", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.contrastive", lambda: main(parse()))

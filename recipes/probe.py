@@ -1,0 +1,179 @@
+"""Judge an encoder by its frozen features: nearest neighbours, linear and attentive probes, patch correspondence.
+
+    python -m benchmarks.emoji --out emoji
+    python -m recipes.probe --config recipes/configs/probe_smoke.yaml --encoder FOLDER
+    python -m recipes.probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
+
+Beside the encoder stand the same encoder with random weights, plain pixels and the most frequent class: what a figure is
+worth is its distance from theirs. Choices of a probe are made on a part of the training pictures.
+
+Prints one table and writes metrics.json and config.yaml to `out`. One process.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+import vlm_vision as vv
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.samples import Samples, read_samples
+from vlm_vision.data.stored import Picture
+from vlm_vision.probe.attentive import attentive_probe
+from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
+from vlm_vision.probe.correspondence import picture_correspondence
+from vlm_vision.probe.features import Kind, block_features, patch_features, picture_features
+from vlm_vision.probe.knn import NEIGHBOURS, knn
+from vlm_vision.probe.labelled import Labelled, held_out
+from vlm_vision.probe.linear import linear_probe, logistic_probe
+from vlm_vision.train.order import StepBatches
+from vlm_vision.train.settings import parsed, run
+
+Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One judgement."""
+
+    encoder: str
+    """Argument of vlm_vision.load."""
+    train: str
+    """Pictures with labels to learn from, as vlm_vision.data.samples.read_samples takes them."""
+    test: str
+    """The same, to be asked about; labels are of the same classes."""
+    out: str = "runs/probe"
+    train_split: str = "train"
+    test_split: str = "test"
+    image_size: int = 0
+    """Side in pixels of what the encoder sees; 0 for its own."""
+    tap_layer: int = -1
+    """Block whose tokens are read; the linear probe reads the last four."""
+    tap_norm: bool = True
+    """Whether the final norm is applied to them."""
+    features: Kind = "cls+mean"
+    """Of nearest neighbours and logistic regression."""
+    probes: tuple[Probe, ...] = ("knn", "logistic", "correspondence")
+    """knn; logistic: regression on all data at once; linear: DINOv2's grid; attentive: a learned query over patches, which
+    are held in memory; correspondence: crops against whole test pictures."""
+    neighbours: tuple[int, ...] = NEIGHBOURS
+    train_limit: int = 0
+    """Training pictures to take, drawn at random; 0 for all."""
+    test_limit: int = 0
+    """Test pictures to take, drawn at random; 0 for all."""
+    places_limit: int = 100
+    """Test pictures whose patches are compared."""
+    batch_size: int = 64
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures and their labels."""
+
+    pictures: Sequence[Picture]
+    labels: Tensor
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds."""
+    started = time.monotonic()
+    learned = read_samples(config.train, config.train_split)
+    asked = read_samples(config.test, config.test_split)
+    if learned.classes:
+        asked = asked.with_classes(learned.classes)
+    train, test = drawn(learned, config.train_limit, config.seed), drawn(asked, config.test_limit, config.seed)
+
+    size, tap = config.image_size or None, vv.Tap(config.tap_layer, config.tap_norm)
+    encoder = vv.load(config.encoder, tap=tap, image_size=size, device=config.device)
+    found: dict[str, dict[str, float]] = {}
+    for name, tower in {"encoder": encoder, "random weights": random_twin(encoder, seed=config.seed)}.items():
+        found[name] = judged(config, tower, train, test)
+    small = [Labelled(pixel_features(one.pictures), one.labels) for one in (train, test)]
+    found["pixels"] = of_vectors(config, *small)
+    frequent = most_frequent(*small)
+    found["most frequent class"] = {name: frequent for name in config.probes if name != "correspondence"}
+
+    print(table(config.probes, found))
+    metrics = {"train": len(train.labels), "test": len(test.labels), "classes": int(train.labels.max()) + 1}
+    metrics |= {"found": found, "seconds": time.monotonic() - started}
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    write_json(out / "metrics.json", metrics)
+    print(f"{metrics['seconds']:.0f} s; metrics.json in {out}")
+    return metrics
+
+
+def drawn(samples: Samples, limit: int, seed: int) -> Part:
+    """All samples, or `limit` of them. Raises ValueError for one without a label."""
+    rows = range(len(samples))
+    if 0 < limit < len(samples):
+        (rows,) = StepBatches(len(samples), batch_size=limit, micro_batch_size=limit, steps=1, seed=seed)
+    taken = [samples[row] for row in rows]
+    if missing := [one for one in taken if one.label < 0]:
+        raise ValueError(f"{missing[0].name} has no label: probes of classes need one for each picture")
+    return Part([one.picture for one in taken], torch.tensor([one.label for one in taken]))
+
+
+def judged(config: Config, encoder: vv.Encoder | vv.FusedEncoder, train: Part, test: Part) -> dict[str, float]:
+    """Every probe of an encoder, by name."""
+
+    def features(make: Any, **options: Any) -> tuple[Labelled, Labelled]:
+        made = (make(encoder, one.pictures, batch_size=config.batch_size, **options) for one in (train, test))
+        first, second = (Labelled(one, part.labels) for one, part in zip(made, (train, test), strict=True))
+        return first.to(config.device), second.to(config.device)
+
+    found: dict[str, float] = {}
+    if {"knn", "logistic"} & set(config.probes):
+        found |= of_vectors(config, *features(picture_features, kind=config.features))
+    if "linear" in config.probes:
+        learn, ask = features(block_features)
+        found["linear"] = linear_probe(*held_out(learn, 0.1, seed=config.seed), ask, seed=config.seed).accuracy
+    if "attentive" in config.probes:
+        found["attentive"] = attentive_probe(*features(patch_features), seed=config.seed).accuracy
+    if "correspondence" in config.probes:
+        places = picture_correspondence(encoder, test.pictures[: config.places_limit], seed=config.seed)
+        found |= {"correspondence": places.share, "correspondence by chance": places.chance}
+    return found
+
+
+def of_vectors(config: Config, train: Labelled, test: Labelled) -> dict[str, float]:
+    """The probes of one vector for each picture."""
+    found: dict[str, float] = {}
+    if "knn" in config.probes:
+        tried = knn(*held_out(train, 0.2, seed=config.seed), ks=config.neighbours).by_k
+        by_k = knn(train, test, ks=config.neighbours).by_k
+        found |= {f"knn {k}": share for k, share in by_k.items()}
+        found["knn"] = by_k[max(tried, key=lambda k: tried[k])]
+    if "logistic" in config.probes:
+        found["logistic"] = logistic_probe(train, test, seed=config.seed).accuracy
+    return found
+
+
+def table(probes: Sequence[str], found: dict[str, dict[str, float]]) -> str:
+    """One row for each who was judged; k-NN at the k that was best on a part of the training pictures."""
+    lines = ["".join([f"{'':20}", *(f"{probe:>16}" for probe in probes)])]
+    for name, shares in found.items():
+        lines.append("".join([f"{name:20}", *(f"{shares[p]:16.1%}" if p in shares else " " * 16 for p in probes)]))
+    return "\n".join(lines)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The settings as YAML writes them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.probe", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.probe", lambda: main(parse()))

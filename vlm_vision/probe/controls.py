@@ -1,0 +1,39 @@
+"""What a probe's figure is compared with: an encoder that has learned nothing, plain pixels, the most frequent class."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.preprocess import Preprocess
+from vlm_vision.probe.features import Shown, shown
+from vlm_vision.probe.labelled import Labelled, share_right
+from vlm_vision.probe.seeded import seeded
+
+E = TypeVar("E", bound=Encoder | FusedEncoder)
+
+
+def random_twin(encoder: E, *, seed: int = 0) -> E:
+    """An encoder like this one, with weights as before training; on its device, in its precision and mode."""
+    with seeded(seed):
+        twin = type(encoder).from_dict(encoder.to_dict())
+    return twin.to(device=encoder.device, dtype=encoder.dtype).train(encoder.training)  # type: ignore[return-value]
+
+
+def pixel_features(pictures: Sequence[Shown], *, side: int = 16) -> Tensor:
+    """(M, 3 * side**2) in [-1, 1]: pictures squashed to side x side pixels, as features."""
+    half = (0.5, 0.5, 0.5)
+    small = Preprocess(
+        resize="squash", resize_to=(side, side), resample="bicubic", crop=None, rescale=1 / 255, mean=half, std=half
+    )
+    return torch.cat([small(shown([one])).flatten(1) for one in tqdm(pictures, desc="reading", unit="picture")])
+
+
+def most_frequent(train: Labelled, test: Labelled) -> float:
+    """Accuracy, from 0 to 1, of answering the most frequent class of the training data every time."""
+    answer = train.labels.bincount().argmax()
+    return share_right(answer.expand(len(test)), test.labels)

@@ -1,0 +1,148 @@
+"""Correspondence: whether a patch is most like the patch that shows the same place in another view of the picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_vision.config import Tap
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder, FusedPreprocess
+from vlm_vision.pictures import load_image
+from vlm_vision.position import Grid
+from vlm_vision.preprocess import Preprocess
+from vlm_vision.probe.features import Shown, evaluating, shown
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, in its pixels, stretched to the encoder's size, mirrored or not."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+    def centres(self, grid: Grid) -> Tensor:
+        """(N, 2): the (row, column) of each patch's centre, in pixels of the whole picture."""
+        rows, columns = ((torch.arange(count) + 0.5) / count for count in grid)
+        columns = 1 - columns if self.flip else columns
+        return torch.cartesian_prod(self.top + rows * self.height, self.left + columns * self.width)
+
+    def places(self, points: Tensor, grid: Grid) -> Tensor:
+        """(N, 2) points of the whole picture -> where they are in this view, in patches: 0 is the first one's centre."""
+        shares = (points - torch.tensor([self.top, self.left])) / torch.tensor([self.height, self.width])
+        if self.flip:
+            shares = torch.stack([shares[:, 0], 1 - shares[:, 1]], dim=1)
+        return shares * torch.tensor(grid) - 0.5
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """What the view shows, not yet stretched."""
+        part = image.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+        return ImageOps.mirror(part) if self.flip else part
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """Shares from 0 to 1."""
+
+    share: float
+    """Of patches whose most similar patch in the other view is within the radius of the true place."""
+    chance: float
+    """The same of a patch drawn at random."""
+    patches: int
+
+
+@torch.no_grad()
+def correspondence(tokens: Tensor, other: Tensor, places: Tensor, grid: Grid, *, radius: float = 1.0) -> Correspondence:
+    """For each patch, look for the most similar one in another view, by cosine.
+
+    The keypoint-free form of what El Banani et al. 2024, "Probing the 3D awareness of visual foundation models", ask of
+    two views with known geometry.
+
+    Args:
+        tokens: (N, D) of one view.
+        other: (h * w, D) of the other.
+        places: (N, 2), the true (row, column) of each in the other view, in patches, as `View.places` gives them. Patches
+            whose place is outside it are left out.
+        grid: (h, w) of the other view.
+        radius: in patches, along a straight line. Below 0.71 not every place has a patch that near.
+
+    Raises:
+        ValueError: shapes that do not fit, or views without a common place.
+    """
+    if len(tokens) != len(places) or len(other) != grid[0] * grid[1] or tokens.shape[-1] != other.shape[-1]:
+        raise ValueError(
+            f"tokens are {tuple(tokens.shape)} with {len(places)} places and {tuple(other.shape)} on a grid {grid}: expected a "
+            "place for each of the first, one of the second for each cell, and one width"
+        )
+    places = places.to(tokens.device)
+    inside = ((places >= -0.5) & (places <= torch.tensor(grid, device=places.device) - 0.5)).all(dim=1)
+    if not inside.any():
+        raise ValueError("the views have no place in common: choose views that overlap")
+    cells = torch.cartesian_prod(*(torch.arange(count, device=places.device) for count in grid)).to(places)
+    near = torch.cdist(places[inside], cells, compute_mode="donot_use_mm_for_euclid_dist") <= radius
+    similarity = F.normalize(tokens[inside].float(), dim=-1) @ F.normalize(other.float(), dim=-1).T
+    found = near.gather(1, similarity.argmax(dim=1, keepdim=True))
+    return Correspondence(found.double().mean().item(), near.double().mean().item(), len(found))
+
+
+@torch.no_grad()
+def picture_correspondence(
+    encoder: Encoder | FusedEncoder,
+    pictures: Sequence[Shown],
+    *,
+    tap: Tap | None = None,
+    radius: float = 1.0,
+    seed: int = 0,
+) -> Correspondence:
+    """Random crops of pictures, half of them mirrored, against the whole pictures; the mean over pictures.
+
+    A crop's sides are half to nine tenths of the picture's.
+
+    Raises:
+        ValueError: no picture, or an encoder whose pictures have any size.
+    """
+    if encoder.preprocess.output_size is None or not len(pictures):
+        raise ValueError(
+            f"there are {len(pictures)} pictures for an encoder of output size {encoder.preprocess.output_size}: expected at "
+            "least one, and one size; load the encoder with image_size"
+        )
+    squash, generator = _squashed(encoder.preprocess), torch.Generator().manual_seed(seed)
+    found = []
+    for picture in tqdm(pictures, desc="comparing views", unit="picture"):
+        image = load_image(*shown([picture]))
+        whole, part = View(0, 0, image.height, image.width), drawn_view(image.height, image.width, generator)
+        with evaluating(encoder):
+            out = encoder(squash([part.cut(image), image]).to(encoder.device), tap=tap, pool=False)
+        tokens, other = out.patch_tokens
+        places = whole.places(part.centres(out.grid), out.grid)
+        found.append(correspondence(tokens, other, places, out.grid, radius=radius))
+    share, chance = (sum(getattr(one, name) for one in found) / len(found) for name in ("share", "chance"))
+    return Correspondence(share, chance, sum(one.patches for one in found))
+
+
+def drawn_view(height: int, width: int, generator: torch.Generator) -> View:
+    """A random part of a picture with sides of half to nine tenths of its own, mirrored or not."""
+    tall, wide, down, right, flip = torch.rand(5, generator=generator).tolist()
+    size = [max(1, round(side * (0.5 + 0.4 * share))) for side, share in ((height, tall), (width, wide))]
+    corner = [round(room * share) for room, share in ((height - size[0], down), (width - size[1], right))]
+    return View(*corner, *size, flip=flip < 0.5)
+
+
+def _squashed(preprocess: Preprocess | FusedPreprocess) -> Preprocess | FusedPreprocess:
+    """The same for pictures that are seen whole: stretched to the output size, nothing cut off."""
+    if isinstance(preprocess, FusedPreprocess):
+        return FusedPreprocess(tuple(_whole(tower) for tower in preprocess.towers))
+    return _whole(preprocess)
+
+
+def _whole(preprocess: Preprocess) -> Preprocess:
+    size = preprocess.output_size
+    assert size is not None
+    return replace(preprocess, resize="squash", resize_to=size, crop=None, fill=(0, 0, 0), crop_rounding="floor")
