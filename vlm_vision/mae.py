@@ -1,0 +1,323 @@
+"""The masked autoencoder: an encoder that sees few patches of a picture, and a decoder that paints all of them.
+
+    pixels -> patches kept -> encoder -> [CLS | tokens in their places, mask tokens elsewhere] -> decoder -> pixels
+
+He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). The loss is
+`vlm_vision.objectives.mae`. Shapes: B batch, N patches, K patches kept, D width of the encoder, E of the decoder, p patch
+size, C channels.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlm_vision.blocks import Block, Context, norm
+from vlm_vision.checkpoints import keys, timm_layout
+from vlm_vision.checkpoints.files import WeightFiles, read_json, whole
+from vlm_vision.checkpoints.hf_family import style_of
+from vlm_vision.checkpoints.hf_vit import MAE
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.checkpoints.towers import WRONG_KIND, Part, state_of
+from vlm_vision.config import Tap, ViTConfig, check_whole
+from vlm_vision.encoder import Encoder, Origin
+from vlm_vision.load import load, resolve
+from vlm_vision.masks import random_masking
+from vlm_vision.new_models import new_encoder
+from vlm_vision.position import RESIZE, Grid, PositionTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """What a masked autoencoder is beside its encoder; activation, norm and biases of the decoder are the encoder's."""
+
+    embed_dim: int = 512
+    depth: int = 8
+    num_heads: int = 16
+    mlp_dim: int = 2048
+    position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
+    """Positions off the native grid: sin-cos made anew; the table resized; or resized as if all patches were in one row,
+    as transformers does."""
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    normalize: bool = False
+    """Whether the targets are pixels of normalised patches (norm_pix_loss)."""
+
+    def __post_init__(self):
+        for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):
+            check_whole(f"DecoderConfig.{name}", getattr(self, name), 1)
+        if not isinstance(self.mask_ratio, int | float) or not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"DecoderConfig.mask_ratio is {self.mask_ratio!r}, expected a share from 0 to 1")
+
+
+class Painted(NamedTuple):
+    """What a masked autoencoder gives."""
+
+    predicted: Tensor
+    """(B, N, p * p * C), in the order of `vlm_vision.objectives.mae.patches`."""
+    mask: Tensor
+    """(B, N) bool, True where the encoder did not see the patch."""
+
+
+class RowTable(PositionTable):
+    """Positions resized as one row of N patches, whatever the grids: the decoder of transformers' ViTMAE."""
+
+    def _resized(self, native: Tensor, grid: Grid) -> Tensor:
+        row = native.float().transpose(1, 2)[:, :, None]  # (1, E, 1, N)
+        return RESIZE["bicubic"](row, (1, grid[0] * grid[1]))[:, :, 0].transpose(1, 2).to(native.dtype).contiguous()
+
+
+class Decoder(nn.Module):
+    """From the tokens of the patches kept to the pixels of all; positions are fixed."""
+
+    def __init__(self, encoder: ViTConfig, config: DecoderConfig):
+        super().__init__()
+        self.config = replace(
+            encoder,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            drop_path=0.0,
+            layer_scale=None,
+        )
+        table, resize = (
+            (RowTable, "bicubic") if config.position_resize == "row" else (PositionTable, config.position_resize)
+        )
+        self.embed = nn.Linear(encoder.embed_dim, config.embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.position = table(prefix=1, grid=encoder.grid, dim=config.embed_dim, resize=resize, learned=False)
+        self.blocks = nn.ModuleList(Block(self.config, 0.0) for _ in range(config.depth))
+        self.norm = norm(self.config)
+        self.pixels = nn.Linear(config.embed_dim, encoder.patch_size**2 * encoder.channels)
+
+    def forward(self, tokens: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+        """(B, 1 + K, D), CLS first, and the places (B, K) of the others -> (B, N, p * p * C)"""
+        seen = self.embed(tokens)
+        places = F.pad(keep + 1, (1, 0))[..., None].expand_as(seen)  # CLS has place 0
+        x = self.mask_token.to(seen.dtype).expand(len(seen), 1 + grid[0] * grid[1], -1).scatter(1, places, seen)
+        x = x + torch.cat(self.position(grid), dim=1)
+        for block in self.blocks:
+            x = block(x, Context())
+        return self.pixels(self.norm(x))[:, 1:]
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder and decoder. `load_mae` and `new_mae` make one; `encoder.save_pretrained` saves what is kept after training.
+
+    Args:
+        encoder: with a class token and no registers. Its weights stay; its table of positions is frozen as it is.
+        config: of the decoder, whose weights are new.
+
+    Raises:
+        ValueError: an encoder without class token or with registers.
+    """
+
+    def __init__(self, encoder: Encoder, config: DecoderConfig):
+        super().__init__()
+        if encoder.config.num_registers or not encoder.config.class_token:
+            raise ValueError(
+                "a masked autoencoder's encoder has a class token and no registers: choose such a ViTConfig"
+            )
+        self.config, self.encoder, self.decoder = config, encoder, Decoder(encoder.config, config)
+        if encoder.model.position is not None:
+            encoder.model.position.requires_grad_(False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The initialisation of facebookresearch/mae: Xavier for all matrices, normal(0, 0.02) tokens, sin-cos positions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm | PositionTable):
+                module.reset_parameters()
+        nn.init.xavier_uniform_(self.encoder.model.patch_embed.weight.flatten(1))
+        for token in (self.encoder.model.cls_token, self.decoder.mask_token):
+            assert token is not None
+            nn.init.normal_(token, std=0.02)
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None, *, keep: Tensor | None = None) -> Painted:
+        """Paint pictures of which the encoder sees the patches of least noise, or those to keep.
+
+        Args:
+            pixels: (B, C, H, W), any height and width; what is past the last whole patch is not painted.
+            noise: (B, N), of `vlm_vision.masks.patch_noise`: int(N * (1 - mask_ratio)) patches are kept.
+            keep: (B, K) int64, different patches of each picture; instead of noise.
+
+        Raises:
+            ValueError: neither noise nor keep or both, noise for another number of patches; as `VisionTransformer.forward`.
+        """
+        if (noise is None) == (keep is None):
+            raise ValueError("pass either noise, of vlm_vision.masks.patch_noise, or the patches to keep")
+        shape = (len(pixels), self.encoder.num_patch_tokens(pixels.shape[-2], pixels.shape[-1]))
+        if noise is not None:
+            if noise.shape != shape:
+                raise ValueError(f"noise has shape {tuple(noise.shape)}, expected (batch, patches) = {shape}")
+            keep = random_masking(noise, self.config.mask_ratio).keep
+        assert keep is not None
+        seen = self.encoder(pixels, tap=Tap(), keep=keep, pool=False)
+        tokens = torch.cat([seen.cls_token[:, None], seen.patch_tokens], dim=1)
+        mask = torch.ones(shape, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
+        return Painted(self.decoder(tokens, keep, seen.grid), mask)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that transformers' ViTMAEForPreTraining reads, and `load` and `load_mae`.
+
+        Off the native grid it is read with transformers' resize of the tables, whatever resize is in force here.
+
+        Raises:
+            ValueError: an architecture that ViTMAE cannot express.
+        """
+        rows, columns = self.encoder.config.grid
+        if rows != columns:
+            raise ValueError(
+                f"transformers cannot express a native grid of {rows}x{columns}: choose a square image_size"
+            )
+        encoder = self.encoder
+        described: dict[str, Any] = {name: getattr(self.config, ours) for ours, name in _FIELDS.items()}
+        described["architectures"] = ["ViTMAEForPreTraining"]
+        table = _keys(MAE.keys(self.decoder.config), "mask_token")
+        decoder = {_public(name): value for name, value in keys.write(table, self.decoder.state_dict()).items()}
+        alone = Encoder(
+            encoder.model, preprocess=encoder.preprocess, tap=encoder.tap, origin=Origin("vit_mae", "transformers")
+        )
+        with whole(Path(folder)) as staging:
+            alone.save_pretrained(staging)
+            file, both = staging / "model.safetensors", staging / "both.safetensors"
+            tower = {f"vit.{name}": value for name, value in load_file(file).items()}
+            save_file(tower | decoder, both, metadata={"format": "pt"})
+            os.replace(both, file)
+            write_json(staging / "config.json", read_json(staging / "config.json") | described)
+
+
+def new_mae(fields: dict[str, Any], config: DecoderConfig = DecoderConfig()) -> MaskedAutoencoder:
+    """A masked autoencoder to train from nothing, initialised as the paper's.
+
+    Args:
+        fields: of the encoder, as `new_encoder` takes them.
+
+    Raises:
+        ValueError: as `new_encoder` and `MaskedAutoencoder`.
+    """
+    encoder = new_encoder({"position_prefix": 1, "position_resize": "recompute"} | fields)
+    encoder.origin = Origin("vit_mae", "transformers")
+    model = MaskedAutoencoder(encoder, config)
+    model.reset_parameters()
+    return model
+
+
+def load_mae(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> MaskedAutoencoder:
+    """Load a masked autoencoder with its decoder, in evaluation mode.
+
+    Args:
+        source: hub id or folder of transformers' ViTMAEForPreTraining, or a `.pth` of facebookresearch/mae. Off the native
+            grid a folder's tables are resized as transformers does; a file's bicubically on the grid.
+        dtype, device, revision: as in `load`.
+        num_heads, decoder_num_heads: of a file that has others than the paper's (the decoder's 16).
+
+    Raises:
+        ValueError: no decoder at `source`, heads for a folder, which tells them; as `load`.
+    """
+    path = resolve(source, revision)
+    weights = WeightFiles(path)
+    marks = [name for name in weights.shapes if name.endswith("decoder_embed.weight")]
+    if len(marks) != 1:
+        raise ValueError(
+            f"{source} holds {len(marks)} decoders of a masked autoencoder, expected one; load() reads a tower"
+        )
+    if path.is_dir() and decoder_num_heads is not None:
+        raise ValueError(f"{source} tells its decoder_num_heads itself: leave it out")
+    encoder = load(path, dtype=dtype, device=device, num_heads=num_heads)
+    assert isinstance(encoder, Encoder)
+    prefix = marks[0].removesuffix("decoder_embed.weight")
+    others = "decoder." if path.is_dir() else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
+    beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
+    part = Part(weights, f"{prefix}decoder_", beside=beside, rename=_plain_name)
+    try:
+        if path.is_dir():
+            config = _described(read_json(path / "config.json"))
+        else:
+            config = _shaped(part, decoder_num_heads or 16)
+        with torch.device("meta"):
+            model = MaskedAutoencoder(encoder, config)
+        ours = model.decoder.config
+        rows = MAE.keys(ours, style_of(MAE, part.shapes)) if path.is_dir() else timm_layout.key_table(ours, part.shapes)
+    except WRONG_KIND as error:
+        raise ValueError(f"{source} has no decoder of a masked autoencoder ({error!r}): download it again") from None
+    shapes = {name: value.shape for name, value in model.decoder.state_dict().items()}
+    table = _keys(rows, f"{prefix}mask_token")
+    state = state_of(table, shapes, part, source=str(source), dtype=dtype, device=torch.device(device))
+    model.decoder.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def _keys(rows: Iterable[Key], mask_token: str) -> list[Key]:
+    """The decoder's key table, with rows of an encoder's blocks; names of theirs without `decoder_`."""
+    blocks = [
+        replace(row, theirs=tuple(_plain_name(name) for name in row.theirs))
+        for row in rows
+        if row.ours[0].startswith("blocks.")
+    ]
+    return [
+        *layer("embed", "embed"),
+        key("mask_token", mask_token),
+        key("position.table", "pos_embed"),
+        *blocks,
+        *layer("norm", "norm"),
+        *layer("pixels", "pred"),
+    ]
+
+
+def _plain_name(name: str) -> str:
+    """The public hub has `decoder_layers.0`; transformers 5 writes `decoder_encoder.layer.0`."""
+    return re.sub(r"^encoder\.layer\.", "layers.", name)
+
+
+def _public(name: str) -> str:
+    return f"decoder.{name}" if name == "mask_token" else f"decoder.decoder_{name}"
+
+
+_FIELDS = dict(
+    embed_dim="decoder_hidden_size",
+    depth="decoder_num_hidden_layers",
+    num_heads="decoder_num_attention_heads",
+    mlp_dim="decoder_intermediate_size",
+    mask_ratio="mask_ratio",
+    normalize="norm_pix_loss",
+)
+"""Field of `DecoderConfig` -> of config.json; where that is silent transformers assumes our defaults, the paper's."""
+
+
+def _described(config: dict[str, Any]) -> DecoderConfig:
+    """By config.json."""
+    fields: dict[str, Any] = {ours: config[name] for ours, name in _FIELDS.items() if config.get(name) is not None}
+    return DecoderConfig(**fields, position_resize="row")
+
+
+def _shaped(part: Part, num_heads: int) -> DecoderConfig:
+    """By the shapes of a state dict."""
+    return DecoderConfig(
+        embed_dim=part.shapes["embed.weight"][0],
+        mlp_dim=part.shapes["blocks.0.mlp.fc1.weight"][0],
+        depth=1 + max(int(name.split(".")[1]) for name in part.shapes if name.startswith("blocks.")),
+        num_heads=num_heads,
+        position_resize="bicubic",
+    )
