@@ -65,7 +65,9 @@ def main() -> None:
     theirs.eval()
     ours.eval()
     generate: Any = theirs.generate  # pyright: ignore[reportAttributeAccessIssue]
-    prompt = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask", "pixel_values")}
+    length = int(batch["attention_mask"].sum(dim=1).min())  # no row is padded
+    prompt = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask")}
+    prompt["pixel_values"] = batch["pixel_values"]
     for rows_ in (1, options.batch):
         given = {name: value[:rows_] for name, value in prompt.items()}
         how: dict[str, Any] = dict(

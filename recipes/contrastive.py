@@ -14,44 +14,27 @@ TensorBoard, and checkpoints/ while it runs.
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.batches import Batch as Views
-from vlm_vision.data.batches import Draws, Pictures, Skipped, collate
-from vlm_vision.data.samples import Samples, read_samples
+from vlm_vision.data.batches import Batch as Drawn
+from vlm_vision.data.batches import Skipped
+from vlm_vision.data.samples import Samples
 from vlm_vision.data.views import Crop, View, normalised
 from vlm_vision.new_pair import Kind, learn_tokenizer, new_pair
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import picture_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
 from vlm_vision.train.contrastive import Contrast, Contrasted, contrasting, keep_scale
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.pictures import Data, batches_of_steps, read_data
 from vlm_vision.train.settings import Training, begin, parsed, run
 from vlm_vision.train.step import Batch, Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Pictures with captions, as vlm_vision.data.samples.read_samples takes them."""
-
-    train: str
-    """A .csv or .jsonl file, .tar shards, a folder of a data set, or hf:owner/name."""
-    test: str = ""
-    """The same, for retrieval; empty for none."""
-    images: str = ""
-    """Folder that picture paths start from; empty for that of the file."""
-    train_split: str = "train"
-    test_split: str = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +88,8 @@ def main(config: Config) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
     accelerator = begin(config)
-    data, out = config.data, Path(config.out)
-    train = read_samples(data.train, data.train_split, images=data.images)
-    test = read_samples(data.test, data.test_split, images=data.images) if data.test else None
+    out = Path(config.out)
+    train, test = read_data(config.data)
     with accelerator.main_process_first():
         pair = pair_of(config, train)
     trains = ["text", "logits"] if config.lock_image else ["image", "text", "logits"]
@@ -115,7 +97,9 @@ def main(config: Config) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader = batches(config, accelerator, train, pair, first_step)
+    loader, _ = batches_of_steps(
+        config, accelerator, train, [view_of(config, pair)], first_step=first_step, needs=("caption",)
+    )
     progress = Progress(step, name="contrastive", first_step=first_step)
     step.trained.train()
     for index, drawn in enumerate(loader, start=first_step):
@@ -166,30 +150,19 @@ def pair_of(config: Config, train: Samples) -> Pair:
     return new_pair(towers.kind, image=image, text=towers.text, tokenizer=folder, logit_bias=bias)
 
 
-def batches(config: Config, accelerator: Accelerator, train: Samples, pair: Pair, first_step: int) -> Iterable[Views]:
-    """This process's pictures and captions of each step, from `first_step` on."""
-    order = StepBatches(
-        len(train),
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        steps=config.steps,
-        first_step=first_step,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+def view_of(config: Config, pair: Pair) -> View:
+    """What is seen of a picture.
+
+    Raises:
+        ValueError: a tower that does not see squares of one size.
+    """
     size = pair.image.preprocess.output_size
     if size is None or size[0] != size[1]:
         raise ValueError(f"the picture tower sees {size or 'any size'}: expected one square size, as crops are")
-    view = View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
-    pictures = Pictures(train, [view], needs=("caption",), seed=config.seed)
-    draws = Draws(order, micro_batches=1, first_step=first_step)
-    return DataLoader(
-        pictures, batch_sampler=draws, collate_fn=collate, num_workers=config.workers, generator=torch.Generator()
-    )
+    return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
 
 
-def tensors(drawn: Views, pair: Pair) -> Batch:
+def tensors(drawn: Drawn, pair: Pair) -> Batch:
     """What the pair sees and reads."""
     (views,) = drawn.views
     pixels = normalised(views.to(pair.image.device), pair.image.preprocess)

@@ -62,7 +62,9 @@ def new_pair(
     width = _width(seen.config) if seen else image.get("embed_dim")  # type: ignore[union-attr]
     if not isinstance(width, int):
         raise ValueError("image needs embed_dim, the width of its tokens, as a whole number")
-    fixed: dict[str, Any] = dict(vocab_size=len(words), eos_id=words.eos_token_id, pad_id=words.pad_token_id, proj_dim=width)
+    fixed: dict[str, Any] = dict(
+        vocab_size=len(words), eos_id=words.eos_token_id, pad_id=words.pad_token_id, proj_dim=width
+    )
     try:
         config = TextConfig(**(_TEXT[kind] | text | fixed))
     except TypeError as error:

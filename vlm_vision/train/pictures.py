@@ -1,0 +1,80 @@
+"""What a recipe on pictures needs before its loop: where they come from, and the batches of each step."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vlm_vision.data.batches import Batch, Draws, Pictures, collate
+from vlm_vision.data.samples import Samples, read_samples
+from vlm_vision.train.order import StepBatches
+from vlm_vision.train.settings import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where pictures come from; sources as `vlm_vision.data.samples.read_samples` takes them."""
+
+    train: str
+    """A folder, a .csv or .jsonl file, .tar shards, or hf:owner/name."""
+    test: str = ""
+    """The same, to be measured on; empty for none."""
+    images: str = ""
+    """Folder that picture paths start from; empty for that of the file."""
+    train_split: str = "train"
+    test_split: str = "test"
+
+
+def read_data(data: Data) -> tuple[Samples, Samples | None]:
+    """Samples to train on and to be measured on; where they have classes, those of the former."""
+    train = read_samples(data.train, data.train_split, images=data.images)
+    if not data.test:
+        return train, None
+    test = read_samples(data.test, data.test_split, images=data.images)
+    return train, test.with_classes(train.classes) if train.classes else test
+
+
+def batches_of_steps(
+    settings: Training,
+    accelerator: Accelerator,
+    samples: Samples,
+    views: Sequence[Callable[[Image.Image, int], Tensor]],
+    *,
+    first_step: int,
+    needs: tuple[Literal["caption", "label"], ...] = (),
+    copies: int = 1,
+) -> tuple[Iterable[Batch], int]:
+    """This process's micro-batches from `first_step` on, and how many of them a step has.
+
+    Args:
+        views: of every sample.
+        needs: what a sample must have; one that lacks it, or cannot be decoded, gives way to the next.
+        copies: of every sample, each with views of its own; batches grow by it.
+
+    Raises:
+        ValueError: fewer samples than batch_size, or a batch that does not divide evenly.
+    """
+    order = StepBatches(
+        len(samples),
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        steps=settings.steps,
+        first_step=first_step,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    loader = DataLoader(
+        Pictures(samples, views, needs=needs, seed=settings.seed),
+        batch_sampler=Draws(order, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
+    )
+    return loader, order.micro_batches
