@@ -5,7 +5,7 @@
 
 Needs `pip install resvg-py` and, unless the packages are given, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
 by code points for each emoji, laid on white, and emoji.csv with the columns picture, caption, label, style, hexcode and
-split; train.csv and test.csv are its two parts. Flags and pictures outside Unicode's list are left out. The split is a
+split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv leave a style for the test. Flags and pictures outside Unicode's list are left out. The split is a
 hash of the emoji without its skin tone: no emoji is in both parts, in any style or tone.
 """
 
@@ -81,9 +81,9 @@ def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
     if not made(out, size):
         with whole(out) as staging:
             rows = sorted(_drawn(staging, packages, size))
-            for name in ("emoji", "train", "test"):
+            for name, kept in _tables(rows).items():
                 with (staging / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows([COLUMNS, *(row for row in rows if name in ("emoji", row[-1]))])
+                    csv.writer(file).writerows([COLUMNS, *kept])
             (staging / "README.md").write_text(README.format(*PACKAGES, size=size))
             write_json(staging / "config.json", _config(size))
     with (out / "emoji.csv").open(newline="", encoding="utf-8") as file:
@@ -116,6 +116,16 @@ def _drawn(staging: Path, packages: Path, size: int) -> Iterator[tuple[str, ...]
             _on_white(data, size).save(staging / picture)
             one = about[hexcode]
             yield picture, one.caption, one.label, style, hexcode, one.split
+
+
+def _tables(rows: list[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
+    """Name of a .csv -> its rows."""
+    parts = {part: [row for row in rows if row[-1] == part] for part in ("train", "test")}
+    tables = {"emoji": rows, **parts}
+    for style in FOLDERS:
+        tables[f"train_without_{style}"] = [row for row in parts["train"] if row[3] != style]
+        tables[f"test_{style}"] = [row for row in parts["test"] if row[3] == style]
+    return tables
 
 
 def _annotations(package: Path) -> dict[str, Emoji]:

@@ -171,8 +171,6 @@ def tensors(drawn: Drawn, pair: Pair) -> Batch:
 
 def look(config: Config, pair: Pair, test: Samples) -> Retrieval:
     """Test pictures and captions, ranked for each other; pictures of one caption are all right for it."""
-    was_training = pair.training
-    pair.eval()
     shown = test[: config.test_limit or None]
     place = {caption: i for i, caption in enumerate(dict.fromkeys(sample.caption for sample in shown))}
     pictures, texts = (
@@ -180,7 +178,6 @@ def look(config: Config, pair: Pair, test: Samples) -> Retrieval:
         text_embeddings(pair, list(place)),
     )
     of_picture, of_text = torch.tensor([place[sample.caption] for sample in shown]), torch.arange(len(place))
-    pair.train(was_training)
     return Retrieval(
         image_to_text=ranking(pictures, texts, of_picture, of_text),
         text_to_image=ranking(texts, pictures, of_text, of_picture),

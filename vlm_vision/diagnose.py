@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from vlm_vision.data.collate import Collator
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.evaluate import Forced, evaluating, exchanged, teacher_forced
+from vlm_vision.evaluate import Forced, exchanged, teacher_forced
+from vlm_vision.evaluating import evaluating
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.parts import group_modules
 from vlm_vision.vlm.model import VisionLanguageModel

@@ -8,8 +8,7 @@ model that uses its eyes beats the first and falls to it under the second.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.labels import IGNORED
 from vlm_vision.data.stored import Picture, opened
+from vlm_vision.evaluating import evaluating
 from vlm_vision.vlm.model import VisionLanguageModel
 
 PatchTokens = Callable[[Sequence[Picture]], Tensor]
@@ -104,18 +104,6 @@ def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> Forced:
     answers = int(begins.sum())
     loss = F.cross_entropy(logits, wanted, reduction="sum").item()
     return Forced(loss, len(wanted), answers - len(wrong), answers)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from vlm_vision.checkpoints.files import whole
 from vlm_vision.data.stored import Picture, Stored, opened
 from vlm_vision.encoder import Encoder
+from vlm_vision.evaluating import evaluating
 from vlm_vision.fused import FusedEncoder
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,7 @@ class FeatureCache:
         if (home / "features.json").is_file() and (home / "features.npy").is_file():
             log.info("features of %d pictures found in %s", len(pictures), home)
             return cls(home)
-        was_training = encoder.training
-        encoder.eval()
-        with whole(home) as staging:
+        with evaluating(encoder), whole(home) as staging:
             tokens, grid = None, None
             for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures", unit="batch"):
                 batch = opened(pictures[start : start + batch_size])
@@ -126,5 +125,4 @@ class FeatureCache:
             assert tokens is not None
             tokens.flush()
             (staging / "features.json").write_text(json.dumps({"grid": grid, "images": [str(one) for one in pictures]}))
-        encoder.train(was_training)
         return cls(home)

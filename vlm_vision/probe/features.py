@@ -1,7 +1,6 @@
 """Features of pictures and texts from a frozen encoder: computed in batches, kept on the CPU in float32."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from tqdm.auto import tqdm
 from vlm_vision.config import Tap, VisionOutput
 from vlm_vision.data.stored import Stored, opened
 from vlm_vision.encoder import Encoder
+from vlm_vision.evaluating import evaluating
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.pair import Pair
 from vlm_vision.pictures import ImageInput
@@ -156,15 +156,3 @@ def _in_batches(model: nn.Module, given: Sequence[T], see: Callable[[Sequence[T]
         for start in tqdm(range(0, len(given), batch_size), desc="encoding", unit="batch"):
             found.append(see(given[start : start + batch_size]).float().cpu())
     return torch.cat(found)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

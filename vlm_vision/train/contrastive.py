@@ -80,6 +80,7 @@ def contrasting(
         raise ValueError("the siglip loss needs a pair with a logit_bias: begin with a SigLIP, or choose the loss clip")
     for name, part in _parts(pair).items():
         part.requires_grad_(name in rates)
+    pair.image.model.gradient_checkpointing = pair.text.model.gradient_checkpointing = settings.gradient_checkpointing
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         return {name: part for name, part in _parts(_pair(model)).items() if name in rates}
