@@ -1,8 +1,8 @@
 """Checkpoints from which a run goes on as if it had not stopped.
 
-A checkpoint holds what training changes: weights that train, the optimiser's state, the schedule, the gradient scaler and
-each process's random state. Weights that are frozen come from where they came from. Sharded or not, the tensors are written
-by torch.distributed.checkpoint, each process its part.
+A checkpoint holds what training changes: weights that train and their averages (`EmaTeacher`), the optimiser's state, the
+schedule, the gradient scaler and each process's random state. Weights that are frozen come from where they came from.
+Sharded or not, the tensors are written by torch.distributed.checkpoint, each process its part.
 """
 
 import json
@@ -26,6 +26,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim.lr_scheduler import LRScheduler
+
+from vlm_vision.train.ema import EmaTeacher
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,12 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a step may change in the model; the model's own tensors, to be read or written in place."""
-    weights = {f"model.{name}": weight.detach() for name, weight in _trained(model).items()}
+    averages = {weight for part in model.modules() if isinstance(part, EmaTeacher) for weight in part.parameters()}
+    weights = {
+        f"model.{name}": weight.detach()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad or weight in averages
+    }
     return weights | {f"model.{name}": buffer for name, buffer in model.named_buffers()}
 
 

@@ -6,6 +6,7 @@ the model. A frozen encoder is small beside a language model and stays whole in 
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -39,8 +40,12 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
     whole = {weight for module in aside for weight in module.to(device).parameters()}
     found = [one for one in model.modules() if type(one).__name__ in layers and not whole & set(one.parameters())]
+    still = replace(
+        policy, reduce_dtype=None
+    )  # torch looks for gradients to widen in layers that were never gathered too
     for layer in reversed(found):  # an outer one comes before what it holds
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        trains = any(weight.requires_grad for weight in layer.parameters())
+        fully_shard(layer, mesh=mesh, mp_policy=policy if trains else still, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=whole)
 
 

@@ -1,0 +1,305 @@
+"""Train a vision transformer on labels by the recipe of DeiT, fine-tune a loaded one, or let one follow a teacher.
+
+    python -m recipes.supervised --config recipes/configs/supervised_smoke.yaml
+    torchrun --nproc_per_node 8 -m recipes.supervised --config recipes/configs/deit_s.yaml
+    python -m recipes.supervised --config recipes/configs/deit_s.yaml --teacher FOLDER \
+        --student.fields '{..., num_registers: 1, position_prefix: 2, pool: cls_dist, class_input: distilled}'
+    python -m recipes.supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
+
+Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention". Views, erasing and mixing
+are functions of (seed, step, row), so that a stopped run goes on as if it had not when the same command is given again. What
+depends on how a batch is cut is Mixup and CutMix alone, which mix within a micro-batch, one share for each: with
+`mix.probability` 0 (and no drop_path, which is drawn in each process) any number of processes and any micro-batch give the
+same losses. A sample whose picture is damaged or that has no label gives way to the next one, and is counted.
+
+Where `ema` is set, the average of the weights is measured and saved beside the last ones, not in their place: which of them
+is better depends on the length of the run, and to choose by the test data would be to learn from it.
+
+Writes to `out`: model/ and, with `ema`, average/ (for vlm_vision.load and transformers), metrics.json, config.yaml, logs/ for
+TensorBoard, and checkpoints/ while it runs.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+import vlm_vision as vv
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.augment import RandAugment
+from vlm_vision.data.batches import Batch as Drawn
+from vlm_vision.data.batches import Pictures, Skipped, collate
+from vlm_vision.data.chance import seed_of
+from vlm_vision.data.mixing import Erase, Mix
+from vlm_vision.data.samples import Samples
+from vlm_vision.data.views import Crop, Plain, View, normalised
+from vlm_vision.new_models import new_encoder
+from vlm_vision.preprocess import IMAGENET, Preprocess
+from vlm_vision.train.classes import (
+    Classified,
+    Distill,
+    average_of,
+    classifier,
+    classifying,
+    encoder_of,
+    read_teacher,
+    save_classifier,
+)
+from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.step import Batch, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """Who is trained."""
+
+    source: str = ""
+    """Argument of vlm_vision.load, to fine-tune; empty for random weights."""
+    image_size: int = 0
+    """Side in pixels that a loaded one sees; 0 for its own."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of ViTConfig: all of a new one, or what is to differ in a loaded one, such as {drop_path: 0.1}."""
+    init: Literal["fan_in", "published"] = "fan_in"
+    """Deviation of a new one's linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DeiT."""
+    crop_ratio: float = 0.875
+    """Side of a new one's picture in the test, as a part of the resized picture's shorter side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Training):
+    """One run."""
+
+    data: Data
+    student: Student
+    teacher: str = ""
+    """Argument of vlm_vision.load, a classifier of the same classes in the same order; empty for none."""
+    distill: Distill = Distill()
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random part of a picture that is seen."""
+    flip: float = 0.5
+    """How often left and right are exchanged."""
+    randaugment: RandAugment = RandAugment()
+    """With number 0 it does nothing."""
+    erase: Erase = Erase()
+    mix: Mix = Mix()
+    repeats: int = 1
+    """Views of every picture in a step (repeated augmentation); batch_size and micro_batch_size count pictures."""
+    base_lr: float = 5e-4
+    """Learning rate for 512 views in a step; it grows with their number."""
+    layer_decay: float = 1.0
+    """Factor on the rate for each layer further from the head; 0.75 to fine-tune."""
+    ema: float = 0.0
+    """What stays of the average of the weights in each step; 0 for no average."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least(1, "repeats")
+        if not (self.student.source or self.student.fields):
+            raise ValueError("there is no student: give student.source, or student.fields for one with random weights")
+        if not 0 < self.student.crop_ratio <= 1:
+            raise ValueError(f"student.crop_ratio is {self.student.crop_ratio}: expected a part above 0 and at most 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}: expected at least 0 and below 1, as 0.99996")
+
+    @property
+    def lr(self) -> float:
+        return self.base_lr * self.batch_size * self.repeats / 512
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Parts of the test pictures, 0 to 1."""
+
+    top1: float
+    top5: float
+    most_frequent: float
+    """Of the class that is the most frequent in the test: what a model that sees nothing could reach."""
+    skipped: int
+    """Pictures that were damaged or had no label; others were counted twice in their place."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds, and the losses."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    out = Path(config.out)
+    train, test = read_data(config.data)
+    classes = train.classes
+    if not classes:
+        raise ValueError(f"{config.data.train} has no labels: expected class folders, or a table with a column label")
+    teacher = read_teacher(config.teacher, len(classes)) if config.teacher else None
+    model = classified(config, classes)
+    preprocess, view = model.encoder.preprocess, view_of(config, model.encoder)
+    step = classifying(config, accelerator, model, lr=config.lr, layer_decay=config.layer_decay, teacher=teacher)
+
+    # The loop.
+    first_step, skipped = step.resume(), Skipped()
+    loader, pieces = batches_of_steps(
+        config, accelerator, train, [view], first_step=first_step, needs=("label",), copies=config.repeats
+    )
+    drawn = iter(loader)
+    progress = Progress(step, name="supervised", first_step=first_step)
+    step.trained.train()
+    for index in range(first_step, config.steps):
+        done, batches = index + 1, []
+        for piece in islice(drawn, pieces):
+            skipped.add(piece)
+            batches.append(tensors(config, piece, preprocess, len(classes), accelerator.device))
+        progress.took(done, step(index, batches))
+        if (average := average_of(step.model)) is not None:
+            average.update(encoder_of(step.model), config.ema)
+        if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
+            with step.measured():
+                progress.note(done, figures(look(config, accelerator, step.model, test)))
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+
+    # The end: what it is worth, and folders that load elsewhere.
+    metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
+    bad = torch.as_tensor(accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum"))
+    metrics |= {"skipped": int(bad), "final_loss": progress.losses[-1] if progress.losses else None}
+    metrics |= {"train_seconds": time.monotonic() - started}
+    if test is not None:
+        with step.measured():
+            found = look(config, accelerator, step.model, test)
+        progress.note(config.steps, figures(found))
+        metrics |= {"test": {name: asdict(one) for name, one in found.items()}}
+        accelerator.print(table(found))
+    trained = step.whole_model(lambda: classified(config, classes))
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        average = average_of(trained)
+        kept = {"model": encoder_of(trained)} | ({"average": average.module} if average is not None else {})
+        for name, encoder in kept.items():
+            assert isinstance(encoder, vv.Encoder)
+            with whole(out / name) as staging:
+                save_classifier(encoder, staging, classes)
+        write_json(out / "metrics.json", metrics)
+        print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
+    return metrics | {"losses": progress.losses}
+
+
+def classified(config: Config, classes: tuple[str, ...]) -> Classified:
+    """The student with a head for the classes, loaded or new, and its average where there is to be one.
+
+    Raises:
+        ValueError: several towers, fields that make no encoder, or one that transformers could not read.
+    """
+    student = config.student
+    if student.source:
+        loaded = vv.load(student.source, tap=vv.Tap(), image_size=student.image_size or None)
+        if isinstance(loaded, vv.FusedEncoder):
+            raise ValueError(f"student.source {student.source} is several towers: a classifier has one")
+        encoder = classifier(loaded, len(classes), student.fields)
+    else:
+        made = new_encoder(student.fields)
+        if student.init == "published":
+            made.model.reset_parameters()
+        made.preprocess = shown(made.config.image_size, student.crop_ratio)
+        encoder = classifier(made, len(classes), {})
+    encoder.model.gradient_checkpointing = config.gradient_checkpointing
+    return Classified(encoder, config.distill, average=config.ema > 0)
+
+
+def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
+    """What a new classifier sees in the test: the middle of a picture, in ImageNet's normalisation."""
+    mean, std = IMAGENET
+    side = round(max(size) / crop_ratio)
+    return Preprocess(
+        resize="shortest_edge",
+        resize_to=(side, side),
+        resample="bicubic",
+        crop=size,
+        rescale=1 / 255,
+        mean=mean,
+        std=std,
+    )
+
+
+def view_of(config: Config, encoder: vv.Encoder) -> View:
+    """What is seen of a picture in training.
+
+    Raises:
+        ValueError: an encoder that does not see squares of one size.
+    """
+    size = encoder.preprocess.output_size
+    if size is None or size[0] != size[1]:
+        raise ValueError(f"the encoder sees {size or 'any size'}: expected one square size, as crops are")
+    return View(crop=Crop(size[0], config.crop_scale), flip=config.flip, randaugment=config.randaugment)
+
+
+def tensors(config: Config, drawn: Drawn, preprocess: Preprocess, num_classes: int, device: torch.device) -> Batch:
+    """Pictures with parts erased, mixed with each other, and what is to be said of them; mixed by the seeds of its rows."""
+    (views,) = drawn.views
+    pixels = config.erase(normalised(views.to(device), preprocess), drawn.seeds)
+    pixels, targets = config.mix(pixels, drawn.labels.to(device), num_classes, seed=seed_of(*drawn.seeds))
+    return {"pixels": pixels, "targets": targets}
+
+
+def look(config: Config, accelerator: Accelerator, model: nn.Module, test: Samples) -> dict[str, Accuracy]:
+    """How good the last weights are, and their average; every process must call it."""
+    encoder, average = encoder_of(model), average_of(model)
+    was_training = encoder.training
+    encoder.eval()
+    found = {"last": accuracy(config, accelerator, encoder, encoder.preprocess, test)}
+    if average is not None:
+        found["average"] = accuracy(config, accelerator, average, encoder.preprocess, test)
+    encoder.train(was_training)
+    return found
+
+
+def accuracy(
+    config: Config, accelerator: Accelerator, see: nn.Module, preprocess: Preprocess, test: Samples
+) -> Accuracy:
+    """Each process sees its share of the test pictures, all as many batches: a sharded model is gathered by all of them."""
+    size, count = config.micro_batch_size * config.repeats, accelerator.num_processes
+    batches = [list(range(start, min(start + size, len(test)))) for start in range(0, len(test), size)]
+    turns = range(accelerator.process_index, -(-len(batches) // count) * count, count)
+    loader = DataLoader(
+        Pictures(test, [Plain(preprocess)], needs=("label",)),
+        batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
+        collate_fn=collate,
+        num_workers=config.workers,
+        generator=torch.Generator(),  # its own, so that a look changes nothing in the run
+    )
+    sums, frequent = torch.zeros(4), torch.zeros(len(test.classes))
+    for turn, drawn in zip(turns, loader, strict=True):
+        with accelerator.autocast():
+            logits = see(normalised(drawn.views[0].to(accelerator.device), preprocess)).logits.float().cpu()
+        if turn < len(batches):
+            hits = logits.topk(min(5, logits.shape[1])).indices == drawn.labels[:, None]
+            sums += torch.tensor([hits[:, 0].sum(), hits.sum(), len(hits), len(drawn.skipped)])
+            frequent += drawn.labels.bincount(minlength=len(frequent))
+    sums, frequent = (accelerator.reduce(each.to(accelerator.device), "sum").cpu() for each in (sums, frequent))
+    top1, top5, seen, skipped = sums.tolist()
+    return Accuracy(top1 / seen, top5 / seen, frequent.max().item() / seen, int(skipped))
+
+
+def figures(found: dict[str, Accuracy]) -> dict[str, float]:
+    """For the tracker."""
+    return {f"{name}/{top}": getattr(one, top) for name, one in found.items() for top in ("top1", "top5")}
+
+
+def table(found: dict[str, Accuracy]) -> str:
+    """Last and averaged weights, and the most frequent class."""
+    lines = [f"{'':20} {'top-1':>7} {'top-5':>7}"]
+    lines += [f"{f'{name} weights':20} {one.top1:7.1%} {one.top5:7.1%}" for name, one in found.items()]
+    return "\n".join([*lines, f"{'most frequent class':20} {found['last'].most_frequent:7.1%}"])
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.supervised", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.supervised", lambda: main(parse()))
