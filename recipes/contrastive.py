@@ -116,9 +116,10 @@ def main(config: Config) -> dict[str, Any]:
 
     # The end: a folder that loads elsewhere, and what it is worth.
     pair = step.whole_model(lambda: Contrasted(pair_of(config, train), config.contrast)).get_submodule("pair")
-    accelerator.end_training()
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
-    metrics |= {"skipped": skipped.bad, "final_loss": progress.losses[-1] if progress.losses else None}
+    bad = torch.as_tensor(accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum"))
+    metrics |= {"skipped": int(bad), "final_loss": progress.losses[-1] if progress.losses else None}
+    accelerator.end_training()
     if accelerator.is_main_process:
         assert isinstance(pair, Pair)
         with whole(out / "model") as staging:

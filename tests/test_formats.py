@@ -9,6 +9,7 @@ from golden import TOLERANCE, error, with_prefix
 from safetensors.torch import load_file, save_file
 
 import vlm_vision as vv
+from vlm_vision.new_models import new_encoder
 
 VISION = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=4, image_size=16
@@ -262,3 +263,12 @@ def test_a_dino_saved_as_a_vit_keeps_its_own_resize(shared, tmp_path):
     again, pixels = vv.load(tmp_path / "saved"), torch.randn(1, 3, 56, 72)
     assert again.config == encoder.config and again.origin == encoder.origin
     assert torch.equal(again(pixels).patch_tokens, encoder(pixels).patch_tokens)
+
+
+def test_an_activation_that_transformers_has_no_name_for_is_not_saved(tmp_path):
+    encoder = new_encoder(
+        dict(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, mlp_dim=32, mlp="swiglu")
+    )
+    with pytest.raises(ValueError, match="transformers cannot express mlp 'swiglu' here: choose one of gelu"):
+        encoder.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

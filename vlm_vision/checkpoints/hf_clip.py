@@ -5,12 +5,12 @@ from dataclasses import replace
 from functools import partial
 
 from vlm_vision.checkpoints.hf_family import (
-    ACTIVATION_NAMES,
     BASE,
     Family,
     Json,
     Style,
     activation,
+    activation_back,
     common,
     common_back,
     num_labels,
@@ -53,7 +53,7 @@ def _clip_config(config: Json, names: frozenset[str]) -> ViTConfig:
 def _clip_config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
         intermediate_size=config.mlp_dim,
-        hidden_act=ACTIVATION_NAMES[config.mlp],
+        hidden_act=activation_back(config.mlp),
         projection_dim=config.pool_dim or 512,
     )
 
@@ -85,7 +85,7 @@ def _siglip_config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 def _siglip_config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
-        intermediate_size=config.mlp_dim, hidden_act=ACTIVATION_NAMES[config.mlp], vision_use_head=config.pool == "map"
+        intermediate_size=config.mlp_dim, hidden_act=activation_back(config.mlp), vision_use_head=config.pool == "map"
     )
 
 

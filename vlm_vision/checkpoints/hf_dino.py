@@ -1,12 +1,12 @@
 """DINOv2, with and without registers, and DINOv3 in HuggingFace folders."""
 
 from vlm_vision.checkpoints.hf_family import (
-    ACTIVATION_NAMES,
     BASE,
     Family,
     Json,
     Style,
     activation,
+    activation_back,
     blocks,
     common,
     common_back,
@@ -54,7 +54,7 @@ def _dinov2_config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
         mlp_ratio=4 if 4 in ratios else ratios[0],
         use_swiglu_ffn=swiglu,
-        hidden_act="gelu" if swiglu else ACTIVATION_NAMES[config.mlp],
+        hidden_act="gelu" if swiglu else activation_back(config.mlp),
         qkv_bias=config.qkv_bias,
         layerscale_value=config.layer_scale,
         drop_path_rate=config.drop_path,
@@ -137,7 +137,7 @@ def _dinov3_config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
         intermediate_size=config.mlp_dim,
         use_gated_mlp=gated,
-        hidden_act="silu" if gated else ACTIVATION_NAMES[config.mlp],
+        hidden_act="silu" if gated else activation_back(config.mlp),
         query_bias=config.qkv_bias,
         value_bias=config.qkv_bias,
         key_bias=config.qkv_bias and config.key_bias,

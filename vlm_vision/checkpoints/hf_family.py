@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
-ACTIVATION_NAMES: dict[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+ACTIVATION_NAMES: dict[str, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ def activation(config: Json) -> Activation:
     if name not in ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act {name!r}, expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def activation_back(mlp: str) -> str:
+    """The inverse of `activation`. Raises ValueError for an MLP that transformers' hidden_act cannot name."""
+    if mlp not in ACTIVATION_NAMES:
+        raise ValueError(f"transformers cannot express mlp {mlp!r} here: choose one of {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[mlp]
 
 
 def side(pair: tuple[int, int]) -> int | list[int]:

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from vlm_vision.checkpoints.hf_family import (
-    ACTIVATION_NAMES,
     BASE,
     Family,
     Json,
     Style,
     activation,
+    activation_back,
     blocks,
     common,
     common_back,
@@ -62,7 +62,7 @@ def _ijepa_config(config: Json, names: frozenset[str]) -> ViTConfig:
 def _config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
         intermediate_size=config.mlp_dim,
-        hidden_act=ACTIVATION_NAMES[config.mlp],
+        hidden_act=activation_back(config.mlp),
         qkv_bias=config.qkv_bias,
         pooler_act="tanh",
         pooler_output_size=config.pool_dim or config.embed_dim,

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.hf_clip import block_keys
-from vlm_vision.checkpoints.hf_family import ACTIVATION_NAMES, activation
+from vlm_vision.checkpoints.hf_family import activation, activation_back
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import Part
@@ -127,7 +127,7 @@ def write(kind: str, config: TextConfig, state: Mapping[str, Tensor]) -> tuple[d
         num_hidden_layers=config.depth,
         num_attention_heads=config.num_heads,
         max_position_embeddings=config.context_length,
-        hidden_act=ACTIVATION_NAMES[config.mlp],
+        hidden_act=activation_back(config.mlp),
         layer_norm_eps=config.norm_eps,
         eos_token_id=LEGACY_EOS if config.pool == "argmax" else config.eos_id,
         pad_token_id=config.pad_id,

@@ -1,0 +1,245 @@
+"""Train an encoder to paint what it does not see of pictures: masked autoencoding, without captions or labels.
+
+    python -m benchmarks.emoji --out emoji
+    python -m recipes.mae --config recipes/configs/mae_smoke.yaml
+    torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
+
+He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What a picture shows and which of its
+patches are masked follow from the seed, the step and the picture alone: the number of processes and the size of
+micro-batches change no loss. A picture that is damaged gives way to the next one, and is counted. A stopped run goes on
+where it was when the same command is given again.
+
+Writes to `out`: model/ (for vlm_vision.load, vlm_vision.mae.load_mae and transformers' ViTMAEForPreTraining), metrics.json,
+config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vlm_vision as vv
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.batches import Skipped
+from vlm_vision.data.samples import Samples
+from vlm_vision.data.stored import Picture, opened
+from vlm_vision.data.views import Crop, View
+from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
+from vlm_vision.pictures import load_image
+from vlm_vision.preprocess import HALF
+from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
+from vlm_vision.probe.features import picture_features
+from vlm_vision.probe.knn import NEIGHBOURS, knn
+from vlm_vision.probe.labelled import Labelled, held_out
+from vlm_vision.train.masked import Masked, held_out_loss, painting, tensors
+from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.step import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Sizes of the part that paints."""
+
+    embed_dim: int = 512
+    depth: int = 8
+    num_heads: int = 16
+    mlp_dim: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is trained, where `start` names nothing."""
+
+    encoder: dict[str, Any] = field(default_factory=dict)
+    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, and other fields of ViTConfig."""
+    decoder: Decoder = Decoder()
+    mean: tuple[float, float, float] = HALF[0]
+    """Of red, green and blue in 0..1: pixels are (value - mean) / std."""
+    std: tuple[float, float, float] = HALF[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Training):
+    """One run."""
+
+    data: Data
+    start: str = ""
+    """Folder, hub id or file of a masked autoencoder to go on from."""
+    model: Model = Model()
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    norm_pix_loss: bool = True
+    """Whether the pixels of each patch are normalised before they are painted."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Area of the random part of a picture that is seen."""
+    flip: float = 0.5
+    """How often left and right are exchanged."""
+    blr: float = 1.5e-4
+    """Learning rate for each 256 pictures of a batch: the rate is blr * batch_size / 256."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    eval_limit: int = 0
+    """Test pictures to measure the loss on, spread evenly; 0 for all."""
+    eval_neighbours: int = 2000
+    """Labelled pictures, of training and of test each, for nearest neighbours at the end; 0 for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least(0, "eval_limit", "eval_neighbours")
+        if not self.start and not self.model.encoder:
+            raise ValueError("there is nothing to train: give start, or model.encoder")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {self.mask_ratio}: expected a share above 0 and below 1, such as 0.75")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds, and the losses."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    out = Path(config.out)
+    train, test = read_data(config.data)
+    measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
+    with accelerator.main_process_first():
+        model = model_of(config)
+    view = view_of(config, model)
+    if accelerator.is_main_process:
+        with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
+            model.save_pretrained(Path(folder) / "model")
+    step = painting(config, accelerator, model, config.blr * config.batch_size / 256)
+    metrics: dict[str, Any] = {"processes": accelerator.num_processes}
+    if measured:
+        metrics |= {"eval_loss_at_start": held_out_loss(step, model, measured)}
+
+    # The loop.
+    first_step, skipped = step.resume(), Skipped()
+    loader, in_a_step = batches_of_steps(config, accelerator, train, [view], first_step=first_step)
+    progress = Progress(step, name="mae", first_step=first_step)
+    step.trained.train()
+    batches = iter(loader)
+    for index in range(first_step, config.steps):
+        micro_batches, done = [], index + 1
+        for drawn in islice(batches, in_a_step):
+            skipped.add(drawn)
+            micro_batches.append(tensors(drawn, model))
+        progress.took(done, step(index, micro_batches))
+        if measured and config.eval_every and done % config.eval_every == 0:
+            progress.note(done, {"eval_loss": held_out_loss(step, model, measured)})
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+
+    # The end: a folder that loads elsewhere, and what it is worth.
+    if measured:
+        metrics |= {"eval_loss": held_out_loss(step, model, measured)}
+    bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
+    metrics |= {"first_step": first_step, "skipped": int(torch.as_tensor(bad))}
+    metrics |= {"final_loss": progress.losses[-1] if progress.losses else None}
+    trained = step.whole_model(lambda: Masked(model_of(config))).get_submodule("mae")
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        assert isinstance(trained, MaskedAutoencoder)
+        with whole(out / "model") as staging:
+            trained.save_pretrained(staging)
+        metrics |= {"train_seconds": time.monotonic() - started}
+        if test and train.classes and config.eval_neighbours:
+            encoder = vv.load(str(out / "model"), device=accelerator.device)
+            metrics |= {"neighbours": neighbours(config, encoder, train, test)}
+        write_json(out / "metrics.json", metrics)
+        print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
+    return metrics | {"losses": progress.losses}
+
+
+def model_of(config: Config) -> MaskedAutoencoder:
+    """The masked autoencoder to train: loaded, or new."""
+    if config.start:
+        model = load_mae(config.start)
+    else:
+        model = new_mae(config.model.encoder, DecoderConfig(**asdict(config.model.decoder)))
+        seen = replace(model.encoder.preprocess, mean=config.model.mean, std=config.model.std)
+        model.encoder.preprocess = seen
+    model.config = replace(model.config, mask_ratio=config.mask_ratio, normalize=config.norm_pix_loss)
+    return model
+
+
+def view_of(config: Config, model: MaskedAutoencoder) -> View:
+    """What is seen of a picture.
+
+    Raises:
+        ValueError: an encoder that does not see squares of one size, in whole patches.
+    """
+    size, patch = model.encoder.preprocess.output_size, model.encoder.config.patch_size
+    if size is None or size[0] != size[1]:
+        raise ValueError(f"the encoder sees {size or 'any size'}: expected one square size, as crops are")
+    if size[0] % patch:
+        near = size[0] // patch * patch
+        raise ValueError(
+            f"crops of {size[0]} pixels are no whole number of patches of {patch}: choose image_size {near} or {near + patch}"
+        )
+    return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
+
+
+def neighbours(
+    config: Config, encoder: vv.Encoder | vv.FusedEncoder, train: Samples, test: Samples
+) -> dict[str, float]:
+    """Share of test pictures whose nearest training pictures tell their class, by who looks; nothing for fewer than five
+    labelled pictures. The number of neighbours is chosen by a part of the training pictures."""
+    parts = [labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test)]
+    if min(len(labels) for _, labels in parts) < 5:
+        return {}
+
+    def judged(features: Callable[[Sequence[Picture]], Tensor]) -> tuple[float, float]:
+        known, asked = (Labelled(features(pictures), labels) for pictures, labels in parts)
+        tried = knn(*held_out(known, 0.2, seed=config.seed), ks=(1, 5, *NEIGHBOURS)).by_k
+        best = max(tried, key=lambda k: tried[k])
+        return knn(known, asked, ks=[best]).best, most_frequent(known, asked)
+
+    towers = {"encoder": encoder, "random weights": random_twin(encoder, seed=config.seed)}
+    found = {name: judged(partial(picture_features, tower))[0] for name, tower in towers.items()}
+    found["pixels"], found["most frequent class"] = judged(pixel_features)
+    return found
+
+
+def labelled(samples: Samples, limit: int, seed: int) -> tuple[list[Picture], Tensor]:
+    """At most `limit` pictures that can be read and have a label, drawn at random, and their labels (M,)."""
+    pictures, labels = [], []
+    for row in torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist():
+        if len(pictures) == limit:
+            break
+        try:
+            sample = samples[row]
+            if sample.label < 0:
+                continue
+            load_image(opened([sample.picture])[0])
+        except (ValueError, OSError):
+            continue
+        pictures.append(sample.picture)
+        labels.append(sample.label)
+    return pictures, torch.tensor(labels)
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The loss on held-out pictures before and after, and nearest neighbours."""
+    lines = []
+    if "eval_loss" in metrics:
+        lines.append(f"held-out loss: {metrics['eval_loss_at_start']:.4f} before, {metrics['eval_loss']:.4f} after")
+    for name, share in metrics.get("neighbours", {}).items():
+        lines.append(f"nearest neighbours, {name:20} {share:7.1%}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.mae", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.mae", lambda: main(parse()))
