@@ -11,6 +11,10 @@ from torch.autograd.function import once_differentiable
 
 P = ParamSpec("P")
 
+# Names of torch 2.13, and those before it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def in_float32(objective: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """An objective that computes in float32: its tensors are cast, and autocast is off inside."""
@@ -67,7 +71,7 @@ def sums_to_their_own(rows: Tensor, group: dist.ProcessGroup | None = None) -> T
     if processes == 1:
         return rows
     own = rows.new_empty(len(rows) // processes, *rows.shape[1:])
-    dist.reduce_scatter_tensor(own, rows.contiguous(), group=group)
+    _reduce_scatter(own, rows.contiguous(), group=group)
     return own
 
 
@@ -76,7 +80,7 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         everyone = rows.new_empty(num_processes(group) * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, rows.contiguous(), group=group)
+        _all_gather(everyone, rows.contiguous(), group=group)
         return everyone
 
     @staticmethod
