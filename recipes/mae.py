@@ -14,31 +14,22 @@ config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
 """
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.batches import Skipped
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.stored import Picture, opened
 from vlm_vision.data.views import Crop, View
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
-from vlm_vision.pictures import load_image
 from vlm_vision.preprocess import HALF
-from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
-from vlm_vision.probe.features import picture_features
-from vlm_vision.probe.knn import NEIGHBOURS, knn
-from vlm_vision.probe.labelled import Labelled, held_out
+from vlm_vision.probe.neighbours import neighbours
 from vlm_vision.train.masked import Masked, held_out_loss, painting, tensors
 from vlm_vision.train.pictures import Data, batches_of_steps, read_data
 from vlm_vision.train.settings import Training, begin, parsed, run
@@ -152,7 +143,8 @@ def main(config: Config) -> dict[str, Any]:
         metrics |= {"train_seconds": time.monotonic() - started}
         if test and train.classes and config.eval_neighbours:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
-            metrics |= {"neighbours": neighbours(config, encoder, train, test)}
+            found = neighbours(encoder, train, test, limit=config.eval_neighbours, seed=config.seed)
+            metrics |= {"neighbours": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -185,45 +177,6 @@ def view_of(config: Config, model: MaskedAutoencoder) -> View:
             f"crops of {size[0]} pixels are no whole number of patches of {patch}: choose image_size {near} or {near + patch}"
         )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
-
-
-def neighbours(
-    config: Config, encoder: vv.Encoder | vv.FusedEncoder, train: Samples, test: Samples
-) -> dict[str, float]:
-    """Share of test pictures whose nearest training pictures tell their class, by who looks; nothing for fewer than five
-    labelled pictures. The number of neighbours is chosen by a part of the training pictures."""
-    parts = [labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test)]
-    if min(len(labels) for _, labels in parts) < 5:
-        return {}
-
-    def judged(features: Callable[[Sequence[Picture]], Tensor]) -> tuple[float, float]:
-        known, asked = (Labelled(features(pictures), labels) for pictures, labels in parts)
-        tried = knn(*held_out(known, 0.2, seed=config.seed), ks=(1, 5, *NEIGHBOURS)).by_k
-        best = max(tried, key=lambda k: tried[k])
-        return knn(known, asked, ks=[best]).best, most_frequent(known, asked)
-
-    towers = {"encoder": encoder, "random weights": random_twin(encoder, seed=config.seed)}
-    found = {name: judged(partial(picture_features, tower))[0] for name, tower in towers.items()}
-    found["pixels"], found["most frequent class"] = judged(pixel_features)
-    return found
-
-
-def labelled(samples: Samples, limit: int, seed: int) -> tuple[list[Picture], Tensor]:
-    """At most `limit` pictures that can be read and have a label, drawn at random, and their labels (M,)."""
-    pictures, labels = [], []
-    for row in torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist():
-        if len(pictures) == limit:
-            break
-        try:
-            sample = samples[row]
-            if sample.label < 0:
-                continue
-            load_image(opened([sample.picture])[0])
-        except (ValueError, OSError):
-            continue
-        pictures.append(sample.picture)
-        labels.append(sample.label)
-    return pictures, torch.tensor(labels)
 
 
 def table(metrics: dict[str, Any]) -> str:

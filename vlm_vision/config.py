@@ -59,7 +59,9 @@ class ViTConfig:
     layer_scale: float | None = None
     """Initial value of the per-channel residual scale; None for none."""
     drop_path: float = 0.0
-    """Stochastic depth of the last block; earlier blocks ramp up to it from 0."""
+    """Stochastic depth of the last block (Huang et al. 2016, arXiv:1603.09382)."""
+    drop_path_ramp: bool = True
+    """Earlier blocks ramp up to `drop_path` from 0; False drops every block at that rate (DINOv2)."""
     final_norm: bool = True
     pool: Pool = "cls"
     """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
@@ -223,7 +225,7 @@ class VisionOutput:
 
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm",
+    "final_norm", "pool_norm", "drop_path_ramp",
 )  # fmt: skip
 
 

@@ -92,8 +92,9 @@ class VisionTransformer(nn.Module):
                 learned=config.position == "learned",
             )
         self.pre_norm = norm(config) if config.pre_norm else nn.Identity()
-        ramp = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in ramp)
+        first = 0 if config.drop_path_ramp else config.drop_path
+        rates = torch.linspace(first, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = norm(config) if config.final_norm else nn.Identity()
         pools = {"map": AttentionPool, "query": QueryPool}
         self.pool = pools[config.pool](config) if config.pool in pools else None

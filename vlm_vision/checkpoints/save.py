@@ -23,7 +23,7 @@ SIDECAR = "vlm_vision.json"
 
 FORMATS = ("hf", "timm")
 
-_OF_TRAINING = {"position_resize", "drop_path", "patch_drop", "remainder", "layer_scale"}
+_OF_TRAINING = {"position_resize", "drop_path", "drop_path_ramp", "patch_drop", "remainder", "layer_scale"}
 """Fields that a public layout may say otherwise without another output: layer_scale is an initial value."""
 
 Json = dict[str, Any]

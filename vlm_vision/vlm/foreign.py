@@ -25,7 +25,15 @@ from vlm_vision.vlm.model import VisionLanguageModel
 Json = dict[str, Any]
 State = dict[str, Tensor]
 
-NOT_OF_THE_NUMBERS = ("position_resize", "drop_path", "patch_drop", "remainder", "layer_scale", "class_input")
+NOT_OF_THE_NUMBERS = (
+    "position_resize",
+    "drop_path",
+    "drop_path_ramp",
+    "patch_drop",
+    "remainder",
+    "layer_scale",
+    "class_input",
+)
 """Fields of `ViTConfig` that change no output of a tower without classes at its native size in evaluation; layer_scale is
 an initial value."""
 

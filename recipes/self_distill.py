@@ -1,0 +1,326 @@
+"""Train an encoder to say of one crop of a picture what its own average says of another: DINO, iBOT, DINOv2.
+
+    python -m benchmarks.emoji --out emoji
+    python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
+    torchrun --nnodes 4 --nproc_per_node 8 -m recipes.self_distill --config recipes/configs/dinov2_vit_l.yaml
+
+Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (arXiv:2104.14294), is `--weights.ibot 0
+--weights.koleo 0 --teacher center`; Zhou et al. 2022, "iBOT" (arXiv:2111.07832), `--weights.koleo 0 --teacher center`; Oquab
+et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104).
+
+What a picture shows and which of its patches are masked follow from the seed, the step and the picture alone. Sinkhorn, the
+centres and KoLeo compare the pictures of a micro-batch in all processes: where processes times micro_batch_size is the same,
+losses are (without drop_path, which is drawn in each process). A picture that is damaged gives way to the next one, and is
+counted. A stopped run goes on where it was when the same command is given again.
+
+Writes to `out`: model/ (the teacher's encoder, for vlm_vision.load and for transformers' Dinov2Model,
+Dinov2WithRegistersModel or, without layer_scale, ViTModel), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/
+while it runs.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+import vlm_vision as vv
+from vlm_vision.checkpoints.files import whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.batches import Skipped
+from vlm_vision.data.samples import Samples
+from vlm_vision.data.views import View, dino_views
+from vlm_vision.encoder import Origin
+from vlm_vision.new_models import new_encoder
+from vlm_vision.preprocess import IMAGENET, Preprocess
+from vlm_vision.probe.features import picture_features
+from vlm_vision.probe.neighbours import Known, labelled, neighbours, share_told
+from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.schedules import cosine, linear
+from vlm_vision.train.self_distilled import (
+    Heads,
+    Masks,
+    SelfDistilled,
+    Sharpen,
+    Weights,
+    prepare,
+    self_distilling,
+    student_of,
+    teacher_of,
+    tensors,
+)
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.step import Progress, Step
+from vlm_vision.vit import VisionTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """Whose weights are trained; the teacher begins with the same."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of ViTConfig: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, layer_scale, num_registers and others."""
+    init: Literal["fan_in", "published"] = "fan_in"
+    """Deviation of linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DINOv2."""
+    crop_ratio: float = 0.875
+    """Side of a picture in the test, as a part of the resized picture's shorter side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """What is seen of a picture: two large crops, as large as the encoder's pictures, and small ones."""
+
+    small: int = 8
+    """How many."""
+    small_size: int = 96
+    """Their side in pixels."""
+    scale: float = 0.32
+    """Area of a picture that parts large and small crops; 0.4 in DINO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Training):
+    """One run."""
+
+    data: Data
+    student: Student
+    crops: Crops = Crops()
+    masks: Masks = Masks()
+    heads: Heads = Heads()
+    weights: Weights = Weights()
+    teacher: Sharpen = "sinkhorn"
+    """How the teacher's logits become probabilities that are not all the same."""
+    temperature: tuple[float, float] = (0.04, 0.07)
+    """Of the teacher: first and last."""
+    temperature_steps: int = 0
+    """In which the one becomes the other, in a straight line."""
+    momentum: tuple[float, float] = (0.992, 1.0)
+    """What stays of the teacher in each step: first and last, by a cosine."""
+    gram_teacher: str = ""
+    """Argument of vlm_vision.load, an earlier teacher, for weights.gram."""
+    base_lr: float = 4e-3
+    """Learning rate for 1024 pictures in a step; it grows with the square root of their number."""
+    layer_decay: float = 0.9
+    """Factor on the rate for each layer further from the heads."""
+    patch_embed_rate: float = 0.2
+    """A further factor on the rate of the patch embedding."""
+    frozen_steps: int = 0
+    """At the beginning, in which the last layers of the heads stay as they are."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    """Weight decay goes there by a cosine."""
+    max_grad_norm: float = 3.0
+    eval_neighbours: int = 2000
+    """Labelled pictures, of training and of test each, for nearest neighbours; 0 for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbours")
+        if not self.student.fields:
+            raise ValueError("there is no student: give student.fields, such as image_size, patch_size and embed_dim")
+        if not 0 < self.student.crop_ratio <= 1:
+            raise ValueError(f"student.crop_ratio is {self.student.crop_ratio}: expected a part above 0 and at most 1")
+        if self.crops.small < 0:
+            raise ValueError(f"crops.small is {self.crops.small}: expected at least 0")
+        if min(self.temperature) <= 0:
+            raise ValueError(f"temperature is {self.temperature}: expected two positive numbers, such as 0.04 and 0.07")
+        if not all(0 <= one <= 1 for one in self.momentum):
+            raise ValueError(f"momentum is {self.momentum}: expected two numbers from 0 to 1, such as 0.992 and 1")
+        if bool(self.gram_teacher) != (self.weights.gram > 0):
+            raise ValueError("weights.gram and gram_teacher belong together: give both or neither")
+
+    @property
+    def lr(self) -> float:
+        return self.base_lr * math.sqrt(self.batch_size / 1024)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds, and the losses."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    out = Path(config.out)
+    train, test = read_data(config.data)
+    with accelerator.main_process_first():
+        model = model_of(config)
+    encoder, views = model.student.encoder, views_of(config, model.student.encoder)
+    if accelerator.is_main_process:
+        with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
+            as_published(encoder).save_pretrained(Path(folder) / "model")
+    step = self_distilling(
+        config,
+        accelerator,
+        model,
+        lr=config.lr,
+        layer_decay=config.layer_decay,
+        patch_embed_rate=config.patch_embed_rate,
+        frozen_steps=config.frozen_steps,
+    )
+    start, end = config.temperature
+    temperature = partial(linear, start=start, end=end, steps=config.temperature_steps)
+    momentum = partial(cosine, start=config.momentum[0], end=config.momentum[1], steps=config.steps)
+    weight_decay = partial(cosine, start=config.weight_decay, end=config.weight_decay_end, steps=config.steps)
+    masks = config.masks if config.weights.ibot else None
+    looked = labelled_pictures(config, train, test) if config.eval_every else None
+
+    # The loop.
+    first_step, skipped = step.resume(), Skipped()
+    loader, pieces = batches_of_steps(config, accelerator, train, views, first_step=first_step)
+    drawn = iter(loader)
+    progress = Progress(step, name="self_distill", first_step=first_step)
+    step.trained.train()
+    for index in range(first_step, config.steps):
+        done, batches = index + 1, []
+        for piece in islice(drawn, pieces):
+            skipped.add(piece)
+            batches.append(tensors(piece, encoder, temperature(index), masks))
+        prepare(step, index, weight_decay)
+        progress.took(done, step(index, batches))
+        model.teacher.update(student_of(step.model), momentum(index))
+        if done % config.log_every == 0:
+            progress.note(done, parts_of_the_loss(accelerator, model))
+        if looked and done % config.eval_every == 0 and done < config.steps:
+            progress.note(done, {"neighbours": look(config, step, *looked)})
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+
+    # The end: a folder that loads elsewhere, and what it is worth.
+    bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
+    metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
+    metrics |= {"skipped": int(torch.as_tensor(bad))}
+    metrics |= {"final_loss": progress.losses[-1] if progress.losses else None}
+    trained = step.whole_model(lambda: model_of(config))
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        with whole(out / "model") as staging:
+            as_published(teacher_of(trained).encoder).save_pretrained(staging)
+        metrics |= {"train_seconds": time.monotonic() - started}
+        if test and train.classes and config.eval_neighbours:
+            kept = vv.load(str(out / "model"), device=accelerator.device)
+            found = neighbours(kept, train, test, limit=config.eval_neighbours, seed=config.seed)
+            metrics |= {"neighbours": found}
+        write_json(out / "metrics.json", metrics)
+        print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
+    return metrics | {"losses": progress.losses}
+
+
+def model_of(config: Config) -> SelfDistilled:
+    """Student and teacher, with equal weights.
+
+    Raises:
+        ValueError: fields that make no encoder, one without class token, or an earlier teacher with another grid.
+    """
+    fields = config.student.fields
+    antialias = fields.get("num_registers", 0) > 0  # as transformers resizes their positions
+    like = {"mask_token": True, "position_prefix": 1, "position_resize": "bicubic" + "_antialias" * antialias}
+    encoder = new_encoder(like | fields)
+    if not encoder.config.class_token or not encoder.config.mask_token:
+        raise ValueError("student.fields leave out the class token or the mask token: both are needed to learn")
+    if config.student.init == "published":
+        encoder.model.reset_parameters()
+    if encoder.config.layer_scale is not None:
+        encoder.origin = Origin("dinov2_with_registers" if antialias else "dinov2", "transformers")
+    encoder.preprocess = shown(encoder.config.image_size, config.student.crop_ratio)
+    earlier = earlier_teacher(config.gram_teacher, encoder) if config.gram_teacher else None
+    return SelfDistilled(encoder, config.heads, config.weights, sharpen=config.teacher, earlier=earlier)
+
+
+def earlier_teacher(source: str, encoder: vv.Encoder) -> vv.Encoder:
+    """A loaded encoder whose patches lie where the student's do.
+
+    Raises:
+        ValueError: several towers, or another grid.
+    """
+    earlier, grid = vv.load(source, tap=vv.Tap()), encoder.config.grid
+    if not isinstance(earlier, vv.Encoder):
+        raise ValueError(f"gram_teacher {source} is several towers: expected one")
+    found = earlier.grid(*(earlier.preprocess.output_size or encoder.config.image_size))
+    if found != grid:
+        raise ValueError(f"gram_teacher {source} has {found} patches and the student {grid}: expected equally many")
+    return earlier
+
+
+def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
+    """What the encoder sees in the test: the middle of a picture, in ImageNet's normalisation."""
+    mean, std = IMAGENET
+    side = round(max(size) / crop_ratio)
+    return Preprocess(
+        resize="shortest_edge",
+        resize_to=(side, side),
+        resample="bicubic",
+        crop=size,
+        rescale=1 / 255,
+        mean=mean,
+        std=std,
+    )
+
+
+def views_of(config: Config, encoder: vv.Encoder) -> tuple[View, ...]:
+    """Crops of a picture.
+
+    Raises:
+        ValueError: crops that are no squares of whole patches.
+    """
+    (height, width), patch, crops = encoder.config.image_size, encoder.config.patch_size, config.crops
+    if height != width:
+        raise ValueError(f"image_size is {(height, width)}: expected one square size, as crops are")
+    for size in (width, *[crops.small_size] * (crops.small > 0)):
+        if size % patch or size < patch:
+            near = max(1, size // patch) * patch
+            raise ValueError(
+                f"crops of {size} pixels are no whole number of patches of {patch}: choose {near} or {near + patch}"
+            )
+    return dino_views(size=width, local_size=crops.small_size, num_local=crops.small, scale=crops.scale)
+
+
+def as_published(encoder: vv.Encoder) -> vv.Encoder:
+    """The encoder as its public layout has it: without LayerScale it is a plain ViT, which has no mask token."""
+    if encoder.config.layer_scale is not None:
+        return encoder
+    model = VisionTransformer(replace(encoder.config, mask_token=False))
+    model.load_state_dict({name: value for name, value in encoder.model.state_dict().items() if name != "mask_token"})
+    return vv.Encoder(model, preprocess=encoder.preprocess, origin=encoder.origin)
+
+
+def parts_of_the_loss(accelerator: Accelerator, model: SelfDistilled) -> dict[str, float]:
+    """Of the last micro-batch; every process must ask."""
+    return {
+        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item() for name, part in model.told.items()
+    }
+
+
+def labelled_pictures(config: Config, train: Samples, test: Samples | None) -> tuple[Known, Known] | None:
+    """To be looked at while the run goes on; None where there are fewer than five."""
+    if test is None or not train.classes:
+        return None
+    known, asked = (labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test))
+    return (known, asked) if min(len(known.labels), len(asked.labels)) >= 5 else None
+
+
+def look(config: Config, step: Step, known: Known, asked: Known) -> float:
+    """Share of pictures whose nearest neighbours tell their class, by the teacher; every process must call it, and sees
+    all of them, as a sharded model is gathered by all."""
+    with step.measured(), step.accelerator.autocast():
+        return share_told(partial(picture_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Nearest neighbours, by who looks."""
+    found = metrics.get("neighbours", {})
+    return "".join(f"nearest neighbours, {name:20} {share:7.1%}\n" for name, share in found.items())
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.self_distill", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.self_distill", lambda: main(parse()))
