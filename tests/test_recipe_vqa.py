@@ -301,8 +301,10 @@ def test_a_step_that_is_no_number_stops_the_run_before_the_weights_change(settin
         return loss
 
     monkeypatch.setattr(answers, "answer_loss", spoiled)
-    with pytest.raises(FloatingPointError, match=f"the {what} is (nan|inf) at step 0: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=f"the {what} is (nan|inf) at step 0, first in") as caught:
         run(settings())
+    assert ("the loss itself" if what == "loss" else ".weight:") in str(caught.value)
+    assert resume._checkpoints(tmp_path / "run" / "failed") == [tmp_path / "run" / "failed" / "step-00000000"]
     assert all(torch.equal(a, b) for model, before in models for a, b in zip(model.parameters(), before, strict=True))
     assert not (tmp_path / "run" / "model").exists() and not resume._checkpoints(tmp_path / "run" / "checkpoints")
 

@@ -20,6 +20,8 @@ from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import Preprocess
 
+SHIPPED = {"mini": Path(__file__).parent / "mini"}
+"""Checkpoints that come with the package. A folder of such a name is given as ./mini."""
 _HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin"]
 
 Size = int | tuple[int, int]
@@ -43,8 +45,8 @@ def load(
     """Load a vision encoder, exactly as its reference computes it.
 
     Args:
-        source: hub id, local folder (transformers, timm, open_clip, OpenVLA and Prismatic, LeRobot) or file (`.pth` and
-            `.pt` of the original code, big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order
+        source: "mini", the small SigLIP that comes with the package; or hub id, local folder (transformers, timm,
+            open_clip, OpenVLA and Prismatic, LeRobot) or file (`.pth` and `.pt` of the original code, big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order
             written. Of a whole model (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA) only the vision part is read.
         tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
             the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
@@ -187,8 +189,14 @@ def _fuse(
     ).eval()
 
 
+def shipped(source: str | Path) -> str | Path:
+    """The folder of a name that comes with the package; any other source as it is."""
+    return SHIPPED.get(source, source) if isinstance(source, str) else source
+
+
 def resolve(source: str | Path, revision: str | None) -> Path:
-    """The local folder or file of a path or hub id. Raises ValueError if there is none."""
+    """The local folder or file of a shipped name, path or hub id. Raises ValueError if there is none."""
+    source = shipped(source)
     path = Path(source).expanduser()
     if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
         return path
@@ -199,7 +207,9 @@ def resolve(source: str | Path, revision: str | None) -> Path:
             else []
         )
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name{hint}")
+        raise ValueError(
+            f"there is no folder {source}, and it is no hub id of the form owner/name and not {' or '.join(SHIPPED)}{hint}"
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.config import Tap, VisionOutput
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import known_device, known_dtype, load, resolve
+from vlm_vision.load import known_device, known_dtype, load, resolve, shipped
 from vlm_vision.preprocess import ImageInput
 from vlm_vision.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.tokenizer import TextTokenizer
@@ -194,7 +194,7 @@ def load_text(
     """Load the text tower of a CLIP or SigLIP, exactly as its reference computes it.
 
     Args:
-        source: hub id, local folder (transformers, open_clip) or big_vision `.npz`; the whole model or the text tower
+        source: "mini", which comes with the package; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the whole model or the text tower
             alone. Of a whole model only the text part is read.
         tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one beside
             the weights, made when it is first wanted.
@@ -210,6 +210,7 @@ def load_text(
         ValueError: nothing at `source`, a model without a text tower, configuration and weights that disagree, a weight
             that is missing or unused, a `tokenizer` that is none.
     """
+    source = shipped(source)
     tower = _tower(source, revision, format)
     return _encoder(tower, source, tokenizer, dtype, device, revision)
 
@@ -232,6 +233,7 @@ def load_pair(
         ValueError: as `load` and `load_text`; also a checkpoint without an image tower, whose features are of another
             width, or without a logit scale.
     """
+    source = shipped(source)
     tower = _tower(source, revision, format)
     if tower.logit_scale is None:
         raise ValueError(f"{source} holds a text tower without logit_scale, no pair: use load_text")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from vlm_vision.data import easy_vqa as data_set
 from vlm_vision.data.stored import Picture
 
 Turns = tuple[tuple[str, str], ...]
@@ -138,22 +139,12 @@ EASY_VQA_KINDS = {"yes": "yes/no", "no": "yes/no", "circle": "shape", "rectangle
 
 
 def easy_vqa(split: str) -> list[Conversation]:
-    """The easy-VQA data set (PyPI `easy-vqa`, MIT), one question each; `split` is "train" or "test".
-
-    Kinds: yes/no, shape, color.
+    """The questions of easy-VQA, one each; `split` is "train" or "test". Kinds: yes/no, shape, color.
 
     Raises:
         ValueError: the package is not installed, or another split.
     """
-    try:
-        import easy_vqa as package  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError("easy-VQA is not installed: pip install 'vlm-vision[demo]'") from None
-    if split not in ("train", "test"):
-        raise ValueError(f"easy-VQA has no split {split!r}: expected 'train' or 'test'")
-    questions = package.get_train_questions if split == "train" else package.get_test_questions
-    paths = package.get_train_image_paths if split == "train" else package.get_test_image_paths
-    home = paths()
+    home = data_set.paths(split)
     return [
         Conversation(
             (home[image],),
@@ -161,7 +152,7 @@ def easy_vqa(split: str) -> list[Conversation]:
             EASY_VQA_KINDS.get(answer, "color"),
             f"easy-VQA {split} {i}",
         )
-        for i, (question, answer, image) in enumerate(zip(*questions(), strict=True))
+        for i, (question, answer, image) in enumerate(data_set.questions(split))
     ]
 
 

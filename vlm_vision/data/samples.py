@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from vlm_vision.data.easy_vqa import described
 from vlm_vision.data.hf_dataset import Cell, is_path, load_data_set, stored_pictures
 from vlm_vision.data.stored import Picture
 from vlm_vision.data.webdataset import PICTURES, TarMember, matching, members_by_key, open_shard, read_at
@@ -96,14 +97,17 @@ def read_samples(source: str, split: str = "train", *, images: str = "") -> Samp
             must be there; labels are names of classes or numbers from 0;
             WebDataset shards, `shard-{000000..000009}.tar`, or a folder of them, as img2dataset writes them: `key.jpg` (png,
             webp) with "caption" of `key.json`, else `key.txt`, and a number in `key.cls`;
-            a folder that `datasets` reads, `hf:owner/name` or `hf:owner/name:subset`, with columns as a `.csv` file.
-        split: of data sets, and of folders that have it; other sources hold one.
+            a folder that `datasets` reads, `hf:owner/name` or `hf:owner/name:subset`, with columns as a `.csv` file;
+            `easy_vqa`, whose captions and classes ("blue circle") are measured in the pictures.
+        split: of easy_vqa, of data sets, and of folders that have it; other sources hold one.
         images: folder that picture paths start from; default the folder of the file.
 
     Raises:
         ValueError: it is none of these, damaged, empty, or its labels are no classes.
     """
     path = Path(source)
+    if source == "easy_vqa":
+        return _easy_vqa(split)
     if source.startswith("hf:"):
         name, _, subset = source.removeprefix("hf:").partition(":")
         return _data_set(name, split, subset or None, images)
@@ -113,7 +117,7 @@ def read_samples(source: str, split: str = "train", *, images: str = "") -> Samp
         return _table(path, Path(images or path.parent))
     if not path.is_dir():
         raise ValueError(
-            f"{source!r} is no source of pictures: expected a folder, a .csv or .jsonl file, .tar shards, or hf:owner/name"
+            f"{source!r} is no source of pictures: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
         )
     if shards := sorted(map(str, path.glob("*.tar"))):
         return _shards(shards)
@@ -236,6 +240,12 @@ def _labels(values: Sequence[Any], source: str) -> tuple[np.ndarray, tuple[str, 
         return np.array([int(text or -1) for text in texts]), tuple(map(str, range(highest + 1)))
     places = {name: place for place, name in enumerate(named)}
     return np.array([places.get(text, -1) for text in texts]), tuple(named)
+
+
+def _easy_vqa(split: str) -> Samples:
+    pictures, captions, kinds = map(list, zip(*described(split), strict=True))
+    labels, classes = _labels(kinds, "easy_vqa")
+    return Samples(_Listed("", pictures, labels, captions, ""), range(len(pictures)), classes)
 
 
 def _none(number: int) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,6 +1,5 @@
 """The loss of visual instruction tuning: cross entropy of the answers, weighted by token."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,11 +30,3 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def num_answer_tokens(batch: dict[str, Tensor]) -> Tensor:
     """How many terms `answer_loss` sums."""
     return (batch["labels"][:, 1:] != IGNORED).sum()
-
-
-def check_finite(value: Tensor, step: int, *, name: str = "loss") -> None:
-    """Raise FloatingPointError with the step if the loss, or what `name` says, is NaN or infinite."""
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"the {name} is {value.item()} at step {step}: lower the learning rate, or train in float32"
-        )

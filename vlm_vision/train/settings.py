@@ -53,13 +53,16 @@ class Training:
     """Steps between looks at the test data; 0 for only at the end."""
     log_every: int = 10
     """Steps between figures for the tracker."""
+    peak_tflops: float = 0.0
+    """What one device can do in the precision of the run, for model FLOPs utilisation among the figures (Chowdhery et al. 2022,
+    appendix B; torch counts the products of one step, recomputation included); 0 for none. H100, bf16: 989."""
     tracker: str = "tensorboard"
     """Who keeps the figures: none, or one that accelerate knows. TensorBoard's files are in `out`/logs."""
     seed: int = 0
 
     def __post_init__(self):
         self._at_least(1, "steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every")
-        self._at_least(0, "warmup_steps", "eval_every", "workers")
+        self._at_least(0, "warmup_steps", "eval_every", "workers", "peak_tflops")
         if self.sharding == "fsdp2" and self.mixed_precision == "fp16":
             raise ValueError("sharding fsdp2 has no gradient scaler for fp16: choose mixed_precision bf16 or no")
 
@@ -75,7 +78,7 @@ class Training:
         }
 
 
-_FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "tracker")
+_FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change what is learned; those that begin with eval do not either."""
 
 S = TypeVar("S")

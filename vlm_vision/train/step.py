@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from vlm_vision.train.loss import check_finite
+from vlm_vision.train.finite import ADVICE, first_bad_gradient, first_bad_module
 from vlm_vision.train.optim import warmup_cosine
 from vlm_vision.train.resume import State, load_checkpoint, save_checkpoint
 from vlm_vision.train.settings import Training, write_config
@@ -75,6 +78,7 @@ class Step:
         self.trained, self.stepper = model, self.optimizer
         if not self.sharded:
             self.trained, self.stepper = accelerator.prepare(model, self.optimizer)
+        self.flops_per_term = 0.0
         if accelerator.process_index:  # the first process draws as it would alone, each other one differently
             torch.manual_seed(settings.seed + accelerator.process_index)
 
@@ -82,32 +86,56 @@ class Step:
         """Take step `index`. Every process has its own micro-batches, as many as the others.
 
         Raises:
-            FloatingPointError: loss or gradients are not finite; the weights are then as they were.
+            FloatingPointError: loss or gradients are not finite. It names the module, and where the state before this step
+                was written.
         """
         accelerator = self.accelerator
         micro_batches = [_to(batch, accelerator.device) for batch in micro_batches]
+        if self.settings.peak_tflops and not self.flops_per_term:
+            with FlopCounterMode(display=False) as counter:
+                taken = self._taken(index, micro_batches)
+            flops = torch.tensor(float(counter.get_total_flops()), device=accelerator.device)
+            self.flops_per_term = (self._over_processes(flops) / taken.terms).item()
+            return taken
+        return self._taken(index, micro_batches)
+
+    def _taken(self, index: int, micro_batches: Sequence[Batch]) -> Taken:
+        accelerator = self.accelerator
         terms = self._over_processes(torch.stack([self.task.terms(batch) for batch in micro_batches]).sum())
         loss = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(micro_batches):
             with self._summing(last=i + 1 == len(micro_batches)):
-                with accelerator.autocast():
-                    part = self.task.loss(self.trained, batch) / terms
+                part = self._forward(batch) / terms
                 # Both kinds of parallel training average gradients over processes; the sum is wanted.
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
         loss = self._over_processes(loss)
-        check_finite(loss, index)
+        if not loss.isfinite():
+            forwards = [partial(self._forward, batch) for batch in micro_batches]
+            self._stop(index, "loss", loss, lambda: first_bad_module(self.trained, forwards))
         accelerator.unscale_gradients()
         gradients = {name: _norm(part.parameters()) for name, part in self.parts.items()}
         norm = _norm(self.weights)
-        if accelerator.scaler is None:  # which skips such a step
-            check_finite(norm, index, name="gradient norm")
+        if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such a step
+            self._stop(index, "gradient norm", norm, lambda: first_bad_gradient(self.trained))
         clip_grads_with_norm_(self.weights, self.settings.max_grad_norm, norm)
         self.stepper.step()
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.stepper.zero_grad()
         return Taken(loss, terms, gradients)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        with self.accelerator.autocast():
+            return self.task.loss(self.trained, batch)
+
+    def _stop(self, index: int, what: str, value: Tensor, find: Callable[[], str]) -> NoReturn:
+        folder = Path(self.settings.out) / "failed"
+        save_checkpoint(self.accelerator, folder, self._state(), step=index)
+        raise FloatingPointError(
+            f"the {what} is {value.item()} at step {index}, first in {find()}: {ADVICE}; "
+            f"the state before this step is in {folder}"
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -195,6 +223,8 @@ class Progress:
                 "loss": self.losses[-1],
                 f"{self.step.task.unit}s_per_second": self.terms / (time.monotonic() - self.since),
             }
+            if peak := self.step.settings.peak_tflops * 1e12 * self.accelerator.num_processes:
+                figures["mfu"] = self.step.flops_per_term * figures[f"{self.step.task.unit}s_per_second"] / peak
             figures |= {f"learning_rate/{name}": rate for name, rate in self.step.rates().items()}
             figures |= {f"gradient_norm/{name}": norm.item() for name, norm in taken.gradients.items()}
             self.note(steps, figures)
