@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
     bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
     metrics |= {"first_step": first_step, "skipped": int(torch.as_tensor(bad))}
     metrics |= {"final_loss": progress.losses[-1] if progress.losses else None}
-    trained = step.whole_model(lambda: empty(config, teachers, step.model))
+    trained = step.whole_model(lambda: model_of(config, teachers))
     accelerator.end_training()
     if accelerator.is_main_process:
         assert isinstance(trained, Distilled)
@@ -171,14 +171,6 @@ def model_of(config: Config, teachers: Sequence[vv.Encoder]) -> Distilled:
         encoder.preprocess = middle(encoder.config.image_size[0])
     spaces = [space_of(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
     return Distilled(Agglomerate(encoder, spaces), [teacher.weight for teacher in config.teachers])
-
-
-def empty(config: Config, teachers: Sequence[vv.Encoder], like: torch.nn.Module) -> Distilled:
-    """A model to gather weights in, with the statistics of the one that trained."""
-    model = model_of(config, teachers)
-    for own, theirs in zip(model.buffers(), like.buffers(), strict=True):
-        own.copy_(theirs)
-    return model
 
 
 def neighbours(

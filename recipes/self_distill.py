@@ -6,7 +6,8 @@
 
 Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (arXiv:2104.14294), is `--weights.ibot 0
 --weights.koleo 0 --teacher center`; Zhou et al. 2022, "iBOT" (arXiv:2111.07832), `--weights.koleo 0 --teacher center`; Oquab
-et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104).
+et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104),
+whose later phases each `start` from the run before: dinov3_gram.yaml and dinov3_high_res.yaml.
 
 What a picture shows and which of its patches are masked follow from the seed, the step and the picture alone. Sinkhorn, the
 centres and KoLeo compare the pictures of a micro-batch in all processes: where processes times micro_batch_size is the same,
@@ -14,8 +15,8 @@ losses are (without drop_path, which is drawn in each process). A picture that i
 counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (the teacher's encoder, for vlm_vision.load and for transformers' Dinov2Model,
-Dinov2WithRegistersModel or, without layer_scale, ViTModel), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/
-while it runs.
+Dinov2WithRegistersModel, with rope2d DINOv3ViTModel or, without layer_scale, ViTModel), networks.safetensors (student, teacher
+and heads, for another run to `start` from), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
 """
 
 import math
@@ -35,12 +36,14 @@ from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.batches import Skipped
 from vlm_vision.data.samples import Samples
-from vlm_vision.data.views import View, dino_views
+from vlm_vision.data.views import Crop, View, dino_views
 from vlm_vision.encoder import Origin
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess import IMAGENET, Preprocess
 from vlm_vision.probe.features import picture_features
 from vlm_vision.probe.neighbours import Known, labelled, neighbours, share_told
+from vlm_vision.train.gram import Gram, earlier_teacher
+from vlm_vision.train.networks import load_networks, save_networks
 from vlm_vision.train.pictures import Data, batches_of_steps, read_data
 from vlm_vision.train.schedules import cosine, linear
 from vlm_vision.train.self_distilled import (
@@ -49,6 +52,7 @@ from vlm_vision.train.self_distilled import (
     SelfDistilled,
     Sharpen,
     Weights,
+    earlier_of,
     prepare,
     self_distilling,
     student_of,
@@ -82,6 +86,12 @@ class Crops:
     """Their side in pixels."""
     scale: float = 0.32
     """Area of a picture that parts large and small crops; 0.4 in DINO."""
+    flip: float = 0.5
+    """How often left and right are exchanged; never in DINOv3."""
+    pack_crops: bool = False
+    """Whether the student sees large and small crops in one sequence, each attending to itself alone, or in one batch after
+    the other. Losses are the same but for rounding. On the CPU it takes 0.9 to 1.1 times as long (benchmarks.packed_crops);
+    on a GPU in half precision the sequence goes through attention of variable length, as in DINOv2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,8 @@ class Config(Training):
     crops: Crops = Crops()
     masks: Masks = Masks()
     heads: Heads = Heads()
+    patch_heads: Heads | None = None
+    """Of patches, where they have a head of their own."""
     weights: Weights = Weights()
     teacher: Sharpen = "sinkhorn"
     """How the teacher's logits become probabilities that are not all the same."""
@@ -102,10 +114,16 @@ class Config(Training):
     """In which the one becomes the other, in a straight line."""
     momentum: tuple[float, float] = (0.992, 1.0)
     """What stays of the teacher in each step: first and last, by a cosine."""
-    gram_teacher: str = ""
-    """Argument of vlm_vision.load, an earlier teacher, for weights.gram."""
+    gram: Gram = Gram()
+    start: str = ""
+    """Folder of a finished run to begin from: student, teacher and heads; positions are resized to image_size. AdamW's
+    moments begin anew. Empty for random weights."""
+    start_student: Literal["student", "teacher"] = "student"
+    """Whose weights of that run the student takes."""
     base_lr: float = 4e-3
     """Learning rate for 1024 pictures in a step; it grows with the square root of their number."""
+    lr_end: float = 0.0
+    """Part of it that is left in the end, by a cosine; 1 keeps it."""
     layer_decay: float = 0.9
     """Factor on the rate for each layer further from the heads."""
     patch_embed_rate: float = 0.2
@@ -133,8 +151,10 @@ class Config(Training):
             raise ValueError(f"temperature is {self.temperature}: expected two positive numbers, such as 0.04 and 0.07")
         if not all(0 <= one <= 1 for one in self.momentum):
             raise ValueError(f"momentum is {self.momentum}: expected two numbers from 0 to 1, such as 0.992 and 1")
-        if bool(self.gram_teacher) != (self.weights.gram > 0):
-            raise ValueError("weights.gram and gram_teacher belong together: give both or neither")
+        if not 0 <= self.lr_end <= 1:
+            raise ValueError(f"lr_end is {self.lr_end}: expected a part from 0 to 1")
+        if bool(self.gram.teacher) != (self.weights.gram > 0):
+            raise ValueError("weights.gram and gram.teacher belong together: give both or neither")
 
     @property
     def lr(self) -> float:
@@ -149,6 +169,8 @@ def main(config: Config) -> dict[str, Any]:
     train, test = read_data(config.data)
     with accelerator.main_process_first():
         model = model_of(config)
+        if config.start:
+            load_networks(model, config.start, student=config.start_student)
     encoder, views = model.student.encoder, views_of(config, model.student.encoder)
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
@@ -161,6 +183,7 @@ def main(config: Config) -> dict[str, Any]:
         layer_decay=config.layer_decay,
         patch_embed_rate=config.patch_embed_rate,
         frozen_steps=config.frozen_steps,
+        lr_end=config.lr_end,
     )
     start, end = config.temperature
     temperature = partial(linear, start=start, end=end, steps=config.temperature_steps)
@@ -171,7 +194,9 @@ def main(config: Config) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader, pieces = batches_of_steps(config, accelerator, train, views, first_step=first_step)
+    earlier = earlier_of(model) if config.gram.image_size else None
+    alike = {len(views) - 2: 0, len(views) - 1: 1} if earlier else {}
+    loader, pieces = batches_of_steps(config, accelerator, train, views, first_step=first_step, alike=alike)
     drawn = iter(loader)
     progress = Progress(step, name="self_distill", first_step=first_step)
     step.trained.train()
@@ -179,10 +204,12 @@ def main(config: Config) -> dict[str, Any]:
         done, batches = index + 1, []
         for piece in islice(drawn, pieces):
             skipped.add(piece)
-            batches.append(tensors(piece, encoder, temperature(index), masks))
+            batches.append(tensors(piece, encoder, temperature(index), masks, earlier))
         prepare(step, index, weight_decay)
         progress.took(done, step(index, batches))
         model.teacher.update(student_of(step.model), momentum(index))
+        if config.gram.due(done):
+            model.refresh()
         if done % config.log_every == 0:
             progress.note(done, parts_of_the_loss(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
@@ -199,6 +226,8 @@ def main(config: Config) -> dict[str, Any]:
     trained = step.whole_model(lambda: model_of(config))
     accelerator.end_training()
     if accelerator.is_main_process:
+        assert isinstance(trained, SelfDistilled)
+        save_networks(trained, out)
         with whole(out / "model") as staging:
             as_published(teacher_of(trained).encoder).save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
@@ -218,33 +247,28 @@ def model_of(config: Config) -> SelfDistilled:
         ValueError: fields that make no encoder, one without class token, or an earlier teacher with another grid.
     """
     fields = config.student.fields
-    antialias = fields.get("num_registers", 0) > 0  # as transformers resizes their positions
-    like = {"mask_token": True, "position_prefix": 1, "position_resize": "bicubic" + "_antialias" * antialias}
+    rope, antialias = fields.get("position") == "rope2d", fields.get("num_registers", 0) > 0
+    family = "dinov3_vit" if rope else "dinov2_with_registers" if antialias else "dinov2"
+    like: dict[str, Any] = {"mask_token": True, "position_prefix": 0 if rope else 1}
+    like |= {"position_resize": "bicubic" + "_antialias" * antialias}  # as transformers resizes them
     encoder = new_encoder(like | fields)
     if not encoder.config.class_token or not encoder.config.mask_token:
         raise ValueError("student.fields leave out the class token or the mask token: both are needed to learn")
     if config.student.init == "published":
         encoder.model.reset_parameters()
     if encoder.config.layer_scale is not None:
-        encoder.origin = Origin("dinov2_with_registers" if antialias else "dinov2", "transformers")
+        encoder.origin = Origin(family, "transformers")
     encoder.preprocess = shown(encoder.config.image_size, config.student.crop_ratio)
-    earlier = earlier_teacher(config.gram_teacher, encoder) if config.gram_teacher else None
-    return SelfDistilled(encoder, config.heads, config.weights, sharpen=config.teacher, earlier=earlier)
-
-
-def earlier_teacher(source: str, encoder: vv.Encoder) -> vv.Encoder:
-    """A loaded encoder whose patches lie where the student's do.
-
-    Raises:
-        ValueError: several towers, or another grid.
-    """
-    earlier, grid = vv.load(source, tap=vv.Tap()), encoder.config.grid
-    if not isinstance(earlier, vv.Encoder):
-        raise ValueError(f"gram_teacher {source} is several towers: expected one")
-    found = earlier.grid(*(earlier.preprocess.output_size or encoder.config.image_size))
-    if found != grid:
-        raise ValueError(f"gram_teacher {source} has {found} patches and the student {grid}: expected equally many")
-    return earlier
+    return SelfDistilled(
+        encoder,
+        config.heads,
+        config.weights,
+        patch_heads=config.patch_heads,
+        sharpen=config.teacher,
+        earlier=earlier_teacher(config.gram, encoder) if config.gram.teacher else None,
+        negatives=config.gram.negatives,
+        pack=config.crops.pack_crops,
+    )
 
 
 def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
@@ -263,7 +287,7 @@ def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
 
 
 def views_of(config: Config, encoder: vv.Encoder) -> tuple[View, ...]:
-    """Crops of a picture.
+    """Crops of a picture: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
 
     Raises:
         ValueError: crops that are no squares of whole patches.
@@ -271,13 +295,18 @@ def views_of(config: Config, encoder: vv.Encoder) -> tuple[View, ...]:
     (height, width), patch, crops = encoder.config.image_size, encoder.config.patch_size, config.crops
     if height != width:
         raise ValueError(f"image_size is {(height, width)}: expected one square size, as crops are")
-    for size in (width, *[crops.small_size] * (crops.small > 0)):
+    for size in (width, *[crops.small_size] * (crops.small > 0), *filter(None, [config.gram.image_size])):
         if size % patch or size < patch:
             near = max(1, size // patch) * patch
             raise ValueError(
                 f"crops of {size} pixels are no whole number of patches of {patch}: choose {near} or {near + patch}"
             )
-    return dino_views(size=width, local_size=crops.small_size, num_local=crops.small, scale=crops.scale)
+    views = dino_views(
+        size=width, local_size=crops.small_size, num_local=crops.small, scale=crops.scale, flip=crops.flip
+    )
+    if not config.gram.image_size:
+        return views
+    return *views, *[View(crop=Crop(config.gram.image_size, (crops.scale, 1.0)), flip=crops.flip)] * 2
 
 
 def as_published(encoder: vv.Encoder) -> vv.Encoder:

@@ -46,6 +46,24 @@ def test_packed_equals_one_by_one(kind, tap):
                 assert getattr(seen, name) is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_batches_seen_together_equal_each_alone(kind):
+    encoder = noisy(**KINDS[kind] | {"mask_token": True})
+    batches = [
+        torch.randn(count, 3, *size) for count, size in zip((2, 1, 3), [(32, 32), (16, 56), (24, 8)], strict=True)
+    ]
+    mask = torch.rand(1, 14) < 0.5
+    for masks in (None, [None, mask, None]):
+        seen = encoder.together(batches, masks=masks)
+        for out, batch, one in zip(seen, batches, masks or [None] * 3, strict=True):
+            alone = encoder(batch, mask=one)
+            assert out.grid == alone.grid
+            for name, value in vars(alone).items():
+                if isinstance(value, torch.Tensor):
+                    torch.testing.assert_close(getattr(out, name), value, rtol=0, atol=1e-5)
+
+
 def test_gradients_of_packed_pictures_equal_those_one_by_one():
     encoder = noisy(**KINDS["map"])
     pictures = [torch.randn(3, *size) for size in SIZES]
@@ -77,7 +95,7 @@ def test_stochastic_depth_drops_whole_pictures_of_a_pack():
 
 
 def test_nothing_packed_is_nothing_seen_and_bad_pictures_are_named(encoder):
-    assert encoder.packed([]) == []
+    assert encoder.packed([]) == encoder.together([]) == []
     with pytest.raises(ValueError, match="smaller than one patch"):
         encoder.packed([torch.zeros(3, 4, 40)])
     with pytest.raises(ValueError, match="expected pixels of shape"):

@@ -35,7 +35,13 @@ def test_files_named_in_the_readme_exist():
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_config_fits_its_recipe(file, tmp_path):
     named = {"align": align, "contrastive": contrastive, "probe": probe, "siglip": contrastive, "mae": mae}
-    named |= {"supervised": supervised, "deit": supervised, "self": self_distill, "dinov2": self_distill}
+    named |= {
+        "supervised": supervised,
+        "deit": supervised,
+        "self": self_distill,
+        "dinov2": self_distill,
+        "dinov3": self_distill,
+    }
     named |= {"distill": distill}
     recipe = named.get(file.stem.split("_")[0], vqa)
     assert isinstance(recipe.parse(["--config", str(file), "--out", str(tmp_path)]), recipe.Config)

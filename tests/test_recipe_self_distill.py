@@ -49,7 +49,8 @@ eval_neighbours: 12
 log_every: 3
 tracker: none
 """
-CENTER = ["--teacher", "center", "--heads.separate", "true"]
+OWN = ["--patch_heads", json.dumps({"prototypes": 20, "hidden_dim": 16, "bottleneck_dim": 8})]
+CENTER = ["--teacher", "center", *OWN]
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +160,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder, tmp_path, monke
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
-@pytest.mark.parametrize("separate", ["false", "true"])
+@pytest.mark.parametrize("changes", [[], OWN], ids=["one head", "two heads"])
 @torch.no_grad()
-def test_the_loss_is_that_of_its_parts_by_hand(folder, separate):
-    model, batch = made(folder, "--heads.separate", separate)
+def test_the_loss_is_that_of_its_parts_by_hand(folder, changes):
+    model, batch = made(folder, *changes)
     large, small, mask = batch["large"], batch["small"], batch["mask"]
     found = model(large, 0.05, small=small, mask=mask)
     student, teacher = model.student, teacher_of(model)
@@ -206,7 +207,7 @@ def test_the_teacher_has_no_gradient_and_moves_by_the_closed_form(folder):
 
 
 def test_gram_anchoring_holds_to_an_earlier_teacher(folder, alone):
-    weights = ["--weights.gram", "2", "--gram_teacher", f"{folder}/one sinkhorn/model"]
+    weights = ["--weights.gram", "2", "--gram.teacher", f"{folder}/one sinkhorn/model"]
     model, batch = made(folder, *weights)
     with torch.no_grad():
         model(batch["large"], 0.05, small=batch["small"], mask=batch["mask"])
@@ -331,7 +332,7 @@ WRONG = [
     (["--heads.prototypes", "0"], "expected whole numbers of at least 1"),
     (["--temperature", "[0, 0.1]"], "expected two positive numbers"),
     (["--momentum", "[0.9, 2]"], "expected two numbers from 0 to 1"),
-    (["--weights.gram", "1"], "weights.gram and gram_teacher belong together"),
+    (["--weights.gram", "1"], "weights.gram and gram.teacher belong together"),
     (["--layer_decay", "2"], "decay is 2.0, expected a factor"),
     (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
 ]

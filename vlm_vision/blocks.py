@@ -118,12 +118,11 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tenso
         longest = max(length for _, length in context.runs)
         rows = (x[0].transpose(0, 1) for x in (q, k, v))
         return varlen_attn(*rows, context.offsets, context.offsets, longest, longest)[None]  # type: ignore[index]
-    seen, start = [], 0
-    for count, length in context.runs:
-        rows = slice(start, start + count * length)
-        one, two, three = (x[0, :, rows].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+    sizes = [count * length for count, length in context.runs]
+    seen = []
+    for run, *parts in zip(context.runs, *(x[0].split(sizes, dim=1) for x in (q, k, v)), strict=True):
+        one, two, three = (part.unflatten(1, run).transpose(0, 1) for part in parts)
         seen.append(F.scaled_dot_product_attention(one, two, three).transpose(1, 2).flatten(0, 1))
-        start += count * length
     return torch.cat(seen)[None]
 
 

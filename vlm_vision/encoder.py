@@ -81,6 +81,18 @@ class Encoder(nn.Module):
         """
         return self.model.packed([picture.to(self.dtype) for picture in pictures], tap=tap or self.tap, pool=pool)
 
+    def together(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        tap: Tap | None = None,
+        masks: Sequence[Tensor | None] | None = None,
+        pool: bool = True,
+    ) -> list[VisionOutput]:
+        """Encode batches (B, C, H, W) of several sizes in one sequence, each as if alone: `VisionTransformer.together`."""
+        pixels = [batch.to(self.dtype) for batch in batches]
+        return self.model.together(pixels, tap=tap or self.tap, masks=masks, pool=pool)
+
     def fold_layer_scale(self) -> None:
         """Fold every LayerScale into the layer before it, for inference: same outputs."""
         self.model.fold_layer_scale()

@@ -104,6 +104,10 @@ class PositionTable(nn.Module):
     per grid until the table changes. (A change through `.data`, which PyTorch does not record, is not seen.)
     """
 
+    keeps = True
+    """False where the table changes unrecorded, as one that FSDP gathers anew each time: nothing is kept then. Nor is it
+    for a table made in inference mode, which has no version to watch."""
+
     def __init__(self, *, prefix: int, grid: Grid, dim: int, resize: str, learned: bool = True):
         super().__init__()
         self.prefix, self.grid, self.resize = prefix, grid, resize
@@ -129,7 +133,7 @@ class PositionTable(nn.Module):
         if grid == self.grid:
             return native
         trained = torch.is_grad_enabled() and self.table.requires_grad
-        if trained or torch.compiler.is_compiling() or self.table.is_inference():  # the last keeps no version to watch
+        if trained or not self.keeps or torch.compiler.is_compiling() or self.table.is_inference():
             return self._resized(native, grid)
         stamp = (self.table.data_ptr(), self.table._version, self.table.dtype, self.table.device)
         held = self._cache.get(grid)

@@ -164,25 +164,56 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        last = self._last(tap)
         if not pictures:
             return []
-        grids = [self._grid(picture[None]) for picture in pictures]
-        lengths = [self.config.num_prefix_tokens + h * w for h, w in grids]
-        order = sorted(range(len(pictures)), key=lambda i: (lengths[i], grids[i]))  # equal ones side by side
+        areas = [h * w for h, w in (self._grid(picture[None]) for picture in pictures)]
+        order = sorted(range(len(pictures)), key=lambda i: (areas[i], pictures[i].shape))  # equal ones side by side
         alike = [list(same) for _, same in groupby(order, key=lambda i: pictures[i].shape)]
-        x = torch.cat([self.embed(torch.stack([pictures[i] for i in same]))[0].flatten(0, 1) for same in alike])[None]
-        ordered = [lengths[i] for i in order]
-        ends = torch.tensor([0, *ordered], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device)
+        seen = self.together([torch.stack([pictures[i] for i in same]) for same in alike], tap=tap, pool=pool)
+        rows = {i: _row(out, at) for same, out in zip(alike, seen, strict=True) for at, i in enumerate(same)}
+        return [rows[i] for i in range(len(pictures))]
+
+    def together(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        tap: Tap = Tap(),
+        masks: Sequence[Tensor | None] | None = None,
+        pool: bool = True,
+    ) -> list[VisionOutput]:
+        """See batches of several sizes in one sequence, without padding; each picture attends to itself alone.
+
+        Args:
+            batches: (B, C, H, W) each, seen whole: patch_drop is for `forward`.
+            masks: for each batch one as in `forward`, or None.
+            tap, pool: as in `forward`.
+
+        Returns:
+            For each batch, in order, what `forward` gives for it alone.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        last = self._last(tap)
+        if not batches:
+            return []
+        masks = masks or [None] * len(batches)
+        embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
+        counts, lengths = [len(x) for x, _ in embedded], [x.shape[1] for x, _ in embedded]
+        sizes = [count * length for count, length in zip(counts, lengths, strict=True)]
+        sequence = torch.cat([x.flatten(0, 1) for x, _ in embedded])[None]
+        every = [length for count, length in zip(counts, lengths, strict=True) for _ in range(count)]
         context = Context(
-            rope=self._packed_rope([grids[i] for i in order], x.device),
-            runs=tuple((len(list(same)), length) for length, same in groupby(ordered)),
-            offsets=ends,
+            rope=self._packed_rope([(grid, len(x)) for x, grid in embedded], sequence.device),
+            runs=tuple((len(list(same)), length) for length, same in groupby(every)),
+            offsets=torch.tensor([0, *every]).cumsum(0, dtype=torch.int32).to(sequence.device),
         )
-        x = self._run(x, context, last)
+        parts = self._run(sequence, context, last)[0].split(sizes)
         pool = pool and last == self.config.depth - 1
-        seen = dict(zip(order, x.split(ordered, dim=1), strict=True))
-        return [self._output(seen[i], grids[i], tap, pool) for i in range(len(pictures))]
+        return [
+            self._output(part.unflatten(0, (count, -1)), grid, tap, pool)
+            for part, count, (_, grid) in zip(parts, counts, embedded, strict=True)
+        ]
 
     def embed(self, pixels: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Input of block 0, (B, P + N, D), and the patch grid."""
@@ -234,16 +265,17 @@ class VisionTransformer(nn.Module):
         cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
         return (cos, sin) if keep is None else (cos[keep][:, None], sin[keep][:, None])
 
-    def _packed_rope(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Angles of the packed sequence; prefix tokens turn by nothing."""
+    def _packed_rope(self, grids: Sequence[tuple[Grid, int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Angles of a packed sequence of (grid, how many pictures of it); prefix tokens turn by nothing."""
         if self.position is not None:
             return None
         still = torch.zeros(self.config.num_prefix_tokens, self.config.head_dim, device=device)
         parts = []
-        for grid in grids:
+        for grid, count in grids:
             cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
-            parts.append((torch.cat([still + 1, cos]), torch.cat([still, sin])))
-        return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
+            parts.append([torch.cat([still + 1, cos]).tile(count, 1), torch.cat([still, sin]).tile(count, 1)])
+        cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
+        return cos, sin
 
     def _run(self, x: Tensor, context: Context, last: int) -> Tensor:
         for block in islice(self.blocks, last + 1):
@@ -326,3 +358,10 @@ class VisionTransformer(nn.Module):
                 module.residual1.fold_into(module.attn.proj)
                 module.residual2.fold_into(module.mlp.fc2)
         self.config = replace(self.config, layer_scale=None)
+
+
+def _row(out: VisionOutput, at: int) -> VisionOutput:
+    """Of one picture of a batch."""
+    part = slice(at, at + 1)
+    rows = {name: value[part] for name, value in vars(out).items() if isinstance(value, Tensor)}
+    return replace(out, **rows)

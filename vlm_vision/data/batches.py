@@ -8,7 +8,8 @@ for batch in DataLoader(pictures, batch_sampler=draws, collate_fn=collate, num_w
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -99,6 +100,7 @@ class Pictures(Dataset[Item]):
         views: each takes an RGB picture and a seed: `View`s, or `Plain`.
         needs: what every sample must have.
         seed: of the run; view v of a draw has the seed of (seed, step, row, copy, v).
+        alike: view -> another one whose seed it has, so that with the same crop and flip both show the same part.
 
     Raises:
         ValueError: there is no sample; on reading, 1000 samples in a row are bad, or all are.
@@ -111,10 +113,12 @@ class Pictures(Dataset[Item]):
         *,
         needs: tuple[Literal["caption", "label"], ...] = (),
         seed: int = 0,
+        alike: Mapping[int, int] = MappingProxyType({}),
     ):
         if not samples:
             raise ValueError("there are no samples: expected at least one")
         self.samples, self.views, self.needs, self.seed = samples, tuple(views), needs, seed
+        self.seeds = [alike.get(v, v) for v in range(len(self.views))]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,7 +137,10 @@ class Pictures(Dataset[Item]):
                 skipped.append(Skip((sample and sample.name) or f"sample {taken}", str(error)))
                 continue
             seed = seed_of(self.seed, step, row, copy)
-            views = tuple(view(image, seed_of(self.seed, step, row, copy, v)) for v, view in enumerate(self.views))
+            views = tuple(
+                view(image, seed_of(self.seed, step, row, copy, v))
+                for v, view in zip(self.seeds, self.views, strict=True)
+            )
             return Item(views, sample.caption, sample.label, seed, tuple(skipped))
         name, reason = skipped[0]
         raise ValueError(f"{len(skipped)} samples in a row cannot be used, the first is {name}: {reason}")

@@ -181,15 +181,22 @@ def normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def dino_views(
-    *, size: int = 224, local_size: int = 96, num_local: int = 8, scale: float = 0.32, color: Color = Color()
+    *,
+    size: int = 224,
+    local_size: int = 96,
+    num_local: int = 8,
+    scale: float = 0.32,
+    color: Color = Color(),
+    flip: float = 0.5,
 ) -> tuple[View, ...]:
     """Two large views, then `num_local` small ones, as DINOv2 draws them (Oquab et al. 2023, "DINOv2").
 
     Args:
         scale: area that parts large and small: large views are of `scale` to 1 of the picture, small ones of 0.05 to `scale`.
             DINO's own is 0.4, with six small views (Caron et al. 2021).
+        flip: how often left and right are exchanged; never in DINOv3.
     """
     large, small = Crop(size, (scale, 1.0)), Crop(local_size, (0.05, scale))
-    first = View(crop=large, color=color, gray=0.2, blur=1.0)
-    second = View(crop=large, color=color, gray=0.2, blur=0.1, solarize=0.2)
-    return (first, second, *[View(crop=small, color=color, gray=0.2, blur=0.5)] * num_local)
+    first = View(crop=large, flip=flip, color=color, gray=0.2, blur=1.0)
+    second = View(crop=large, flip=flip, color=color, gray=0.2, blur=0.1, solarize=0.2)
+    return (first, second, *[View(crop=small, flip=flip, color=color, gray=0.2, blur=0.5)] * num_local)

@@ -37,13 +37,13 @@ def parameter_groups(parts: Iterable[tuple[nn.Module, float]], *, weight_decay: 
 
 
 def warmup_cosine(
-    optimizer: torch.optim.Optimizer, *, warmup_steps: int, steps: int
+    optimizer: torch.optim.Optimizer, *, warmup_steps: int, steps: int, end: float = 0.0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear from 0 over warmup_steps, then half a cosine to 0 at `steps`; the factor on every group's own rate."""
+    """Linear from 0 over warmup_steps, then half a cosine to `end` at `steps`; the factor on every group's own rate."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

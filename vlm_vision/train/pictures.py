@@ -1,7 +1,8 @@
 """What a recipe on pictures needs before its loop: where they come from, and the batches of each step."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -48,6 +49,7 @@ def batches_of_steps(
     first_step: int,
     needs: tuple[Literal["caption", "label"], ...] = (),
     copies: int = 1,
+    alike: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Iterable[Batch], int]:
     """This process's micro-batches from `first_step` on, and how many of them a step has.
 
@@ -55,6 +57,7 @@ def batches_of_steps(
         views: of every sample.
         needs: what a sample must have; one that lacks it, or cannot be decoded, gives way to the next.
         copies: of every sample, each with views of its own; batches grow by it.
+        alike: view -> another one that shows the same part.
 
     Raises:
         ValueError: fewer samples than batch_size, or a batch that does not divide evenly.
@@ -70,7 +73,7 @@ def batches_of_steps(
         world_size=accelerator.num_processes,
     )
     loader = DataLoader(
-        Pictures(samples, views, needs=needs, seed=settings.seed),
+        Pictures(samples, views, needs=needs, seed=settings.seed, alike=alike),
         batch_sampler=Draws(order, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
         collate_fn=collate,
         num_workers=settings.workers,

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +14,14 @@ from vlm_vision.data.views import normalised
 from vlm_vision.encoder import Encoder
 from vlm_vision.masks import block_mask
 from vlm_vision.objectives.dino import DinoHead, dino_loss
-from vlm_vision.objectives.gram import gram_loss
+from vlm_vision.objectives.gram import Negatives, gram_loss
 from vlm_vision.objectives.ibot import ibot_loss
 from vlm_vision.objectives.koleo import koleo_loss
 from vlm_vision.objectives.sharpen import Center, sinkhorn_knopp
 from vlm_vision.position import Grid
 from vlm_vision.train.classes import as_seen_by
 from vlm_vision.train.ema import EmaTeacher
+from vlm_vision.train.gram import on_grid
 from vlm_vision.train.layer_decay import layer_groups
 from vlm_vision.train.optim import parameter_groups
 from vlm_vision.train.schedules import Schedule
@@ -41,26 +41,32 @@ class Weights:
     """For each of the two large crops."""
     gram: float = 0.0
     """Needs an earlier teacher; 2.0 in DINOv3."""
+    small: float = 1.0
+    """A further factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
 
     def __post_init__(self) -> None:
-        if min(self.dino, self.ibot, self.koleo, self.gram) < 0 or not self.dino + self.ibot > 0:
+        if min(self.dino, self.ibot, self.koleo, self.gram, self.small) < 0 or not self.dino + self.ibot > 0:
             raise ValueError(f"{self}: expected weights of at least 0, and dino or ibot above it")
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Of student and teacher alike: `vlm_vision.objectives.dino.DinoHead`."""
+    """Of student and teacher alike: `DinoHead`."""
 
     prototypes: int = 65536
     depth: int = 3
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
-    separate: bool = False
-    """Whether patches have a head of their own."""
 
     def __post_init__(self) -> None:
         if min(self.prototypes, self.depth, self.hidden_dim, self.bottleneck_dim) < 1:
             raise ValueError(f"{self}: expected whole numbers of at least 1")
+
+    def made(self, dim: int) -> DinoHead:
+        """One, for features of `dim` channels."""
+        return DinoHead(
+            dim, self.prototypes, depth=self.depth, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim
+        )
 
 
 @dataclass(frozen=True)
@@ -94,24 +100,17 @@ class Network(nn.Module):
     """An encoder with its heads: the student, and the module of the teacher.
 
     Args:
-        patches: whether patches go through a head.
+        patch_heads: of patches, where they have a head of their own.
+        pack: whether large and small crops are one sequence, or one batch after the other; the same but for rounding.
     """
 
-    def __init__(self, encoder: Encoder, heads: Heads, *, patches: bool):
+    def __init__(self, encoder: Encoder, heads: Heads, *, patch_heads: Heads | None = None, pack: bool = False):
         super().__init__()
-        head = partial(
-            DinoHead,
-            encoder.embed_dim,
-            heads.prototypes,
-            depth=heads.depth,
-            hidden_dim=heads.hidden_dim,
-            bottleneck_dim=heads.bottleneck_dim,
-        )
-        self.encoder, self.head = encoder, head()
-        self.patch_head = head() if patches and heads.separate else None
+        self.encoder, self.head, self.pack = encoder, heads.made(encoder.embed_dim), pack
+        self.patch_head = None if patch_heads is None else patch_heads.made(encoder.embed_dim)
 
     def forward(self, large: Tensor, *, small: Tensor | None = None, mask: Tensor | None, at: Tensor | None) -> Seen:
-        """Large and small crops are two forwards of the encoder; each head runs once.
+        """Each head runs once, on what the encoder makes of all crops.
 
         Args:
             large: (2, B, 3, H, W).
@@ -119,10 +118,14 @@ class Network(nn.Module):
             mask: (2, B, N), True for patches that are not seen.
             at: (2, B, N), True for patches whose logits are wanted, or none.
         """
-        out = self.encoder(large.flatten(0, 1), mask=None if mask is None else mask.flatten(0, 1), pool=False)
-        rows = out.cls_token
-        if small is not None:
-            rows = torch.cat([rows, self.encoder(small.flatten(0, 1), pool=False).cls_token])
+        views = [view.flatten(0, 1) for view in (large, small) if view is not None]
+        masks = [None if mask is None else mask.flatten(0, 1), None][: len(views)]
+        outs: list[Any]
+        if self.pack:
+            outs = self.encoder.together(views, masks=masks, pool=False)
+        else:
+            outs = [self.encoder(view, mask=one, pool=False) for view, one in zip(views, masks, strict=True)]
+        out, rows = outs[0], torch.cat([out.cls_token for out in outs])
         count, patches = len(rows), None
         if at is None:
             crops = self.head(rows)
@@ -141,8 +144,11 @@ class SelfDistilled(nn.Module):
 
     Args:
         encoder: with a class token and, where patches are masked, a mask token; becomes the student's.
+        patch_heads: of patches, where they have a head of their own.
         sharpen: how the teacher's logits become probabilities.
-        earlier: frozen, for Gram anchoring; sees the large crops as its own preprocessing would make them.
+        earlier: for Gram anchoring; a copy is kept, which moves by `refresh` alone.
+        negatives: of Gram anchoring.
+        pack: whether the student sees all crops in one sequence.
     """
 
     told: dict[str, Tensor]
@@ -154,44 +160,60 @@ class SelfDistilled(nn.Module):
         heads: Heads,
         weights: Weights = Weights(),
         *,
+        patch_heads: Heads | None = None,
         sharpen: Sharpen = "sinkhorn",
         earlier: Encoder | None = None,
+        negatives: Negatives = "clip",
+        pack: bool = False,
     ):
         super().__init__()
         self.weights, self.told = weights, {}
-        self.student = Network(encoder, heads, patches=weights.ibot > 0)
+        self.negatives: Negatives = negatives
+        patch_heads = patch_heads if weights.ibot else None
+        self.student = Network(encoder, heads, patch_heads=patch_heads, pack=pack)
         self.teacher = EmaTeacher(self.student)
-        self.earlier = None if earlier is None else earlier.requires_grad_(False).eval()
+        self.earlier = None if earlier is None else EmaTeacher(earlier)
         self.centers = None
         if sharpen == "center":
-            self.centers = nn.ModuleDict({name: Center(heads.prototypes) for name in ("crops", "patches")})
+            each = {"crops": heads, "patches": patch_heads or heads}
+            self.centers = nn.ModuleDict({name: Center(one.prototypes) for name, one in each.items()})
 
     def forward(
-        self, large: Tensor, temperature: float, *, small: Tensor | None = None, mask: Tensor | None = None
+        self,
+        large: Tensor,
+        temperature: float,
+        *,
+        small: Tensor | None = None,
+        mask: Tensor | None = None,
+        undistorted: Tensor | None = None,
     ) -> Tensor:
-        """The mean over pictures, from crops and masks as `Network` takes them and the teacher's temperature."""
+        """The mean over pictures, from crops and masks as `Network` takes them and the teacher's temperature.
+
+        Args:
+            undistorted: (2, B, 3, H, W), what the earlier teacher sees, in its normalisation; without it the large crops as
+                its own preprocessing would make them.
+        """
         ours = self.student(large, small=small, mask=mask, at=mask)
         theirs: Seen = self.teacher(large, mask=None, at=mask)
         weights, parts = self.weights, {}
         if weights.dino:
             wanted = self._sharpened("crops", theirs.crops.flatten(0, 1), temperature).unflatten(0, (2, -1))
-            parts["dino"] = of_all_pairs(ours.crops, wanted)
+            parts["dino"] = of_all_pairs(ours.crops, wanted, weights.small)
         if weights.ibot and mask is not None and ours.patches is not None and theirs.patches is not None:
             wanted = self._sharpened("patches", theirs.patches, temperature)
             parts["ibot"] = ibot_loss(ours.patches, wanted, mask.flatten(0, 1))
         if weights.koleo:
             parts["koleo"] = torch.stack([koleo_loss(view) for view in ours.cls_token.chunk(2)]).sum()
         if weights.gram and self.earlier is not None:
-            parts["gram"] = gram_loss(ours.patch_tokens, self._earlier(large))
+            wanted = self._earlier(large, undistorted)
+            parts["gram"] = gram_loss(ours.patch_tokens, wanted, negatives=self.negatives)
         self.told = {name: part.detach() for name, part in parts.items()}
         return torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
 
-    def train(self, mode: bool = True) -> "SelfDistilled":
-        """The earlier teacher stays in evaluation mode."""
-        super().train(mode)
-        if self.earlier is not None:
-            self.earlier.eval()
-        return self
+    def refresh(self) -> None:
+        """The earlier teacher becomes what the teacher is now."""
+        assert self.earlier is not None
+        self.earlier.update(teacher_of(self).encoder, 0.0)
 
     @torch.no_grad()
     def _sharpened(self, name: str, logits: Tensor, temperature: float) -> Tensor:
@@ -206,23 +228,30 @@ class SelfDistilled(nn.Module):
         return found
 
     @torch.no_grad()
-    def _earlier(self, large: Tensor) -> Tensor:
-        assert self.earlier is not None
-        pixels = as_seen_by(self.earlier, large.flatten(0, 1), self.student.encoder.preprocess)
-        return self.earlier(pixels, pool=False).patch_tokens
+    def _earlier(self, large: Tensor, undistorted: Tensor | None) -> Tensor:
+        """Patch tokens (2B, N, D') where the student's are."""
+        earlier, ours = earlier_of(self), self.student.encoder
+        assert self.earlier is not None and earlier is not None
+        if undistorted is None:
+            pixels = as_seen_by(earlier, large.flatten(0, 1), ours.preprocess)
+        else:
+            pixels = undistorted.flatten(0, 1)
+        out, grid = self.earlier(pixels, pool=False), ours.grid(*large.shape[-2:])
+        return on_grid(out.patch_tokens, out.grid, grid)
 
 
-def of_all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
+def of_all_pairs(student: Tensor, teacher: Tensor, weight: float = 1.0) -> Tensor:
     """Mean DINO loss over the 2 + 2 S pairs of a crop that the student sees and another, large one that the teacher sees.
 
     Args:
         student: logits (2 + S, B, K).
         teacher: probabilities (2, B, K).
+        weight: factor on the pairs of small crops.
     """
     large, small = student[:2], student[2:]
     found, pairs = 2 * dino_loss(large, teacher, same_crops=True), 2 + 2 * len(small)
     if len(small):
-        found = found + 2 * len(small) * dino_loss(small, teacher)
+        found = found + weight * 2 * len(small) * dino_loss(small, teacher)
     return found / pairs
 
 
@@ -235,6 +264,7 @@ def self_distilling(
     layer_decay: float = 0.9,
     patch_embed_rate: float = 0.2,
     frozen_steps: int = 0,
+    lr_end: float = 0.0,
 ) -> Step:
     """Steps that train the student; call `prepare` before each, and move the teacher after it.
 
@@ -242,6 +272,7 @@ def self_distilling(
         lr: of the heads; layers below have it times `layer_decay` for each layer between.
         patch_embed_rate: a further factor on the rate of the patch embedding.
         frozen_steps: at the beginning, in which the last layers of the heads stay as they are.
+        lr_end: part of every rate that is left in the end.
 
     Raises:
         ValueError: a layer_decay that is not above 0 and at most 1.
@@ -268,14 +299,14 @@ def self_distilling(
         parts=lambda model: {name: student_of(model).get_submodule(name) for name in ("encoder", "head")},
         groups=groups,
         layers=frozenset({"Block", "DinoHead"}),
-        aside=[model.earlier] if model.earlier is not None else [],
+        lr_end=lr_end,
     )
     return Step(settings, accelerator, model, task)
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    loss = model(batch["large"], float(batch["temperature"]), small=batch.get("small"), mask=batch.get("mask"))
-    return loss * batch["large"].shape[1]
+    given: dict[str, Any] = {name: batch.get(name) for name in ("small", "mask", "undistorted")}
+    return model(batch["large"], float(batch["temperature"]), **given) * batch["large"].shape[1]
 
 
 def prepare(step: Step, index: int, weight_decay: Schedule) -> None:
@@ -287,14 +318,28 @@ def prepare(step: Step, index: int, weight_decay: Schedule) -> None:
             group["lr"] = 0.0
 
 
-def tensors(drawn: Drawn, encoder: Encoder, temperature: float, masks: Masks | None) -> Batch:
-    """What the networks see of each picture: two large views, the small ones, and masks where there are to be any."""
-    views = [normalised(view.to(encoder.device), encoder.preprocess) for view in drawn.views]
-    batch = {"large": torch.stack(views[:2]), "temperature": torch.tensor(temperature, dtype=torch.float64)}
-    if len(views) > 2:
-        batch["small"] = torch.stack(views[2:])
+def tensors(
+    drawn: Drawn, encoder: Encoder, temperature: float, masks: Masks | None, earlier: Encoder | None = None
+) -> Batch:
+    """What the networks see of each picture: two large views, the small ones, and masks where there are to be any.
+
+    Args:
+        earlier: who sees the last two views; none where these are small ones too.
+    """
+    large, small, last = drawn.views[:2], drawn.views[2:], ()
+    if earlier is not None:
+        small, last = small[:-2], small[-2:]
+
+    def seen(views: Sequence[Tensor], by: Encoder) -> Tensor:
+        return torch.stack([normalised(view.to(encoder.device), by.preprocess) for view in views])
+
+    batch = {"large": seen(large, encoder), "temperature": torch.tensor(temperature, dtype=torch.float64)}
+    if small:
+        batch["small"] = seen(small, encoder)
+    if earlier is not None:
+        batch["undistorted"] = seen(last, earlier)
     if masks is not None:
-        batch["mask"] = masks_of(drawn.seeds, encoder.grid(*views[0].shape[-2:]), masks)
+        batch["mask"] = masks_of(drawn.seeds, encoder.grid(*large[0].shape[-2:]), masks)
     return batch
 
 
@@ -324,3 +369,11 @@ def teacher_of(model: nn.Module) -> Network:
     """The average that is kept in the end."""
     assert isinstance(model, SelfDistilled) and isinstance(model.teacher.module, Network)
     return model.teacher.module
+
+
+def earlier_of(model: nn.Module) -> Encoder | None:
+    """The one that Gram anchoring holds on to, where there is one."""
+    assert isinstance(model, SelfDistilled)
+    earlier = model.earlier and model.earlier.module
+    assert earlier is None or isinstance(earlier, Encoder)
+    return earlier

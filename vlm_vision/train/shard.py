@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from vlm_vision.position import PositionTable
+
 
 def shard(
     model: nn.Module,
@@ -39,6 +41,9 @@ def shard(
     # evaluation every parameter is a part.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
     whole = {weight for module in aside for weight in module.to(device).parameters()}
+    for module in model.modules():
+        if isinstance(module, PositionTable):
+            module.keeps = False
     found = [one for one in model.modules() if type(one).__name__ in layers and not whole & set(one.parameters())]
     still = replace(
         policy, reduce_dtype=None
@@ -73,7 +78,7 @@ def full(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(model: nn.Module, into: nn.Module | None) -> None:
-    """Copy all weights into a model of the same kind that is not sharded. Every process must call it.
+    """Copy all weights and buffers into a model of the same kind that is not sharded. Every process must call it.
 
     Args:
         into: the model that takes them; None in processes that only give their parts.
@@ -83,3 +88,6 @@ def gather(model: nn.Module, into: nn.Module | None) -> None:
         value = full(weight)
         if wanted is not None:
             wanted[name].copy_(value)
+    if into is not None:
+        for name, buffer in model.named_buffers():
+            into.get_buffer(name).copy_(buffer)

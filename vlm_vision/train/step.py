@@ -54,6 +54,8 @@ class Task:
     """Names of the classes that are sharded one by one."""
     aside: Collection[nn.Module] = ()
     """Modules of the model that do not train and stay whole in every process."""
+    lr_end: float = 0.0
+    """Part of every learning rate that is left in the end; 1 keeps them after the warm-up."""
 
 
 class Step:
@@ -74,7 +76,9 @@ class Step:
         self.parts, optimised = task.parts(model), task.groups(model)
         self.weights: list[nn.Parameter] = [weight for group in optimised for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas)
-        self.schedule = warmup_cosine(self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps)
+        self.schedule = warmup_cosine(
+            self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps, end=task.lr_end
+        )
         self.trained, self.stepper = model, self.optimizer
         if not self.sharded:
             self.trained, self.stepper = accelerator.prepare(model, self.optimizer)
