@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     scale, bias = fitted(seen, read, pair.logit_scale.reshape(()))
     pair.logit_scale.data, pair.logit_bias.data = scale.reshape(1), bias.reshape(1)  # type: ignore[union-attr]
     pair.half().save_pretrained(options.out)
-    print(f"scale {scale.exp():.2f}, bias {bias:.2f}; {sum(f.stat().st_size for f in options.out.iterdir()) / 1e6:.2f} MB")
+    print(
+        f"scale {scale.exp():.2f}, bias {bias:.2f}; {sum(f.stat().st_size for f in options.out.iterdir()) / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

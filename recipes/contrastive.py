@@ -141,6 +141,8 @@ def pair_of(config: Config, train: Samples) -> Pair:
         return vv.load_pair(config.start)
     towers, folder = config.towers, Path(config.towers.tokenizer or Path(config.out) / "tokenizer")
     if not towers.tokenizer and not folder.is_dir():
+        if train.shards and train.shards.fetch:
+            raise ValueError("a tokenizer is learned from all captions: for shards by URL give towers.tokenizer")
         with whole(folder) as staging:
             captions = (sample.caption for sample in train)
             learn_tokenizer(captions, staging, kind=towers.kind, vocab_size=towers.vocab_size)

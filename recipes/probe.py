@@ -115,7 +115,8 @@ def drawn(samples: Samples, limit: int, seed: int) -> Part:
     """All samples, or `limit` of them. Raises ValueError for one without a label."""
     rows = range(len(samples))
     if 0 < limit < len(samples):
-        (rows,) = StepBatches(len(samples), batch_size=limit, micro_batch_size=limit, steps=1, seed=seed)
+        order = {"shards": shards.sizes, "together": shards.together} if (shards := samples.shards) else {}
+        (rows,) = StepBatches(len(samples), batch_size=limit, micro_batch_size=limit, steps=1, seed=seed, **order)
     taken = [samples[row] for row in rows]
     if missing := [one for one in taken if one.label < 0]:
         raise ValueError(f"{missing[0].name} has no label: probes of classes need one for each picture")

@@ -134,7 +134,9 @@ def main(config: Config) -> dict[str, Any]:
     train, test = read_data(config.data)
     classes = train.classes
     if not classes:
-        raise ValueError(f"{config.data.train} has no labels: expected class folders, or a table with a column label")
+        raise ValueError(
+            f"{config.data.train} has no labels: expected class folders, a table with a column label, or data.classes for shards by URL"
+        )
     teacher = read_teacher(config.teacher, len(classes)) if config.teacher else None
     model = classified(config, classes)
     preprocess, view = model.encoder.preprocess, view_of(config, model.encoder)

@@ -1,4 +1,4 @@
-"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose."""
+"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose, sizes."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.save import FORMATS
+from vlm_vision.data.shard_cache import ShardCache
 from vlm_vision.load import known_device
 from vlm_vision.pictures import load_image
 
@@ -79,6 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--batch-size", type=int, default=16, help="conversations at a time (default: %(default)s)")
     diagnose.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     diagnose.set_defaults(run=_diagnose)
+
+    sizes = commands.add_parser("sizes", help="count the samples of WebDataset shards, for training on them by URL")
+    sizes.add_argument("shards", metavar="SHARDS", help="'folder/{00000..00099}.tar', or by URL")
+    sizes.add_argument(
+        "--cache", default=ShardCache.folder, metavar="DIR", help="of those by URL (default: %(default)s)"
+    )
+    sizes.add_argument(
+        "--cache-gb", type=float, default=ShardCache.gb, help="what they may fill (default: %(default)s)"
+    )
+    sizes.set_defaults(run=_sizes)
     return parser
 
 
@@ -209,6 +220,13 @@ def _diagnose(options: argparse.Namespace) -> None:
     found = image_use(_model(options.model, options.device), conversations, batch_size=options.batch_size)
     print(found.table())
     print(found.warning or "The model uses its pictures.")
+
+
+def _sizes(options: argparse.Namespace) -> None:
+    from vlm_vision.data.shard_sizes import count_samples
+
+    for table in count_samples(options.shards, ShardCache(options.cache, options.cache_gb)):
+        print(f"{table}: {sum(json.loads(table.read_text()).values())} samples")
 
 
 def _model(source: str, device: str) -> vv.VisionLanguageModel:

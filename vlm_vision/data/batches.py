@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from vlm_vision.data.chance import seed_of
-from vlm_vision.data.samples import Sample
+from vlm_vision.data.fetch import Unreachable
+from vlm_vision.data.sample import LostSample, Sample
 from vlm_vision.data.stored import opened
 from vlm_vision.pictures import load_image
 
@@ -93,7 +94,8 @@ class Batch(NamedTuple):
 class Pictures(Dataset[Item]):
     """Views of samples, for a DataLoader with any number of workers.
 
-    A sample whose picture cannot be decoded, or that lacks what `needs` names, gives way to the next row.
+    A sample whose picture cannot be decoded, or that lacks what `needs` names, gives way to the next row, one of a lost shard
+    to one of the next shard.
 
     Args:
         samples: with random access.
@@ -104,6 +106,7 @@ class Pictures(Dataset[Item]):
 
     Raises:
         ValueError: there is no sample; on reading, 1000 samples in a row are bad, or all are.
+        Unreachable: on reading, a shard by URL cannot be fetched now.
     """
 
     def __init__(
@@ -126,15 +129,18 @@ class Pictures(Dataset[Item]):
     def __getitem__(self, draw: Draw | int) -> Item:
         """The item of a draw; a number is the row at step 0."""
         row, step, copy = Draw(draw) if isinstance(draw, int) else draw
-        skipped = []
-        for way in range(min(len(self.samples), MOST_IN_A_ROW)):
-            taken, sample = (row + way) % len(self.samples), None
+        skipped, taken = [], row
+        while len(skipped) < min(len(self.samples), MOST_IN_A_ROW):
+            sample = None
             try:
                 sample = self.samples[taken]
                 self._check(sample)
                 image = load_image(opened([sample.picture])[0])
+            except Unreachable:
+                raise
             except (ValueError, OSError) as error:
                 skipped.append(Skip((sample and sample.name) or f"sample {taken}", str(error)))
+                taken = (taken + (error.ahead if isinstance(error, LostSample) else 1)) % len(self.samples)
                 continue
             seed = seed_of(self.seed, step, row, copy)
             views = tuple(

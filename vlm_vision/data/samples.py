@@ -1,21 +1,23 @@
-"""Pictures with captions, with labels, or alone: the record that all sources of pretraining are read to."""
+"""Pictures with captions, with labels, or alone, from any source of pretraining."""
 
 import csv
-import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from vlm_vision.data.easy_vqa import described
 from vlm_vision.data.hf_dataset import Cell, is_path, load_data_set, stored_pictures
-from vlm_vision.data.stored import Picture
-from vlm_vision.data.webdataset import PICTURES, TarMember, matching, members_by_key, open_shard, read_at
+from vlm_vision.data.remote import remote_shards
+from vlm_vision.data.sample import Sample, Samples, Shards, caption_of
+from vlm_vision.data.shard_cache import ShardCache
+from vlm_vision.data.shards import Places, caption_at, index_of, label_at
+from vlm_vision.data.webdataset import PICTURES, TarMember, matching, members_by_key, open_shard
 
 log = logging.getLogger(__name__)
 
@@ -23,70 +25,19 @@ COLUMNS = {"picture": ("picture", "image"), "caption": ("caption", "text"), "lab
 """What a table may call each; the first that is there is taken."""
 SUFFIXES = (*(f".{suffix}" for suffix in PICTURES), ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+TOGETHER = 16
+"""Shards by URL that are shuffled together."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A picture and what is said of it."""
-
-    picture: Picture
-    caption: str = ""
-    """Empty: there is none."""
-    label: int = -1
-    """Place of its class in `Samples.classes`; -1: there is none."""
-    name: str = ""
-    """What to call it in an error."""
-
-
-class Samples(Sequence[Sample]):
-    """Samples that are made when asked for: of shards and data sets only the places are held in memory.
-
-    A slice is another such sequence. Pickles with its `make`, for the workers of a DataLoader.
-
-    Args:
-        make: row -> its sample.
-        rows: which rows, in which order.
-        classes: names of the labels, in order; empty where there are none.
-    """
-
-    def __init__(self, make: Callable[[int], Sample], rows: Sequence[int], classes: tuple[str, ...] = ()):
-        self.make, self.rows, self.classes = make, rows, classes
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Samples": ...
-    def __getitem__(self, index: int | slice) -> "Sample | Samples":
-        if isinstance(index, slice):
-            return Samples(self.make, self.rows[index], self.classes)
-        return self.make(self.rows[index])
-
-    def with_classes(self, classes: tuple[str, ...]) -> "Samples":
-        """The same samples labelled by their place in `classes`: a test split by those of its training split.
-
-        Raises:
-            ValueError: `classes` lacks one of theirs.
-        """
-        unknown = [name for name in self.classes if name not in classes]
-        if unknown:
-            raise ValueError(f"class {unknown[0]!r} is none of the {len(classes)} expected: use splits of one data set")
-        return Samples(_Relabelled(self.make, tuple(map(classes.index, self.classes))), self.rows, classes)
-
-
-@dataclass(frozen=True)
-class _Relabelled:
-    make: Callable[[int], Sample]
-    labels: tuple[int, ...]
-
-    def __call__(self, row: int) -> Sample:
-        sample = self.make(row)
-        return sample if sample.label < 0 else replace(sample, label=self.labels[sample.label])
-
-
-def read_samples(source: str, split: str = "train", *, images: str = "") -> Samples:
+def read_samples(
+    source: str,
+    split: str = "train",
+    *,
+    images: str = "",
+    shuffle_shards: int | None = None,
+    cache: ShardCache = ShardCache(),
+    classes: int = 0,
+) -> Samples:
     """Whatever holds pictures, as a sequence with random access.
 
     Args:
@@ -97,14 +48,24 @@ def read_samples(source: str, split: str = "train", *, images: str = "") -> Samp
             must be there; labels are names of classes or numbers from 0;
             WebDataset shards, `shard-{000000..000009}.tar`, or a folder of them, as img2dataset writes them: `key.jpg` (png,
             webp) with "caption" of `key.json`, else `key.txt`, and a number in `key.cls`;
+            the same by URL, `https://host/{00000..00999}.tar` or any protocol of fsspec (s3, gs, hf), larger than the disk
+            if need be: see `remote.remote_shards`;
             a folder that `datasets` reads, `hf:owner/name` or `hf:owner/name:subset`, with columns as a `.csv` file;
             `easy_vqa`, whose captions and classes ("blue circle") are measured in the pictures.
         split: of easy_vqa, of data sets, and of folders that have it; other sources hold one.
         images: folder that picture paths start from; default the folder of the file.
+        shuffle_shards: how many shards are shuffled together, so that what is read lies near what was read before; 0: all.
+            None: 16 of shards by URL, all of others.
+        cache: where shards by URL are kept, and how much of them.
+        classes: how many classes the labels of shards by URL have, numbers from 0; 0: their labels are not read.
 
     Raises:
         ValueError: it is none of these, damaged, empty, or its labels are no classes.
     """
+    if "://" in source:
+        return remote_shards(
+            source, cache, classes=classes, together=TOGETHER if shuffle_shards is None else shuffle_shards
+        )
     path = Path(source)
     if source == "easy_vqa":
         return _easy_vqa(split)
@@ -112,7 +73,7 @@ def read_samples(source: str, split: str = "train", *, images: str = "") -> Samp
         name, _, subset = source.removeprefix("hf:").partition(":")
         return _data_set(name, split, subset or None, images)
     if path.suffix == ".tar":
-        return _shards(matching(source))
+        return _shards(matching(source), shuffle_shards or 0)
     if path.suffix in (".csv", ".jsonl"):
         return _table(path, Path(images or path.parent))
     if not path.is_dir():
@@ -120,7 +81,7 @@ def read_samples(source: str, split: str = "train", *, images: str = "") -> Samp
             f"{source!r} is no source of pictures: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
         )
     if shards := sorted(map(str, path.glob("*.tar"))):
-        return _shards(shards)
+        return _shards(shards, shuffle_shards or 0)
     tables = ("dataset_dict.json", "state.json", "metadata.*", "*.parquet", "*/*.parquet", "*.arrow")
     if any(found for pattern in tables for found in path.glob(pattern)):
         return _data_set(source, split, None, images)
@@ -193,7 +154,7 @@ def _table(file: Path, folder: Path) -> Samples:
         row = next(row for row, record in enumerate(records, start=1) if not isinstance(record.get(picture), str))
         raise ValueError(f"{file}, record {row}, has no path as {picture}: expected that of a picture")
     labels, classes = _labels([record.get(label) for record in records], str(file)) if label else _none(len(records))
-    captions = [_caption(record.get(caption)) for record in records] if caption else []
+    captions = [caption_of(record.get(caption)) for record in records] if caption else []
     return Samples(_Listed(str(folder), pictures, labels, captions, file.name), range(len(records)), classes)
 
 
@@ -252,42 +213,34 @@ def _none(number: int) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.full(number, -1), ()
 
 
-def _caption(value: Any) -> str:
-    """A caption, the first of a list of them; empty for what is none."""
-    first = value[0] if isinstance(value, list) and value else value
-    return first.strip() if isinstance(first, str) else ""
-
-
-def _shards(paths: Sequence[str]) -> Samples:
-    names, rows, labels, skipped = [], [], [], []
+def _shards(paths: Sequence[str], together: int) -> Samples:
+    names, rows, labels, without, sizes = [], [], [], [], []
     for number, path in enumerate(paths):
         with open_shard(path) as file:
-            for key, members in members_by_key(path, file).items():
-                picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
-                if picture is None:
-                    skipped.append(f"{path}/{key}")
-                    continue
-                texts = [members.get(suffix) for suffix in ("json", "txt")]
-                places = [(text.offset_data, text.size) if text else (0, 0) for text in texts]
-                names.append(picture.name)
-                rows.append((number, picture.offset_data, picture.size, *itertools.chain(*places)))
-                label, shown = members.get("cls"), TarMember(path, key, 0, 0)
-                labels.append(
-                    read_at(file, label.offset_data, label.size, shown).decode(errors="replace") if label else None
-                )
-    if skipped:
+            found, places, lacking = index_of(members_by_key(path, file))
+            shown = [
+                TarMember(path, name, place.picture, place.picture_size)
+                for name, place in zip(found, places, strict=True)
+            ]
+            labels += [label_at(file, place, picture) for place, picture in zip(places, shown, strict=True)]
+        names += found
+        rows += [(number, *place) for place in places]
+        without += [f"{path}/{key}" for key in lacking]
+        sizes.append(len(found))
+    if without:
         log.warning(
-            "%d of %d samples have no picture; the first: %s", len(skipped), len(skipped) + len(rows), skipped[0]
+            "%d of %d samples have no picture; the first: %s", len(without), len(without) + len(rows), without[0]
         )
     if not rows:
         raise ValueError(f"{', '.join(paths[:3])} hold no picture: expected members key.{{{','.join(PICTURES)}}}")
     numbers, classes = _labels(labels, paths[0])
-    return Samples(_InShards(tuple(paths), names, np.array(rows, dtype=np.int64), numbers), range(len(rows)), classes)
+    make = _InShards(tuple(paths), names, np.array(rows, dtype=np.int64), numbers)
+    return Samples(make, range(len(rows)), classes, Shards(tuple(sizes), together))
 
 
 @dataclass(frozen=True, eq=False)
 class _InShards:
-    """Row -> sample. A row of `table` is the number of the shard, then offset and size of picture, JSON and text."""
+    """Row -> sample. A row of `table` is the number of the shard, then its `Places`."""
 
     shards: tuple[str, ...]
     names: list[str]
@@ -295,19 +248,11 @@ class _InShards:
     labels: np.ndarray
 
     def __call__(self, row: int) -> Sample:
-        shard, offset, size, *texts = self.table[row].tolist()
-        picture = TarMember(self.shards[shard], self.names[row], offset, size)
-        return Sample(picture, self._caption(picture, *texts), int(self.labels[row]), str(picture))
-
-    def _caption(self, picture: TarMember, json_at: int, json_size: int, text_at: int, text_size: int) -> str:
-        """Empty where both are missing or damaged."""
+        shard, *numbers = self.table[row].tolist()
+        places = Places(*numbers)
+        picture = TarMember(self.shards[shard], self.names[row], places.picture, places.picture_size)
         with open_shard(picture.shard) as file:
-            try:
-                record = json.loads(read_at(file, json_at, json_size, picture)) if json_size else None
-            except (ValueError, RecursionError):
-                record = None
-            caption = _caption(record.get("caption")) if isinstance(record, dict) else ""
-            return caption or read_at(file, text_at, text_size, picture).decode("utf-8-sig", errors="ignore").strip()
+            return Sample(picture, caption_at(file, places, picture), int(self.labels[row]), str(picture))
 
 
 def _data_set(source: str, split: str, subset: str | None, image_folder: str) -> Samples:
@@ -342,5 +287,5 @@ class _InDataSet:
         picture = Cell(self.source, self.fingerprint, row, self.picture, 0, self.dataset)
         if is_path(cell[0]):
             picture = os.path.join(self.image_folder, cell[0].as_py())
-        caption = _caption(table[self.caption][0].as_py()) if self.caption else ""
+        caption = caption_of(table[self.caption][0].as_py()) if self.caption else ""
         return Sample(picture, caption, int(self.labels[row]), name)

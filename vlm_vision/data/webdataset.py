@@ -113,11 +113,9 @@ def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.Tar
     Raises:
         ValueError: the shard is compressed, damaged or cut short.
     """
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in _members(path, file):
-        folder, slash, base = member.name.rpartition("/")
-        key, _, suffix = base.partition(".")
-        samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
+    samples, damage = whole_members(path, file)
+    if damage:
+        raise ValueError(damage)
     return samples
 
 
@@ -153,22 +151,28 @@ def _conversation(text: bytes, is_json: bool, picture: TarMember) -> Conversatio
     return checked((picture,), (("<image>", caption),), None, name)
 
 
-def _members(path: str, file: BinaryIO) -> list[tarfile.TarInfo]:
-    """The regular files of a tar file that is whole."""
+def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], str]:
+    """As `members_by_key`, those before any damage to the shard; what that damage is, empty for none."""
+    members, damage = [], ""
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            members = [member for member in tar if member.type in tarfile.REGULAR_TYPES and not member.issparse()]
+            for member in tar:
+                members.append(member)
             end = tar.offset
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            damage = f"{path} ends after {end} bytes without the end mark of a tar file: it was cut short, get it anew"
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{path} is no complete, uncompressed tar file ({error}): write or download it again"
-        ) from None
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise ValueError(
-            f"{path} ends after {end} bytes without the end mark of a tar file: it was cut short, get it anew"
-        )
-    return members
+        damage = f"{path} is no complete, uncompressed tar file ({error}): write or download it again"
+    size = file.seek(0, os.SEEK_END)
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in members:
+        if member.type in tarfile.REGULAR_TYPES and not member.issparse() and member.offset_data + member.size <= size:
+            folder, slash, base = member.name.rpartition("/")
+            key, _, suffix = base.partition(".")
+            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
+    return samples, damage
 
 
 def open_shard(path: str) -> BinaryIO:
@@ -193,14 +197,14 @@ def matching(pattern: str) -> list[str]:
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")
     paths = []
-    for path in [pattern] if os.path.exists(pattern) else _braces(pattern):
+    for path in [pattern] if os.path.exists(pattern) else braces(pattern):
         paths += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     if not paths:
         raise ValueError(f"no file matches {pattern}: expected tar files")
     return paths
 
 
-def _braces(pattern: str) -> list[str]:
+def braces(pattern: str) -> list[str]:
     """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar; `{a,b}.tar` -> a.tar, b.tar; as the shell does."""
     choices: list[list[str]] = []
     for i, part in enumerate(re.split(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)):

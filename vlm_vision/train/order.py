@@ -1,6 +1,9 @@
 """The order in which records are seen: a function of the seed alone, so that a run can stop and go on anywhere."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -13,6 +16,9 @@ class StepBatches(Sampler[list[int]]):
     records are cut into `micro_batch_size` pieces; process r of n takes pieces r, r + n, ... so that the union over
     processes and pieces is the same batch whatever n is.
 
+    Where records lie in shards, an epoch may be a permutation of the shards, cut into groups of `together`, and a permutation
+    of the records of each group: then no more than a group of shards, or two, is drawn from at a time.
+
     Args:
         num_records: in the data set.
         batch_size: records per optimiser step, over all processes.
@@ -21,6 +27,8 @@ class StepBatches(Sampler[list[int]]):
         first_step: where to begin.
         seed: of the order.
         rank, world_size: this process and their number.
+        shards: records of each shard, one shard after another.
+        together: shards in a group; 0: there are no groups.
 
     Raises:
         ValueError: fewer records than batch_size, or a batch that does not divide evenly.
@@ -37,6 +45,8 @@ class StepBatches(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        shards: Sequence[int] = (),
+        together: int = 0,
     ):
         if batch_size > num_records:
             raise ValueError(f"batch_size {batch_size} is larger than the data set of {num_records} records: lower it")
@@ -46,6 +56,7 @@ class StepBatches(Sampler[list[int]]):
             )
         self.num_records, self.batch_size, self.micro_batch_size = num_records, batch_size, micro_batch_size
         self.steps, self.first_step, self.seed, self.rank, self.world_size = steps, first_step, seed, rank, world_size
+        self.shards, self.together = shards, together
 
     @property
     def micro_batches(self) -> int:
@@ -57,16 +68,62 @@ class StepBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         per_epoch = self.num_records // self.batch_size
-        epoch, order = -1, []
+        epoch, records = -1, iter(())
         for step in range(self.first_step, self.steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = torch.randperm(
-                    self.num_records, generator=torch.Generator().manual_seed(self.seed + epoch)
-                ).tolist()
-            start = step % per_epoch * self.batch_size
-            pieces = [
-                order[i : i + self.micro_batch_size]
-                for i in range(start, start + self.batch_size, self.micro_batch_size)
-            ]
+                records = self._records(epoch, step % per_epoch * self.batch_size)
+            batch = list(islice(records, self.batch_size))
+            pieces = [batch[i : i + self.micro_batch_size] for i in range(0, self.batch_size, self.micro_batch_size)]
             yield from pieces[self.rank :: self.world_size]
+
+    def _records(self, epoch: int, start: int) -> Iterator[int]:
+        """The order of an epoch from a place on."""
+        if not self.together:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            yield from torch.randperm(self.num_records, generator=generator)[start:].tolist()
+            return
+        ends = list(accumulate(self.shards))
+        for group in self._groups(epoch):
+            if start < group.size:
+                held = torch.cat(
+                    [torch.arange(ends[shard] - self.shards[shard], ends[shard]) for shard in group.shards]
+                )
+                order = torch.randperm(group.size, generator=torch.Generator().manual_seed(group.seed))
+                yield from held[order[start:]].tolist()
+            start = max(0, start - group.size)
+
+    def _groups(self, epoch: int) -> list["_Group"]:
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = [
+            shard for shard in torch.randperm(len(self.shards), generator=generator).tolist() if self.shards[shard]
+        ]
+        cut = [order[i : i + self.together] for i in range(0, len(order), self.together)]
+        seeds = torch.randint(2**63 - 1, (len(cut),), generator=generator).tolist()
+        return [
+            _Group(shards, sum(self.shards[one] for one in shards), seed)
+            for shards, seed in zip(cut, seeds, strict=True)
+        ]
+
+    def coming(self, number: int) -> Iterator[list[int]]:
+        """For every step, the next shards that it and those after it draw from, `number` of them or all of two epochs."""
+        per_epoch = self.num_records // self.batch_size
+        epoch, ends, order = -1, [], []
+        for step in range(self.first_step, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                now, then = self._groups(epoch), self._groups(epoch + 1)
+                ends = list(accumulate(group.size for group in now))
+                order = [shard for group in (*now, *then) for shard in group.shards]
+            group = bisect_right(ends, step % per_epoch * self.batch_size)
+            start = group * self.together
+            yield list(dict.fromkeys(order[start : start + number]))
+
+
+class _Group(NamedTuple):
+    """Shards that are shuffled together."""
+
+    shards: list[int]
+    size: int
+    """Records in them."""
+    seed: int

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vlm_vision.data.batches import Batch, Draws, Pictures, collate
-from vlm_vision.data.samples import Samples, read_samples
+from vlm_vision.data.sample import Samples
+from vlm_vision.data.samples import read_samples
+from vlm_vision.data.shard_cache import ShardCache
+from vlm_vision.train.ahead import FetchAhead
 from vlm_vision.train.order import StepBatches
 from vlm_vision.train.settings import Training
 
@@ -22,22 +25,50 @@ class Data:
     """Where pictures come from; sources as `vlm_vision.data.samples.read_samples` takes them."""
 
     train: str
-    """A folder, a .csv or .jsonl file, .tar shards, or hf:owner/name."""
+    """A folder, a .csv or .jsonl file, .tar shards, here or by URL, or hf:owner/name."""
     test: str = ""
     """The same, to be measured on; empty for none."""
     images: str = ""
     """Folder that picture paths start from; empty for that of the file."""
     train_split: str = "train"
     test_split: str = "test"
+    classes: int = 0
+    """How many classes the labels of shards by URL have; 0: their labels are not read."""
+    shuffle_shards: int | None = None
+    """Shards that are shuffled together, 0 for all; empty for 16 of shards by URL, and all of others."""
+    cache: str = ShardCache.folder
+    """Folder for shards by URL, on a disk of each machine."""
+    cache_gb: float = ShardCache.gb
+    """What they may fill, in 10^9 bytes: best twice `shuffle_shards` of them, so that the next ones come meanwhile."""
+
+    def __post_init__(self):
+        if self.classes < 0 or (self.shuffle_shards or 0) < 0:
+            raise ValueError(
+                f"data.classes is {self.classes}, data.shuffle_shards {self.shuffle_shards}: expected 0 or more"
+            )
+        ShardCache(self.cache, self.cache_gb)
 
 
 def read_data(data: Data) -> tuple[Samples, Samples | None]:
-    """Samples to train on and to be measured on; where they have classes, those of the former."""
-    train = read_samples(data.train, data.train_split, images=data.images)
+    """Samples to train on and to be measured on; where they have classes, those of the former.
+
+    Raises:
+        ValueError: a source as `read_samples` refuses it, or without the shards that are to be shuffled.
+    """
+    train = _read(data, data.train, data.train_split)
+    if data.shuffle_shards and train.shards is None:
+        raise ValueError(f"{data.train} has no shards: leave data.shuffle_shards empty")
     if not data.test:
         return train, None
-    test = read_samples(data.test, data.test_split, images=data.images)
+    test = _read(data, data.test, data.test_split)
     return train, test.with_classes(train.classes) if train.classes else test
+
+
+def _read(data: Data, source: str, split: str) -> Samples:
+    cache = ShardCache(data.cache, data.cache_gb)
+    return read_samples(
+        source, split, images=data.images, shuffle_shards=data.shuffle_shards, cache=cache, classes=data.classes
+    )
 
 
 def batches_of_steps(
@@ -62,6 +93,7 @@ def batches_of_steps(
     Raises:
         ValueError: fewer samples than batch_size, or a batch that does not divide evenly.
     """
+    shards = samples.shards
     order = StepBatches(
         len(samples),
         batch_size=settings.batch_size,
@@ -71,10 +103,13 @@ def batches_of_steps(
         seed=settings.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        shards=shards.sizes if shards else (),
+        together=shards.together if shards else 0,
     )
+    batches = FetchAhead(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
     loader = DataLoader(
         Pictures(samples, views, needs=needs, seed=settings.seed, alike=alike),
-        batch_sampler=Draws(order, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
+        batch_sampler=Draws(batches, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
         collate_fn=collate,
         num_workers=settings.workers,
         pin_memory=accelerator.device.type == "cuda",

@@ -73,13 +73,16 @@ class Training:
 
     def decisive(self) -> dict[str, Any]:
         """What must stay the same for a stopped run to go on, as YAML and JSON write it."""
-        return {
-            name: value for name, value in as_plain(self).items() if name not in _FREE and not name.startswith("eval")
-        }
+        plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
+        if "data" in plain:
+            plain["data"] = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+        return {name: value for name, value in plain.items() if name not in _FREE}
 
 
 _FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change what is learned; those that begin with eval do not either."""
+_FREE_DATA = ("cache", "cache_gb")
+"""Those of the data."""
 
 S = TypeVar("S")
 

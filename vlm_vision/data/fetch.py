@@ -1,0 +1,146 @@
+"""A file by URL, fetched whole: http and https by the standard library, any other protocol that fsspec has (s3, gs, hf)."""
+
+import http.client
+import io
+import logging
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import BinaryIO, NamedTuple
+
+log = logging.getLogger(__name__)
+
+WAITS = (1, 2, 4, 8, 16, 32, 64)
+"""Seconds before each new attempt; the count begins again whenever more of the file has come than before."""
+TIMEOUT = 60
+"""Seconds without a byte after which a connection is given up."""
+CHUNK = 1 << 20
+PASSING = (408, 425, 429)
+"""Answers of a server below 500 that may be others later."""
+
+
+class Missing(ValueError):
+    """There is no such file, or it may not be read: to ask again is of no use."""
+
+
+class Unreachable(OSError):
+    """A file that may well be there cannot be fetched now, or there is no room for it: stop, and go on later."""
+
+
+class _Source(NamedTuple):
+    file: BinaryIO
+    start: int
+    """Bytes of the whole file before the first one of `file`."""
+    size: int | None
+    """Of the whole file."""
+    version: str
+    """Of the file; empty: not told."""
+
+
+def fetch(url: str, out: BinaryIO) -> None:
+    """Copy a file to an empty `out`; after a broken connection go on where it broke, if the server can.
+
+    Raises:
+        Missing: HTTP 404 and the like.
+        Unreachable: no connection, and no more of the file after `WAITS`.
+        ValueError: a protocol that fsspec has not, or not without another package.
+    """
+    version, furthest, failures = "", 0, 0
+    while True:
+        try:
+            with _opened(url, out.tell() if version else 0, version) as source:
+                version = source.version
+                out.seek(source.start)
+                out.truncate()
+                shutil.copyfileobj(source.file, out, CHUNK)
+                out.flush()
+            if source.size is None or out.tell() == source.size:
+                return
+            reason = f"the connection ended after {out.tell()} of {source.size} bytes"
+        except urllib.error.HTTPError as error:
+            reason, version = f"HTTP {error.code} {error.reason}", "" if error.code == 416 else version
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+        if out.tell() > furthest:
+            furthest, failures = out.tell(), 0
+        if failures == len(WAITS):
+            raise Unreachable(f"{url} cannot be fetched ({reason}): start again when it can, and the run goes on")
+        log.info("%s: %s; trying again in %s s", url, reason, WAITS[failures])
+        time.sleep(WAITS[failures])
+        failures += 1
+
+
+def fetched(url: str) -> bytes:
+    """A small file. Raises as `fetch`."""
+    out = io.BytesIO()
+    fetch(url, out)
+    return out.getvalue()
+
+
+def size_of(url: str) -> int | None:
+    """Bytes of a file; None where they are not told."""
+    try:
+        if not _is_http(url):
+            file_system, path = _file_system(url)
+            return file_system.info(path).get("size")
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as response:
+            return _length(response)
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, http.client.HTTPException):
+        pass
+    return None
+
+
+@contextmanager
+def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
+    """The file from `start` on, or from 0 where that cannot be had of the same version."""
+    if not _is_http(url):
+        file_system, path = _file_system(url)
+        try:
+            about = file_system.info(path)
+            with file_system.open(path, "rb") as file:
+                told = str(about.get("ETag") or about.get("mtime") or about.get("size"))
+                start = start if told == version else 0
+                file.seek(start)
+                yield _Source(file, start, about.get("size"), told)
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise Missing(f"{url} is missing ({type(error).__name__})") from None
+        return
+    wanted = {"Range": f"bytes={start}-", "If-Range": version} if start else {}
+    request = urllib.request.Request(url, headers={"User-Agent": "vlm_vision"} | wanted)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code < 500 and error.code not in (*PASSING, 416):
+            raise Missing(f"{url} is missing (HTTP {error.code} {error.reason})") from None
+        raise
+    with closing(response):
+        start = start if response.status == 206 else 0
+        length, tag = _length(response), response.headers.get("ETag", "")
+        told = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+        yield _Source(response, start, None if length is None else start + length, told)
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    length = response.headers.get("Content-Length")
+    return int(length) if length else None
+
+
+def _file_system(url: str):
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{url} needs another package: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be read ({error}): expected https:// or a protocol of fsspec") from None
