@@ -34,7 +34,14 @@ def test_files_named_in_the_readme_exist():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_config_fits_its_recipe(file, tmp_path):
-    named = {"align": align, "contrastive": contrastive, "probe": probe, "siglip": contrastive, "mae": mae}
+    named = {
+        "align": align,
+        "mini": contrastive,
+        "contrastive": contrastive,
+        "probe": probe,
+        "siglip": contrastive,
+        "mae": mae,
+    }
     named |= {
         "supervised": supervised,
         "deit": supervised,

@@ -45,7 +45,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _no_split_modules = ["Block", "AttentionPool"]
 
     def __init__(
@@ -229,6 +229,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -245,8 +246,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             pixel_values: (canvases, C, H, W), with image_sizes (pictures, 2) where the layout has them; or patch_tokens
                 (canvases, N, D) with their grid.
             inputs_embeds: (B, T, width) in place of all of these.
-            attention_mask, position_ids, past_key_values, labels, use_cache, logits_to_keep, kwargs: as for the
-                language model. Positions are counted from the mask, so that left and right padding give the same.
+            attention_mask, position_ids, labels, use_cache, logits_to_keep, kwargs: as for the language model; its cache is
+                past_key_values, or cache as transformers calls it from 5.24 on. Positions are counted from the mask, so that left and right padding give the same.
                 Without a mask, position_ids that begin again in a row begin another sequence there: sequences packed into
                 one row do not see each other.
         """
@@ -256,7 +257,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             raise ValueError(
                 "inputs_embeds leave no place for pictures: give input_ids, or inputs_embeds = vlm.embed(...)"
             )
-        decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past_key_values)
+        past = past_key_values if cache is None else cache
+        decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past)
         if decoding and pixel_values is None and patch_tokens is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
         elif inputs_embeds is None:
@@ -270,19 +272,14 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         assert inputs_embeds is not None
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        elif (
-            position_ids is not None
-            and attention_mask is None
-            and past_key_values is None
-            and _begins_again(position_ids)
-        ):
+        elif position_ids is not None and attention_mask is None and past is None and _begins_again(position_ids):
             use_cache = False  # transformers sees packed sequences by their positions only where there is no cache
         given = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
         given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
+        given["cache" if "cache" in self._language_arguments else "past_key_values"] = past
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             labels=labels,
             **given,
             **kwargs,
@@ -373,10 +370,10 @@ def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _goes_on(input_ids: Tensor, attention_mask: Tensor | None, past_key_values: Any) -> bool:
+def _goes_on(input_ids: Tensor, attention_mask: Tensor | None, past: Any) -> bool:
     """Whether input_ids continue a sequence whose beginning the cache holds."""
-    if past_key_values is None or attention_mask is None:
-        return past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
+    if past is None or attention_mask is None:
+        return past is not None and bool(past.get_seq_length() > 0)
     return attention_mask.shape[-1] > input_ids.shape[1]
 
 

@@ -1,10 +1,12 @@
 """From a prompt to its continuation: the language model's embeddings, and what generation needs beside transformers' own."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_utils import PreTrainedModel
 
@@ -12,6 +14,10 @@ from vlm_vision.preprocess import ImageInput
 
 PICTURES = ("pixel_values", "image_sizes", "patch_tokens", "grid")
 """Inputs of a `VisionLanguageModel` that say what it sees."""
+
+_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _PREPARED else "past_key_values"
+"""What transformers calls the cache while it generates."""
 
 
 class Speech:
@@ -68,7 +74,7 @@ class Speech:
         Args:
             inputs: or `input_ids`, the prompt (B, T), beside pixel_values and all else that the processor gives; or
                 inputs_embeds (B, T, width) in its place.
-            past_key_values: of an earlier call whose sequences the prompt begins with. Pictures are needed if what is new
+            past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt begins with. Pictures are needed if what is new
                 shows some; then pass them all, or with input_ids that are only what is new, the new ones.
             assistant_model: a `VisionLanguageModel` of the same tokenizer, which sees the pictures too, or a language model.
             kwargs: as in transformers.
@@ -84,7 +90,9 @@ class Speech:
                 "processor gives"
             )
         if input_ids is not None and kwargs.get("inputs_embeds") is None and "prompt_embeds" not in kwargs:
-            past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+            if kwargs.get("past_key_values") is not None:
+                kwargs[CACHE] = kwargs.pop("past_key_values")
+            past, mask = kwargs.get(CACHE), kwargs.get("attention_mask")
             whole = mask is None or mask.shape[-1] == input_ids.shape[1]
             seen = int(past.get_seq_length()) if past is not None and whole and not pictures else 0
             kwargs["prompt_embeds"] = self._prompt(input_ids, seen, pictures)
@@ -109,13 +117,15 @@ class Speech:
         self,
         input_ids: Tensor,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         assistant_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        past = past_key_values if cache is None else cache
         given = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, **{CACHE: past}, **kwargs
         )
         ids = given.get("input_ids")
         if ids is not None and not any(given.get(name) is not None for name in PICTURES):
@@ -123,7 +133,7 @@ class Speech:
             if prompt_embeds is None:
                 prompt_embeds = self._words(ids[:, :0])
             elif input_ids.shape[1] < prompt_embeds.shape[1]:  # prefill in chunks
-                start = int(past_key_values.get_seq_length())
+                start = int(past.get_seq_length())
             prompt = prompt_embeds[:, start : start + ids.shape[1]]
             given["inputs_embeds"] = torch.cat([prompt, self._words(ids[:, prompt.shape[1] :])], dim=1)
             given["input_ids"] = None
