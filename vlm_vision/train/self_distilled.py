@@ -83,7 +83,7 @@ class Seen(NamedTuple):
     cls_token: Tensor
     """(2B, D), of the large crops, first those of the first view."""
     patch_tokens: Tensor
-    """(2B, N, D), of the same."""
+    """(2B, N, D), of the same; empty where they are not wanted."""
     crops: Tensor
     """Logits (2 + S, B, K) of two large crops and S small ones."""
     patches: Tensor | None
@@ -110,7 +110,15 @@ class Network(nn.Module):
         self.encoder, self.head = encoder, head()
         self.patch_head = head() if patches and heads.separate else None
 
-    def forward(self, large: Tensor, *, small: Tensor | None = None, mask: Tensor | None, at: Tensor | None) -> Seen:
+    def forward(
+        self,
+        large: Tensor,
+        *,
+        small: Tensor | None = None,
+        mask: Tensor | None,
+        at: Tensor | None,
+        patches: bool = False,
+    ) -> Seen:
         """Large and small crops are two forwards of the encoder; each head runs once.
 
         Args:
@@ -118,19 +126,21 @@ class Network(nn.Module):
             small: (S, B, 3, h, w), or none.
             mask: (2, B, N), True for patches that are not seen.
             at: (2, B, N), True for patches whose logits are wanted, or none.
+            patches: whether patch tokens are wanted without `at` too.
         """
-        out = self.encoder(large.flatten(0, 1), mask=None if mask is None else mask.flatten(0, 1), pool=False)
+        hidden, patches = None if mask is None else mask.flatten(0, 1), patches or at is not None
+        out = self.encoder(large.flatten(0, 1), mask=hidden, pool=False, patches=patches)
         rows = out.cls_token
         if small is not None:
-            rows = torch.cat([rows, self.encoder(small.flatten(0, 1), pool=False).cls_token])
-        count, patches = len(rows), None
+            rows = torch.cat([rows, self.encoder(small.flatten(0, 1), pool=False, patches=False).cls_token])
+        count, logits = len(rows), None
         if at is None:
             crops = self.head(rows)
         elif self.patch_head is not None:
-            crops, patches = self.head(rows), self.patch_head(out.patch_tokens[at.flatten(0, 1)])
+            crops, logits = self.head(rows), self.patch_head(out.patch_tokens[at.flatten(0, 1)])
         else:
-            crops, patches = self.head(torch.cat([rows, out.patch_tokens[at.flatten(0, 1)]])).tensor_split([count])
-        return Seen(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), patches)
+            crops, logits = self.head(torch.cat([rows, out.patch_tokens[at.flatten(0, 1)]])).tensor_split([count])
+        return Seen(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), logits)
 
 
 class SelfDistilled(nn.Module):
@@ -170,7 +180,7 @@ class SelfDistilled(nn.Module):
         self, large: Tensor, temperature: float, *, small: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """The mean over pictures, from crops and masks as `Network` takes them and the teacher's temperature."""
-        ours = self.student(large, small=small, mask=mask, at=mask)
+        ours = self.student(large, small=small, mask=mask, at=mask, patches=self.weights.gram > 0)
         theirs: Seen = self.teacher(large, mask=None, at=mask)
         weights, parts = self.weights, {}
         if weights.dino:
