@@ -286,7 +286,7 @@ WRONG = [
     (["--repeats", "0"], "repeats is 0: it must be at least 1"),
     (["--layer_decay", "2"], "decay is 2.0, expected a factor"),
     (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
-    (["--data.train", "UNLABELLED"], "has no labels: expected class folders, or a table with a column label"),
+    (["--data.train", "UNLABELLED"], "has no labels: expected class folders, a table with a column label"),
 ]
 
 

@@ -121,6 +121,23 @@ def test_wrong_ids_and_fields_are_refused():
             TextConfig(**fields | {field: value})
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pool", ["last", "argmax", "eos"])
+def test_features_and_their_gradients_are_the_same_without_tokens(pool, causal):
+    sizes = dict(vocab_size=50, context_length=9, embed_dim=32, depth=3, num_heads=4, mlp_dim=64, proj_dim=16)
+    model = TextTransformer(TextConfig(**sizes, pool=pool, causal=causal, eos_id=49)).double()
+    ids = torch.randint(0, 49, (4, 7))
+    ids[range(4), [6, 2, 0, 3]] = 49
+    features, gradients = [], []
+    for tokens in (True, False):
+        out = model(ids, tokens=tokens)
+        assert out.tokens.shape == (4, 7 * tokens, 32)
+        features.append(out.features)
+        gradients.append(torch.autograd.grad(out.features.square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*features)
+    torch.testing.assert_close(*gradients)
+
+
 def test_reading_ids_needs_no_transformers(shared):
     code = f"import sys, vlm_vision.pair as p; p.load_pair({str(shared / 'golden' / 'hf_siglip')!r}); "
     subprocess.run([sys.executable, "-c", code + "assert 'transformers' not in sys.modules"], check=True)

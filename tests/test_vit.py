@@ -236,3 +236,34 @@ def test_outputs_with_and_without_gradients_are_the_same_and_hooks_see_what_they
     with torch.no_grad():
         model(pixels)
     torch.testing.assert_close(seen[0][1], torch.nn.functional.linear(seen[0][0], fc1.weight, fc1.bias))
+
+
+@pytest.mark.parametrize(
+    ("changes", "empty"),
+    [
+        ({"pool": "cls"}, True),
+        ({"pool": "cls", "num_registers": 2, "num_classes": 5, "drop_path": 0.5}, True),
+        ({"pool": "none", "position": "rope2d", "layer_scale": None}, True),
+        ({"pool": "cls", "num_classes": 5, "class_input": "cls_mean"}, False),
+        ({"pool": "map"}, False),
+        ({"pool": "map", "class_token": False, "position_prefix": 0}, False),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_patch_tokens_the_rest_and_its_gradients_are_the_same(changes, empty, checkpointing):
+    model = tiny(**changes).train().double()
+    model.gradient_checkpointing = checkpointing
+    pixels, seen, gradients, rows = torch.randn(3, 3, 32, 40, dtype=torch.float64), [], [], []
+    model.blocks[-1].mlp.fc1.register_forward_hook(lambda module, given, made: rows.append(made.shape[1]))
+    for patches in (True, False):
+        torch.manual_seed(1)
+        out = model(pixels, patches=patches)
+        told = (out.cls_token, out.register_tokens, out.pooled, out.logits)
+        seen.append(torch.cat([one.flatten() for one in told if one is not None]))
+        model.zero_grad()
+        seen[-1].square().sum().backward()
+        gradients.append([weight.grad for weight in model.parameters() if weight.grad is not None])
+    assert out.patch_tokens.shape == (3, 0, 32) and out.grid == (4, 5)
+    assert (rows[-1] == model.config.num_prefix_tokens) is empty
+    torch.testing.assert_close(*seen)
+    torch.testing.assert_close(*gradients)

@@ -52,6 +52,8 @@ class Context(NamedTuple):
     """Packed sequences: (how many, tokens of each), one after the other in a batch of one; each sees only itself."""
     offsets: Tensor | None = None
     """(sequences + 1,) int32: where each packed sequence starts, and the end of the last."""
+    places: Tensor | None = None
+    """(B, Q) int64: tokens whose output alone is computed, where sequences are not packed; they see what they would see."""
 
 
 def gelu(x: Tensor, inplace: bool) -> Tensor:
@@ -102,7 +104,18 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.runs is not None:
             return packed_attention(q, k, v, context).flatten(2)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=context.causal).transpose(1, 2).flatten(2)
+        if context.places is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=context.causal).transpose(1, 2).flatten(2)
+        seen = None
+        if context.causal:
+            seen = torch.arange(k.shape[-2], device=k.device) <= context.places[:, None, :, None]
+        return F.scaled_dot_product_attention(at(q, context.places), k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens at `places` (B, Q) of x: (B, T, D) -> (B, Q, D), or (B, H, T, K) -> (B, H, Q, K)."""
+    places = places[..., None] if x.ndim == 3 else places[:, None, :, None]
+    return x.gather(-2, places.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
@@ -192,7 +205,7 @@ def norm(config: BlockConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over (B, T, D)."""
+    """Pre-norm transformer block over (B, T, D); with `Context.places` it gives (B, Q, D)."""
 
     def __init__(self, config: BlockConfig, drop_path: float):
         super().__init__()
@@ -204,5 +217,6 @@ class Block(nn.Module):
         self.residual2 = Residual(config.embed_dim, config.layer_scale, drop_path)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = self.residual1(x, self.attn(self.norm1(x), context), context)
+        seen = self.attn(self.norm1(x), context)
+        x = self.residual1(x if context.places is None else at(x, context.places), seen, context)
         return self.residual2(x, self.mlp(self.norm2(x)), context)

@@ -70,9 +70,11 @@ class Encoder(nn.Module):
         mask: Tensor | None = None,
         keep: Tensor | None = None,
         pool: bool = True,
+        patches: bool = True,
     ) -> VisionOutput:
         """Encode pixels (B, C, H, W); arguments and errors as `VisionTransformer.forward`."""
-        return self.model(pixels.to(self.dtype), tap=tap or self.tap, mask=mask, keep=keep, pool=pool)
+        pixels, tap = pixels.to(self.dtype), tap or self.tap
+        return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches)
 
     def packed(self, pictures: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
         """Encode pictures (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.

@@ -53,13 +53,13 @@ class TextEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.model.position.device
 
-    def forward(self, ids: Tensor) -> TextOutput:
-        """Encode ids (B, L); errors as `TextTransformer.forward`."""
-        return self.model(ids)
+    def forward(self, ids: Tensor, *, tokens: bool = True) -> TextOutput:
+        """Encode ids (B, L); arguments and errors as `TextTransformer.forward`."""
+        return self.model(ids, tokens=tokens)
 
     def encode(self, texts: str | Sequence[str]) -> Tensor:
         """Features (B, E) of one text or several, not normalised. Raises ValueError without a tokenizer."""
-        return self(self.tokenizer(texts).to(self.device)).features
+        return self(self.tokenizer(texts).to(self.device), tokens=False).features
 
 
 @dataclass
@@ -116,12 +116,12 @@ class Pair(nn.Module):
     def embed_images(self, pixels: Pixels) -> Tensor:
         """(I, E), of length one; `pixels` as in a call."""
         if isinstance(pixels, Tensor):
-            return self._unit(_features(self.image(pixels, tap=Tap())))
+            return self._unit(_features(self.image(pixels, tap=Tap(), patches=False)))
         return self._unit(torch.cat([_features(out) for out in self.image.packed(pixels, tap=Tap())]))
 
     def embed_texts(self, ids: Tensor) -> Tensor:
         """(T, E), of length one, of ids (T, L)."""
-        return self._unit(self.text(ids).features)
+        return self._unit(self.text(ids, tokens=False).features)
 
     @torch.no_grad()
     def similarity(self, images: Any, texts: str | Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.blocks import Block, Context, norm
+from vlm_vision.blocks import Block, Context, at, norm
 from vlm_vision.config import Activation, check_whole
 
 TextPool = Literal["last", "argmax", "eos"]
@@ -119,12 +119,13 @@ class TextTransformer(nn.Module):
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=dim**-0.5)
 
-    def forward(self, ids: Tensor) -> TextOutput:
+    def forward(self, ids: Tensor, *, tokens: bool = True) -> TextOutput:
         """Read a batch of texts.
 
         Args:
             ids: (B, L) int64, L at most context_length, padded as the tokenizer of the checkpoint does. There is no
                 mask of the padding: the models were trained to see it.
+            tokens: False leaves `tokens` empty, (B, 0, D): the last block computes the place that is read alone.
 
         Raises:
             ValueError: ids of another shape or type, or more than context_length of them.
@@ -141,19 +142,21 @@ class TextTransformer(nn.Module):
                 "pass the result of the tokenizer, which truncates"
             )
         x = self.token_embedding(ids) + self.position[:, : ids.shape[1]]
-        context = Context(causal=config.causal)
-        for block in self.blocks:
+        context, place = Context(causal=config.causal), self._place(ids)[:, None]
+        for i, block in enumerate(self.blocks):
+            if not tokens and i == config.depth - 1:
+                context = context._replace(places=place)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
-        tokens = self.norm(x)
-        features = self._pool(tokens, ids)
-        return TextOutput(tokens, features if self.head is None else self.head(features))
+        x = self.norm(x)
+        features = at(x, place)[:, 0] if tokens else x[:, 0]
+        return TextOutput(x if tokens else x[:, :0], features if self.head is None else self.head(features))
 
-    def _pool(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """(B, L, D) -> (B, D)"""
+    def _place(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B,): where each text is read."""
         if self.config.pool == "last":
-            return tokens[:, -1]
+            return torch.full_like(ids[:, 0], ids.shape[1] - 1, dtype=torch.int64)
         scores = ids if self.config.pool == "argmax" else (ids == self.config.eos_id).int()
-        return tokens[torch.arange(len(ids), device=ids.device), scores.argmax(dim=-1)]
+        return scores.argmax(dim=-1)

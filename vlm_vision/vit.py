@@ -127,6 +127,7 @@ class VisionTransformer(nn.Module):
         mask: Tensor | None = None,
         keep: Tensor | None = None,
         pool: bool = True,
+        patches: bool = True,
     ) -> VisionOutput:
         """See a batch of pictures.
 
@@ -137,6 +138,8 @@ class VisionTransformer(nn.Module):
             keep: (B, K) indices of the patches to see, others are left out after positions are added (MAE). In training
                 a config with patch_drop draws them itself.
             pool: False leaves `pooled` and `logits` None and saves their cost.
+            patches: False leaves `patch_tokens` empty, (B, 0, D); unless pooling reads them, the last block then computes
+                CLS and registers alone.
 
         Raises:
             ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
@@ -146,9 +149,15 @@ class VisionTransformer(nn.Module):
         if keep is None and self.training and self.config.patch_drop > 0:
             keep = self._draw(pixels)
         x, grid = self.embed(pixels, mask=mask, keep=keep)
-        x = self._run(x, Context(rope=self._rope(grid, keep, x.device)), last)
-        out = self._output(x, grid, tap, pool and last == self.config.depth - 1)
+        pool = pool and last == self.config.depth - 1
+        places, prefix = None, self.config.num_prefix_tokens
+        if prefix and not patches and not (pool and self._pools_patches):
+            places = torch.arange(prefix, device=x.device).expand(len(x), -1)
+        x = self._run(x, Context(rope=self._rope(grid, keep, x.device)), last, places)
+        out = self._output(x, grid, tap, pool)
         out.kept = keep
+        if not patches:
+            out.patch_tokens = out.patch_tokens[:, :0]
         return out
 
     def packed(self, pictures: Sequence[Tensor], *, tap: Tap = Tap(), pool: bool = True) -> list[VisionOutput]:
@@ -277,8 +286,11 @@ class VisionTransformer(nn.Module):
         cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
         return cos, sin
 
-    def _run(self, x: Tensor, context: Context, last: int) -> Tensor:
-        for block in islice(self.blocks, last + 1):
+    def _run(self, x: Tensor, context: Context, last: int, places: Tensor | None = None) -> Tensor:
+        """Blocks up to `last`, which computes the tokens at `places` alone where they are given."""
+        for i, block in enumerate(islice(self.blocks, last + 1)):
+            if i == last:
+                context = context._replace(places=places)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
@@ -343,6 +355,13 @@ class VisionTransformer(nn.Module):
         elif config.class_input == "cls_mean":
             features = torch.cat([normed[:, 0], features], dim=-1)
         return pooled, self.head(features)
+
+    @property
+    def _pools_patches(self) -> bool:
+        """Whether `pooled` or `logits` are made of patch tokens."""
+        config = self.config
+        pooled = config.pool in ("map", "query", "mean")
+        return pooled or (self.head is not None and config.class_input not in ("pooled", "distilled"))
 
     def unreached(self, tap: Tap) -> list[nn.Module]:
         """Modules that take no part in the patch tokens of `tap`: blocks past it, pooling, heads."""

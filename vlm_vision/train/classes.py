@@ -67,7 +67,7 @@ class Classified(nn.Module):
         A student with a distillation token learns labels by its class head and the teacher by its distillation head;
         another one learns both by its one head.
         """
-        vit, out = self.encoder.model, self.encoder(pixels)
+        vit, out = self.encoder.model, self.encoder(pixels, patches=False)
         if told is None:
             return F.cross_entropy(out.logits.float(), targets)
         labelled = copied = out.logits

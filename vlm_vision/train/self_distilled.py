@@ -89,7 +89,7 @@ class Seen(NamedTuple):
     cls_token: Tensor
     """(2B, D), of the large crops, first those of the first view."""
     patch_tokens: Tensor
-    """(2B, N, D), of the same."""
+    """(2B, N, D), of the same; empty where they are not wanted."""
     crops: Tensor
     """Logits (2 + S, B, K) of two large crops and S small ones."""
     patches: Tensor | None
@@ -109,7 +109,15 @@ class Network(nn.Module):
         self.encoder, self.head, self.pack = encoder, heads.made(encoder.embed_dim), pack
         self.patch_head = None if patch_heads is None else patch_heads.made(encoder.embed_dim)
 
-    def forward(self, large: Tensor, *, small: Tensor | None = None, mask: Tensor | None, at: Tensor | None) -> Seen:
+    def forward(
+        self,
+        large: Tensor,
+        *,
+        small: Tensor | None = None,
+        mask: Tensor | None,
+        at: Tensor | None,
+        patches: bool = False,
+    ) -> Seen:
         """Each head runs once, on what the encoder makes of all crops.
 
         Args:
@@ -117,6 +125,7 @@ class Network(nn.Module):
             small: (S, B, 3, h, w), or none.
             mask: (2, B, N), True for patches that are not seen.
             at: (2, B, N), True for patches whose logits are wanted, or none.
+            patches: whether patch tokens are wanted without `at` too.
         """
         views = [view.flatten(0, 1) for view in (large, small) if view is not None]
         masks = [None if mask is None else mask.flatten(0, 1), None][: len(views)]
@@ -124,16 +133,20 @@ class Network(nn.Module):
         if self.pack:
             outs = self.encoder.together(views, masks=masks, pool=False)
         else:
-            outs = [self.encoder(view, mask=one, pool=False) for view, one in zip(views, masks, strict=True)]
+            read = [patches or at is not None, False]  # of small crops the class token alone
+            outs = [
+                self.encoder(view, mask=one, pool=False, patches=all_of_it)
+                for view, one, all_of_it in zip(views, masks, read, strict=False)
+            ]
         out, rows = outs[0], torch.cat([out.cls_token for out in outs])
-        count, patches = len(rows), None
+        count, logits = len(rows), None
         if at is None:
             crops = self.head(rows)
         elif self.patch_head is not None:
-            crops, patches = self.head(rows), self.patch_head(out.patch_tokens[at.flatten(0, 1)])
+            crops, logits = self.head(rows), self.patch_head(out.patch_tokens[at.flatten(0, 1)])
         else:
-            crops, patches = self.head(torch.cat([rows, out.patch_tokens[at.flatten(0, 1)]])).tensor_split([count])
-        return Seen(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), patches)
+            crops, logits = self.head(torch.cat([rows, out.patch_tokens[at.flatten(0, 1)]])).tensor_split([count])
+        return Seen(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), logits)
 
 
 class SelfDistilled(nn.Module):
@@ -193,7 +206,7 @@ class SelfDistilled(nn.Module):
             undistorted: (2, B, 3, H, W), what the earlier teacher sees, in its normalisation; without it the large crops as
                 its own preprocessing would make them.
         """
-        ours = self.student(large, small=small, mask=mask, at=mask)
+        ours = self.student(large, small=small, mask=mask, at=mask, patches=self.weights.gram > 0)
         theirs: Seen = self.teacher(large, mask=None, at=mask)
         weights, parts = self.weights, {}
         if weights.dino:

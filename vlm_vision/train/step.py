@@ -75,7 +75,8 @@ class Step:
             model.to(accelerator.device)
         self.parts, optimised = task.parts(model), task.groups(model)
         self.weights: list[nn.Parameter] = [weight for group in optimised for weight in group["params"]]
-        self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas)
+        fused = accelerator.scaler is None  # else it would leave out a step by itself, and accelerate not know
+        self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas, fused=fused)
         self.schedule = warmup_cosine(
             self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps, end=task.lr_end
         )
