@@ -1,6 +1,6 @@
 """What `recipes.contrastive` trained, as `vv.load("mini")`: half precision, and probabilities that mean something.
 
-    python -m benchmarks.mini_pack --model runs/mini_clip/model --pairs mini_data/train.csv --out vlm_vision/mini
+    python -m benchmarks.mini_pack --model runs/mini/model --pairs mini_data/train.csv --out runs/mini/packed
 
 CLIP's loss leaves the bias of the logits as it was. Scale and bias, two numbers, are fitted to SigLIP's loss (Zhai et al. 2023)
 over batches of the pairs, with both towers as they are.
