@@ -62,7 +62,7 @@ def test_the_wheel_ships_the_two_packages_and_nothing_else(tmp_path):
         names = wheel.namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"vlm_vision", "projectors"}
-    assert {"vlm_vision/py.typed", "projectors/py.typed"} <= set(names)
+    assert {"vlm_vision/py.typed", "projectors/py.typed", "vlm_vision/mini/model.safetensors"} <= set(names)
 
 
 def test_no_file_is_too_long_to_read():
