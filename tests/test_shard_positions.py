@@ -37,6 +37,7 @@ def look() -> None:
         encoder.model.position.table.to_local().mul_(1.2)
         whole.model.position.table.copy_(table.mul_(1.2))
         torch.testing.assert_close(model(pixels).patch_tokens, whole(pixels).patch_tokens)
+    dist.barrier()  # a process that leaves first would take the connection of one that still gathers
     dist.destroy_process_group()
 
 
