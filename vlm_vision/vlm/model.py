@@ -274,7 +274,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         elif position_ids is not None and attention_mask is None and past is None and _begins_again(position_ids):
             use_cache = False  # transformers sees packed sequences by their positions only where there is no cache
-        given = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        given: dict[str, Any] = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
         given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
         given["cache" if "cache" in self._language_arguments else "past_key_values"] = past
         return self.language_model(

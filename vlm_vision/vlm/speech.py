@@ -15,8 +15,8 @@ from vlm_vision.preprocess import ImageInput
 PICTURES = ("pixel_values", "image_sizes", "patch_tokens", "grid")
 """Inputs of a `VisionLanguageModel` that say what it sees."""
 
-_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-CACHE = "cache" if "cache" in _PREPARED else "past_key_values"
+_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation)  # pyright: ignore[reportAttributeAccessIssue]
+CACHE = "cache" if "cache" in _PREPARED.parameters else "past_key_values"
 """What transformers calls the cache while it generates."""
 
 
