@@ -1,0 +1,88 @@
+"""What a robot knows at one moment, and what a policy wants to know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_vision.pictures import ImageInput, load_image
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One moment of one robot.
+
+    Args:
+        images: camera name -> picture, RGB: PIL, path, uint8 numpy (H, W, 3) or uint8 torch (3, H, W).
+        instruction: what to do, in words.
+        state: (S,) in the robot's own units; None for a robot that tells nothing of itself.
+    """
+
+    images: Mapping[str, ImageInput]
+    instruction: str
+    state: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy takes and gives.
+
+    Args:
+        cameras: names of the pictures that it looks at, in its order.
+        action_dim: numbers of an action.
+        chunk: actions that one look gives, one for each time step.
+        state_dim: numbers of the robot's state; 0 for a policy that does not read it.
+        action_names: what each number of an action is; empty where nobody said.
+        fps: time steps in a second; 0 where nobody said.
+    """
+
+    cameras: tuple[str, ...]
+    action_dim: int
+    chunk: int = 1
+    state_dim: int = 0
+    action_names: tuple[str, ...] = ()
+    fps: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        object.__setattr__(self, "action_names", tuple(self.action_names))
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras are {list(self.cameras)}: expected at least one, each with a name of its own")
+        if self.action_dim < 1 or self.chunk < 1 or self.state_dim < 0:
+            raise ValueError(
+                f"action_dim is {self.action_dim}, chunk {self.chunk}, state_dim {self.state_dim}: expected 1, 1 and 0 or more"
+            )
+        if self.action_names and len(self.action_names) != self.action_dim:
+            raise ValueError(
+                f"there are {len(self.action_names)} action_names for {self.action_dim} numbers: name each"
+            )
+
+    def check(self, observation: Observation) -> None:
+        """Raise ValueError, in one sentence, for an observation that a policy of this kind cannot use."""
+        given, wanted = set(observation.images), set(self.cameras)
+        if given != wanted:
+            raise ValueError(
+                f"the observation has cameras {sorted(given)}, this policy looks at {list(self.cameras)}: give exactly these"
+            )
+        for name, image in observation.images.items():
+            try:
+                load_image(image)
+            except ValueError as error:
+                raise ValueError(f"camera {name}: {error}") from None
+        if not isinstance(observation.instruction, str) or not observation.instruction.strip():
+            raise ValueError(f"the instruction is {observation.instruction!r}: say in words what to do")
+        self._check_state(observation.state)
+
+    def _check_state(self, state: np.ndarray | None) -> None:
+        if not self.state_dim:
+            return
+        if state is None:
+            raise ValueError(
+                f"the observation has no state, this policy reads one of {self.state_dim} numbers: give it"
+            )
+        if np.shape(state) != (self.state_dim,):
+            raise ValueError(f"the state has shape {np.shape(state)}, this policy reads one of ({self.state_dim},)")
+        if not np.isfinite(np.asarray(state, dtype=np.float64)).all():
+            raise ValueError(
+                f"the state is {np.asarray(state).tolist()}: it must be finite numbers; look at the sensor"
+            )
