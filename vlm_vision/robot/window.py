@@ -1,0 +1,23 @@
+"""One moment of a recording with what was done from there on: what a policy learns from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_vision.robot.observation import Observation
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    Args:
+        observation: of the moment.
+        actions: (K, A), from the moment on, in the robot's own units; past the end the last one again.
+        padded: (K,) bool, which are past the end of the episode.
+        data: name of the data, whose statistics apply; empty where there is one.
+    """
+
+    observation: Observation
+    actions: np.ndarray
+    padded: np.ndarray
+    data: str = ""

@@ -1,0 +1,10 @@
+"""From what a robot sees to what it does: action heads on any `VisionLanguageModel`.
+
+Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; sight, model (prompt, pictures and
+state to a head, saving, loading), openvla, policy.
+"""
+
+from vlm_vision.vla.model import VisionLanguageActionModel
+from vlm_vision.vla.policy import VLAPolicy, load_policy
+
+__all__ = ["VLAPolicy", "VisionLanguageActionModel", "load_policy"]

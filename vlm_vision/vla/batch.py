@@ -1,0 +1,96 @@
+"""From recordings and observations to the inputs of a `VisionLanguageActionModel`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_vision.data.views import Color
+from vlm_vision.pictures import load_image
+from vlm_vision.robot.observation import Observation
+from vlm_vision.robot.window import Window
+from vlm_vision.vla.model import VisionLanguageActionModel
+
+Batch = dict[str, Tensor]
+
+
+class Reader:
+    """Observations to prompts with pictures; what learning and acting have in common.
+
+    Holds no weights, so that worker processes may have it.
+    """
+
+    def __init__(self, model: VisionLanguageActionModel):
+        processor = model.plain_vlm.processor
+        if processor is None:
+            raise ValueError("the model has no processor: attach or load it with its tokenizer")
+        self.processor, self.spec, self.sight = processor, model.spec, model.sight
+        self.prompt, self.lead_ids = model.prompt, model.lead_ids
+
+    def __call__(self, instructions: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Batch:
+        """input_ids, attention_mask (B, T), pixel_values; pictures as cut, in the order of the spec's cameras."""
+        lead = "<image>" * len(self.spec.cameras)
+        texts = [lead + self.prompt.format(instruction=one.strip().lower()) for one in instructions]
+        batch: Batch = dict(self.processor(text=texts, images=[list(row) for row in pictures], return_tensors="pt"))
+        if self.lead_ids:
+            ids = torch.tensor(self.lead_ids).expand(len(texts), -1)
+            batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
+            batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(ids)], dim=1)
+        return batch
+
+    def pictures(self, observation: Observation) -> list[Image.Image]:
+        """Whole, in the order of the spec's cameras. Raises ValueError for a camera that is not there."""
+        given = observation.images
+        if missing := [name for name in self.spec.cameras if name not in given]:
+            raise ValueError(
+                f"the observation has cameras {sorted(given)}, this policy looks at {list(self.spec.cameras)}: "
+                f"{', '.join(missing)} is not there"
+            )
+        return [load_image(given[name]) for name in self.spec.cameras]
+
+
+class ActionCollator:
+    """Windows with a seed each to a batch for `VisionLanguageActionModel.forward`.
+
+    Args:
+        color: how colours are changed; None for not at all.
+
+    Raises:
+        ValueError: windows that do not fit the model's spec.
+    """
+
+    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None):
+        self.read, self.color, self.spec = Reader(model), color, model.spec
+        self.normalizers = {name: model.normalizers(name) for name in model.statistics}
+        self.draws = type(model.head).draws
+
+    def __call__(self, drawn: Sequence[tuple[Window, int]]) -> Batch:
+        windows, seeds = [window for window, _ in drawn], [seed for _, seed in drawn]
+        pictures = [
+            [
+                self.read.sight.drawn(one, self.color, seed + i)
+                for i, one in enumerate(self.read.pictures(w.observation))
+            ]
+            for w, seed in drawn
+        ]
+        batch = self.read([window.observation.instruction for window in windows], pictures)
+        numbers = [self._numbers(window) for window in windows]
+        batch["actions"] = torch.stack([actions for actions, _ in numbers])
+        if self.spec.state_dim:
+            batch["state"] = torch.stack([state for _, state in numbers])
+        batch["padded"] = torch.from_numpy(np.stack([window.padded for window in windows]))
+        return batch | self.draws(seeds, self.spec.chunk, self.spec.action_dim)
+
+    def _numbers(self, window: Window) -> tuple[Tensor, Any]:
+        """Normalised actions (K, A), and the state."""
+        if window.data not in self.normalizers and not (window.data == "" and len(self.normalizers) == 1):
+            raise ValueError(f"the model has statistics of {list(self.normalizers)}, none of {window.data!r}")
+        name = window.data or next(iter(self.normalizers))
+        action, state = self.normalizers[name]
+        if len(window.actions) != self.spec.chunk:
+            raise ValueError(f"a window has {len(window.actions)} actions and the policy gives {self.spec.chunk}")
+        actions = action(torch.as_tensor(window.actions))
+        return actions, None if state is None else state(torch.as_tensor(window.observation.state))

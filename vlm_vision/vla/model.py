@@ -1,0 +1,235 @@
+"""`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, and all that stands between it and a robot."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlm_vision.checkpoints.files import read_json, whole
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.robot.normalize import Kind, Normalizer
+from vlm_vision.robot.observation import PolicySpec
+from vlm_vision.robot.statistics import Named, Statistics, chosen, read_statistics
+from vlm_vision.vla.head import ActionHead
+from vlm_vision.vla.heads import new_head
+from vlm_vision.vla.prefix import Prefix
+from vlm_vision.vla.sight import Sight
+from vlm_vision.vla.state import StateToken
+from vlm_vision.vlm.model import VisionLanguageModel
+
+PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+"""OpenVLA's; pictures stand before it."""
+POLICY, WEIGHTS, STATISTICS = "policy.json", "action_head.safetensors", "dataset_statistics.json"
+"""What a policy's folder has beside the files of its `VisionLanguageModel`."""
+
+
+class VisionLanguageActionModel(nn.Module):
+    """Called with the batch of an `ActionCollator`, returns the sum of the loss; `VLAPolicy` makes it act.
+
+    Args:
+        vlm: the model that sees and reads; peft may wrap it.
+        head: fitting it, see `vlm_vision.vla.heads`.
+        spec: cameras in the order of their pictures, numbers of action and state.
+        statistics: by name of the data; each has "action", and "observation.state" if the state is read.
+        normalization: kind of both.
+        prompt: with {instruction}, which is put in lower case.
+        sight: how pictures are cut.
+        lead_ids: tokens after the prompt, which the tokenizer does not write.
+
+    Raises:
+        ValueError: parts that do not fit each other; it names them.
+    """
+
+    def __init__(
+        self,
+        vlm: nn.Module,
+        head: ActionHead,
+        *,
+        spec: PolicySpec,
+        statistics: Named,
+        normalization: Kind = "quantiles",
+        prompt: str = PROMPT,
+        sight: Sight = Sight(),
+        lead_ids: Sequence[int] = (),
+    ):
+        super().__init__()
+        if (head.action_dim, head.chunk) != (spec.action_dim, spec.chunk):
+            raise ValueError(
+                f"the head gives {head.chunk} actions of {head.action_dim} numbers and the spec says {spec.chunk} of {spec.action_dim}"
+            )
+        if prompt.count("{instruction}") != 1 or "<image>" in prompt:
+            raise ValueError(
+                f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
+            )
+        self.vlm, self.head, self.spec = vlm, head, spec
+        self.statistics, self.normalization, self.prompt, self.sight = dict(statistics), normalization, prompt, sight
+        self.lead_ids = tuple(lead_ids)
+        for name in self.statistics:
+            self.normalizers(name)
+        token = spec.state_dim and not head.reads_state
+        self.state_token = StateToken(spec.state_dim, self.plain_vlm.projector.out_dim) if token else None
+
+    @classmethod
+    def attach(
+        cls,
+        vlm: VisionLanguageModel,
+        head: str,
+        *,
+        spec: PolicySpec,
+        statistics: Named,
+        head_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> "VisionLanguageActionModel":
+        """Give a model hands: a new head of this name, in the type and place of the projector's weights.
+
+        Args:
+            head: tokens, parallel or flow.
+            head_options: of the head.
+            options: as the class takes them.
+        """
+        made = cls(vlm, new_head(head, vlm, spec, **(head_options or {})), spec=spec, statistics=statistics, **options)
+        weight = next(vlm.projector.parameters())
+        made.hands.to(weight.device)
+        return made.eval()
+
+    @property
+    def plain_vlm(self) -> VisionLanguageModel:
+        """Out of peft's wrapper."""
+        inner: Any = self.vlm
+        return inner if isinstance(inner, VisionLanguageModel) else inner.get_base_model()
+
+    @property
+    def hands(self) -> nn.ModuleList:
+        """What is not the vision-language model: head and state token."""
+        return nn.ModuleList(part for _, part in self._own())
+
+    def normalizers(self, data: str) -> tuple[Normalizer, Normalizer | None]:
+        """Of actions and of the state, by the statistics of this name; see `statistics.chosen`.
+
+        Raises:
+            ValueError: an unknown name, statistics that lack a feature, or have other dimensions than the spec.
+        """
+        features = chosen(self.statistics, data)
+        action = self._normalizer(features, ("action", "actions"), self.spec.action_dim)
+        if not self.spec.state_dim:
+            return action, None
+        return action, self._normalizer(features, ("observation.state", "state", "proprio"), self.spec.state_dim)
+
+    def _normalizer(self, features: dict[str, Statistics], names: tuple[str, ...], dim: int) -> Normalizer:
+        found = next((features[name] for name in names if name in features), None)
+        if found is None:
+            raise ValueError(f"the statistics are of {', '.join(features)}: expected {names[0]} among them")
+        if found.dim != dim:
+            raise ValueError(
+                f"{names[0]} has {dim} numbers here and {found.dim} in the statistics: these are of another robot"
+            )
+        return Normalizer(self.normalization, found)
+
+    def prefix(self, batch: dict[str, Tensor]) -> Prefix:
+        """The prompt with its pictures and, after these, the state.
+
+        Args:
+            batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
+        """
+        vlm = self.plain_vlm
+        pictures = {name: batch[name] for name in ("pixel_values", "image_sizes") if name in batch}
+        embeds, mask = vlm.embed(batch["input_ids"], **pictures), batch["attention_mask"]
+        state = batch.get("state")
+        if self.state_token is not None:
+            assert state is not None
+            places = batch["input_ids"] == vlm.config.image_token_id
+            embeds, mask = inserted(embeds, mask, self.state_token(state), after=places)
+        return Prefix(vlm, embeds, mask, state)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Sum of the head's loss over its terms, a scalar in float32.
+
+        Args:
+            batch: of an `ActionCollator`.
+        """
+        draws = {name: batch[name] for name in self.head.drawn}
+        return self.head.loss(self.prefix(batch), batch["actions"], batch["padded"], **draws)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all that `from_pretrained` and `load_policy` read. AutoModelForImageTextToText reads the model that sees.
+
+        Raises:
+            ValueError: adapters that are not merged.
+        """
+        if not isinstance(self.vlm, VisionLanguageModel):
+            raise ValueError("the model has adapters: merge them first, see vlm_vision.train.adapters.merge")
+        with whole(Path(folder)) as staging:
+            self.vlm.save_pretrained(staging)
+            own = {f"{name}.{key}": value for name, part in self._own() for key, value in part.state_dict().items()}
+            save_file({name: value.contiguous() for name, value in own.items()}, staging / WEIGHTS)
+            named = {name: {key: one.to_dict() for key, one in held.items()} for name, held in self.statistics.items()}
+            write_json(staging / STATISTICS, named)
+            write_json(staging / POLICY, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but weights and statistics, as JSON."""
+        return {
+            "head": {"name": self.head.name, **self.head.options},
+            "spec": asdict(self.spec),
+            "normalization": self.normalization,
+            "prompt": self.prompt,
+            "sight": asdict(self.sight),
+            "lead_ids": list(self.lead_ids),
+        }
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> "VisionLanguageActionModel":
+        """What `save_pretrained` wrote. Strict: a missing or unused weight is an error.
+
+        Args:
+            options: of VisionLanguageModel.from_pretrained, such as dtype.
+
+        Raises:
+            ValueError: a folder without policy.json, or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / POLICY).is_file():
+            raise ValueError(
+                f"{folder} has no {POLICY}: give the folder of a policy, as recipes.vla writes it to out/model"
+            )
+        told = read_json(folder / POLICY)
+        try:
+            head, spec, sight = dict(told["head"]), PolicySpec(**told["spec"]), Sight(**told["sight"])
+            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / POLICY} is not as it was written ({error}): restore it") from None
+        vlm = VisionLanguageModel.from_pretrained(folder, **options)
+        statistics = read_statistics(folder / STATISTICS)
+        made = cls.attach(
+            vlm, head.pop("name"), spec=spec, statistics=statistics, head_options=head, sight=sight, **kept
+        )
+        held = load_file(folder / WEIGHTS)
+        for name, part in made._own():
+            own = {key.removeprefix(f"{name}."): held.pop(key) for key in [*held] if key.startswith(f"{name}.")}
+            try:
+                part.load_state_dict(own, assign=False)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"{folder / WEIGHTS} does not fit {POLICY}: {reason}") from None
+        if held:
+            raise ValueError(f"{folder / WEIGHTS} has weights that nothing uses: {', '.join(sorted(held)[:5])}")
+        return made.eval()
+
+    def _own(self) -> list[tuple[str, nn.Module]]:
+        return [(name, part) for name, part in self.named_children() if name != "vlm"]
+
+
+def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Put a token (B, W) into rows (B, T, W) behind the last place where `after` (B, T) is true."""
+    length = after.shape[1]
+    place = length - after.flip(1).int().argmax(dim=1, keepdim=True)  # (B, 1), one past the last
+    index = torch.arange(length + 1, device=embeds.device).expand(len(embeds), -1)
+    source = (index - (index > place).int()).clamp(max=length - 1)
+    longer = embeds.gather(1, source[..., None].expand(-1, -1, embeds.shape[-1]))
+    here = index == place
+    longer = torch.where(here[..., None], token[:, None].to(embeds), longer)
+    return longer, torch.where(here, 1, mask.gather(1, source))

@@ -1,0 +1,93 @@
+"""A `VisionLanguageActionModel` that acts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm_vision.robot.observation import Observation, PolicySpec
+from vlm_vision.robot.policy import Actions
+from vlm_vision.vla.batch import Reader
+from vlm_vision.vla.model import VisionLanguageActionModel
+
+
+class VLAPolicy:
+    """Acts by the statistics of one data set.
+
+    Args:
+        model: in evaluation mode from here on.
+        statistics: name of the data whose units the robot uses; may be empty where the model has those of one.
+
+    Raises:
+        ValueError: a name that is not known; it lists the known ones.
+    """
+
+    def __init__(self, model: VisionLanguageActionModel, statistics: str = ""):
+        self.model, self.read = model.eval(), Reader(model)
+        self.action, self.state = model.normalizers(statistics)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self.model.spec
+
+    @torch.no_grad()
+    def act(self, observations: Sequence[Observation]) -> Actions:
+        """See `vlm_vision.robot.policy.Policy`. Every picture is encoded once, all of them in one batch.
+
+        Raises:
+            ValueError: no observation, or one that `spec.check` refuses.
+        """
+        if not observations:
+            raise ValueError("there are no observations: give at least one")
+        for observation in observations:
+            self.spec.check(observation)
+        clock = _Clock(self.device)
+        pictures = [[self.read.sight.middle(one) for one in self.read.pictures(o)] for o in observations]
+        batch = self.read([one.instruction for one in observations], pictures)
+        if self.state is not None:
+            states = np.stack([np.asarray(one.state, dtype=np.float64) for one in observations])
+            batch["state"] = self.state(torch.from_numpy(states))
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        clock.took("preprocess")
+        prefix = self.model.prefix(batch)
+        clock.took("encode")
+        held = self.model.head.prefill(prefix)
+        clock.took("prefill")
+        values = self.action.invert(self.model.head.decode(held)).cpu().numpy()
+        clock.took("decode")
+        return Actions(values, clock.seconds)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.plain_vlm.device
+
+
+class _Clock:
+    """Seconds of each stage, after all that the device was told to do is done."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.since = device, {}, time.perf_counter()
+
+    def took(self, stage: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[stage], self.since = now - self.since, now
+
+
+def load_policy(
+    folder: str | Path, *, statistics: str = "", device: str | torch.device = "cpu", **options: Any
+) -> VLAPolicy:
+    """A policy that was saved by `VisionLanguageActionModel.save_pretrained`.
+
+    Args:
+        statistics: name of the data whose units the robot uses; needed where the folder has those of several.
+        options: of VisionLanguageModel.from_pretrained, such as dtype.
+
+    Raises:
+        ValueError: a folder that holds no policy, or an unknown name.
+    """
+    return VLAPolicy(VisionLanguageActionModel.from_pretrained(folder, **options).to(device), statistics)

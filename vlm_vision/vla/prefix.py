@@ -1,0 +1,77 @@
+"""What an action head starts from, and who sees whom when it adds to it.
+
+Shapes: B batch, T tokens of the prompt, Q tokens of the head, W width of the language model.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlm_vision.vlm.model import VisionLanguageModel
+
+PromptOrder = Literal["causal", "full"]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt with its pictures, embedded; rows are padded on the left, so that all end at the same place."""
+
+    vlm: VisionLanguageModel
+    """Without peft's wrapper, with adapters in its layers or not."""
+    embeds: Tensor
+    """(B, T, W)."""
+    mask: Tensor
+    """(B, T) int64, 0 where a row is padded."""
+    state: Tensor | None = None
+    """(B, S), normalised, for heads that read it themselves."""
+
+    def followed_by(self, embeds: Tensor) -> "Prefix":
+        """The same with (B, Q, W) after it."""
+        mask = torch.cat([self.mask, self.mask.new_ones(embeds.shape[:2])], dim=1)
+        return Prefix(self.vlm, torch.cat([self.embeds, embeds.to(self.embeds)], dim=1), mask, self.state)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, T), counted from each row's first token."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def hidden(self, seen: Tensor) -> Tensor:
+        """Hidden states (B, T, W) of the language model, final norm included, where `seen` (B, T, T) bool says who sees
+        whom."""
+        decoder: Any = self.vlm.get_decoder()
+        given = (
+            {"position_ids": self.position_ids}
+            if "position_ids" in inspect.signature(decoder.forward).parameters
+            else {}
+        )
+        mask = additive(seen, self.embeds.dtype)
+        return decoder(inputs_embeds=self.embeds, attention_mask=mask, use_cache=False, **given).last_hidden_state
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in what a language model returned; transformers renamed it in 5.24."""
+    return output["cache"] if "cache" in output else output["past_key_values"]
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, Q, K) bool -> (B, 1, Q, K), 0 where seen and the lowest number elsewhere; finite, so that rows that see nothing
+    stay finite."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def open_end(mask: Tensor, length: int, prompt: PromptOrder) -> Tensor:
+    """Who sees whom, (B, T, T) bool, where the last `length` tokens see each other and all before them.
+
+    Args:
+        mask: (B, T), 0 where a row is padded.
+        prompt: causal: tokens before the end see what is before them; full: they see everything.
+    """
+    total = mask.shape[1]
+    seen = torch.ones(total, total, dtype=torch.bool, device=mask.device)
+    if prompt == "causal":
+        seen = seen.tril()
+        seen[total - length :] = True
+    return seen[None] & mask.bool()[:, None, :]
