@@ -194,8 +194,12 @@ def shipped(source: str | Path) -> str | Path:
     return SHIPPED.get(source, source) if isinstance(source, str) else source
 
 
-def resolve(source: str | Path, revision: str | None) -> Path:
-    """The local folder or file of a shipped name, path or hub id. Raises ValueError if there is none."""
+def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) -> Path:
+    """The local folder or file of a shipped name, path or hub id. Raises ValueError if there is none.
+
+    Args:
+        also: patterns of files to fetch from the hub beside configurations and weights.
+    """
     source = shipped(source)
     path = Path(source).expanduser()
     if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
@@ -213,7 +217,7 @@ def resolve(source: str | Path, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[*_HUB_FILES, *also]))
     except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

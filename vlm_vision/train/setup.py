@@ -1,23 +1,17 @@
-"""What a recipe of vision and language needs before its loop: typed settings, data, the model, cached features."""
+"""What a recipe on conversations needs before its loop: typed settings, data, the model, cached features."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from accelerate import Accelerator
 
-import projectors
-from vlm_vision.config import Tap
 from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.data.read import read_conversations
-from vlm_vision.load import load
-from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
+from vlm_vision.train.joined import Joined, joined
 from vlm_vision.train.packing import check_packing
-from vlm_vision.train.settings import Training
-from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
 
 
@@ -36,48 +30,10 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """Who sees."""
-
-    source: str = ""
-    """Argument of vlm_vision.load; empty to start from `new`."""
-    new: dict[str, Any] = field(default_factory=dict)
-    """Fields of ViTConfig for an encoder with random weights."""
-    image_size: int = 0
-    """Side in pixels of what the encoder sees; 0 for its own."""
-    tap_layer: int = -1
-    """Block whose tokens are used."""
-    tap_norm: bool = True
-    """Whether the final norm is applied to them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Language:
-    """Who answers."""
-
-    source: str = ""
-    """Folder or hub id for AutoModelForCausalLM; empty to start from `new`."""
-    gguf_file: str = ""
-    """File within `source`, for GGUF weights."""
-    new: dict[str, Any] = field(default_factory=dict)
-    """model_type and fields of a transformers configuration, for a model with random weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(Training):
-    """How a run trains a `VisionLanguageModel`."""
+class Settings(Joined):
+    """How a run trains a `VisionLanguageModel` on conversations."""
 
     data: Data
-    start: str = ""
-    """Folder of a saved VisionLanguageModel to begin from, in place of encoder, language, projector and layout."""
-    encoder: Encoder = Encoder()
-    language: Language = Language()
-    projector: str = "mlp"
-    """A name of projectors.build."""
-    projector_options: dict[str, Any] = field(default_factory=dict)
-    """Its options."""
-    layout: dict[str, Any] = field(default_factory=dict)
-    """name: whole, anyres or native, and its fields; empty for the encoder's own."""
     max_length: int = 2048
     """Tokens per conversation, image tokens included."""
     pack_length: int = 0
@@ -96,10 +52,6 @@ class Settings(Training):
         super().__post_init__()
         self._at_least(1, "eval_batch_size")
         self._at_least(0, "pack_length", "eval_limit")
-        if self.start and (self.encoder != Encoder() or self.language != Language() or self.layout):
-            raise ValueError(
-                f"start {self.start} brings its own encoder, language model and layout: leave encoder, language and layout out"
-            )
 
 
 def read_data(data: Data) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
@@ -110,49 +62,15 @@ def read_data(data: Data) -> tuple[Sequence[Conversation], Sequence[Conversation
 
 
 def build_model(settings: Settings, train: Sequence[Conversation]) -> VisionLanguageModel:
-    """Encoder, projector and language model, each loaded or made new; or the saved model that `start` names.
-
-    Args:
-        train: a new language model knows the words of these.
+    """As `joined`; a new language model knows the words of the conversations.
 
     Raises:
-        ValueError: as the loaders; a language model that cannot train on packed rows where they are asked for.
+        ValueError: as `joined`; a language model that cannot train on packed rows where they are asked for.
     """
-    if settings.start:
-        if not Path(settings.start, "config.json").is_file():
-            raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
-        model = VisionLanguageModel.from_pretrained(settings.start, dtype=torch.float32)
-    else:
-        model = _joined(settings, train)
+    model = joined(settings, (text for one in train for turn in one.turns for text in turn))
     if settings.pack_length:
         check_packing(model)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _joined(settings: Settings, train: Sequence[Conversation]) -> VisionLanguageModel:
-    tap = Tap(settings.encoder.tap_layer, settings.encoder.tap_norm)
-    if settings.encoder.source:
-        encoder = load(settings.encoder.source, tap=tap, image_size=settings.encoder.image_size or None)
-    else:
-        encoder = new_encoder(settings.encoder.new, tap=tap)
-    if settings.language.source:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        options = {"gguf_file": settings.language.gguf_file} if settings.language.gguf_file else {}
-        llm = AutoModelForCausalLM.from_pretrained(settings.language.source, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(settings.language.source, **options)
-    else:
-        tokenizer = word_tokenizer(text for one in train for turn in one.turns for text in turn)
-        llm = new_language_model(settings.language.new, tokenizer)
-    layout = layout_from_dict(settings.layout) if settings.layout else None
-    projector: str | projectors.Projector = settings.projector
-    if settings.projector_options:
-        words: Any = llm.get_input_embeddings()
-        widths = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
-        projector = projectors.build(settings.projector, **widths, **settings.projector_options)
-    return VisionLanguageModel.attach(encoder, llm, projector=projector, tokenizer=tokenizer, layout=layout)
 
 
 def feature_cache(

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm_vision.data.chance import seed_of
 from vlm_vision.data.views import Color
 from vlm_vision.pictures import load_image
 from vlm_vision.robot.observation import Observation
@@ -57,25 +58,20 @@ class ActionCollator:
 
     Args:
         color: how colours are changed; None for not at all.
+        middle: whether the middle of each picture is seen, as when acting, and colours are left; else a random part.
 
     Raises:
         ValueError: windows that do not fit the model's spec.
     """
 
-    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None):
-        self.read, self.color, self.spec = Reader(model), color, model.spec
+    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None, middle: bool = False):
+        self.read, self.color, self.middle, self.spec = Reader(model), color, middle, model.spec
         self.normalizers = {name: model.normalizers(name) for name in model.statistics}
         self.draws = type(model.head).draws
 
     def __call__(self, drawn: Sequence[tuple[Window, int]]) -> Batch:
         windows, seeds = [window for window, _ in drawn], [seed for _, seed in drawn]
-        pictures = [
-            [
-                self.read.sight.drawn(one, self.color, seed + i)
-                for i, one in enumerate(self.read.pictures(w.observation))
-            ]
-            for w, seed in drawn
-        ]
+        pictures = [self._seen(window, seed) for window, seed in drawn]
         batch = self.read([window.observation.instruction for window in windows], pictures)
         numbers = [self._numbers(window) for window in windows]
         batch["actions"] = torch.stack([actions for actions, _ in numbers])
@@ -83,6 +79,12 @@ class ActionCollator:
             batch["state"] = torch.stack([state for _, state in numbers])
         batch["padded"] = torch.from_numpy(np.stack([window.padded for window in windows]))
         return batch | self.draws(seeds, self.spec.chunk, self.spec.action_dim)
+
+    def _seen(self, window: Window, seed: int) -> list[Image.Image]:
+        whole, sight = self.read.pictures(window.observation), self.read.sight
+        if self.middle:
+            return [sight.middle(one) for one in whole]
+        return [sight.drawn(one, self.color, seed_of(seed, i)) for i, one in enumerate(whole)]
 
     def _numbers(self, window: Window) -> tuple[Tensor, Any]:
         """Normalised actions (K, A), and the state."""

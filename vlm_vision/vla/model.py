@@ -66,7 +66,8 @@ class VisionLanguageActionModel(nn.Module):
                 f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
             )
         self.vlm, self.head, self.spec = vlm, head, spec
-        self.statistics, self.normalization, self.prompt, self.sight = dict(statistics), normalization, prompt, sight
+        self.statistics, self.prompt, self.sight = dict(statistics), prompt, sight
+        self.normalization: Kind = normalization
         self.lead_ids = tuple(lead_ids)
         for name in self.statistics:
             self.normalizers(name)
@@ -136,8 +137,8 @@ class VisionLanguageActionModel(nn.Module):
             batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
         """
         vlm = self.plain_vlm
-        pictures = {name: batch[name] for name in ("pixel_values", "image_sizes") if name in batch}
-        embeds, mask = vlm.embed(batch["input_ids"], **pictures), batch["attention_mask"]
+        embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=batch.get("image_sizes"))
+        mask = batch["attention_mask"]
         state = batch.get("state")
         if self.state_token is not None:
             assert state is not None

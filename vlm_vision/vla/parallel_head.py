@@ -1,10 +1,14 @@
 """All numbers of a chunk in one pass of the language model, by regression (OpenVLA-OFT, Kim et al. 2025, arXiv:2502.19645)."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from vlm_vision.vla.head import ActionHead
-from vlm_vision.vla.prefix import Prefix, PromptOrder, open_end
+from vlm_vision.vla.prefix import Prefix, open_end
+
+Style = Literal["slots", "openvla_oft"]
 
 
 class ParallelHead(ActionHead):
@@ -16,9 +20,11 @@ class ParallelHead(ActionHead):
         width: of the language model.
         hidden_dim: of the MLP; 0 for `width`.
         blocks: residual blocks of the MLP.
-        prompt: "causal" keeps the order that the language model learned; "full" lets tokens of the prompt see everything,
-            the slots too, as the authors' own code does (openvla-oft, issue 27).
-        learned_slots: whether slots begin as learned vectors, or as zeros that only their position tells apart, as in OFT.
+        style: "slots": they begin as learned vectors, and tokens of the prompt keep the order that the language model
+            learned. "openvla_oft": as the authors' own code, for its checkpoints: slots begin as zeros that only their
+            position tells apart, the end token follows, all tokens see each other (openvla-oft, issue 27), and each
+            number is read one token early, where the language model would predict it.
+        end_id: the end token of openvla_oft; 2 for Llama 2.
     """
 
     name = "parallel"
@@ -31,16 +37,16 @@ class ParallelHead(ActionHead):
         width: int,
         hidden_dim: int = 0,
         blocks: int = 2,
-        prompt: PromptOrder = "causal",
-        learned_slots: bool = True,
+        style: Style = "slots",
+        end_id: int = 2,
     ):
-        options = dict(hidden_dim=hidden_dim, blocks=blocks, prompt=prompt, learned_slots=learned_slots)
-        super().__init__(action_dim=action_dim, chunk=chunk, width=width, **options)
-        if prompt not in ("causal", "full"):
-            raise ValueError(f"prompt is {prompt!r}: expected causal or full")
+        options = dict(hidden_dim=hidden_dim, blocks=blocks, style=style, end_id=end_id)
+        super().__init__(action_dim=action_dim, chunk=chunk, **options)
+        if style not in get_args(Style):
+            raise ValueError(f"style is {style!r}: expected one of {', '.join(get_args(Style))}")
         hidden = hidden_dim or width
-        self.prompt: PromptOrder = prompt
-        self.queries = nn.Parameter(torch.randn(chunk * action_dim, width) * 0.02) if learned_slots else None
+        self.end_id = end_id
+        self.queries = nn.Parameter(torch.randn(chunk * action_dim, width) * 0.02) if style == "slots" else None
         self.norm1, self.fc1 = nn.LayerNorm(action_dim * width), nn.Linear(action_dim * width, hidden)
         self.blocks = nn.ModuleList(ResidualBlock(hidden) for _ in range(blocks))
         self.norm2, self.fc2 = nn.LayerNorm(hidden), nn.Linear(hidden, action_dim)
@@ -51,11 +57,15 @@ class ParallelHead(ActionHead):
         return error.masked_fill(padded[..., None], 0).sum()
 
     def prefill(self, prefix: Prefix) -> Tensor:
-        """Hidden states of the slots, (B, K * A, W)."""
+        """Hidden states that the numbers are read from, (B, K * A, W)."""
         count, width = self.chunk * self.action_dim, prefix.embeds.shape[-1]
-        slots = prefix.embeds.new_zeros(count, width) if self.queries is None else self.queries
-        whole = prefix.followed_by(slots.expand(len(prefix.embeds), count, width))
-        return whole.hidden(open_end(whole.mask, count, self.prompt))[:, -count:]
+        if self.queries is not None:
+            whole = prefix.followed_by(self.queries.expand(len(prefix.embeds), count, width))
+            return whole.hidden(open_end(whole.mask, count))[:, -count:]
+        end = prefix.vlm.get_input_embeddings()(prefix.mask.new_full((len(prefix.mask), 1), self.end_id))
+        whole = prefix.followed_by(torch.cat([end.new_zeros(len(end), count, width), end], dim=1))
+        everything = open_end(whole.mask, whole.mask.shape[1])
+        return whole.hidden(everything)[:, -count - 2 : -2]
 
     def decode(self, held: Tensor) -> Tensor:
         hidden = held.unflatten(1, (self.chunk, self.action_dim)).flatten(2).to(self.fc1.weight.dtype)

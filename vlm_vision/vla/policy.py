@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm_vision.checkpoints.files import read_json
+from vlm_vision.load import resolve
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader
-from vlm_vision.vla.model import VisionLanguageActionModel
+from vlm_vision.vla.model import POLICY, VisionLanguageActionModel
+from vlm_vision.vla.openvla import load_openvla
 
 
 class VLAPolicy:
@@ -65,6 +68,10 @@ class VLAPolicy:
         return self.model.plain_vlm.device
 
 
+_HUB_FILES = ("tokenizer.model", "merges.txt", "*.jinja", "action_head--*.pt", "proprio_projector--*.pt")
+"""What a policy on the hub has beside configurations and weights."""
+
+
 class _Clock:
     """Seconds of each stage, after all that the device was told to do is done."""
 
@@ -79,15 +86,25 @@ class _Clock:
 
 
 def load_policy(
-    folder: str | Path, *, statistics: str = "", device: str | torch.device = "cpu", **options: Any
+    source: str | Path,
+    *,
+    statistics: str = "",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    **options: Any,
 ) -> VLAPolicy:
-    """A policy that was saved by `VisionLanguageActionModel.save_pretrained`.
+    """A policy that `VisionLanguageActionModel.save_pretrained` wrote, or one of OpenVLA or OpenVLA-OFT.
 
     Args:
+        source: folder or hub id.
         statistics: name of the data whose units the robot uses; needed where the folder has those of several.
-        options: of VisionLanguageModel.from_pretrained, such as dtype.
+        options: of VisionLanguageModel.from_pretrained, such as dtype; for OpenVLA those of `load_openvla` too.
 
     Raises:
-        ValueError: a folder that holds no policy, or an unknown name.
+        ValueError: a folder that holds no policy, or an unknown name of statistics; it lists the known ones.
     """
+    folder = resolve(source, revision, also=_HUB_FILES)
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if described.get("model_type") == "openvla" and not (folder / POLICY).is_file():
+        return VLAPolicy(load_openvla(folder, **options).to(device), statistics)
     return VLAPolicy(VisionLanguageActionModel.from_pretrained(folder, **options).to(device), statistics)

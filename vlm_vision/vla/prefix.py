@@ -5,14 +5,12 @@ Shapes: B batch, T tokens of the prompt, Q tokens of the head, W width of the la
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_vision.vlm.model import VisionLanguageModel
-
-PromptOrder = Literal["causal", "full"]
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,14 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def open_end(mask: Tensor, length: int, prompt: PromptOrder) -> Tensor:
-    """Who sees whom, (B, T, T) bool, where the last `length` tokens see each other and all before them.
+def open_end(mask: Tensor, length: int) -> Tensor:
+    """Who sees whom, (B, T, T) bool, where the last `length` tokens see each other and all before them, and those before see
+    what is before them.
 
     Args:
         mask: (B, T), 0 where a row is padded.
-        prompt: causal: tokens before the end see what is before them; full: they see everything.
     """
     total = mask.shape[1]
-    seen = torch.ones(total, total, dtype=torch.bool, device=mask.device)
-    if prompt == "causal":
-        seen = seen.tril()
-        seen[total - length :] = True
+    seen = torch.ones(total, total, dtype=torch.bool, device=mask.device).tril()
+    seen[total - length :] = True
     return seen[None] & mask.bool()[:, None, :]

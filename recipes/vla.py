@@ -1,0 +1,229 @@
+"""Teach a model that sees to act: recorded episodes to a policy.
+
+    python -m recipes.vla --config recipes/configs/vla_metaworld.yaml
+    accelerate launch -m recipes.vla --config recipes/configs/vla_metaworld.yaml
+    python -m recipes.vla --config recipes/configs/vla_oft.yaml --data.train '{"mine": "FOLDER"}'
+
+Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
+always do. Training sees random parts of the pictures, acting their middle, of the same area. A stopped run goes on where it
+was when the same command is given again.
+
+Writes to `out`: model/ (for vlm_vision.vla.load_policy; its language half for AutoModelForImageTextToText), metrics.json,
+config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from accelerate import Accelerator
+from peft import PeftModel
+from vlm_vision.data.lerobot import RobotDataset, read_dataset
+
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.views import Color
+from vlm_vision.robot.normalize import Kind
+from vlm_vision.robot.window import Window
+from vlm_vision.train.acting import acting, batches_of_steps
+from vlm_vision.train.adapters import merge
+from vlm_vision.train.joined import Joined, joined
+from vlm_vision.train.open_loop import open_loop
+from vlm_vision.train.parts import set_trainable, trainable_table
+from vlm_vision.train.settings import begin, parsed, run
+from vlm_vision.train.step import Progress
+from vlm_vision.vla.batch import ActionCollator
+from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
+from vlm_vision.vla.recordings import Recordings
+from vlm_vision.vla.sight import OPENVLA_COLOR, Sight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learned from."""
+
+    train: dict[str, str]
+    """Name -> LeRobotDataset v3, a folder or hub id. Statistics are kept by name, and chosen by it when the policy acts."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Name for the policy -> name in the data, in the order in which pictures are shown; empty for all."""
+    test_episodes: int = 0
+    """Of each data set, the last ones, to be measured on and not learned from."""
+    read_state: bool = True
+    """Whether the policy reads the robot's state."""
+    raw_actions: tuple[int, ...] = ()
+    """Numbers of an action that are not normalised, such as a gripper that is -1 or 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Joined):
+    """One run."""
+
+    data: Data
+    head: Literal["tokens", "parallel", "flow"] = "parallel"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    chunk: int = 8
+    """Actions that one look gives."""
+    normalization: Kind = "quantiles"
+    prompt: str = PROMPT
+    area: float = 0.9
+    """Of a picture that is seen: a random part in training, the middle when acting."""
+    color: bool = True
+    """Whether brightness, contrast, saturation and hue are changed in training, as OpenVLA does."""
+    train_vision: Literal["frozen", "lora", "full"] = "full"
+    train_projector: Literal["frozen", "full"] = "full"
+    train_language: Literal["frozen", "lora", "full"] = "lora"
+    lora_rank: int = 32
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    lr_vision: float = 1e-4
+    lr_projector: float = 5e-4
+    lr_language: float = 5e-4
+    lr_hands: float = 5e-4
+    eval_limit: int = 256
+    """Moments of test episodes to look at, spread evenly."""
+    eval_batch_size: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
+        if not self.data.train:
+            raise ValueError('data.train names no data: give {"NAME": "FOLDER"}')
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds, and the losses."""
+    started = time.monotonic()
+    accelerator = begin(config)
+    train, test = read_data(config)
+    accelerator.print(f"{len(train)} moments to learn from, {len(test)} to be measured on")
+    model = learner(config, train)
+    accelerator.print(trainable_table(model.vlm))
+    color: Color | None = OPENVLA_COLOR if config.color else None
+    collate, plain = ActionCollator(model, color=color), ActionCollator(model, middle=True)
+    rates = {"vision": config.lr_vision, "projector": config.lr_projector}
+    rates |= {"language": config.lr_language, "hands": config.lr_hands}
+    step = acting(config, accelerator, model, rates=rates)
+
+    # The loop.
+    first_step = step.resume()
+    progress = Progress(step, name="vla", first_step=first_step)
+    looked_at = [test[i] for i in np.linspace(0, len(test) - 1, min(len(test), config.eval_limit)).astype(int)]
+    learning = time.monotonic()
+    step.trained.train()
+    for index, batch in enumerate(
+        batches_of_steps(config, accelerator, train, collate, first_step=first_step), start=first_step
+    ):
+        done = index + 1
+        progress.took(done, step(index, batch))
+        if looked_at and config.eval_every and done % config.eval_every == 0:
+            with step.measured():
+                progress.note(
+                    done, open_loop(accelerator, step.model, looked_at, plain, batch_size=config.eval_batch_size)
+                )
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            step.save(done)
+    progress.close()
+    metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
+    metrics |= {"train_seconds": time.monotonic() - learning, "moments": len(train)}
+
+    # The end: a policy, and how near it comes to what was recorded.
+    trained = step.whole_model(lambda: learner(config, train))
+    accelerator.end_training()
+    accelerator.free_memory()
+    if accelerator.is_main_process:
+        assert isinstance(trained, VisionLanguageActionModel)
+        metrics |= finish(config, accelerator, trained, train, looked_at)
+        metrics |= {
+            "seconds": time.monotonic() - started,
+            "final_loss": progress.losses[-1] if progress.losses else None,
+        }
+        write_json(Path(config.out) / "metrics.json", metrics)
+        print(f"{metrics['seconds']:.0f} s; model and metrics.json in {config.out}")
+    return metrics | {"losses": progress.losses}
+
+
+def read_data(config: Config) -> tuple[Recordings, Recordings]:
+    """Moments to learn from, and of the episodes that were kept for the test; the latter may be none."""
+    data = config.data
+    learned, kept = {}, {}
+    for name, source in data.train.items():
+        whole = read_dataset(source, cameras=data.cameras or None)
+        parts = split(whole, data.test_episodes)
+        learned[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[0])
+        if parts[1]:
+            kept[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[1])
+    options = dict(chunk=config.chunk, read_state=data.read_state, raw_actions=data.raw_actions)
+    return Recordings(learned, **options), Recordings(kept, **options)
+
+
+def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
+    """Numbers of the episodes to learn from and of the last ones, for the test.
+
+    Raises:
+        ValueError: too few episodes.
+    """
+    numbers = [episode.index for episode in dataset.episodes]
+    if test < 0 or len(numbers) <= test:
+        raise ValueError(
+            f"{dataset.folder} has {len(numbers)} episodes and data.test_episodes is {test}: leave some to learn from"
+        )
+    return numbers[: len(numbers) - test], numbers[len(numbers) - test :]
+
+
+def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
+    """The model that sees, with hands, its groups frozen or not."""
+    vlm = joined(config, [config.prompt, *train.tasks])
+    model = VisionLanguageActionModel.attach(
+        vlm,
+        config.head,
+        spec=train.spec,
+        statistics=train.statistics,
+        head_options=config.head_options,
+        normalization=config.normalization,
+        prompt=config.prompt,
+        sight=Sight(config.area),
+    )
+    model.vlm = set_trainable(
+        vlm,
+        vision=config.train_vision,
+        projector=config.train_projector,
+        language=config.train_language,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+    )
+    return model
+
+
+def finish(
+    config: Config,
+    accelerator: Accelerator,
+    model: VisionLanguageActionModel,
+    train: Recordings,
+    looked_at: Sequence[Window],
+) -> dict[str, Any]:
+    """Save, adapters merged once that is found to change nothing; load again and measure. Returns figures."""
+    out, plain = Path(config.out), ActionCollator(model, middle=True)
+    if isinstance(model.vlm, PeftModel):
+        model.cpu()  # merging holds a second copy
+        batch = plain([(train[0], 0)])
+        model.vlm = merge(model.vlm, {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
+    model.save_pretrained(out / "model")
+    if not looked_at:
+        return {}
+    saved = VisionLanguageActionModel.from_pretrained(out / "model").to(accelerator.device)
+    found = open_loop(accelerator, saved, looked_at, plain, batch_size=config.eval_batch_size)
+    for name, value in found.items():
+        print(f"{name:24} {value:.4f}")
+    return found
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.vla", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.vla", lambda: main(parse()))

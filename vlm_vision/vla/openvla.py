@@ -1,0 +1,133 @@
+"""Policies that OpenVLA and OpenVLA-OFT published: their folders to a `VisionLanguageActionModel`.
+
+Kim et al. 2024 (arXiv:2406.09246), Kim et al. 2025 (arXiv:2502.19645). An OFT folder has the same files, and beside them
+action_head--STEP_checkpoint.pt and, where it reads the state, proprio_projector--STEP_checkpoint.pt.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_vision.checkpoints.files import read_json
+from vlm_vision.robot.observation import PolicySpec
+from vlm_vision.robot.statistics import Named, read_statistics
+from vlm_vision.vla.head import ActionHead
+from vlm_vision.vla.heads import new_head
+from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
+from vlm_vision.vla.sight import Sight
+from vlm_vision.vlm.model import VisionLanguageModel
+
+LLAMA_SPACE = 29871
+"""The empty word of Llama 2's tokenizer, which the reference puts after the prompt."""
+
+_RESNET = (("layer_norm1.", "norm1."), ("layer_norm2.", "norm2."), ("mlp_resnet_blocks.", "blocks."))
+_RESNET_BLOCK = ((".ffn.0.", ".norm."), (".ffn.1.", ".fc."))
+"""OFT's names -> those of a `ParallelHead`."""
+
+
+def load_openvla(
+    folder: Path,
+    *,
+    cameras: Sequence[str] = (),
+    chunk: int = 0,
+    prompt: str = PROMPT,
+    sight: Sight = Sight(),
+    **options: Any,
+) -> VisionLanguageActionModel:
+    """A folder of OpenVLA, or of OpenVLA-OFT with its L1 head.
+
+    Args:
+        cameras: names for the pictures, in the order in which the policy was taught; default "image", and for OFT with two
+            pictures they have to be given, since the folder does not tell.
+        chunk: actions that one look gives; OFT's folder does not tell: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
+        prompt: another one for openvla-v01, whose was Vicuna's.
+        sight: Sight(0.9) for policies that were fine-tuned on cropped pictures, as all published ones for LIBERO.
+        options: of VisionLanguageModel.from_pretrained.
+
+    Raises:
+        ValueError: no statistics, a missing tokenizer, an unknown kind of head, weights that are missing or left over.
+    """
+    config = read_json(folder / "config.json")
+    named = {name: one for name, one in read_statistics(folder).items() if "action" in one}
+    action_dim = next(iter(named.values()))["action"].dim
+    named = {name: one for name, one in named.items() if one["action"].dim == action_dim}
+    vlm = VisionLanguageModel.from_pretrained(folder, **options)
+    if vlm.processor is None:
+        raise ValueError(f"{folder} has no tokenizer: get its tokenizer's files, a policy reads its instruction")
+    text = config["text_config"]
+    words = text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64)
+    held = {kind: _newest(folder, kind) for kind in ("action_head", "proprio_projector")}
+    if held["action_head"] is None:
+        spec = PolicySpec(tuple(cameras) or ("image",), action_dim)
+        given = dict(vocab_size=words, end_id=text.get("eos_token_id", 2), bins=config.get("n_action_bins", 256))
+        head = new_head("tokens", vlm, spec, **given)
+    else:
+        head, spec = _oft(vlm, held, named, action_dim=action_dim, cameras=cameras, chunk=chunk)
+    lead = (LLAMA_SPACE,) if words > LLAMA_SPACE else ()
+    model = VisionLanguageActionModel(vlm, head, spec=spec, statistics=named, prompt=prompt, sight=sight, lead_ids=lead)
+    if model.state_token is not None:
+        _filled(model.state_token, _state(held["proprio_projector"]), held["proprio_projector"])
+    weight = next(vlm.projector.parameters())
+    model.hands.to(weight.device)
+    return model.eval()
+
+
+def _oft(
+    vlm: VisionLanguageModel,
+    held: dict[str, Path | None],
+    named: Named,
+    *,
+    action_dim: int,
+    cameras: Sequence[str],
+    chunk: int,
+) -> tuple[ActionHead, PolicySpec]:
+    """The L1 head of an OFT folder with its weights, and what the policy takes and gives."""
+    path = held["action_head"]
+    state = _state(path)
+    if not cameras or not chunk:
+        raise ValueError(
+            f"{path} is of OpenVLA-OFT, whose folder tells neither its cameras nor its chunk: give cameras=[...] in the order "
+            "in which it was taught, and chunk (8 on LIBERO, 25 on ALOHA, 5 on Bridge)"
+        )
+    if "fc1.weight" not in state:
+        raise ValueError(
+            f"{path} is no L1 head: its weights begin with {next(iter(state))}; diffusion heads are not read"
+        )
+    state_dim = _state(held["proprio_projector"])["fc1.weight"].shape[1] if held["proprio_projector"] else 0
+    spec = PolicySpec(tuple(cameras), action_dim, chunk, state_dim)
+    blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    options = dict(hidden_dim=state["fc1.weight"].shape[0], blocks=blocks, style="openvla_oft")
+    head = new_head("parallel", vlm, spec, **options)
+    _filled(head, state, path)
+    return head, spec
+
+
+def _newest(folder: Path, kind: str) -> Path | None:
+    """The file of the latest step."""
+    found = folder.glob(f"{kind}--*_checkpoint.pt")
+    return max(found, key=lambda path: int("0" + "".join(re.findall(r"--(\d+)_", path.name))), default=None)
+
+
+def _state(path: Path | None) -> dict[str, Tensor]:
+    """Weights by our names."""
+    assert path is not None
+    found: dict[str, Tensor] = {}
+    for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
+        name = name.removeprefix("module.").removeprefix("model.")
+        for theirs, ours in _RESNET:
+            name = ours + name.removeprefix(theirs) if name.startswith(theirs) else name
+        for theirs, ours in _RESNET_BLOCK:
+            name = name.replace(theirs, ours)
+        found[name] = value.float()
+    return found
+
+
+def _filled(module: nn.Module, state: dict[str, Tensor], path: Path | None) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit: {' '.join(str(error).split())[:300]}") from None

@@ -1,0 +1,91 @@
+"""Recordings of one robot, of one data set or several, as moments to learn from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlm_vision.data.lerobot import RobotDataset
+from vlm_vision.robot.observation import PolicySpec
+from vlm_vision.robot.statistics import Named
+from vlm_vision.robot.window import Window
+
+
+@dataclass(frozen=True)
+class Recordings(Sequence[Window]):
+    """The moments of all data sets, one after another.
+
+    Args:
+        datasets: by the name of their statistics.
+        chunk: actions of a window.
+        read_state: whether the robot's state is read.
+        raw_actions: numbers of an action that are not normalised.
+
+    Raises:
+        ValueError: data sets of robots that differ.
+    """
+
+    datasets: Mapping[str, RobotDataset]
+    chunk: int
+    read_state: bool = True
+    raw_actions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        robots = {name: self._robot(one) for name, one in self.datasets.items()}
+        if len(set(robots.values())) > 1:
+            told = "; ".join(
+                f"{name}: cameras {list(cameras)}, {actions} numbers of action, {state} of state"
+                for name, (cameras, actions, state) in robots.items()
+            )
+            raise ValueError(
+                f"the data sets are of robots that differ ({told}): learn from each alone, or name cameras alike"
+            )
+
+    def __len__(self) -> int:
+        return sum(map(len, self.datasets.values()))
+
+    def __getitem__(self, index: int) -> Window:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if index < 0:
+            raise IndexError(f"moment {index} of {len(self)}")
+        for name, one in self.datasets.items():
+            if index < len(one):
+                return replace(one.window(index, chunk=self.chunk), data=name)
+            index -= len(one)
+        raise IndexError(f"there are {len(self)} moments")
+
+    @property
+    def tasks(self) -> list[str]:
+        """Instructions, each once."""
+        return list(dict.fromkeys(task for one in self.datasets.values() for task in one.tasks.values()))
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Of a policy that learns from these."""
+        one = next(iter(self.datasets.values()))
+        cameras, action_dim, state_dim = self._robot(one)
+        return PolicySpec(cameras, action_dim, self.chunk, state_dim, one.action_names, one.fps)
+
+    @property
+    def statistics(self) -> Named:
+        """As the data sets tell them, with a mask where numbers of an action are not normalised.
+
+        Raises:
+            ValueError: numbers to leave alone that an action does not have.
+        """
+        found: Named = {}
+        for name, one in self.datasets.items():
+            wanted = ["action", "observation.state"] if self.read_state else ["action"]
+            found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
+            action = found[name]["action"]
+            mask = np.ones(action.dim, dtype=bool)
+            if bad := [number for number in self.raw_actions if not 0 <= number < action.dim]:
+                raise ValueError(f"raw_actions names {bad}: an action has the numbers 0 to {action.dim - 1}")
+            mask[list(self.raw_actions)] = False
+            found[name]["action"] = replace(action, mask=None if mask.all() else mask)
+        return found
+
+    def _robot(self, one: RobotDataset) -> tuple[tuple[str, ...], int, int]:
+        """Cameras, numbers of action and of state."""
+        actions = one.column("action").shape[1]
+        state = one.features.get("observation.state")
+        return one.cameras, actions, state.shape[0] if state is not None and self.read_state else 0
