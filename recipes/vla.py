@@ -71,6 +71,8 @@ class Config(Joined):
     """Of a picture that is seen: a random part in training, the middle when acting."""
     color: bool = True
     """Whether brightness, contrast, saturation and hue are changed in training, as OpenVLA does."""
+    film: bool = False
+    """Whether the instruction changes what the encoder sees, as OpenVLA-OFT does on ALOHA."""
     train_vision: Literal["frozen", "lora", "full"] = "full"
     train_projector: Literal["frozen", "full"] = "full"
     train_language: Literal["frozen", "lora", "full"] = "lora"
@@ -88,6 +90,8 @@ class Config(Joined):
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
+        if self.film and self.train_vision == "frozen":
+            raise ValueError("film changes what the encoder sees, which a frozen encoder cannot learn: choose train_vision lora")
         if not self.data.train:
             raise ValueError('data.train names no data: give {"NAME": "FOLDER"}')
 
@@ -184,6 +188,7 @@ def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
         normalization=config.normalization,
         prompt=config.prompt,
         sight=Sight(config.area),
+        film=config.film,
     )
     model.vlm = set_trainable(
         vlm,

@@ -194,6 +194,31 @@ def test_slots_see_each_other_and_the_prompt_does_not_see_them() -> None:
     assert (changed[:length] == 0).all() and (changed[length:] > 1e-6).all()
 
 
+def test_film_lets_the_instruction_change_what_is_seen(tmp_path) -> None:
+    model = made("parallel", film=True)
+    seen, other = observation(1), dataclasses.replace(observation(1), instruction="open drawer")
+
+    def patches(one: Observation) -> torch.Tensor:
+        with torch.no_grad():
+            batch = inputs(model, one)
+            model.prefix(batch)  # leaves the condition
+            return model.vlm.encoder(batch["pixel_values"]).patch_tokens
+
+    plain = made("parallel")
+    assert torch.equal(patches(seen), patches(other))  # zero at first
+    np.testing.assert_array_equal(VLAPolicy(model).act([seen]).values, VLAPolicy(plain).act([seen]).values)
+    model(inputs(model, seen)).backward()
+    assert model.film.scales[0].weight.grad.abs().max() > 0 and len(model.film.scales) == 1
+    for part in model.film.parameters():
+        torch.nn.init.normal_(part, std=0.5)
+    assert (patches(seen) - patches(other)).abs().max() > 1e-3
+    policy = VLAPolicy(model)
+    alone = np.concatenate([policy.act([one]).values for one in (seen, other)])
+    np.testing.assert_allclose(policy.act([seen, other]).values, alone, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path / "policy")
+    np.testing.assert_array_equal(load_policy(tmp_path / "policy").act([seen]).values, alone[:1])
+
+
 def test_the_flow_ends_where_its_velocity_leads() -> None:
     """Of a velocity that is noise - a for a known a, ten Euler steps give a."""
     model = made("flow")

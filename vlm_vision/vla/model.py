@@ -14,6 +14,7 @@ from vlm_vision.checkpoints.save import write_json
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, chosen, read_statistics
+from vlm_vision.vla.film import Film
 from vlm_vision.vla.head import ActionHead
 from vlm_vision.vla.heads import new_head
 from vlm_vision.vla.prefix import Prefix
@@ -39,6 +40,7 @@ class VisionLanguageActionModel(nn.Module):
         prompt: with {instruction}, which is put in lower case.
         sight: how pictures are cut.
         lead_ids: tokens after the prompt, which the tokenizer does not write.
+        film: whether the instruction changes what the encoder sees, see `vlm_vision.vla.film`.
 
     Raises:
         ValueError: parts that do not fit each other; it names them.
@@ -55,6 +57,7 @@ class VisionLanguageActionModel(nn.Module):
         prompt: str = PROMPT,
         sight: Sight = Sight(),
         lead_ids: Sequence[int] = (),
+        film: bool = False,
     ):
         super().__init__()
         if (head.action_dim, head.chunk) != (spec.action_dim, spec.chunk):
@@ -73,6 +76,7 @@ class VisionLanguageActionModel(nn.Module):
             self.normalizers(name)
         token = spec.state_dim and not head.reads_state
         self.state_token = StateToken(spec.state_dim, self.plain_vlm.projector.out_dim) if token else None
+        self.film = Film(self.plain_vlm.projector.out_dim, self.plain_vlm.encoder) if film else None
 
     @classmethod
     def attach(
@@ -105,7 +109,7 @@ class VisionLanguageActionModel(nn.Module):
 
     @property
     def hands(self) -> nn.ModuleList:
-        """What is not the vision-language model: head and state token."""
+        """What is not the vision-language model: head, state token, FiLM."""
         return nn.ModuleList(part for _, part in self._own())
 
     def normalizers(self, data: str) -> tuple[Normalizer, Normalizer | None]:
@@ -137,6 +141,8 @@ class VisionLanguageActionModel(nn.Module):
             batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
         """
         vlm = self.plain_vlm
+        if self.film is not None:
+            self.film.condition = _mean_word(vlm, batch)
         embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=batch.get("image_sizes"))
         mask = batch["attention_mask"]
         state = batch.get("state")
@@ -180,6 +186,7 @@ class VisionLanguageActionModel(nn.Module):
             "prompt": self.prompt,
             "sight": asdict(self.sight),
             "lead_ids": list(self.lead_ids),
+            "film": self.film is not None,
         }
 
     @classmethod
@@ -200,7 +207,7 @@ class VisionLanguageActionModel(nn.Module):
         told = read_json(folder / POLICY)
         try:
             head, spec, sight = dict(told["head"]), PolicySpec(**told["spec"]), Sight(**told["sight"])
-            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
+            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids", "film")}
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / POLICY} is not as it was written ({error}): restore it") from None
         vlm = VisionLanguageModel.from_pretrained(folder, **options)
@@ -222,6 +229,13 @@ class VisionLanguageActionModel(nn.Module):
 
     def _own(self) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in self.named_children() if name != "vlm"]
+
+
+def _mean_word(vlm: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
+    """(B, W), mean embedding of the words of each prompt."""
+    told = batch["attention_mask"].bool() & (batch["input_ids"] != vlm.config.image_token_id)
+    words = vlm.get_input_embeddings()(batch["input_ids"])
+    return ((words * told[..., None]).sum(1) / told.sum(1, keepdim=True)).float()
 
 
 def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:
