@@ -91,7 +91,9 @@ class Config(Joined):
         super().__post_init__()
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
         if self.film and self.train_vision == "frozen":
-            raise ValueError("film changes what the encoder sees, which a frozen encoder cannot learn: choose train_vision lora")
+            raise ValueError(
+                "film changes what the encoder sees, which a frozen encoder cannot learn: choose train_vision lora"
+            )
         if not self.data.train:
             raise ValueError('data.train names no data: give {"NAME": "FOLDER"}')
 
