@@ -157,7 +157,9 @@ class Plain:
             one.save_pretrained(folder / str(i), format="hf")
             theirs = AutoModel.from_pretrained(folder / str(i), dtype=one.dtype)
             seen = getattr(theirs, "vision_model", theirs).to(device).eval()
-            self.towers.append((seen, AutoImageProcessor.from_pretrained(folder / str(i)), one.config.num_prefix_tokens))
+            self.towers.append(
+                (seen, AutoImageProcessor.from_pretrained(folder / str(i)), one.config.num_prefix_tokens)
+            )
 
     @torch.no_grad()
     def __call__(self, seen: Observation) -> tuple[np.ndarray, Seconds]:

@@ -13,20 +13,18 @@ config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m r
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from accelerate import Accelerator
 from peft import PeftModel
-from vlm_vision.data.lerobot import RobotDataset, read_dataset
+from torch import Tensor
 
 from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.lerobot import RobotDataset, read_dataset
 from vlm_vision.data.views import Color
 from vlm_vision.robot.normalize import Kind
-from vlm_vision.robot.window import Window
 from vlm_vision.train.acting import acting, batches_of_steps
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.joined import Joined, joined
@@ -49,7 +47,7 @@ class Data:
     cameras: dict[str, str] = field(default_factory=dict)
     """Name for the policy -> name in the data, in the order in which pictures are shown; empty for all."""
     test_episodes: int = 0
-    """Of each data set, the last ones, to be measured on and not learned from."""
+    """Of each data set, spread evenly, to be measured on and not learned from."""
     read_state: bool = True
     """Whether the policy reads the robot's state."""
     raw_actions: tuple[int, ...] = ()
@@ -136,15 +134,19 @@ def main(config: Config) -> dict[str, Any]:
 
     # The end: a policy, and how near it comes to what was recorded.
     trained = step.whole_model(lambda: learner(config, train))
-    accelerator.end_training()
-    accelerator.free_memory()
     if accelerator.is_main_process:
         assert isinstance(trained, VisionLanguageActionModel)
-        metrics |= finish(config, accelerator, trained, train, looked_at)
-        metrics |= {
-            "seconds": time.monotonic() - started,
-            "final_loss": progress.losses[-1] if progress.losses else None,
-        }
+        save(trained, Path(config.out) / "model", plain([(train[0], 0)]))
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    if looked_at:
+        saved = VisionLanguageActionModel.from_pretrained(Path(config.out) / "model").to(accelerator.device)
+        found = open_loop(accelerator, saved, looked_at, plain, batch_size=config.eval_batch_size)
+        accelerator.print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
+        metrics |= found
+    accelerator.end_training()
+    metrics |= {"seconds": time.monotonic() - started, "final_loss": progress.losses[-1] if progress.losses else None}
+    if accelerator.is_main_process:
         write_json(Path(config.out) / "metrics.json", metrics)
         print(f"{metrics['seconds']:.0f} s; model and metrics.json in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -165,7 +167,7 @@ def read_data(config: Config) -> tuple[Recordings, Recordings]:
 
 
 def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
-    """Numbers of the episodes to learn from and of the last ones, for the test.
+    """Numbers of the episodes to learn from, and of those for the test, spread evenly.
 
     Raises:
         ValueError: too few episodes.
@@ -175,7 +177,8 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
         raise ValueError(
             f"{dataset.folder} has {len(numbers)} episodes and data.test_episodes is {test}: leave some to learn from"
         )
-    return numbers[: len(numbers) - test], numbers[len(numbers) - test :]
+    kept = {numbers[(2 * i + 1) * len(numbers) // (2 * test)] for i in range(test)}
+    return [number for number in numbers if number not in kept], sorted(kept)
 
 
 def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
@@ -204,27 +207,12 @@ def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
     return model
 
 
-def finish(
-    config: Config,
-    accelerator: Accelerator,
-    model: VisionLanguageActionModel,
-    train: Recordings,
-    looked_at: Sequence[Window],
-) -> dict[str, Any]:
-    """Save, adapters merged once that is found to change nothing; load again and measure. Returns figures."""
-    out, plain = Path(config.out), ActionCollator(model, middle=True)
+def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor]) -> None:
+    """Write the policy; adapters are merged once that is found to change nothing on a batch."""
     if isinstance(model.vlm, PeftModel):
         model.cpu()  # merging holds a second copy
-        batch = plain([(train[0], 0)])
         model.vlm = merge(model.vlm, {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
-    model.save_pretrained(out / "model")
-    if not looked_at:
-        return {}
-    saved = VisionLanguageActionModel.from_pretrained(out / "model").to(accelerator.device)
-    found = open_loop(accelerator, saved, looked_at, plain, batch_size=config.eval_batch_size)
-    for name, value in found.items():
-        print(f"{name:24} {value:.4f}")
-    return found
+    model.save_pretrained(folder)
 
 
 def parse(arguments: list[str] | None = None) -> Config:

@@ -14,10 +14,13 @@ class Window:
         observation: of the moment.
         actions: (K, A), from the moment on, in the robot's own units; past the end the last one again.
         padded: (K,) bool, which are past the end of the episode.
+        episode, step: which moment it is.
         data: name of the data, whose statistics apply; empty where there is one.
     """
 
     observation: Observation
     actions: np.ndarray
     padded: np.ndarray
+    episode: int = 0
+    step: int = 0
     data: str = ""

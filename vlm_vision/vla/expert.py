@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from vlm_vision.position import rotate
 from vlm_vision.vla.prefix import Prefix, cache_of
@@ -77,8 +78,19 @@ class Read:
             )
         if detach:
             kept = [(keys.detach(), values.detach()) for keys, values in kept]
+        else:
+            _gathered_for_backward(decoder, kept[-1])
         keys, values = zip(*kept, strict=True)
         return cls(list(keys), list(values), prefix.mask, _rotary(decoder))
+
+
+def _gathered_for_backward(decoder: Any, kept: tuple[Tensor, Tensor]) -> None:
+    """FSDP2 gathers a layer again when the gradient of its output comes; nothing here depends on the last layer's output,
+    only on its keys and values."""
+    if shards := [layer for layer in decoder.modules() if isinstance(layer, FSDPModule)]:
+        for tensor in kept:
+            if tensor.requires_grad:
+                tensor.register_hook(lambda _: shards[-1].unshard() and None)
 
 
 def _rotary(decoder: Any) -> Any:
