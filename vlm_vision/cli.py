@@ -1,4 +1,4 @@
-"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose, sizes."""
+"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose, sizes, serve."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from vlm_vision.checkpoints.save import FORMATS
 from vlm_vision.data.shard_cache import ShardCache
 from vlm_vision.load import known_device
 from vlm_vision.pictures import load_image
+from vlm_vision.serve import command as serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-gb", type=float, default=ShardCache.gb, help="what they may fill (default: %(default)s)"
     )
     sizes.set_defaults(run=_sizes)
+
+    serve.add_to(commands)
     return parser
 
 

@@ -1,0 +1,154 @@
+"""Observations of many clients, one policy: what waits is run together, by one thread."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_vision.robot.observation import Observation
+from vlm_vision.robot.policy import Policy
+from vlm_vision.serve.metrics import Metrics
+from vlm_vision.serve.refusal import Refusal
+from vlm_vision.serve.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Actions for one observation, and what they took.
+
+    Args:
+        actions: (chunk, action_dim) float32.
+        stages: seconds of each stage, as the policy tells them, of the whole batch.
+        queue, infer: seconds until the policy had it, and in the policy.
+        batch: observations that were run together.
+    """
+
+    actions: np.ndarray
+    stages: dict[str, float]
+    queue: float
+    infer: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    observation: Observation
+    answer: asyncio.Future[Answer]
+    since: float
+
+
+class Batcher:
+    """Runs the policy, always in the same thread, at most `max_batch` observations at a time.
+
+    If a batch fails, its observations are run one by one, so that one does not fail the others.
+    """
+
+    def __init__(self, policy: Policy, settings: Settings, metrics: Metrics) -> None:
+        self._policy, self._settings, self._metrics = policy, settings, metrics
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._asked: set[asyncio.Future[Answer]] = set()
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
+        self._thread.start()
+
+    async def act(self, observation: Observation) -> Answer:
+        """Actions for one observation.
+
+        Raises:
+            Refusal: the server is stopping (503), too many wait (429), the policy refused it (400) or failed (500).
+        """
+        waiting = _Waiting(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
+        with self._changed:
+            if self._closing:
+                raise Refusal(503, "the server is stopping: ask another one, or later")
+            if len(self._waiting) >= self._settings.max_queue:
+                raise Refusal(429, f"{len(self._waiting)} observations wait for the policy already: ask again later")
+            self._waiting.append(waiting)
+            self._changed.notify()
+        self._asked.add(waiting.answer)
+        try:
+            return await waiting.answer
+        finally:
+            self._asked.discard(waiting.answer)
+
+    @property
+    def length(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> bool:
+        """Whether what asks will be answered."""
+        return self._thread.is_alive() and not self._closing
+
+    async def close(self, seconds: float) -> None:
+        """Take nothing more; return when all that waits is answered, or after so many seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join, seconds)
+        await asyncio.sleep(0)  # answers that the thread has handed over are taken
+        for answer in self._asked:
+            _settle(answer, Refusal(503, f"the server is stopping, and the policy was not done within {seconds:g} s"))
+
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            if not batch:
+                continue
+            for waiting, outcome in zip(batch, self._outcomes(batch), strict=True):
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                    waiting.answer.get_loop().call_soon_threadsafe(_settle, waiting.answer, outcome)
+
+    def _next(self) -> list[_Waiting] | None:
+        """The next batch, without those whose client has gone; None at the end."""
+        most = self._settings.max_batch
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if not self._waiting:
+                return None
+            left = self._waiting[0].since + self._settings.max_wait_ms / 1000 - time.perf_counter()
+            self._changed.wait_for(lambda: len(self._waiting) >= most or self._closing, timeout=max(left, 0))
+            batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        return [waiting for waiting in batch if not waiting.answer.done()]
+
+    def _outcomes(self, batch: list[_Waiting]) -> list[Answer | Refusal]:
+        began = time.perf_counter()
+        try:
+            actions = self._policy.act([waiting.observation for waiting in batch])
+            values = np.asarray(actions.values, dtype=np.float32)
+            expected = (len(batch), self._policy.spec.chunk, self._policy.spec.action_dim)
+            if values.shape != expected:
+                raise RuntimeError(f"its actions have shape {values.shape}, its spec says {expected}")
+        except Exception as error:  # whatever a policy raises, the server lives
+            if len(batch) > 1:
+                return [outcome for waiting in batch for outcome in self._outcomes([waiting])]
+            if isinstance(error, ValueError):
+                return [Refusal(400, str(error))]
+            _log.exception("the policy failed")
+            return [Refusal(500, f"the policy failed with {type(error).__name__}: {str(error)[:500]}")]
+        infer = time.perf_counter() - began
+        self._metrics.batch(len(batch))
+        for stage, seconds in {**actions.seconds, "infer": infer}.items():
+            self._metrics.stage(stage, seconds)
+        return [
+            Answer(row, dict(actions.seconds), began - waiting.since, infer, len(batch))
+            if np.isfinite(row).all()
+            else Refusal(500, "the policy's actions have NaN or Inf: nothing is sent that would move a robot")
+            for waiting, row in zip(batch, values, strict=True)
+        ]
+
+
+def _settle(answer: asyncio.Future[Answer], outcome: Answer | Refusal) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, Refusal):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

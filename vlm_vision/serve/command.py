@@ -1,0 +1,70 @@
+"""The arguments of `vlm-vision serve`."""
+
+import argparse
+
+from vlm_vision.load import known_device
+from vlm_vision.serve.settings import TOKEN_VARIABLE, Settings, read_token
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command, among the others."""
+    serve = commands.add_parser("serve", help="a policy for robots: openpi's websocket and OpenVLA's /act on one port")
+    serve.add_argument("--model", required=True, metavar="FOLDER", help="folder of a policy")
+    serve.add_argument(
+        "--statistics", required=True, metavar="NAME", help="of those saved with it; clients' unnorm_key"
+    )
+    serve.add_argument("--host", default=Settings.host, help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=Settings.port, help="0 for a free one (default: %(default)s)")
+    serve.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="KEY=CAMERA",
+        help="what a client calls a camera, or the 'instruction' or the 'state'; KEY= to ignore it; may be repeated",
+    )
+    serve.add_argument("--token-file", metavar="FILE", help=f"what clients must show (default: ${TOKEN_VARIABLE})")
+    serve.add_argument("--no-token", action="store_true", help="serve to other machines without a token")
+    serve.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    for name, kind, meaning in (
+        ("max_batch", int, "observations in one call of the policy"),
+        ("max_wait_ms", float, "how long the first of a batch waits for others"),
+        ("max_queue", int, "observations that may wait"),
+        ("max_connections", int, "open at once"),
+        ("max_message_mb", float, "size of one message, MiB"),
+        ("rate", float, "requests a second of one client"),
+        ("stall_s", float, "seconds that a message may take to arrive"),
+        ("grace_s", float, "seconds that requests in flight may take when stopped"),
+    ):
+        default = getattr(Settings, name)
+        option = "--" + name.replace("_", "-")
+        serve.add_argument(option, type=kind, default=default, help=f"{meaning} (default: %(default)s)")
+    serve.set_defaults(run=_run)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """What was asked for. Raises ValueError, or OSError for a token file that cannot be read."""
+    names = set(Settings.__dataclass_fields__) - {"token", "keys"}
+    chosen = {name: getattr(options, name) for name in names}
+    return Settings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
+
+
+def _keys(pairs: list[str]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, target = pair.rpartition("=")
+        if not equals or not key or key in keys:
+            raise ValueError(f"--map {pair}: expected KEY=CAMERA, each key once, such as observation/image=top")
+        keys[key] = target
+    return keys
+
+
+def _run(options: argparse.Namespace) -> None:
+    chosen = _settings(options)
+    try:
+        from vlm_vision.serve.server import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serving needs {error.name}: pip install 'vlm-vision[serve]'") from None
+    from vlm_vision.vla import load_policy
+
+    device = known_device(options.device)
+    serve(load_policy(options.model, statistics=options.statistics, device=device), chosen)

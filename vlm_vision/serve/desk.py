@@ -1,0 +1,77 @@
+"""What becomes of a request, whichever protocol it came by."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from starlette.requests import HTTPConnection
+
+from vlm_vision.robot.observation import Observation
+from vlm_vision.robot.policy import Policy
+from vlm_vision.serve.admission import Rate, check_token
+from vlm_vision.serve.batching import Answer, Batcher
+from vlm_vision.serve.keys import KeyMap
+from vlm_vision.serve.metrics import Metrics
+from vlm_vision.serve.refusal import Refusal
+from vlm_vision.serve.settings import Settings
+
+
+class Desk:
+    """Reads, checks, queues and counts.
+
+    Raises:
+        ValueError: keys of the settings that the policy cannot use.
+    """
+
+    def __init__(self, policy: Policy, settings: Settings) -> None:
+        self.spec, self.settings, self.metrics = policy.spec, settings, Metrics()
+        self.keys = KeyMap.of(policy.spec, settings.keys)
+        self.batcher = Batcher(policy, settings, self.metrics)
+        self._in_hand, self._idle = 0, asyncio.Event()
+        self._idle.set()
+
+    def admit(self, connection: HTTPConnection) -> None:
+        """Raises Refusal for a client without the token."""
+        headers = connection.headers
+        check_token(headers.get("authorization"), headers.get("origin"), self.settings.token)
+
+    async def within(self, rate: Rate) -> None:
+        """Raises Refusal for a client that asks too often, after a moment, so that refusing costs no more than answering."""
+        if not rate.take():
+            await asyncio.sleep(min(1 / rate.rate, 1.0))
+            raise rate.refusal
+
+    async def answer(self, read: Callable[[], Observation]) -> Answer:
+        """Actions for the observation that `read` gives; it may take its time, and raise ValueError.
+
+        Raises:
+            Refusal: there are none, and why.
+        """
+        try:
+            observation = await asyncio.to_thread(read)
+        except ValueError as error:
+            raise Refusal(400, str(error)) from None
+        answer = await self.batcher.act(observation)
+        self.metrics.stage("queue", answer.queue)
+        return answer
+
+    @contextmanager
+    def in_hand(self, began: float) -> Iterator[None]:
+        """From a request's arrival until its answer is sent: `close` waits for it."""
+        self._in_hand += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self.metrics.stage("total", time.perf_counter() - began)
+            if not self._in_hand:
+                self._idle.set()
+
+    async def close(self) -> None:
+        """Refuse what comes; answer what is here, for at most `grace_s`, and see the answers off, for at most `stall_s`."""
+        await self.batcher.close(self.settings.grace_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.stall_s):
+                await self._idle.wait()

@@ -1,0 +1,124 @@
+"""Which key of a client's message is which camera, the instruction, or a part of the state."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm_vision.robot.observation import Observation, PolicySpec
+
+INSTRUCTION, STATE, IGNORED = "instruction", "state", ""
+_INSTRUCTION_KEYS = ("prompt", "instruction")
+_STATES = (("observation/state",), ("state",), ("observation/joint_position", "observation/gripper_position"))
+_CAMERA_KEYS = ("{}", "observation/{}", "images/{}")
+_ONLY_CAMERA_KEYS = ("image", "observation/image", "full_image")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """From messages to observations.
+
+    A key of a dictionary inside a message is written `outer/inner`.
+
+    Args:
+        spec: of the policy.
+        targets: key -> camera, "instruction", "state", or "" to ignore it.
+        states: which keys, all of them and in this order, make a state; a message has those of one row.
+    """
+
+    spec: PolicySpec
+    targets: Mapping[str, str]
+    states: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, spec: PolicySpec, given: Mapping[str, str]) -> "KeyMap":
+        """What openpi's LIBERO, DROID and ALOHA clients, OpenVLA's and OFT's send, with `given` before it.
+
+        A camera NAME is read from NAME, observation/NAME or images/NAME; a policy's only camera from image,
+        observation/image and full_image too. What `given` says of a camera, the instruction or the state replaces
+        what is said of it here.
+
+        Raises:
+            ValueError: a target that the policy does not have; a camera with the name of another part.
+        """
+        if taken := {INSTRUCTION, STATE} & set(spec.cameras):
+            raise ValueError(f"a camera is named {min(taken)}, which is another part of a message: rename the camera")
+        known = [*spec.cameras, INSTRUCTION, STATE]
+        for key, target in given.items():
+            if target not in [*known, IGNORED]:
+                raise ValueError(f"key {key} is mapped to {target!r}: expected one of {known}, or nothing to ignore it")
+        only = _ONLY_CAMERA_KEYS if len(spec.cameras) == 1 else ()
+        keys = {name: [*(key.format(name) for key in _CAMERA_KEYS), *only] for name in spec.cameras}
+        mapped = tuple(key for key, target in given.items() if target == STATE)
+        states = (mapped,) if mapped else _STATES
+        keys |= {INSTRUCTION: list(_INSTRUCTION_KEYS), STATE: [key for row in states for key in row]}
+        targets = dict(given)
+        for target in known:
+            if target not in given.values():
+                targets |= {key: target for key in keys[target] if key not in targets}
+        return cls(spec, targets, states)
+
+    def observation(self, message: object) -> Observation:
+        """A checked observation.
+
+        Raises:
+            ValueError: unknown keys, a camera or the instruction missing or given twice, and what `spec.check` refuses.
+        """
+        if not isinstance(message, Mapping):
+            raise ValueError(f"the message is of type {type(message).__name__}: expected a map from keys to values")
+        values = dict(_flat(message))
+        if unknown := [key for key in values if key not in self.targets]:
+            raise ValueError(
+                f"unknown key {unknown[0][:80]!r}: the policy looks at cameras {list(self.spec.cameras)}, and the keys known are "
+                f"{[key for key, target in self.targets.items() if target]}; the server's --map KEY=CAMERA adds one"
+            )
+        images = {camera: _image(camera, self._one(camera, values)) for camera in self.spec.cameras}
+        observation = Observation(images, self._one(INSTRUCTION, values), self._state(values))
+        self.spec.check(observation)
+        return observation
+
+    def _one(self, target: str, values: Mapping[str, object]) -> Any:
+        keys = self._keys(target)
+        found = [key for key in keys if key in values]
+        if len(found) != 1:
+            what = target if target == INSTRUCTION else f"camera {target}"
+            how = f"given {len(found)} times, as {found}" if found else "missing"
+            raise ValueError(f"{what} is {how}: give it once, as one of {keys}")
+        return values[found[0]]
+
+    def _state(self, values: Mapping[str, object]) -> np.ndarray | None:
+        if not self.spec.state_dim:
+            return None
+        if not (found := {key for key in self._keys(STATE) if key in values}):
+            return None
+        keys = next((row for row in self.states if set(row) == found), None)
+        if keys is None:
+            rows = " or ".join(" and ".join(row) for row in self.states)
+            raise ValueError(f"the state is given as {' and '.join(sorted(found))}: give it once, as {rows}")
+        try:
+            return np.concatenate([np.atleast_1d(np.asarray(values[key], dtype=np.float64)) for key in keys])
+        except (ValueError, TypeError):
+            raise ValueError(f"the state, from {' and '.join(keys)}, is no list of numbers") from None
+
+    def _keys(self, target: str) -> list[str]:
+        return [key for key, of in self.targets.items() if of == target]
+
+
+def _image(camera: str, value: object) -> np.ndarray:
+    """(H, W, C); from (3, H, W) too, which openpi's ALOHA client sends, where it can be nothing else."""
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"camera {camera} is of type {type(value).__name__}: expected a uint8 array (H, W, 3)")
+    if value.ndim == 3 and value.shape[0] == 3 and value.shape[2] not in (1, 3, 4):
+        return value.transpose(1, 2, 0)
+    return value
+
+
+def _flat(message: Mapping, prefix: str = "", depth: int = 4) -> Iterator[tuple[str, object]]:
+    for key, value in message.items():
+        if not isinstance(key, str):
+            raise ValueError(f"a key of the message is {str(key)[:40]}: expected text")
+        if isinstance(value, Mapping) and depth:
+            yield from _flat(value, f"{prefix}{key}/", depth - 1)
+        else:
+            yield prefix + key, value

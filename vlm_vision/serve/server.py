@@ -1,0 +1,105 @@
+"""A socket, a server on it, and its end: what is in flight is answered, what comes is refused."""
+
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from vlm_vision.robot.policy import Policy
+from vlm_vision.serve.app import application
+from vlm_vision.serve.desk import Desk
+from vlm_vision.serve.guard import GuardedHttp, GuardedWebsocket
+from vlm_vision.serve.settings import Settings
+
+
+class PolicyServer:
+    """Listens once made; answers while `run` runs.
+
+    Raises:
+        ValueError: keys of the settings that the policy cannot use.
+        OSError: the address is taken, or no address of this machine.
+    """
+
+    def __init__(self, policy: Policy, settings: Settings) -> None:
+        self._socket = _listen(settings.host, settings.port)
+        try:
+            desk = Desk(policy, settings)
+        except ValueError:
+            self._socket.close()
+            raise
+        self.port: int = self._socket.getsockname()[1]
+        self._server = _Server(_config(desk), desk)
+
+    def run(self) -> None:
+        """Serve until `stop`, or in the main thread SIGTERM or SIGINT; a second SIGINT does not wait."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """From any thread: answer what is in flight, refuse what comes, and end."""
+        self._server.should_exit = True
+
+
+def serve(policy: Policy, settings: Settings) -> None:
+    """Serve a policy until the process is told to end (SIGTERM, SIGINT). Raises what `PolicyServer` raises."""
+    server = PolicyServer(policy, settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{server.port}"
+    print(f"serving cameras {', '.join(policy.spec.cameras)}: ws://{address}, http://{address}/act", flush=True)
+    server.run()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+        super().__init__(config)
+        self._desk = desk
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's, but a signal that was obeyed is not raised again: the exit code is 0."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._desk.close()
+        await super().shutdown(sockets)
+
+
+def _config(desk: Desk) -> uvicorn.Config:
+    settings = desk.settings
+
+    class Http(GuardedHttp):
+        stall_s, max_connections = settings.stall_s, settings.max_connections
+
+    class Websocket(GuardedWebsocket):
+        stall_s = settings.stall_s
+
+    return uvicorn.Config(
+        application(desk),
+        http=Http,
+        ws=Websocket,
+        loop="asyncio",
+        lifespan="off",
+        ws_max_size=settings.max_bytes,
+        ws_per_message_deflate=False,
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        timeout_graceful_shutdown=1,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another by --port"
+        ) from error
