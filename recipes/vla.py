@@ -12,6 +12,7 @@ Writes to `out`: model/ (for vlm_vision.vla.load_policy; its language half for A
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
 """
 
+import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Data:
     cameras: dict[str, str] = field(default_factory=dict)
     """Name for the policy -> name in the data, in the order in which pictures are shown; empty for all."""
     test_episodes: int = 0
-    """Of each data set, spread evenly, to be measured on and not learned from."""
+    """Of each data set, drawn at random, to be measured on and not learned from."""
     read_state: bool = True
     """Whether the policy reads the robot's state."""
     raw_actions: tuple[int, ...] = ()
@@ -167,7 +168,7 @@ def read_data(config: Config) -> tuple[Recordings, Recordings]:
 
 
 def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
-    """Numbers of the episodes to learn from, and of those for the test, spread evenly.
+    """Numbers of the episodes to learn from, and of those for the test, which are always the same.
 
     Raises:
         ValueError: too few episodes.
@@ -177,8 +178,8 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
         raise ValueError(
             f"{dataset.folder} has {len(numbers)} episodes and data.test_episodes is {test}: leave some to learn from"
         )
-    kept = {numbers[(2 * i + 1) * len(numbers) // (2 * test)] for i in range(test)}
-    return [number for number in numbers if number not in kept], sorted(kept)
+    kept = random.Random(0).sample(numbers, test)
+    return sorted({*numbers} - {*kept}), sorted(kept)
 
 
 def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:

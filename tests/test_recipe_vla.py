@@ -40,28 +40,27 @@ WAYS = {"left": -1.0, "right": 1.0}
 
 
 def episode(number: int) -> Episode:
-    """A bright square on one side of the picture; the hand goes there if it is told to go to the bright side, else away."""
+    """A bright square on one side of the picture: the hand goes there, as fast as the words say."""
     rng = np.random.default_rng(number)
-    side, away = list(WAYS)[number % 2], number % 4 > 1
+    side, fast = list(WAYS)[rng.integers(2)], bool(rng.integers(2))
     length = 5 + number % 3
     pictures = rng.integers(0, 40, (length, 16, 16, 3), dtype=np.uint8)
     pictures[:, 4:12, slice(1, 7) if side == "left" else slice(9, 15)] = 230
-    goal = WAYS[side] * (-1 if away else 1)
-    states = np.cumsum(np.full((length, 1), goal * 0.1), axis=0).astype(np.float32)
-    actions = np.column_stack([goal * rng.uniform(0.5, 1, length), rng.uniform(-0.1, 0.1, length)]).astype(np.float32)
-    return Episode("go away" if away else "go there", {"top": pictures}, actions, states)
+    states = rng.normal(size=(length, 1)).astype(np.float32)
+    actions = np.column_stack([np.full(length, WAYS[side]), rng.uniform(0.5, 1, length) if fast else np.zeros(length)])
+    return Episode("go fast" if fast else "go slow", {"top": pictures}, actions.astype(np.float32), states)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("robot")
-    write_dataset(folder / "data", (episode(number) for number in range(16)), fps=10, video=False)
+    write_dataset(folder / "data", (episode(number) for number in range(24)), fps=10, video=False)
     (folder / "tiny.yaml").write_text(TINY)
     return folder
 
 
 def arguments(folder: Path, out: Path | str, *changes: str) -> list[str]:
-    given = ["--config", f"{folder}/tiny.yaml", "--out", str(folder / out), "--data.test_episodes", "4"]
+    given = ["--config", f"{folder}/tiny.yaml", "--out", str(folder / out), "--data.test_episodes", "6"]
     return [*given, "--data.train", json.dumps({"mine": str(folder / "data")}), *changes]
 
 
@@ -154,18 +153,19 @@ def test_what_was_shown_is_learned_and_pictures_and_words_are_used(folder, tmp_p
         "--micro_batch_size",
         "16",
     )
-    assert metrics["action_error/right"] < 0.5 * metrics["action_error/shuffled"]
-    assert metrics["action_error/right"] < 0.5 * metrics["action_error/blank"]
+    assert metrics["action_error/right"] < 0.7 * metrics["action_error/shuffled"]
+    assert metrics["action_error/right"] < 0.7 * metrics["action_error/blank"]
     policy, data = load_policy(tmp_path / "run/model", statistics="mine"), read_dataset(folder / "data")
     seen = data.frame(0).observation
     assert policy.spec.fps == 10 and policy.spec.state_dim == 0 and policy.model.sight.area == 0.81
-    there, away = (policy.act([replace(seen, instruction=words)]).values[0, 0, 0] for words in ("go there", "go away"))
-    assert there < -0.3 and away > 0.3
+    side = np.sign(data.column("action")[0, 0])
+    fast, slow = (policy.act([replace(seen, instruction=words)]).values[0, 0] for words in ("go fast", "go slow"))
+    assert fast[0] * side > 0.5 and slow[0] * side > 0.5 and fast[1] > 0.4 and slow[1] < 0.2
 
 
 def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, capsys):
     cases = {
-        "leave some to learn from": ["--data.test_episodes", "16"],
+        "leave some to learn from": ["--data.test_episodes", "24"],
         "has no camera 'wrist': it has 'top'": ["--data.cameras", '{"wrist": "wrist"}'],
         "raw_actions names [7]": ["--data.raw_actions", "[7]"],
         "choose train_vision lora": ["--film", "true", "--train_vision", "frozen"],
