@@ -1,4 +1,4 @@
-"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose, sizes, serve."""
+"""The command `vlm-vision`: models, formats, convert, tokens, ask, diagnose, sizes, robot-data, serve."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"vlm-vision {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -92,6 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sizes.set_defaults(run=_sizes)
 
+    robot = commands.add_parser("robot-data", help="make a LeRobotDataset of a folder of episodes")
+    robot.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a sub-folder for each episode: camera/*.png or camera.mp4, actions.npy, task.txt",
+    )
+    robot.add_argument("--out", required=True, metavar="DATASET", help="folder to write, a new one")
+    robot.add_argument("--fps", required=True, type=int, help="moments in a second")
+    robot.add_argument("--png", action="store_true", help="pictures exactly, rather than as videos")
+    robot.add_argument("--codec", default="av1", choices=["av1", "h264"], help="of the videos (default: %(default)s)")
+    robot.add_argument("--robot-type", default="", metavar="NAME", help="whose data it is")
+    robot.set_defaults(run=_robot_data)
     serve.add_to(commands)
     return parser
 
@@ -230,6 +242,18 @@ def _sizes(options: argparse.Namespace) -> None:
 
     for table in count_samples(options.shards, ShardCache(options.cache, options.cache_gb)):
         print(f"{table}: {sum(json.loads(table.read_text()).values())} samples")
+
+
+def _robot_data(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from vlm_vision.data.episode_folders import EpisodeFolders
+    from vlm_vision.data.lerobot import write_dataset
+
+    episodes = tqdm(EpisodeFolders(options.folder), unit="episode", disable=None)
+    kind = {"robot_type": options.robot_type, "video": not options.png, "codec": options.codec}
+    info = write_dataset(options.out, episodes, fps=options.fps, **kind)
+    print(f"{options.out}: {info.total_episodes} episodes, {info.total_frames} moments, {info.total_tasks} tasks")
 
 
 def _model(source: str, device: str) -> vv.VisionLanguageModel:

@@ -132,3 +132,23 @@ def whole(folder: Path) -> Iterator[Path]:
             os.replace(item, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A staging folder that becomes `folder` in one step, when the block ends without an error.
+
+    Raises:
+        ValueError: there is something of that name already, other than an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # which others may not read
+    try:
+        staging = outer / folder.name
+        staging.mkdir()
+        yield staging
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""The tables of meta/: which tasks there are, and where each episode lies."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlm_vision.data.lerobot.layout import TASKS, Info, file_in
+from vlm_vision.data.lerobot.tables import read_table
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The part of a video that is one episode's."""
+
+    file: Path
+    start: float
+    """Seconds."""
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """Where an episode lies.
+
+    Args:
+        index: its number in the data set.
+        length: its moments.
+        tasks: the instructions that it has.
+        file: the table of its numbers.
+        clips: video feature -> its part.
+    """
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    file: Path
+    clips: dict[str, Clip]
+
+
+def read_tasks(folder: Path) -> dict[int, str]:
+    """task_index -> instruction. The text is the index of a pandas table, named task or not at all.
+
+    Raises:
+        ValueError: no such table.
+    """
+    table = read_table(folder / TASKS)
+    texts = [
+        name
+        for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ]
+    if "task_index" not in table.schema.names or len(texts) != 1:
+        raise ValueError(
+            f"{folder / TASKS} has the columns {', '.join(table.schema.names)}: expected task_index and one text"
+        )
+    return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+
+
+def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tuple[StoredEpisode, ...]:
+    """The episodes of a data set, or those of these numbers, in the order of their numbers.
+
+    Raises:
+        ValueError: a number that is not there, or tables that do not tell where the episodes lie.
+    """
+    paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder / 'meta' / 'episodes'} holds no tables: expected the folder of a LeRobotDataset v3")
+    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    columns += [
+        f"videos/{key}/{name}" for key in info.videos for name in ("chunk_index", "file_index", "from_timestamp")
+    ]
+    rows: dict[int, StoredEpisode] = {}
+    for path in paths:
+        for row in read_table(path, columns).to_pylist():
+            if any(value is None for value in row.values()):
+                raise ValueError(f"{path}, episode {row['episode_index']}: a value is missing: get it anew")
+            if row["episode_index"] in rows:
+                raise ValueError(f"{path} holds episode {row['episode_index']}, which another table holds too")
+            rows[row["episode_index"]] = _stored(folder, info, row)
+    if len(rows) != info.total_episodes:
+        raise ValueError(f"{folder} holds {len(rows)} episodes, its info.json says {info.total_episodes}: get it anew")
+    chosen = sorted(rows) if wanted is None else sorted(set(wanted))
+    if unknown := [number for number in chosen if number not in rows]:
+        raise ValueError(f"{folder} has no episode {unknown[0]}: it has {len(rows)}, from {min(rows)} to {max(rows)}")
+    if not chosen:
+        raise ValueError(f"{folder}: no episode is chosen of {len(rows)}: choose at least one")
+    return tuple(rows[number] for number in chosen)
+
+
+def _stored(folder: Path, info: Info, row: dict[str, Any]) -> StoredEpisode:
+    clips = {}
+    for key in info.videos:
+        chunk, file, start = (row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index", "from_timestamp"))
+        where = file_in(folder, info.video_path, video_key=key, chunk_index=chunk, file_index=file)
+        clips[key] = Clip(where, start)
+    places = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+    file = file_in(folder, info.data_path, **places)
+    return StoredEpisode(row["episode_index"], row["length"], tuple(row["tasks"]), file, clips)

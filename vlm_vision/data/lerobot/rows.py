@@ -1,0 +1,73 @@
+"""The numbers of all moments, in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlm_vision.data.lerobot.layout import ACTION, STATE, Info
+from vlm_vision.data.lerobot.meta import StoredEpisode
+from vlm_vision.data.lerobot.tables import BadRow, read_table, to_array
+
+
+def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Feature -> (N, *shape) of the moments of these episodes, one after another; and each moment's row in its table.
+
+    Each table is read once, memory-mapped. Pictures, and columns that are neither numbers nor text, are left out.
+
+    Raises:
+        ValueError: a damaged table, one that lacks moments, or an action or state that is not finite; it names the file,
+            and the episode and moment where there is one.
+    """
+    names = [name for name, feature in info.features.items() if feature.is_table]
+    by_file: dict[Path, list[StoredEpisode]] = {}
+    for episode in episodes:
+        by_file.setdefault(episode.file, []).append(episode)
+    parts: dict[int, tuple[dict[str, np.ndarray], np.ndarray]] = {}
+    for file, held in by_file.items():
+        table = read_table(file, names)
+        of, moments = (_counter(file, table, name) for name in ("episode_index", "frame_index"))
+        order = np.lexsort((moments, of))
+        ends = [np.searchsorted(of[order], [one.index for one in held], side) for side in ("left", "right")]
+        kept = [order[first:last] for first, last in zip(*ends, strict=True)]
+        for episode, rows in zip(held, kept, strict=True):
+            if not np.array_equal(moments[rows], np.arange(episode.length)):
+                raise ValueError(
+                    f"{file} holds {len(rows)} moments of episode {episode.index}, expected 0 to {episode.length - 1}: "
+                    "get it anew, or leave the episode out"
+                )
+        chosen = np.concatenate(kept)
+        if not np.array_equal(chosen, np.arange(table.num_rows)):
+            table = table.take(pa.array(chosen))
+        values = {name: _column(file, info, table, name, of[chosen], moments[chosen]) for name in names}
+        bounds = np.cumsum([len(rows) for rows in kept])[:-1]
+        split = {name: np.split(column, bounds) for name, column in values.items()}
+        for i, (episode, rows) in enumerate(zip(held, kept, strict=True)):
+            parts[episode.index] = {name: pieces[i] for name, pieces in split.items()}, rows
+    together = [parts[episode.index] for episode in episodes]
+    found = {name: np.concatenate([part[name] for part, _ in together]) for name in names}
+    return found, np.concatenate([rows for _, rows in together])
+
+
+def _counter(file: Path, table: pa.Table, name: str) -> np.ndarray:
+    try:
+        return to_array(table[name], "int64", ())
+    except BadRow as error:
+        raise ValueError(f"{file}, row {error.row}: {name} {error}: get it anew") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {name}: {error}: get it anew") from None
+
+
+def _column(file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    feature = info.features[name]
+    try:
+        values = to_array(table[name], feature.dtype, feature.shape)
+        if name in (ACTION, STATE) and not (finite := np.isfinite(values).reshape(len(values), -1).all(1)).all():
+            raise BadRow(int(np.flatnonzero(~finite)[0]), "is NaN or Inf")
+        return values
+    except BadRow as error:
+        where = f"{file}, episode {of[error.row]}, frame {moments[error.row]}"
+        raise ValueError(f"{where}: {name} {error}: mend it, or leave the episode out") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {name}: {error}: get it anew") from None

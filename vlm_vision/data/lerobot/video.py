@@ -1,0 +1,137 @@
+"""Pictures out of videos: by their time, in any order, quickest in the video's own.
+
+Videos are decoded on one thread: frames of robots are small, workers are many, and a decoder without threads survives a fork.
+"""
+
+import math
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+_SEEK = 2
+"""What a seek costs, in decoded frames."""
+
+
+class Video:
+    """An open video.
+
+    Raises:
+        ValueError: no such file, or no video that can be decoded.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        try:
+            self._container = av.open(self.path)
+            if not self._container.streams.video:
+                raise ValueError("it has no pictures")
+            self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise ValueError("FFmpeg does not know its codec")
+            self._stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a smear
+            self._stream.thread_count = 1
+            entries = self._stream.index_entries
+            self._times = [entry.timestamp for entry in entries]
+            self._keys = [i for i, entry in enumerate(entries) if entry.is_keyframe]
+            if not self._times or self._stream.time_base is None:
+                raise ValueError("it has no index of frames")
+        except (OSError, ValueError, FFmpegError) as error:
+            raise ValueError(_unreadable(self.path, error)) from None
+        self._base = float(self._stream.time_base)
+        self._frames: Any = None
+        self._last: av.VideoFrame | None = None
+
+    def __len__(self) -> int:
+        """Its frames."""
+        return len(self._times)
+
+    def times(self) -> list[float]:
+        """Seconds at which each of its frames is shown."""
+        with av.open(self.path) as container:
+            shown = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+        return [time * self._base for time in sorted(shown)]
+
+    def at(self, seconds: float, tolerance: float) -> np.ndarray:
+        """The frame that is shown at a time, uint8 (H, W, 3) RGB.
+
+        Raises:
+            ValueError: no frame within `tolerance` seconds of it, or one that cannot be decoded.
+        """
+        try:
+            return self._near(seconds, tolerance).to_ndarray(format="rgb24")
+        except (OSError, ValueError, FFmpegError) as error:
+            self._frames = self._last = None
+            raise ValueError(_unreadable(self.path, error)) from None
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _near(self, seconds: float, tolerance: float) -> av.VideoFrame:
+        if not math.isfinite(seconds):
+            raise ValueError(f"no frame is shown at {seconds} s")
+        if self._last is not None and abs(self._last.time - seconds) <= tolerance:
+            return self._last
+        if not self._goes_on(seconds):
+            self._container.seek(round(seconds / self._base), stream=self._stream)
+            self._frames = self._container.decode(self._stream)
+        for frame in self._frames:
+            if frame.time is None:
+                continue
+            self._last = frame
+            if abs(frame.time - seconds) <= tolerance:
+                if frame.is_corrupt:
+                    raise ValueError(f"the frame at {frame.time:.4f} s is damaged")
+                return frame
+            if frame.time > seconds:
+                raise ValueError(
+                    f"no frame within {tolerance:.4f} s of {seconds:.4f} s, the next is at {frame.time:.4f} s"
+                )
+        raise ValueError(f"no frame at {seconds:.4f} s, the last is at {self._times[-1] * self._base:.4f} s")
+
+    def _goes_on(self, seconds: float) -> bool:
+        """Whether to decode on from where it stands rather than to seek."""
+        if self._last is None or self._frames is None or self._last.time > seconds:
+            return False
+        here, there = (bisect_right(self._times, round(time / self._base)) for time in (self._last.time, seconds))
+        key = self._keys[max(bisect_right(self._keys, there - 1) - 1, 0)] if self._keys else 0
+        return there - here <= there - key + _SEEK
+
+
+class Videos:
+    """Videos that are opened when first looked at; the last `limit` of them stay open, in each process its own."""
+
+    def __init__(self, limit: int = 16):
+        self.limit = limit
+        self._open: OrderedDict[Path, Video] = OrderedDict()
+        self._process = os.getpid()
+        self._inherited: list[Any] = []
+
+    def at(self, path: Path, seconds: float, tolerance: float) -> np.ndarray:
+        """As `Video.at`."""
+        if self._process != os.getpid():  # after a fork the files' positions are shared with the parent
+            self._inherited.append(self._open)
+            self._open, self._process = OrderedDict(), os.getpid()
+        if path not in self._open:
+            self._open[path] = Video(path)
+            if len(self._open) > self.limit:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(path)
+        try:
+            return self._open[path].at(seconds, tolerance)
+        except ValueError:
+            self._open.pop(path).close()
+            raise
+
+    def __reduce__(self) -> tuple[type["Videos"], tuple[int]]:
+        return type(self), (self.limit,)
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError | FFmpegError) and error.strerror else str(error)
+    return f"{path} cannot be decoded ({' '.join(str(reason).split())})"
