@@ -186,4 +186,4 @@ def test_numbers_that_are_not_normalised_pass(folder, tmp_path):
     policy = load_policy(tmp_path / "raw/model")
     assert policy.spec.state_dim == 0
     values = torch.tensor([[0.3, 0.7]])
-    assert policy.action(values)[0, 1] == values[0, 1] and policy.action(values)[0, 0] != values[0, 0]
+    assert policy.action(values)[0, 1] == values[0, 1]
