@@ -6,21 +6,22 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_vision.data.stored import Picture, opened
-from vlm_vision.pictures import load_image
+from vlm_vision.data.stored import Picture, Stored, opened
+from vlm_vision.pictures import ImageInput, load_image
 
 _RIGHT, _WRONG, _INK, _PAPER = "#1a7f37", "#cf222e", "#1f2328", "#ffffff"
 
 
 def contact_sheet(
     file: str | Path,
-    rows: Sequence[tuple[Picture, str, str, bool]],
+    rows: Sequence[tuple[Picture | ImageInput, str, str, bool]],
     *,
     columns: int = 6,
     side: int = 160,
     title: str = "",
+    marks: tuple[str, str] = ("right", "wrong"),
 ) -> None:
-    """Draw a PNG of (picture, question, answer, whether it is right), `side` pixels a picture."""
+    """Draw a PNG of (picture, question, answer, whether it is right), `side` pixels a picture; `marks` name right and wrong."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     pad, text_height, top = 12, 66, 40 if title else 0
     cell_width, cell_height = side + 2 * pad, side + text_height + 2 * pad
@@ -28,9 +29,9 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * cell_width, lines * cell_height + top), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((pad, pad), title, fill=_INK, font=font)
-    for i, (path, question, answer, is_right) in enumerate(rows):
+    for i, (image, question, answer, is_right) in enumerate(rows):
         x, y = (i % columns) * cell_width + pad, top + (i // columns) * cell_height + pad
-        picture = load_image(opened([path])[0])
+        picture = load_image(opened([image])[0] if isinstance(image, Stored) else image)
         picture.thumbnail((side, side))
         if max(picture.size) < side:
             scale = side / max(picture.size)
@@ -40,7 +41,7 @@ def contact_sheet(
         sheet.paste(picture, (x, y))
         asked = textwrap.shorten(question.replace("<image>", "").strip(), 46, placeholder="...")
         draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(asked, 24)), fill=_INK, font=small, spacing=2)
-        colour, mark = (_RIGHT, "right") if is_right else (_WRONG, "wrong")
+        colour, mark = (_RIGHT, marks[0]) if is_right else (_WRONG, marks[1])
         draw.rectangle((x, y, x + side - 1, y + side - 1), outline=colour, width=2)
         draw.text(
             (x, y + side + 42),

@@ -1,0 +1,173 @@
+"""Success of a policy in Meta-World, in closed loop, by instruction, beside the same with blank pictures and shuffled instructions.
+
+    python -m recipes.vla_eval --config recipes/configs/vla_eval_metaworld.yaml --policy FOLDER --statistics NAME
+    python -m recipes.vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
+
+`expert` runs Meta-World's scripted experts through the same loop, the most that can be had; `random` draws actions, the
+least. Every policy meets the same seeds, which no recording has. Prints a table with 95 % intervals and writes metrics.json,
+config.yaml, contact_sheet.png and videos/ to `out`. One process.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from tqdm import tqdm
+
+from vlm_vision.checkpoints.save import write_json
+from vlm_vision.explore.contact_sheet import contact_sheet
+from vlm_vision.robot.observation import PolicySpec
+from vlm_vision.robot.policy import Policy
+from vlm_vision.sim.baselines import Chance, Expert
+from vlm_vision.sim.controls import blank, shuffled
+from vlm_vision.sim.environment import EVALUATION_SEED, Environment
+from vlm_vision.sim.instructions import INSTRUCTIONS
+from vlm_vision.sim.metaworld import ACTION_NAMES, HORIZON, MetaWorld
+from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
+from vlm_vision.sim.rollout import rollout
+from vlm_vision.sim.video import Films
+from vlm_vision.train.settings import parsed, run
+
+Control = Literal["right", "blank", "shuffled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One judgement."""
+
+    policy: str
+    """A folder that recipes.vla or `save_pretrained` wrote; or expert, or random."""
+    statistics: str = ""
+    """Name of the data whose units the policy uses; may be empty where it knows one."""
+    out: str = "runs/vla_eval"
+    tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
+    """Names of Meta-World; all for the fifty."""
+    episodes: int = 20
+    """Of each task and control."""
+    controls: tuple[Control, ...] = ("right", "blank", "shuffled")
+    """right: as it is; blank: mid-grey pictures; shuffled: the instruction of another of the tasks."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """The policy's name of each picture -> the view of the scene; empty where they are the same."""
+    size: int = 128
+    """Side of the pictures in pixels, as in the recordings."""
+    execute: int = 0
+    """Steps of a chunk that are done before the next look; 0 for all."""
+    horizon: int = HORIZON
+    """Steps after which an episode has failed."""
+    at_once: int = 8
+    """Environments that run together, and pictures of one batch."""
+    films: int = 2
+    """Episodes of each task that become videos."""
+    film_size: int = 256
+    """Side of the videos in pixels."""
+    device: str = "cpu"
+    seed: int = EVALUATION_SEED
+    """Of the first episode of each task; recordings took those below 10 000."""
+
+    def __post_init__(self):
+        if self.tasks == ("all",):
+            object.__setattr__(self, "tasks", tuple(INSTRUCTIONS))
+        if self.episodes < 1 or not self.tasks or not self.controls:
+            raise ValueError(
+                f"episodes is {self.episodes}, tasks {list(self.tasks)}, controls {list(self.controls)}: expected at least one of each"
+            )
+        if "shuffled" in self.controls and len(set(self.tasks)) < 2:
+            raise ValueError(
+                f"there is one task, {self.tasks[0]}: to shuffle instructions takes two; leave that control out"
+            )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it. Returns what metrics.json holds."""
+    started, out = time.monotonic(), Path(config.out)
+    policy = loaded(config)
+    films = Films(out / "videos", per_task=config.films, side=config.film_size)
+    found = {
+        control: tried(config, policy, control, films if control == config.controls[0] else None)
+        for control in config.controls
+    }
+    print(table(found))
+    if said := advice(found):
+        print(said)
+    metrics = {name: rollouts.to_dict() for name, rollouts in found.items()}
+    metrics |= {"policy": config.policy, "seconds": time.monotonic() - started}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
+    write_json(out / "metrics.json", metrics)
+    if films.ends:
+        rows = [(frame, end.instruction, f"{end.steps} steps", end.success) for end, frame in films.ends]
+        title = f"{config.policy}, {config.controls[0]}"
+        contact_sheet(out / "contact_sheet.png", rows, marks=("done", "failed"), title=title)
+    print(f"{metrics['seconds']:.0f} s; metrics.json, contact_sheet.png and videos in {out}")
+    return metrics
+
+
+def loaded(config: Config) -> Policy:
+    """The policy. Raises ValueError for a folder that holds none."""
+    cameras = tuple(config.cameras or ("corner4",))
+    if config.policy == "expert":
+        return Expert(cameras)
+    if config.policy == "random":
+        return Chance(PolicySpec(cameras, action_dim=4, action_names=ACTION_NAMES), config.seed)
+    from vlm_vision.vla import load_policy
+
+    return load_policy(config.policy, statistics=config.statistics, device=config.device)
+
+
+def tried(config: Config, policy: Policy, control: Control, films: Films | None) -> Rollouts:
+    """All tasks and seeds under one control."""
+    cameras = config.cameras or {name: name for name in policy.spec.cameras}
+    trials = [Trial(task, config.seed + place) for task in config.tasks for place in range(config.episodes)]
+    others = shuffled({task: INSTRUCTIONS[task] for task in config.tasks}) if control == "shuffled" else None
+    with tqdm(total=len(trials), desc=control, unit=" episodes") as bar:
+
+        def watch(environment: Environment, outcome: Outcome, over: bool) -> None:
+            if over:
+                bar.update()
+            if films is not None:
+                films(environment, outcome, over)
+
+        return rollout(
+            policy,
+            lambda task: MetaWorld(task, cameras=cameras, size=config.size, horizon=config.horizon),
+            trials,
+            at_once=config.at_once,
+            execute=config.execute,
+            instructions=others,
+            alter=blank if control == "blank" else None,
+            watch=watch,
+        )
+
+
+def table(found: dict[str, Rollouts]) -> str:
+    """One row for each task, one column for each control."""
+    episodes = len(next(iter(found.values())).outcomes)
+    lines = [f"{f'{episodes} episodes':32}" + "".join(f"{control:>28}" for control in found)]
+    rows = {name: [rollouts.rows()[name] for rollouts in found.values()] for name in next(iter(found.values())).rows()}
+    lines += [f"{name:32}" + "".join(f"{cell:>28}" for cell in cells) for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def advice(found: dict[str, Rollouts]) -> str:
+    """What a control that keeps more than half of the success tells; empty where none does."""
+    said = {
+        "blank": "warning: with blank pictures more than half of the success remains: the state, or habit, tells the policy "
+        "enough; train without the state, or on tasks whose objects move more",
+        "shuffled": "note: with the instruction of another task more than half of the success remains: pictures tell the policy "
+        "its task",
+    }
+    means = {control: rollouts.mean for control, rollouts in found.items()}
+    half = means.get("right", 1.0) / 2
+    return "\n".join(line for control, line in said.items() if means.get(control, 0) > half)
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """A typed Config from --config FILE.yaml and --key value."""
+    return parsed(Config, "recipes.vla_eval", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run("recipes.vla_eval", lambda: main(parse()))

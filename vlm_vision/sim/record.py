@@ -1,0 +1,194 @@
+"""Demonstrations by Meta-World's scripted experts, as episodes and as a LeRobot data set.
+
+python -m vlm_vision.sim.record --tasks reach-v3 push-v3 --episodes 50 --size 128 --out FOLDER
+"""
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import count
+
+import numpy as np
+from tqdm import tqdm
+
+from vlm_vision.robot.episode import Episode
+from vlm_vision.sim.baselines import Expert
+from vlm_vision.sim.environment import EVALUATION_SEED, TRAINING_SEED
+from vlm_vision.sim.instructions import INSTRUCTIONS
+from vlm_vision.sim.metaworld import ACTION_NAMES, HORIZON, STATE_NAMES, MetaWorld
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """How one try of an expert is recorded.
+
+    Args:
+        views: cameras, each named after its view of the scene.
+        size: side of the pictures, in pixels.
+        noise: standard deviation of what is added to the actions that are executed. Recorded are the expert's own, so that
+            a policy sees what to do beside the expert's path (DART, Laskey et al. 2017).
+        horizon: steps after which a try has failed.
+    """
+
+    views: tuple[str, ...] = ("corner4",)
+    size: int = 128
+    noise: float = 0.0
+    horizon: int = HORIZON
+
+    def __post_init__(self) -> None:
+        if not self.noise >= 0:
+            raise ValueError(f"noise is {self.noise}: expected a standard deviation, 0 for none")
+
+    def __call__(self, task: str, seed: int) -> Episode:
+        """Until the task is done or time is up; `success` tells which."""
+        environment, expert = _environment(task, self.views, self.size, self.horizon), Expert(self.views)
+        drawn = np.random.default_rng([seed, 1])
+        seen, actions = [environment.reset(seed)], []
+        while True:
+            actions.append(expert.act(seen[-1:]).values[0, 0])
+            success, done = environment.step(actions[-1] + self.noise * drawn.standard_normal(4))
+            if done:
+                break
+            seen.append(environment.observe())
+        images = {view: np.stack([np.asarray(one.images[view]) for one in seen]) for view in self.views}
+        states = np.stack([np.asarray(one.state) for one in seen])
+        return Episode(environment.instruction, images, np.stack(actions), states, success)
+
+
+class Demonstrations:
+    """As many episodes of each task as were asked for, all successful: those of the first seeds with which the expert succeeds.
+
+    Args:
+        tasks: one after the other.
+        episodes: of each task.
+        seed: first one.
+        workers: processes; 0 for this one. The episodes do not depend on it.
+
+    Raises:
+        ValueError: an unknown task or view; while iterating, an expert that fails four times as often as it should succeed, or
+            seeds that would reach those of evaluation.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        tasks: Sequence[str],
+        episodes: int,
+        *,
+        seed: int = TRAINING_SEED,
+        workers: int = 0,
+    ):
+        if episodes < 1 or workers < 0 or seed < 0 or not tasks:
+            raise ValueError(
+                f"episodes is {episodes}, workers {workers}, seed {seed}, tasks {list(tasks)}: expected 1, 0 and 0 or more, "
+                "and at least one task"
+            )
+        for task in tasks:
+            MetaWorld(task, cameras=recorder.views, size=recorder.size, horizon=recorder.horizon).close()
+        self.recorder, self.tasks, self.episodes, self.seed, self.workers = recorder, tasks, episodes, seed, workers
+        self.failed: Counter[str] = Counter()
+        """Tries that were left out, by task."""
+
+    def __len__(self) -> int:
+        return len(self.tasks) * self.episodes
+
+    def __iter__(self) -> Iterator[Episode]:
+        self.failed.clear()
+        with _processes(self.workers) as begin:
+            for task in self.tasks:
+                yield from self._of(task, begin)
+
+    def _of(self, task: str, begin: "Begin") -> Iterator[Episode]:
+        seeds, waiting, found = count(self.seed), deque[Callable[[], Episode]](), 0
+        while found < self.episodes:
+            while len(waiting) < min(2 * self.workers or 1, self.episodes - found):
+                waiting.append(begin(self.recorder, task, self._checked(next(seeds))))
+            episode = waiting.popleft()()
+            if episode.success:
+                found += 1
+                yield episode
+                continue
+            self.failed[task] += 1
+            if self.failed[task] > 4 * self.episodes:
+                raise ValueError(
+                    f"the expert of {task} succeeded {found} times and failed {self.failed[task]} times: use less noise, or "
+                    "leave the task out"
+                )
+
+    def _checked(self, seed: int) -> int:
+        if self.seed < EVALUATION_SEED <= seed:
+            raise ValueError(f"seeds have come to {seed}, where those of evaluation begin: record fewer episodes")
+        return seed
+
+
+Begin = Callable[[Recorder, str, int], Callable[[], Episode]]
+"""Begin a try; what is returned waits for it."""
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Begin]:
+    if not workers:
+        yield partial
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield lambda recorder, task, seed: pool.submit(recorder, task, seed).result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=1)
+def _environment(task: str, views: tuple[str, ...], size: int, horizon: int) -> MetaWorld:
+    return MetaWorld(task, cameras=views, size=size, horizon=horizon)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Wrong input gives one sentence on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    tasks = list(INSTRUCTIONS) if options.tasks == ["all"] else options.tasks
+    started = time.monotonic()
+    try:
+        from vlm_vision.data.lerobot import write_dataset
+
+        recorder = Recorder(tuple(options.views), options.size, options.noise, options.horizon)
+        made = Demonstrations(recorder, tasks, options.episodes, seed=options.seed, workers=options.workers)
+        names = {"action_names": ACTION_NAMES, "state_names": STATE_NAMES}
+        write_dataset(
+            options.out, tqdm(made, unit=" episodes"), fps=80, robot_type="sawyer", video=not options.png, **names
+        )
+    except (ValueError, OSError) as error:
+        print(f"vlm_vision.sim.record: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    failed = ", ".join(f"{task} {number}" for task, number in made.failed.items()) or "none"
+    print(
+        f"{len(made)} episodes in {options.out}, {time.monotonic() - started:.0f} s; tries of the experts that failed: {failed}"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm_vision.sim.record", description="Demonstrations by scripted experts."
+    )
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="as reach-v3; all for the fifty")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
+    parser.add_argument("--episodes", type=int, default=50, help="of each task (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures (default: %(default)s)")
+    parser.add_argument("--views", nargs="+", default=["corner4"], metavar="VIEW", help="cameras (default: corner4)")
+    parser.add_argument("--noise", type=float, default=0.0, help="added to what is executed (default: %(default)s)")
+    parser.add_argument("--horizon", type=int, default=HORIZON, help="steps of a try (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=TRAINING_SEED, help="first one (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: %(default)s, this one)")
+    parser.add_argument("--png", action="store_true", help="pictures that lose nothing, instead of videos")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Pictures of a MuJoCo model without a screen, with what is slow left out: about 10 ms each by software."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import weakref
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+_open: weakref.WeakSet[FastRenderer] = weakref.WeakSet()
+
+
+class FastRenderer:
+    """Draws without shadows, reflections and multisampling, which take seven eighths of the time.
+
+    On Linux by EGL, where the variable MUJOCO_GL does not choose another way, whichever module imported MuJoCo first.
+
+    Args:
+        model: a mujoco.MjModel.
+
+    Raises:
+        OSError: nothing to draw with.
+    """
+
+    def __init__(self, model: Any):
+        mujoco = import_module("mujoco")  # it has no types
+        self._model, self._mujoco = model, mujoco
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        self._size = model.vis.global_.offheight, model.vis.global_.offwidth
+        try:
+            self._gl = _context()(*reversed(self._size))
+            self._gl.make_current()
+            self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:  # PyOpenGL found no library
+            raise OSError(
+                f"MuJoCo finds no OpenGL to draw with ({error}): apt-get install libegl1 libgl1-mesa-dri, or choose osmesa or "
+                "glfw by the variable MUJOCO_GL"
+            ) from None
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
+        self._scene, self._option = mujoco.MjvScene(model, maxgeom=2000), mujoco.MjvOption()
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        _open.add(self)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)  # after MuJoCo's own, so that it runs while there is a display
+
+    def __call__(self, data: Any, camera: str, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) uint8, of a mujoco.MjData."""
+        mujoco = self._mujoco
+        self._gl.make_current()
+        if height > self._size[0] or width > self._size[1]:
+            self._size = max(height, self._size[0]), max(width, self._size[1])
+            mujoco.mjr_resizeOffscreen(self._size[1], self._size[0], self._drawing)
+        view = mujoco.MjvCamera()
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, self._option, None, view, everything, self._scene)
+        part, drawn = mujoco.MjrRect(0, 0, width, height), np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_render(part, self._scene, self._drawing)
+        mujoco.mjr_readPixels(drawn, None, part, self._drawing)
+        return np.flipud(drawn)
+
+    def close(self) -> None:
+        """Give the context back. Twice is as once."""
+        if self in _open:
+            _open.discard(self)
+            self._gl.make_current()
+            self._drawing.free()
+            self._gl.free()
+
+
+def _context() -> Any:
+    """The class of contexts."""
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # PyOpenGL tells what it does not need
+    by_egl = sys.platform == "linux" and not os.environ.get("MUJOCO_GL")
+    kind = import_module("mujoco.egl" if by_egl else "mujoco.gl_context").GLContext
+    return type(kind.__name__, (kind,), {"_context": None})  # what it frees, should it fail to begin
+
+
+def _close_all() -> None:
+    for renderer in list(_open):
+        renderer.close()

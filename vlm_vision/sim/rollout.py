@@ -1,0 +1,152 @@
+"""A policy in closed loop: it looks, acts for some steps, and looks again, in several environments at once."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlm_vision.robot.observation import Observation, PolicySpec
+from vlm_vision.robot.policy import Policy
+from vlm_vision.sim.environment import Environment
+from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
+
+Watch = Callable[[Environment, Outcome, bool], None]
+"""Called after each reset and each step with what there is so far, and whether the episode is over."""
+
+
+def rollout(
+    policy: Policy,
+    make: Callable[[str], Environment],
+    trials: Sequence[Trial],
+    *,
+    at_once: int = 8,
+    execute: int = 0,
+    instructions: Mapping[str, str] | None = None,
+    alter: Callable[[Observation], Observation] | None = None,
+    watch: Watch | None = None,
+) -> Rollouts:
+    """Try everything once. All environments look at the same time, so that the policy gets one batch.
+
+    Args:
+        make: from a task's name to its environment, which serves one trial after another.
+        at_once: environments that are open at a time.
+        execute: steps of a chunk that are done before the next look; 0 for all.
+        instructions: by task, said in place of the environment's own (`controls.shuffled`).
+        alter: makes of an observation what the policy sees (`controls.blank`).
+
+    Raises:
+        ValueError: no trials, a policy of another robot or with other cameras, an `execute` longer than its chunk, or actions
+            of another shape or not finite.
+    """
+    spec, seconds, looks = policy.spec, defaultdict[str, float](float), 0
+    if not trials or at_once < 1 or not 0 <= execute <= spec.chunk:
+        raise ValueError(
+            f"there are {len(trials)} trials, {at_once} at once, {execute} steps for each look: expected at least one, one, and "
+            f"0 to {spec.chunk}, the chunk of the policy"
+        )
+    coming, outcomes = deque(enumerate(trials)), dict[int, Outcome]()
+    running: list[_Running] = []
+    spare: list[Environment] = []
+    began = time.perf_counter()
+    try:
+        while coming or running:
+            while coming and len(running) < at_once:
+                place, trial = coming.popleft()
+                one = _begun(place, trial, _environment(trial.task, make, spare, spec), instructions)
+                running.append(one)
+                if watch:
+                    watch(one.environment, one.outcome, False)
+            seen = [replace(one.observation, instruction=one.outcome.instruction) for one in running]
+            looks += len(seen)
+            looked = time.perf_counter()
+            actions = policy.act([alter(one) for one in seen] if alter else seen)
+            seconds["policy"] += time.perf_counter() - looked
+            for stage, spent in actions.seconds.items():
+                seconds[f"policy: {stage}"] += spent
+            values = _checked(actions.values, len(running), spec)
+            for one, chunk in zip(running, values[:, : execute or spec.chunk], strict=True):
+                one.act(chunk, watch)
+            outcomes |= {one.place: one.outcome for one in running}
+            spare += [one.environment for one in running if one.over]
+            running = [one for one in running if not one.over]
+    finally:
+        for environment in [*spare, *(one.environment for one in running)]:
+            environment.close()
+    total = time.perf_counter() - began
+    times = {"total": total, "environments": total - seconds["policy"], **seconds}
+    return Rollouts(tuple(outcomes[place] for place in range(len(trials))), times, looks)
+
+
+@dataclass
+class _Running:
+    """A trial under way."""
+
+    place: int
+    environment: Environment
+    observation: Observation
+    outcome: Outcome
+    over: bool = False
+
+    def act(self, chunk: np.ndarray, watch: Watch | None) -> None:
+        """Do actions (steps, A) until the episode is over; look if it is not."""
+        for action in chunk:
+            success, self.over = self.environment.step(action)
+            self.outcome = replace(self.outcome, success=success, steps=self.outcome.steps + 1)
+            if watch:
+                watch(self.environment, self.outcome, self.over)
+            if self.over:
+                return
+        self.observation = self.environment.observe()
+
+
+def _begun(place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None) -> _Running:
+    said = environment.instruction if instructions is None else instructions[trial.task]
+    return _Running(place, environment, environment.reset(trial.seed), Outcome(trial, said, False, 0))
+
+
+def _environment(
+    task: str, make: Callable[[str], Environment], spare: list[Environment], spec: PolicySpec
+) -> Environment:
+    """One that is at hand; or a new one, in whose place one of another task is closed."""
+    for place, environment in enumerate(spare):
+        if environment.name == task:
+            return spare.pop(place)
+    if spare:
+        spare.pop().close()
+    environment = make(task)
+    try:
+        _check(spec, environment)
+    except ValueError:
+        environment.close()
+        raise
+    return environment
+
+
+def _check(spec: PolicySpec, environment: Environment) -> None:
+    if set(spec.cameras) != set(environment.cameras):
+        raise ValueError(
+            f"the policy looks at cameras {list(spec.cameras)}, and {environment.name} has {list(environment.cameras)}: name the "
+            "environment's cameras as the policy does"
+        )
+    if spec.action_dim != environment.action_dim or spec.state_dim not in (0, environment.state_dim):
+        raise ValueError(
+            f"the policy gives {spec.action_dim} numbers and reads a state of {spec.state_dim}; {environment.name} takes "
+            f"{environment.action_dim} and tells {environment.state_dim}: the policy is of another robot"
+        )
+    if spec.fps and abs(spec.fps - environment.fps) > 0.01:
+        raise ValueError(
+            f"the policy acts {spec.fps:g} times a second, and {environment.name} {environment.fps:g} times: it learned from "
+            "another rate"
+        )
+
+
+def _checked(values: np.ndarray, rows: int, spec: PolicySpec) -> np.ndarray:
+    if np.shape(values) != (rows, spec.chunk, spec.action_dim):
+        raise ValueError(
+            f"the policy gave actions of shape {np.shape(values)}: expected {(rows, spec.chunk, spec.action_dim)}, as its spec says"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("the policy gave actions that are NaN or Inf: look at its weights and statistics")
+    return values
