@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import align, contrastive, distill, mae, probe, self_distill, supervised, vla_eval, vqa
+from recipes import align, contrastive, distill, mae, probe, self_distill, supervised, vla, vla_eval, vqa
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,8 @@ def test_every_config_fits_its_recipe(file, tmp_path):
         "dinov3": self_distill,
     }
     named |= {"distill": distill}
-    recipe = vla_eval if file.stem.startswith("vla_eval") else named.get(file.stem.split("_")[0], vqa)
+    named |= {"vla": vla_eval if file.stem.startswith("vla_eval") else vla}
+    recipe = named.get(file.stem.split("_")[0], vqa)
     assert isinstance(recipe.parse(["--config", str(file), "--out", str(tmp_path)]), recipe.Config)
 
 

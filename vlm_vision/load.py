@@ -23,6 +23,8 @@ from vlm_vision.preprocess import Preprocess
 SHIPPED = {"mini": Path(__file__).parent / "mini"}
 """Checkpoints that come with the package. A folder of such a name is given as ./mini."""
 _HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin"]
+TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
+"""Patterns of a tokenizer's files that are no JSON."""
 
 Size = int | tuple[int, int]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 import projectors
 from vlm_vision.config import Tap
 from vlm_vision.connector import load_projector
-from vlm_vision.load import load
+from vlm_vision.load import TOKENIZER_FILES, load, resolve
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.train.settings import Training
 from vlm_vision.vlm.layout import layout_from_dict
@@ -50,7 +49,8 @@ class Joined(Training):
     """How a run makes and trains a `VisionLanguageModel`."""
 
     start: str = ""
-    """Folder of a saved VisionLanguageModel to begin from, in place of encoder, language, projector and layout."""
+    """Folder or hub id of a VisionLanguageModel to begin from, in place of encoder, language, projector and layout; of LLaVA,
+    OpenVLA and Prismatic too."""
     encoder: Encoder = Encoder()
     language: Language = Language()
     projector: str = "mlp"
@@ -79,12 +79,13 @@ def joined(settings: Joined, texts: Iterable[str]) -> VisionLanguageModel:
     Raises:
         ValueError: as the loaders.
     """
-    if not settings.start:
-        model = _joined(settings, texts)
-    elif Path(settings.start, "config.json").is_file():
-        model = VisionLanguageModel.from_pretrained(settings.start, dtype=torch.float32)
+    if settings.start:
+        folder = resolve(settings.start, None, also=TOKENIZER_FILES)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
+        model = VisionLanguageModel.from_pretrained(folder, dtype=torch.float32)
     else:
-        raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
+        model = _joined(settings, texts)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

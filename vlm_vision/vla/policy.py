@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vlm_vision.checkpoints.files import read_json
-from vlm_vision.load import resolve
+from vlm_vision.load import TOKENIZER_FILES, resolve
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader
@@ -68,7 +68,7 @@ class VLAPolicy:
         return self.model.plain_vlm.device
 
 
-_HUB_FILES = ("tokenizer.model", "merges.txt", "*.jinja", "action_head--*.pt", "proprio_projector--*.pt")
+_HUB_FILES = (*TOKENIZER_FILES, "action_head--*.pt", "proprio_projector--*.pt")
 """What a policy on the hub has beside configurations and weights."""
 
 
