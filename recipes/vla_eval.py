@@ -1,7 +1,8 @@
-"""Success of a policy in Meta-World, in closed loop, by instruction, beside the same with blank pictures and shuffled instructions.
+"""Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank pictures and shuffled instructions.
 
     python -m recipes.vla_eval --config recipes/configs/vla_eval_metaworld.yaml --policy FOLDER --statistics NAME
     python -m recipes.vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
+    python -m recipes.vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
 
 `expert` runs Meta-World's scripted experts through the same loop, the most that can be had; `random` draws actions, the
 least. Every policy meets the same seeds, which no recording has. Prints a table with 95 % intervals and writes metrics.json,
@@ -25,7 +26,8 @@ from vlm_vision.sim.baselines import Chance, Expert
 from vlm_vision.sim.controls import blank, shuffled
 from vlm_vision.sim.environment import EVALUATION_SEED, Environment
 from vlm_vision.sim.instructions import INSTRUCTIONS
-from vlm_vision.sim.metaworld import ACTION_NAMES, HORIZON, MetaWorld
+from vlm_vision.sim.libero import VIEWS, Libero, instruction
+from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
 from vlm_vision.sim.rollout import rollout
 from vlm_vision.sim.video import Films
@@ -44,19 +46,19 @@ class Config:
     """Name of the data whose units the policy uses; may be empty where it knows one."""
     out: str = "runs/vla_eval"
     tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
-    """Names of Meta-World; all for the fifty."""
+    """Names of Meta-World, all for the fifty; or LIBERO's, as libero_spatial/0. Not both: they are other robots."""
     episodes: int = 20
     """Of each task and control."""
     controls: tuple[Control, ...] = ("right", "blank", "shuffled")
     """right: as it is; blank: mid-grey pictures; shuffled: the instruction of another of the tasks."""
     cameras: dict[str, str] = field(default_factory=dict)
-    """The policy's name of each picture -> the view of the scene; empty where they are the same."""
+    """The policy's name of each picture -> camera of the scene; empty where they are the same."""
     size: int = 128
     """Side of the pictures in pixels, as in the recordings."""
     execute: int = 0
     """Steps of a chunk that are done before the next look; 0 for all."""
-    horizon: int = HORIZON
-    """Steps after which an episode has failed."""
+    horizon: int = 0
+    """Steps after which an episode has failed; 0 for what the benchmark gives."""
     at_once: int = 8
     """Environments that run together, and pictures of one batch."""
     films: int = 2
@@ -107,11 +109,12 @@ def main(config: Config) -> dict[str, Any]:
 
 def loaded(config: Config) -> Policy:
     """The policy. Raises ValueError for a folder that holds none."""
-    cameras = tuple(config.cameras or ("corner4",))
     if config.policy == "expert":
-        return Expert(cameras)
+        return Expert(tuple(config.cameras or ("corner4",)))
     if config.policy == "random":
-        return Chance(PolicySpec(cameras, action_dim=4, action_names=ACTION_NAMES), config.seed)
+        libero = is_libero(config.tasks[0])
+        cameras = tuple(config.cameras or (VIEWS if libero else ("corner4",)))
+        return Chance(PolicySpec(cameras, action_dim=7 if libero else 4), config.seed)
     from vlm_vision.vla import load_policy
 
     return load_policy(config.policy, statistics=config.statistics, device=config.device)
@@ -119,9 +122,15 @@ def loaded(config: Config) -> Policy:
 
 def tried(config: Config, policy: Policy, control: Control, films: Films | None) -> Rollouts:
     """All tasks and seeds under one control."""
-    cameras = config.cameras or {name: name for name in policy.spec.cameras}
+    cameras = config.cameras or {name: VIEWS.get(name, name) for name in policy.spec.cameras}
     trials = [Trial(task, config.seed + place) for task in config.tasks for place in range(config.episodes)]
-    others = shuffled({task: INSTRUCTIONS[task] for task in config.tasks}) if control == "shuffled" else None
+    others = shuffled({task: words(task) for task in config.tasks}) if control == "shuffled" else None
+
+    def make(task: str) -> Environment:
+        if is_libero(task):
+            return Libero(task, cameras=cameras, size=config.size, horizon=config.horizon)
+        return MetaWorld(task, cameras=cameras, size=config.size, horizon=config.horizon or HORIZON)
+
     with tqdm(total=len(trials), desc=control, unit=" episodes") as bar:
 
         def watch(environment: Environment, outcome: Outcome, over: bool) -> None:
@@ -132,7 +141,7 @@ def tried(config: Config, policy: Policy, control: Control, films: Films | None)
 
         return rollout(
             policy,
-            lambda task: MetaWorld(task, cameras=cameras, size=config.size, horizon=config.horizon),
+            make,
             trials,
             at_once=config.at_once,
             execute=config.execute,
@@ -140,6 +149,20 @@ def tried(config: Config, policy: Policy, control: Control, films: Films | None)
             alter=blank if control == "blank" else None,
             watch=watch,
         )
+
+
+def is_libero(task: str) -> bool:
+    """Whether a task is LIBERO's, by its name."""
+    return "/" in task
+
+
+def words(task: str) -> str:
+    """The instruction of a task. Raises ValueError for one that is not known."""
+    if is_libero(task):
+        return instruction(task)
+    if task not in INSTRUCTIONS:
+        raise ValueError(f"task {task!r} is not known: expected one of {', '.join(INSTRUCTIONS)}, or LIBERO's")
+    return INSTRUCTIONS[task]
 
 
 def table(found: dict[str, Rollouts]) -> str:

@@ -1,5 +1,6 @@
 """Robots in simulators: environments, recordings of scripted experts, policies in closed loop.
 
-Order, low to high: environment, rendering, instructions, metaworld; baselines, record; intervals, outcomes, controls; rollout,
-video. Imports neither MuJoCo nor Meta-World before an environment is made (`pip install 'vlm-vision[sim]'`).
+Order, low to high: environment, rendering, instructions, metaworld, libero; baselines, record; intervals, outcomes, controls; rollout,
+video. Imports no simulator before an environment is made
+(`pip install 'vlm-vision[sim]'`, LIBERO: `[libero]`).
 """

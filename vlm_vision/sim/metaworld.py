@@ -12,7 +12,7 @@ import numpy as np
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.statistics import listed
 from vlm_vision.sim.instructions import INSTRUCTIONS
-from vlm_vision.sim.rendering import FastRenderer
+from vlm_vision.sim.rendering import Renderer
 
 if TYPE_CHECKING:
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
@@ -82,7 +82,7 @@ class MetaWorld:
         self._size, self._horizon = size, horizon
         self._simulated = _simulated(name)
         self.fps = 1 / self._simulated.dt
-        self._renderer: FastRenderer | None = None
+        self._renderer: Renderer | None = None
         self._hidden = np.zeros(39)
         self._steps, self._success = 0, False
 
@@ -123,7 +123,7 @@ class MetaWorld:
 
     def _draw(self, height: int, width: int, view: str) -> np.ndarray:
         if self._renderer is None:
-            self._renderer = FastRenderer(self._simulated.model)
+            self._renderer = Renderer(self._simulated.model)
         drawn = self._renderer(self._simulated.data, view, height, width)
         return np.ascontiguousarray(drawn[::-1, ::-1] if view in UPSIDE_DOWN else drawn)
 

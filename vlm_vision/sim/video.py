@@ -52,7 +52,7 @@ class Films:
     """Watches a rollout: the first episodes of each task as mp4, and how each of these looked in the end.
 
     Args:
-        folder: for the files, named task-seed-success.mp4.
+        folder: for the files, named task-seed-done.mp4 or task-seed-failed.mp4.
         per_task: episodes.
         side: of the frames, in pixels.
         every: steps from frame to frame; time in the video is the robot's.
@@ -67,7 +67,8 @@ class Films:
     def __call__(self, environment: Environment, outcome: Outcome, over: bool) -> None:
         trial = outcome.trial
         place = (trial.task, trial.seed)
-        file = self.folder / f".{trial.task}-{trial.seed}.mp4"
+        name = f"{trial.task.replace('/', '-')}-{trial.seed}"
+        file = self.folder / f".{name}.mp4"
         if not outcome.steps and self._begun[trial.task] < self.per_task:
             self._begun[trial.task] += 1
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,5 +79,5 @@ class Films:
         self._open[place].add(frame)
         if over:
             self._open.pop(place).close()
-            file.rename(self.folder / f"{trial.task}-{trial.seed}-{'done' if outcome.success else 'failed'}.mp4")
+            file.rename(self.folder / f"{name}-{'done' if outcome.success else 'failed'}.mp4")
             self.ends.append((outcome, frame))
