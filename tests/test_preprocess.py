@@ -279,7 +279,7 @@ def test_the_fingerprint_changes_with_every_field() -> None:
     [
         (
             {"resize": "shortest"},
-            "resize is 'shortest': expected one of none, squash, shortest_edge, .*fit; did you mean 'shortest_e",
+            "resize is 'shortest': expected one of none, squash, shortest_edge, .*fit, .*; did you mean 'shortest_e",
         ),
         ({"resample": "bicubik"}, "resample is 'bicubik': .*; did you mean 'bicubic'"),
         ({"resample": 3}, "resample is 3: expected one of nearest, .*; use one of these"),
@@ -299,7 +299,7 @@ def test_the_fingerprint_changes_with_every_field() -> None:
             {"resize": "max_patches", "resize_to": (0, 0), "patch_size": 8, "max_patches": 9, "crop": (8, 8)},
             r"crop is \(8, 8\) but resize is 'max_patches', which keeps the whole picture: expected crop=None",
         ),
-        ({"kernel": "pilow"}, "kernel is 'pilow': expected one of pillow, float, point; did you mean 'pillow'"),
+        ({"kernel": "pilow"}, "kernel is 'pilow': expected one of pillow, float, point, .*; did you mean 'pillow'"),
         (
             {"kernel": "float", "resample": "lanczos"},
             "kernel 'float' has no filter 'lanczos': expected bilinear or bic",
@@ -308,8 +308,13 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         ({"kernel": "float", "resize": "none", "resize_to": (0, 0)}, "kernel is 'float' but resize is 'none'"),
         ({"crop_rounding": "even"}, "crop_rounding is 'even': expected one of floor, half_even; did you mean 'half_ev"),
         ({"crop_rounding": "half_even"}, "crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop"),
-        ({"fill": (0, 0, 256)}, r"fill is \(0, 0, 256\): expected 3 whole numbers in 0..255"),
-        ({"fill": (0.5, 0.5, 0.5)}, "fill is .*expected 3 whole numbers in 0..255"),
+        ({"fill": (0, 0, 256)}, r"fill is \(0, 0, 256\): expected 3 numbers in 0..255"),
+        (
+            {"fill": (0.5, 0.5, 0.5), "resize": "letterbox", "resize_to": (28, 28)},
+            "fill is .*expected 3 whole numbers in 0..255",
+        ),
+        ({"crop_place": "top_left"}, "crop_place is 'top_left' but crop is None .*expected 'centre', or a crop"),
+        ({"camera": "openvla"}, "camera is 'openvla': expected a CameraPath or None; see with_evaluation"),
         ({"fill": (1, 1, 1)}, r"fill is \(1, 1, 1\) but nothing is added to the picture: expected \(0, 0, 0\), a crop"),
         ({"rescale": 0.0}, "rescale is .*not zero"),
         ({"rescale": float("nan")}, "rescale is .*finite"),

@@ -54,6 +54,8 @@ class Context(NamedTuple):
     """(sequences + 1,) int32: where each packed sequence starts, and the end of the last."""
     places: Tensor | None = None
     """(B, Q) int64: tokens whose output alone is computed, where sequences are not packed; they see what they would see."""
+    condition: Tensor | None = None
+    """(B, C): what steers the blocks of `vlm_vision.film`."""
 
 
 def gelu(x: Tensor, inplace: bool) -> Tensor:

@@ -130,7 +130,7 @@ _COLUMNS = {
     "open_clip": "open_clip",
     "big_vision": "big_vision `.npz`",
     "openvla": "Prismatic, OpenVLA",
-    "lerobot": "LeRobot (pi0, SmolVLA)",
+    "lerobot": "LeRobot, openpi (pi0, SmolVLA)",
 }
 WHOLE = ("llava", "prismatic")
 """Formats of models with a language model."""

@@ -62,6 +62,8 @@ class ViTConfig:
     """Stochastic depth of the last block (Huang et al. 2016, arXiv:1603.09382)."""
     drop_path_ramp: bool = True
     """Earlier blocks ramp up to `drop_path` from 0; False drops every block at that rate (DINOv2)."""
+    film_dim: int = 0
+    """Width of a vector, given with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
     final_norm: bool = True
     pool: Pool = "cls"
     """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
@@ -81,7 +83,7 @@ class ViTConfig:
     def __post_init__(self):
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
             check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
-        for name in ("num_registers", "position_prefix", "pool_dim", "num_classes"):
+        for name in ("num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes"):
             check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
         if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
             raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")

@@ -8,9 +8,10 @@ import projectors
 from projectors import Projector
 from vlm_vision.checkpoints.connectors import Checkpoint, find
 from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import WRONG_KIND, state_of
-from vlm_vision.load import known_device, known_dtype, resolve
+from vlm_vision.load import known_device, known_dtype
 
 
 def load_projector(
@@ -22,7 +23,8 @@ def load_projector(
 ) -> Projector:
     """The projector of a published model.
 
-    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA, PaliGemma, pi0, Idefics2, Idefics3,
+    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
+    not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
     SmolVLM, SmolVLA, BLIP-2, Qwen2-VL, Qwen2.5-VL. It takes what their tower gives: the tokens after the final norm for
     BLIP-2, whose class token is left out here, and those before any for the two Qwens.
 

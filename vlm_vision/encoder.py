@@ -71,10 +71,11 @@ class Encoder(nn.Module):
         keep: Tensor | None = None,
         pool: bool = True,
         patches: bool = True,
+        condition: Tensor | None = None,
     ) -> VisionOutput:
         """Encode pixels (B, C, H, W); arguments and errors as `VisionTransformer.forward`."""
         pixels, tap = pixels.to(self.dtype), tap or self.tap
-        return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches)
+        return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches, condition=condition)
 
     def packed(self, pictures: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
         """Encode pictures (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.

@@ -5,7 +5,7 @@ feed both to the language model this way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import SIDECAR, write_json
 from vlm_vision.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.encoder import Encoder
-from vlm_vision.preprocess import ImageInput, Preprocess
+from vlm_vision.pictures import ImageInput, load_images
+from vlm_vision.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,17 @@ class FusedPreprocess:
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Pictures -> float32 (B, 3 * towers, H, W)."""
-        each = [preprocess(images) for preprocess in self.towers]
+        cameras, towers = {preprocess.camera for preprocess in self.towers}, self.towers
+        if len(cameras) == 1 and (camera := cameras.pop()) is not None:  # once for all towers
+            images = [camera(picture) for picture in load_images(images)]
+            towers = [replace(preprocess, camera=None) for preprocess in towers]
+        each = [preprocess(images) for preprocess in towers]
         height, width = (max(pixels.shape[axis] for pixels in each) for axis in (-2, -1))
         return torch.cat([nn.functional.pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in each], dim=1)
+
+    def with_evaluation(self, name: str, *, crop: bool) -> "FusedPreprocess":
+        """As `Preprocess.with_evaluation`, for every tower."""
+        return FusedPreprocess(tuple(preprocess.with_evaluation(name, crop=crop) for preprocess in self.towers))
 
     @property
     def output_size(self) -> tuple[int, int] | None:
@@ -95,6 +104,17 @@ class FusedEncoder(nn.Module):
         """The towers' own preprocessing, side by side."""
         return FusedPreprocess(tuple(tower.preprocess for tower in self._towers))
 
+    @preprocess.setter
+    def preprocess(self, preprocess: FusedPreprocess) -> None:
+        given = preprocess.towers if isinstance(preprocess, FusedPreprocess) else ()
+        if len(given) != len(self.towers) or None in (sizes := [one.output_size for one in given]):
+            raise ValueError(
+                f"this encoder has {len(self.towers)} towers: expected a FusedPreprocess with one for each, of fixed size"
+            )
+        _one_grid(self._towers, sizes)  # type: ignore[arg-type]
+        for tower, one in zip(self._towers, given, strict=True):
+            tower.preprocess = one
+
     @property
     def config(self) -> FusedConfig:
         return FusedConfig(tuple(tower.config for tower in self._towers))
@@ -130,13 +150,19 @@ class FusedEncoder(nn.Module):
         return rows * columns
 
     def forward(
-        self, pixels: Tensor | Sequence[Tensor], *, tap: Tap | Sequence[Tap] | None = None, pool: bool = True
+        self,
+        pixels: Tensor | Sequence[Tensor],
+        *,
+        tap: Tap | Sequence[Tap] | None = None,
+        pool: bool = True,
+        condition: Tensor | None = None,
     ) -> VisionOutput:
         """Encode with every tower; on CUDA without gradients side by side, each on a stream of its own.
 
         Args:
             pixels: the canvas of `preprocess`, (B, 3 * towers, H, W), or one (B, 3, H, W) for each tower.
             tap: one for all towers, or one each; default their own.
+            condition: (B, film_dim), for towers with FiLM, the same for all.
 
         Raises:
             ValueError: wrong number of channels, tensors or taps; grids that differ.
@@ -149,7 +175,8 @@ class FusedEncoder(nn.Module):
                 f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each"
             )
         _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
-        calls = [partial(tower, p, tap=t, pool=pool) for tower, p, t in zip(towers, each, taps, strict=True)]
+        steer = {} if condition is None else {"condition": condition}
+        calls = [partial(tower, p, tap=t, pool=pool, **steer) for tower, p, t in zip(towers, each, taps, strict=True)]
         outs = _on_streams(calls, each) if _can_overlap(each) else [call() for call in calls]
         return VisionOutput(
             patch_tokens=torch.cat([out.patch_tokens for out in outs], dim=-1),

@@ -1,8 +1,5 @@
 """`vlm_vision.load`: from a name to an encoder."""
 
-import difflib
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +9,7 @@ import torch
 
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.towers import Hints, Tower, build
@@ -19,12 +17,6 @@ from vlm_vision.config import Remainder, Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess import Preprocess
-
-SHIPPED = {"mini": Path(__file__).parent / "mini"}
-"""Checkpoints that come with the package. A folder of such a name is given as ./mini."""
-_HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin"]
-TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
-"""Patterns of a tokenizer's files that are no JSON."""
 
 Size = int | tuple[int, int]
 
@@ -48,8 +40,10 @@ def load(
 
     Args:
         source: "mini", the small SigLIP that comes with the package; or hub id, local folder (transformers, timm,
-            open_clip, OpenVLA and Prismatic, LeRobot) or file (`.pth` and `.pt` of the original code, big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order
-            written. Of a whole model (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA) only the vision part is read.
+            open_clip, OpenVLA, OpenVLA-OFT and Prismatic, LeRobot, openpi) or file (`.pth` and `.pt` of the original code,
+            big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order written. Of a whole model
+            (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA) only the vision part is read, with the
+            preprocessing of that model's code; what an evaluation does before it is chosen by `with_evaluation`.
         tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
             the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
@@ -189,42 +183,6 @@ def _fuse(
     return FusedEncoder(
         [_encoder(found[0], t, size, options) for found, t, size in zip(towers, taps, sizes, strict=True)]
     ).eval()
-
-
-def shipped(source: str | Path) -> str | Path:
-    """The folder of a name that comes with the package; any other source as it is."""
-    return SHIPPED.get(source, source) if isinstance(source, str) else source
-
-
-def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) -> Path:
-    """The local folder or file of a shipped name, path or hub id. Raises ValueError if there is none.
-
-    Args:
-        also: patterns of files to fetch from the hub beside configurations and weights.
-    """
-    source = shipped(source)
-    path = Path(source).expanduser()
-    if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
-        return path
-    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
-        near = (
-            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
-            if os.path.isdir(path.parent)
-            else []
-        )
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ValueError(
-            f"there is no folder {source}, and it is no hub id of the form owner/name and not {' or '.join(SHIPPED)}{hint}"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=[*_HUB_FILES, *also]))
-    except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"there is no folder {source}, and the hub did not give it ({type(error).__name__}: {reason})"
-        ) from error
 
 
 def known_dtype(dtype: torch.dtype) -> torch.dtype:

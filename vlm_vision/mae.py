@@ -24,12 +24,13 @@ from vlm_vision.checkpoints import keys, timm_layout
 from vlm_vision.checkpoints.files import WeightFiles, read_json, whole
 from vlm_vision.checkpoints.hf_family import style_of
 from vlm_vision.checkpoints.hf_vit import MAE
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.checkpoints.towers import WRONG_KIND, Part, state_of
 from vlm_vision.config import Tap, ViTConfig, check_whole
 from vlm_vision.encoder import Encoder, Origin
-from vlm_vision.load import load, resolve
+from vlm_vision.load import load
 from vlm_vision.masks import random_masking
 from vlm_vision.new_models import new_encoder
 from vlm_vision.position import RESIZE, Grid, PositionTable

@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,6 +42,21 @@ def load_image(image: ImageInput) -> Image.Image:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
+    """One picture, a list or tuple of them, or a batch as one uint8 array (numpy (B, H, W, C), torch (B, C, H, W)), each by
+    `load_image`.
+
+    Raises:
+        ValueError: as `load_image`; also when there is none.
+    """
+    is_array = isinstance(images, np.ndarray | torch.Tensor)
+    batch = images if isinstance(images, list | tuple) or (is_array and images.ndim == 4) else [images]
+    pictures = [load_image(cast(ImageInput, image)) for image in batch]
+    if not pictures:
+        raise ValueError("there are no images: expected at least one; leave empty batches out")
+    return pictures
 
 
 def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:

@@ -12,18 +12,28 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vlm_vision.pictures import ImageInput, load_image
+from vlm_vision.camera import CameraPath, camera_path
+from vlm_vision.pictures import ImageInput, load_images
+from vlm_vision.resize import (
+    CropPlace,
+    CropRounding,
+    Kernel,
+    ResampleFilter,
+    cropped,
+    resized,
+    size_within_budget,
+    with_bars,
+)
 
-ResizeMode = Literal["none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit"]
-ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-CropRounding = Literal["floor", "half_even"]
-Kernel = Literal["pillow", "float", "point"]
+ResizeMode = Literal[
+    "none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit", "within", "scaled_within"
+]
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -34,6 +44,8 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "pillow": get_args(ResampleFilter),
     "float": ("bilinear", "bicubic"),
     "point": ("bilinear",),
+    "point_float": ("bilinear",),
+    "torch": ("bilinear", "bicubic"),
 }
 
 
@@ -41,7 +53,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 class Preprocess:
     """What is done to a picture before the encoder sees it, in this order.
 
-    pixels = (centre_crop(resize(rgb)) * rescale - mean) / std
+    pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
 
     A field without effect keeps its default, so that equal work has equal fingerprints.
 
@@ -60,13 +72,15 @@ class Preprocess:
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
+    within: as fit, both edges rounded down after a division by the larger ratio (resize_with_pad of openpi, LeRobot).
+    scaled_within: as fit, both edges rounded down after a product with the smaller ratio (transformers' max_height).
     """
     resize_to: tuple[int, int]
     """(height, width) in pixels; the edge twice for shortest_edge and letterbox; (0, 0) for none and max_patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
-    """(height, width) of the centre crop in pixels; `fill` is added where the picture is smaller. None: no crop."""
+    """(height, width) of the crop in pixels; `fill` is added where the picture is smaller. None: no crop."""
     rescale: float
     """Factor on 0..255 values, usually 1/255."""
     mean: tuple[float, float, float]
@@ -77,8 +91,8 @@ class Preprocess:
     """Pixels along a patch's side; for max_patches only, else 0."""
     max_patches: int = 0
     """Most patches of a picture; for max_patches only, else 0."""
-    fill: tuple[int, int, int] = (0, 0, 0)
-    """RGB in 0..255 of what letterbox and a crop larger than the picture add."""
+    fill: tuple[float, float, float] = (0, 0, 0)
+    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the picture add."""
     crop_rounding: CropRounding = "floor"
     """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
     kernel: Kernel = "pillow"
@@ -86,10 +100,17 @@ class Preprocess:
     pillow: antialiased, rounded to 8 bits.
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
     point: two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
+    point_float: two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
+    torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
     """
+    crop_place: CropPlace = "centre"
+    """The part of the picture that a crop keeps; of a crop that is larger, where the picture lies in it."""
+    camera: CameraPath | None = None
+    """What a camera's picture goes through first, because the training pictures did. None: nothing."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
+        names["crop_place"] = CropPlace
         for field, allowed in names.items():
             _check_name(field, getattr(self, field), get_args(allowed))
         budget = self.resize == "max_patches"
@@ -111,8 +132,13 @@ class Preprocess:
         object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
         object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
         object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
-        colour = "whole numbers in 0..255"
-        object.__setattr__(self, "fill", _checked("fill", self.fill, operator.index, 3, lambda c: 0 <= c < 256, colour))
+        colour = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        if self.resize == "letterbox" or all(value == int(value) for value in colour):
+            whole = "whole numbers in 0..255"
+            colour = _checked("fill", colour, _whole, 3, lambda c: True, whole)
+        object.__setattr__(self, "fill", colour)
+        if self.camera is not None and not isinstance(self.camera, CameraPath):
+            raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
         for field in ("patch_size", "max_patches"):
             value = getattr(self, field)
             if not isinstance(value, int) or (value < 1 if budget else value != 0):
@@ -132,6 +158,11 @@ class Preprocess:
             )
         if self.crop is None and self.crop_rounding != "floor":
             raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
+        if self.crop_place != "centre" and (self.crop is None or self.crop_rounding != "floor"):
+            raise ValueError(
+                f"crop_place is {self.crop_place!r} but crop is {self.crop} and crop_rounding {self.crop_rounding!r}: "
+                "expected 'centre', or a crop with crop_rounding 'floor', which has no effect there"
+            )
         if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
             raise ValueError(
                 f"fill is {self.fill} but nothing is added to the picture: expected (0, 0, 0), a crop or "
@@ -174,12 +205,7 @@ class Preprocess:
 
     def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
         """(H, W, 3) in 0..255 for each picture, uint8 or float32."""
-        is_array = isinstance(images, np.ndarray | torch.Tensor)
-        batch = images if isinstance(images, list | tuple) or (is_array and images.ndim == 4) else [images]
-        pictures = [self._resize_and_crop(load_image(cast(ImageInput, image))) for image in batch]
-        if not pictures:
-            raise ValueError("there are no images: expected at least one; leave empty batches out")
-        return pictures
+        return [self._resize_and_crop(picture) for picture in load_images(images)]
 
     def _normalise(self, picture: np.ndarray, out: np.ndarray) -> None:
         """(H, W, 3) in 0..255 to float32 (3, H, W)."""
@@ -189,21 +215,25 @@ class Preprocess:
         out -= shift
 
     def _resize_and_crop(self, picture: Image.Image) -> np.ndarray:
+        if self.camera is not None:
+            picture = self.camera(picture)
         if self.resize == "letterbox":
-            picture = _with_bars(picture, self.fill)
+            picture = with_bars(picture, self.fill)
         if self.resize == "none":
             pixels = np.asarray(picture)
         else:
-            pixels = _resized(picture, self._size(picture.height, picture.width), self.resample, self.kernel)
+            pixels = resized(picture, self._size(picture.height, picture.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
-            pixels = _cropped(pixels, self.resize_to, self.fill, "half_even")
-        return pixels if self.crop is None else _cropped(pixels, self.crop, self.fill, self.crop_rounding)
+            pixels = cropped(pixels, self.resize_to, self.fill, "half_even")
+        if self.crop is None:
+            return pixels
+        return cropped(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which a picture of this height and width is resized."""
         to_height, to_width = self.resize_to
         if self.resize == "max_patches":
-            return _size_within_budget(height, width, self.patch_size, self.max_patches)
+            return size_within_budget(height, width, self.patch_size, self.max_patches)
         if self.resize in ("shortest_edge", "letterbox"):
             # written in the order of transformers and torchvision, for the same floating point result
             if width <= height:
@@ -212,6 +242,12 @@ class Preprocess:
         if self.resize in ("cover", "fit"):
             ratio = (min if self.resize == "cover" else max)(height / to_height, width / to_width)
             return max(1, round(height / ratio)), max(1, round(width / ratio))
+        if self.resize == "within":
+            ratio = max(height / to_height, width / to_width)
+            return max(1, int(height / ratio)), max(1, int(width / ratio))
+        if self.resize == "scaled_within":
+            ratio = min(to_height / height, to_width / width)
+            return max(1, int(height * ratio)), max(1, int(width * ratio))
         return self.resize_to
 
     @property
@@ -257,14 +293,28 @@ class Preprocess:
             max_patches=max_patches,
             fill=(0, 0, 0),
             crop_rounding="floor",
+            crop_place="centre",
         )
+
+    def with_evaluation(self, name: str, *, crop: bool) -> Self:
+        """The same after what the evaluation of a published policy does to a camera's picture.
+
+        Args:
+            name: "openvla" or "openvla_oft", see `vlm_vision.camera.EVALUATIONS`; "none" takes it away again.
+            crop: the middle 0.9 of the area, for a policy that was trained with image augmentation, as those for LIBERO.
+
+        Raises:
+            ValueError: a name that is not known.
+        """
+        return dataclasses.replace(self, camera=camera_path(name, crop=crop))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types, without those that have a default and keep it."""
         given = {
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        return plain | ({} if self.camera is None else {"camera": self.camera.to_dict()})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -278,7 +328,10 @@ class Preprocess:
         unknown, lacking = sorted(fields.keys() - names), sorted(required - fields.keys())
         if unknown or lacking:
             raise ValueError(f"preprocess has unknown keys {unknown} and lacks {lacking}: expected {sorted(names)}")
-        return cls(**fields)
+        given = dict(fields)
+        if given.get("camera") is not None:
+            given["camera"] = CameraPath.from_dict(given["camera"])
+        return cls(**given)
 
     @property
     def fingerprint(self) -> str:
@@ -290,76 +343,9 @@ class Preprocess:
 _FIELDS = dataclasses.fields(Preprocess)
 
 
-def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
-    """Pixels from the edge of a picture of `size` to its centre crop; negative where the crop is larger."""
-    if rounding == "half_even" and crop < size:
-        return round((size - crop) / 2)
-    return -((crop - size) // 2) if rounding == "half_even" else (size - crop) // 2
-
-
-def _cropped(
-    pixels: np.ndarray, crop: tuple[int, int], fill: tuple[int, int, int], rounding: CropRounding
-) -> np.ndarray:
-    """The centre of (H, W, 3), with `fill` outside the picture."""
-    (height, width), (crop_height, crop_width) = pixels.shape[:2], crop
-    top, left = crop_offset(height, crop_height, rounding), crop_offset(width, crop_width, rounding)
-    inside = pixels[max(top, 0) : top + crop_height, max(left, 0) : left + crop_width]
-    if inside.shape[:2] == crop:
-        return inside
-    canvas = np.full((*crop, 3), fill, dtype=pixels.dtype)
-    row, column = max(-top, 0), max(-left, 0)
-    canvas[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
-    return canvas
-
-
-def _with_bars(picture: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-    """Equal bars on both sides of the shorter edge: square, or one pixel short of it."""
-    edge = max(picture.size)
-    across, down = (edge - picture.width) // 2, (edge - picture.height) // 2
-    return ImageOps.expand(picture, border=(across, down, across, down), fill=fill)
-
-
-def _size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
-    """(height, width) by a bisection for the scale, with the bounds and the tolerance of transformers' Siglip2 image
-    processor, which timm's NaFlex shares: another tolerance would give other sizes."""
-
-    def patches(side: int, scale: float) -> int:
-        return max(1, math.ceil(side * scale / patch_size))
-
-    tolerance = 1e-5
-    fits, too_large = tolerance / 10, 100.0
-    while too_large - fits >= tolerance:
-        scale = (fits + too_large) / 2
-        if patches(height, scale) * patches(width, scale) <= max_patches:
-            fits = scale
-        else:
-            too_large = scale
-    return patches(height, fits) * patch_size, patches(width, fits) * patch_size
-
-
-def _resized(picture: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
-    """(H, W, 3) of `size` in 0..255: uint8, or float32 for kernel "float"."""
-    if kernel == "pillow":
-        return np.asarray(picture.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
-    if kernel == "float":
-        planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-        planes = torch.nn.functional.interpolate(planes, size, mode=resample, align_corners=False, antialias=True)
-        return planes[0].permute(1, 2, 0).numpy()
-    # a + (b - a) * weight in float32 keeps a flat area at its very value, which truncation would else lower by one
-    pixels = np.asarray(picture, dtype=np.float32)
-    for axis in (1, 0):
-        low, high, weight = _neighbours(pixels.shape[axis], size[axis])
-        first, second = pixels.take(low, axis), pixels.take(high, axis)
-        pixels = first + (second - first) * (weight[:, None] if axis == 1 else weight[:, None, None])
-    return pixels.astype(np.uint8)
-
-
-def _neighbours(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every pixel of the result: the pixels before and after its centre, and the weight of the second, (to_size,)."""
-    centre = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * np.float32(size / to_size) - np.float32(0.5)
-    below = np.floor(centre)
-    low, high = np.maximum(below, 0).astype(int), np.minimum(np.ceil(centre), size - 1).astype(int)
-    return low, high, centre - below
+def _whole(value: float) -> int:
+    """Raises TypeError, as `operator.index`, for a part of a number."""
+    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
 
 
 def _is_factor(value: float) -> bool:

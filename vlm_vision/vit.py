@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.blocks import Block, Context, Mlp, norm
 from vlm_vision.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.film import FilmBlock, checked
 from vlm_vision.linear import Linear
 from vlm_vision.position import Grid, PositionTable, rope_2d
 
@@ -94,7 +95,8 @@ class VisionTransformer(nn.Module):
         self.pre_norm = norm(config) if config.pre_norm else nn.Identity()
         first = 0 if config.drop_path_ramp else config.drop_path
         rates = torch.linspace(first, config.drop_path, config.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        film = config.film_dim
+        self.blocks = nn.ModuleList(FilmBlock(config, rate, film) if film else Block(config, rate) for rate in rates)
         self.norm = norm(config) if config.final_norm else nn.Identity()
         pools = {"map": AttentionPool, "query": QueryPool}
         self.pool = pools[config.pool](config) if config.pool in pools else None
@@ -128,6 +130,7 @@ class VisionTransformer(nn.Module):
         keep: Tensor | None = None,
         pool: bool = True,
         patches: bool = True,
+        condition: Tensor | None = None,
     ) -> VisionOutput:
         """See a batch of pictures.
 
@@ -140,6 +143,7 @@ class VisionTransformer(nn.Module):
             pool: False leaves `pooled` and `logits` None and saves their cost.
             patches: False leaves `patch_tokens` empty, (B, 0, D); unless pooling reads them, the last block then computes
                 CLS and registers alone.
+            condition: (B, film_dim), for a config with FiLM and only there.
 
         Raises:
             ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
@@ -153,7 +157,8 @@ class VisionTransformer(nn.Module):
         places, prefix = None, self.config.num_prefix_tokens
         if prefix and not patches and not (pool and self._pools_patches):
             places = torch.arange(prefix, device=x.device).expand(len(x), -1)
-        x = self._run(x, Context(rope=self._rope(grid, keep, x.device)), last, places)
+        steered = checked(condition, self.config.film_dim, x)
+        x = self._run(x, Context(rope=self._rope(grid, keep, x.device), condition=steered), last, places)
         out = self._output(x, grid, tap, pool)
         out.kept = keep
         if not patches:
@@ -206,6 +211,10 @@ class VisionTransformer(nn.Module):
         last = self._last(tap)
         if not batches:
             return []
+        if self.config.film_dim:
+            raise ValueError(
+                "an encoder with FiLM sees batches, not packed pictures: use encoder(pixels, condition=...)"
+            )
         masks = masks or [None] * len(batches)
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
         counts, lengths = [len(x) for x, _ in embedded], [x.shape[1] for x, _ in embedded]

@@ -49,10 +49,11 @@ WHOLE_MODELS = {
     "paligemma": "siglip_vision_model",
     "idefics3": "idefics3_vision",
     "smolvlm": "smolvlm_vision",
+    "pi0": "siglip_vision_model",
 }
 """model_type of a whole model -> the family of its vision part, unless its vision_config says another."""
 
-_HEADLESS = {"llava", "llava_next", "llava_onevision", "paligemma"}
+_HEADLESS = {"llava", "llava_next", "llava_onevision", "paligemma", "pi0"}
 """Whole models that drop SigLIP's pooling head whatever their config says."""
 
 SIBLINGS = (
@@ -61,8 +62,12 @@ SIBLINGS = (
     "lm_head.", "image_newline", "model.image_newline",  # LLaVA, PaliGemma
     "model.text_model.", "model.connector.",  # Idefics3, SmolVLM
     "decoder.",  # MAE
+    "paligemma_with_expert.", "state_proj.", "action_", "model.vlm.", "model.dit.", "model.embed_action_time.",  # pi0
 )  # fmt: skip
 """Names, by prefix, of the other parts of a whole model."""
+
+
+_PI0: Json = {"image_processor_type": "PI0ImageProcessor"}
 
 
 def recognises(config: Json) -> bool:
@@ -103,7 +108,7 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         config=vit,
         keys=table,
         weights=part,
-        preprocess=_preprocess(folder, family, vit),
+        preprocess=_preprocess(folder, _PI0 if config.get("model_type") == "pi0" else family.preprocessor(vit)),
     )
 
 
@@ -125,7 +130,8 @@ def _vision_config(folder: Path, config: Json) -> tuple[str, Json]:
     model_type = str(config.get("model_type"))
     if model_type not in WHOLE_MODELS:
         return _known(folder, model_type), config
-    part: Any = config.get("vision_config") or {}
+    around: Any = config.get("vlm_config") or {} if model_type == "pi0" else config
+    part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(f"{folder / 'config.json'} has a vision_config that is no object: download it again")
     name: Any = part.get("model_type") or WHOLE_MODELS[model_type]
@@ -161,7 +167,7 @@ def _prefix(folder: Path, name: str, family: Family, weights: WeightFiles, hints
     )
 
 
-def _preprocess(folder: Path, family: Family, vit: ViTConfig) -> Preprocess:
+def _preprocess(folder: Path, default: Json) -> Preprocess:
     """From preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
     file = folder / "preprocessor_config.json"
     if file.is_file():
@@ -170,7 +176,7 @@ def _preprocess(folder: Path, family: Family, vit: ViTConfig) -> Preprocess:
         file = folder / "processor_config.json"
         described = read_json(file).get("image_processor") if file.is_file() else None
     if described is None:
-        return from_hf(family.preprocessor(vit))
+        return from_hf(default)
     try:
         return from_hf(described)
     except ValueError as error:

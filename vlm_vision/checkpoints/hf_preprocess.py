@@ -4,7 +4,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_vision.preprocess import HALF, IMAGENET, OPENAI, Kernel, Preprocess, ResizeMode, crop_offset
+from vlm_vision.preprocess import HALF, IMAGENET, OPENAI, Kernel, Preprocess, ResizeMode
+from vlm_vision.resize import crop_offset
 
 _STEPS: dict[str, set[str]] = {
     "do_resize": {"resample"},
@@ -14,7 +15,7 @@ _STEPS: dict[str, set[str]] = {
 }
 """Each step's switch, and the keys it needs when it is on; resizing also needs those of `_SIZE_KEYS`."""
 
-_NAFLEX, _FLOAT = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor"
+_NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _ANYRES = "LlavaNextImageProcessor"
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
@@ -32,6 +33,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     _ANYRES: _CLIP,
     "SiglipImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "default_to_square": False, "resample": 3},
     _FLOAT: _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
+    _PADDED: _PLAIN
+    | _HALF
+    | {"size": {"max_height": 224, "max_width": 224}, "pad_size": [224, 224], "do_pad": True, "resample": 3},
     _NAFLEX: _PLAIN | _HALF | {"patch_size": 16, "max_num_patches": 256, "resample": 2},
 } | dict.fromkeys(_TILED, _PLAIN | _HALF | {"max_image_size": {"longest_edge": 364}, "resample": 1})
 """What transformers' class of that name fills in for a missing key."""
@@ -46,7 +50,10 @@ _WITHOUT_EFFECT = set(
 _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
 """How a `_TILED` class cuts a picture into several, which no `Preprocess` does."""
 
-_IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {_ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"}}
+_IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
+    _PADDED: {"do_pad"},
+    _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
+}
 """Keys about several canvases for one picture, by class: what each canvas is made of is read."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
@@ -97,6 +104,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("resample", resample)
     resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = "float" if name == _FLOAT and resize != "none" else "pillow"
+    if name == _PADDED:
+        return _padded(values, resize, resize_to)
     return Preprocess(
         resize=resize,
         resize_to=resize_to,
@@ -108,6 +117,25 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         patch_size=values["patch_size"] if resize == "max_patches" else 0,
         max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
         kernel=kernel,
+    )
+
+
+def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int]) -> Preprocess:
+    """Of PI0ImageProcessor: the picture at the top left; zeros are added after the normalisation, the mean in 0..255."""
+    if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
+        raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
+    red, green, blue = (mean / values["rescale_factor"] for mean in values["image_mean"])
+    return Preprocess(
+        resize=resize,
+        resize_to=resize_to,
+        resample=_FILTERS[values["resample"]],
+        crop=_height_width("pad_size", values["pad_size"]) if values["do_pad"] else None,
+        rescale=values["rescale_factor"],
+        mean=values["image_mean"],
+        std=values["image_std"],
+        fill=(red, green, blue) if values["do_pad"] else (0, 0, 0),
+        kernel="torch" if resize != "none" else "pillow",
+        crop_place="top_left" if values["do_pad"] else "centre",
     )
 
 
@@ -159,10 +187,16 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
 
 def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
-    if spec.resize in ("letterbox", "cover", "fit"):
+    if spec.camera is not None:
+        return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
         return f"transformers has no resize {spec.resize!r}"
-    if spec.kernel == "point":
-        return "transformers has no kernel 'point', its resizes are antialiased"
+    if spec.kernel in ("point", "point_float"):
+        return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
+    if spec.kernel == "torch":
+        return "transformers' classes with a PIL backend resize with Pillow, this with torch"
+    if spec.crop_place != "centre":
+        return f"transformers crops the centre, this {spec.crop_place}"
     if spec.kernel == "float" and spec.resize == "max_patches":
         return "transformers rounds to 8 bits where it resizes to max_patches"
     if spec.fill != (0, 0, 0):
@@ -191,6 +225,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     size = values["size"]
     if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}
+    if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
+        return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)

@@ -11,19 +11,21 @@ from vlm_vision.preprocess import Preprocess
 def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict[str, Any]]) -> Preprocess:
     """The preprocessing nearest to `spec` that `express` takes; a warning says what differs.
 
-    In this order: the same; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
+    In this order: the same; without what a camera's picture goes through before; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
     of the result.
 
     Raises:
         ValueError: none of them, where the size of the result depends on the picture.
     """
-    candidates = [spec, replace(spec, kernel="pillow")]
-    if spec.crop:
+    direct = replace(spec, camera=None)
+    candidates = [spec, direct, replace(direct, kernel="pillow")]
+    if spec.crop and spec.crop_place == "centre":
         other: Any = "floor" if spec.crop_rounding == "half_even" else "half_even"
         candidates += [replace(candidate, crop_rounding=other) for candidate in candidates]
     if spec.output_size and spec.resize != "squash":
         squash = dict(resize="squash", resize_to=spec.output_size, crop=None, fill=(0, 0, 0), crop_rounding="floor")
-        candidates.append(replace(spec, kernel="pillow", **squash))  # type: ignore[arg-type]
+        squash |= dict(crop_place="centre")
+        candidates.append(replace(direct, kernel="pillow", **squash))  # type: ignore[arg-type]
     problem: ValueError | None = None
     for candidate in candidates:
         try:

@@ -1,15 +1,16 @@
 """Prismatic and OpenVLA (and OFT) checkpoints: one or two timm towers, read by prefix; the language model is not touched.
 
 HuggingFace folders name the towers `vision_backbone.featurizer` and `.fused_featurizer`; Prismatic's own files
-`vision_backbone.dino_featurizer` and `.siglip_featurizer` (or `.featurizer` for one tower).
+`vision_backbone.dino_featurizer` and `.siglip_featurizer` (or `.featurizer` for one tower). OpenVLA-OFT's runs:
+`vlm_vision.checkpoints.openvla_oft`.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints import timm, timm_layout
-from vlm_vision.checkpoints.files import WeightFiles
 from vlm_vision.checkpoints.openvla_preprocess import from_openvla
 from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower, Weights
 from vlm_vision.config import Tap
@@ -41,6 +42,12 @@ BACKBONES: dict[str, list[tuple[str, str, int]]] = {
 }
 """vision_backbone_id -> (attribute in Prismatic's own code, timm architecture, picture side in pixels), in channel order."""
 
+BASE_MODELS = {
+    "siglip-224px+7b": ("siglip-vit-so400m", "letterbox"),
+    "prism-dinosiglip-224px+7b": ("dinosiglip-vit-so-224px", "resize-naive"),
+}
+"""base_vlm of OpenVLA's own runs -> (vision_backbone_id, image_resize_strategy)."""
+
 FAMILIES = ("vit", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
 HF_NAMES = ("featurizer", "fused_featurizer")
 MODEL_TYPES = ("openvla", "prismatic")
@@ -48,11 +55,19 @@ MODEL_TYPES = ("openvla", "prismatic")
 
 def recognises(config: Json) -> bool:
     """Whether a config.json is OpenVLA's or Prismatic's, in HuggingFace's form or its own."""
-    own = config.get("model")
-    return config.get("model_type") in MODEL_TYPES or (isinstance(own, dict) and "vision_backbone_id" in own)
+    own, policy = config.get("model"), config.get("vla")
+    named = isinstance(own, dict) and "vision_backbone_id" in own
+    return config.get("model_type") in MODEL_TYPES or named or (isinstance(policy, dict) and "base_vlm" in policy)
 
 
-def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightFiles, hints: Hints) -> list[Tower]:
+def run_weights(folder: Path) -> Path | None:
+    """The file of weights in a run folder of Prismatic's or OpenVLA's own code: the latest; None in any other folder."""
+    latest = folder / "checkpoints" / "latest-checkpoint.pt"
+    steps = sorted((folder / "checkpoints").glob("step-*.pt"))
+    return latest if latest.is_file() else steps[-1] if steps else None
+
+
+def read(source: Path, config: Json, preprocessor: Json | None, weights: Weights, hints: Hints) -> list[Tower]:
     """The towers in channel order, each tapped where the model taps it: before the last block's output, without norm.
 
     Args:
@@ -67,6 +82,8 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
     """
     inner = config.get("model")
     described = config | inner if isinstance(inner, dict) else config
+    if isinstance(policy := config.get("vla"), dict):
+        described = described | _of_base(source, policy.get("base_vlm"))
     name = described.get("vision_backbone_id")
     if not isinstance(name, str) or name not in BACKBONES:
         raise ValueError(f"{source} has the vision_backbone_id {name!r}: expected one of {', '.join(BACKBONES)}")
@@ -91,6 +108,17 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightF
     return towers
 
 
+def _of_base(source: Path, name: Any) -> Json:
+    if name not in BASE_MODELS:
+        raise ValueError(f"{source} has the base_vlm {name!r}: expected one of {', '.join(BASE_MODELS)}")
+    return dict(zip(("vision_backbone_id", "image_resize_strategy"), BASE_MODELS[name], strict=True))
+
+
+def _plain_name(name: str) -> str:
+    """The block that OpenVLA-OFT's FiLM wraps, `blocks.0.block.norm1`, as if it did not."""
+    return re.sub(r"^(blocks\.\d+\.)block\.", r"\1", name)
+
+
 def _part(source: Path, weights: Weights, names: tuple[str, ...]) -> Part:
     """The tower whose weights are under one of `names`."""
     mark = timm_layout.LANDMARKS[0]
@@ -98,7 +126,7 @@ def _part(source: Path, weights: Weights, names: tuple[str, ...]) -> Part:
     for stored in weights.shapes:
         prefix = stored.removesuffix(mark)
         if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
-            return Part(weights, prefix, ignored=timm_layout.carries_nothing)
+            return Part(weights, prefix, ignored=timm_layout.carries_nothing, rename=_plain_name)
     raise ValueError(
         f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
         "them out; load them from their own checkpoints"

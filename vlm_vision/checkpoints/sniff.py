@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, prismatic, pth, timm
+from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, openvla_oft, prismatic, pth, timm
 from vlm_vision.checkpoints.files import WeightFiles, read_json
-from vlm_vision.checkpoints.towers import Hints, Tower
+from vlm_vision.checkpoints.towers import Hints, Tower, Weights
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "hf": tuple(hf.FAMILIES),
@@ -24,16 +24,17 @@ def towers(path: Path, hints: Hints) -> list[Tower]:
     Raises:
         ValueError: a format that is not known or not told, several towers of which none is chosen, a damaged file.
     """
-    return _folder(path, hints) if path.is_dir() else [_file(path, hints)]
+    return _folder(path, hints) if path.is_dir() else _file(path, hints)
 
 
-def weights_of(path: Path) -> WeightFiles:
+def weights_of(path: Path) -> Weights:
     """All weights of a folder or file of any format but npz."""
     if path.is_file():
         return WeightFiles(path)
     if (path / open_clip.CONFIG).is_file() and not (path / "config.json").is_file():
         return open_clip.own_weights(path)
-    return WeightFiles(_prismatic_weights(path))
+    run = prismatic.run_weights(path)
+    return openvla_oft.weights(path) if run is None else WeightFiles(run)
 
 
 def is_open_clip(folder: Path, format: str | None) -> bool:
@@ -57,18 +58,22 @@ def _folder(folder: Path, hints: Hints) -> list[Tower]:
     if is_open_clip(folder, hints.format):
         _only(folder, hints, "num_heads")
         return [open_clip.read(folder, read_json(folder / open_clip.CONFIG), open_clip.own_weights(folder), hints)]
-    if not (folder / "config.json").is_file():
+    described = openvla_oft.base(folder) / "config.json"
+    if not described.is_file() and lerobot.is_openpi(folder):
+        return [lerobot.read(folder, {}, hints)]
+    if not described.is_file():
         files = sorted(
             file.name for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".npz", ".bin", ".safetensors")
         )
         hint = f"; to load one file of the original code, give the file: {', '.join(files[:3])}" if files else ""
         raise ValueError(f"{folder} has no config.json and no {open_clip.CONFIG}: it is no checkpoint folder{hint}")
-    config = read_json(folder / "config.json")
+    config = read_json(described)
     if prismatic.recognises(config):
         _only(folder, hints, "num_heads")
-        preprocessor = folder / "preprocessor_config.json"
-        described = read_json(preprocessor) if preprocessor.is_file() else None
-        return prismatic.read(folder, config, described, WeightFiles(_prismatic_weights(folder)), hints)
+        places = [place / "preprocessor_config.json" for place in (folder, described.parent)]
+        preprocessor = next((read_json(place) for place in places if place.is_file()), None)
+        weights = openvla_oft.tower_weights(folder) or weights_of(folder)
+        return prismatic.read(folder, config, preprocessor, weights, hints)
     if lerobot.recognises(config):
         _only(folder, hints, "num_heads")
         return [lerobot.read(folder, config, hints)]
@@ -84,21 +89,20 @@ def _folder(folder: Path, hints: Hints) -> list[Tower]:
     )
 
 
-def _file(path: Path, hints: Hints) -> Tower:
+def _file(path: Path, hints: Hints) -> list[Tower]:
+    run = path.parent.parent / "config.json"
+    if path.suffix == ".pt" and path.parent.name == "checkpoints" and run.is_file():
+        if prismatic.recognises(config := read_json(run)):
+            _only(path, hints, "num_heads")
+            return prismatic.read(path, config, None, WeightFiles(path), hints)
     if path.suffix == ".npz":
         _only(path, hints, "num_heads")
-        return big_vision.read(path, hints)
+        return [big_vision.read(path, hints)]
     if path.suffix not in (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar"):
         raise ValueError(
             f"{path} is a file of a format that is not known: expected a folder, .pth, .pt, .safetensors or .npz"
         )
     weights = WeightFiles(path)
     if any(name.endswith(open_clip.LANDMARKS) for name in weights.shapes):
-        return open_clip.read(path, open_clip.described_by(path, weights, hints), weights, hints)
-    return pth.read(path, weights, hints)
-
-
-def _prismatic_weights(folder: Path) -> Path:
-    """A HuggingFace folder, or the newest checkpoint of a run of Prismatic's own code."""
-    latest = folder / "checkpoints" / "latest-checkpoint.pt"
-    return latest if latest.is_file() else folder
+        return [open_clip.read(path, open_clip.described_by(path, weights, hints), weights, hints)]
+    return [pth.read(path, weights, hints)]

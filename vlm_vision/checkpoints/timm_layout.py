@@ -104,6 +104,7 @@ def _fields(shapes: Shapes, image_size: Grid | None) -> dict[str, Any]:
         final_norm="norm.weight" in shapes,
         pool_norm="fc_norm.weight" in shapes,
         num_classes=shapes["head.weight"][0] if heads else 0,
+        film_dim=shapes["blocks.0.scale.weight"][1] if "blocks.0.scale.weight" in shapes else 0,
     )
     if rows == 2 * mlp_dim:
         found["mlp"] = "swiglu"
@@ -191,6 +192,8 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
     for i in range(config.depth):
         block = f"blocks.{i}"
         keys += layer(f"{block}.norm1", f"{block}.norm1", bias=affine)
+        if config.film_dim:  # OpenVLA-OFT
+            keys += layer(f"{block}.film.scale", f"{block}.scale") + layer(f"{block}.film.shift", f"{block}.shift")
         keys.append(key(f"{block}.attn.qkv.weight", f"{block}.attn.qkv.weight"))
         if config.qkv_bias and "blocks.0.attn.q_bias" in shapes:
             keys.append(key(f"{block}.attn.qkv.bias", (f"{block}.attn.q_bias", ZEROS, f"{block}.attn.v_bias")))

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 import projectors
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.config import Tap
 from vlm_vision.connector import load_projector
-from vlm_vision.load import TOKENIZER_FILES, load, resolve
+from vlm_vision.load import load
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.train.settings import Training
 from vlm_vision.vlm.layout import layout_from_dict

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vlm_vision.checkpoints.files import read_json
-from vlm_vision.load import TOKENIZER_FILES, resolve
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader

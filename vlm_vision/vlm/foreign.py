@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 import projectors
-from vlm_vision.checkpoints.files import WeightFiles
+from vlm_vision.checkpoints.towers import Weights
 from vlm_vision.config import ViTConfig
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
@@ -121,7 +121,7 @@ def language_tensors(llm: PreTrainedModel) -> State:
 
 
 def load_language_model(
-    weights: WeightFiles, config: PreTrainedConfig, source: Path, dtype: torch.dtype, device: torch.device
+    weights: Weights, config: PreTrainedConfig, source: Path, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """The language model of a larger checkpoint: `language_model.*`, or `model.language_model.*` and `lm_head.*`.
 

@@ -14,10 +14,11 @@ from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
 import projectors
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.files import WeightFiles, read_json
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.towers import Part, state_of
 from vlm_vision.config import Tap
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import known_device, known_dtype, load, resolve
+from vlm_vision.load import known_device, known_dtype, load
 from vlm_vision.vlm.foreign import has_tokenizer, join, load_language_model
 from vlm_vision.vlm.layout import AnyRes, Whole
 from vlm_vision.vlm.model import VisionLanguageModel

@@ -25,6 +25,7 @@ import projectors
 from vlm_vision.checkpoints import prismatic as towers
 from vlm_vision.checkpoints import timm, timm_layout, timm_write
 from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla_preprocess import from_openvla
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import Hints
@@ -32,7 +33,7 @@ from vlm_vision.config import ViTConfig
 from vlm_vision.connector import load_projector
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.load import known_device, known_dtype, load, resolve
+from vlm_vision.load import known_device, known_dtype, load
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vlm.foreign import (
     Folder,
@@ -243,6 +244,11 @@ def _preprocessor(specs: Sequence[Preprocess], sides: Sequence[int]) -> tuple[st
     for strategy in ("resize-naive", "letterbox", "resize-crop"):
         if from_openvla({}, config | {"image_resize_strategy": strategy}) == list(specs):
             return strategy, config | {"image_resize_strategy": strategy}
+    if any(spec.camera is not None for spec in specs):
+        raise ValueError(
+            "Prismatic's folder has no place for what a camera's picture goes through before (with_evaluation): take it away by "
+            'encoder.preprocess = encoder.preprocess.with_evaluation("none", crop=False) and give it again when you load'
+        )
     given = ", ".join(f"resize={spec.resize!r} to {spec.resize_to}, crop={spec.crop}" for spec in specs)
     raise ValueError(
         f"Prismatic prepares the pictures of all towers alike: resize='squash' without a crop, letterbox with the mean of the "
@@ -311,6 +317,11 @@ def load_prismatic(
             f"{path} holds {stray[0]}, which no Prismatic or OpenVLA model has: expected {', '.join(PARTS)}"
         )
     encoder = load(path, dtype=dtype, device=device)
+    if any(config.film_dim for config in _configs(encoder)):
+        raise ValueError(
+            f"the towers of {path} are steered by the instruction (FiLM), which no VisionLanguageModel does: take them alone by "
+            "vlm_vision.load"
+        )
     projector = load_projector(path, dtype=dtype, device=device)
     text_config = _text_config(path, text)
     llm = load_language_model(weights, text_config, path, dtype, device)
@@ -323,6 +334,10 @@ def load_prismatic(
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
     last = text_config.vocab_size - 1
     return join(encoder, projector, llm, Whole(), path=path, tokenizer=tokenizer, image_token_id=last)
+
+
+def _configs(encoder: Encoder | FusedEncoder) -> tuple[ViTConfig, ...]:
+    return encoder.config.towers if isinstance(encoder, FusedEncoder) else (encoder.config,)
 
 
 def _text_config(path: Path, described: Json) -> Any:

@@ -1,0 +1,53 @@
+"""From a name to a local path: what comes with the package, a path, a hub id."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+SHIPPED = {"mini": Path(__file__).parents[1] / "mini"}
+"""Checkpoints that come with the package. A folder of such a name is given as ./mini."""
+
+_FILES = [
+    "*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin", "vision_backbone--*_checkpoint.pt"
+]  # fmt: skip
+"""What is downloaded: configurations and weights; never code. The last are towers of OpenVLA-OFT with FiLM."""
+TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
+"""Patterns of a tokenizer's files that are no JSON."""
+
+
+def shipped(source: str | Path) -> str | Path:
+    """The folder of a name that comes with the package; any other source as it is."""
+    return SHIPPED.get(source, source) if isinstance(source, str) else source
+
+
+def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) -> Path:
+    """The local folder or file of a shipped name, path or hub id. Raises ValueError if there is none.
+
+    Args:
+        also: patterns of files to fetch from the hub beside configurations and weights.
+    """
+    source = shipped(source)
+    path = Path(source).expanduser()
+    if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
+        return path
+    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
+        near = (
+            difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
+            if os.path.isdir(path.parent)
+            else []
+        )
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ValueError(
+            f"there is no folder {source}, and it is no hub id of the form owner/name and not {' or '.join(SHIPPED)}{hint}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[*_FILES, *also]))
+    except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"there is no folder {source}, and the hub did not give it ({type(error).__name__}: {reason})"
+        ) from error
