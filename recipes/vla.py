@@ -25,6 +25,7 @@ from torch import Tensor
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
 from vlm_vision.data.views import Color
+from vlm_vision.fused import add_film, film_dim
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.acting import acting, batches_of_steps
 from vlm_vision.train.adapters import merge
@@ -185,6 +186,8 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
 def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
     """The model that sees, with hands, its groups frozen or not."""
     vlm = joined(config, [config.prompt, *train.tasks])
+    if config.film and not film_dim(vlm.encoder):
+        add_film(vlm.encoder, vlm.projector.out_dim)
     model = VisionLanguageActionModel.attach(
         vlm,
         config.head,
@@ -194,7 +197,6 @@ def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
         normalization=config.normalization,
         prompt=config.prompt,
         sight=Sight(config.area),
-        film=config.film,
     )
     model.vlm = set_trainable(
         vlm,

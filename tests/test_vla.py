@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import vlm_vision as vv
+from vlm_vision.fused import add_film
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.statistics import Statistics
@@ -195,28 +196,25 @@ def test_slots_see_each_other_and_the_prompt_does_not_see_them() -> None:
 
 
 def test_film_lets_the_instruction_change_what_is_seen(tmp_path) -> None:
-    model = made("parallel", film=True)
+    model, plain = made("parallel"), made("parallel")
+    add_film(model.vlm.encoder, 32)
     seen, other = observation(1), dataclasses.replace(observation(1), instruction="open drawer")
-
-    def patches(one: Observation) -> torch.Tensor:
-        with torch.no_grad():
-            batch = inputs(model, one)
-            model.prefix(batch)  # leaves the condition
-            return model.vlm.encoder(batch["pixel_values"]).patch_tokens
-
-    plain = made("parallel")
-    assert torch.equal(patches(seen), patches(other))  # zero at first
-    np.testing.assert_array_equal(VLAPolicy(model).act([seen]).values, VLAPolicy(plain).act([seen]).values)
+    both, films = [seen, other], [part for name, part in model.vlm.encoder.named_parameters() if ".film." in name]
+    np.testing.assert_array_equal(VLAPolicy(model).act(both).values, VLAPolicy(plain).act(both).values)  # zero at first
     model(inputs(model, seen)).backward()
-    assert model.film.scales[0].weight.grad.abs().max() > 0 and len(model.film.scales) == 1
-    for part in model.film.parameters():
+    assert len(films) == 4 and films[0].grad.abs().max() > 0
+    for part in films:
         torch.nn.init.normal_(part, std=0.5)
-    assert (patches(seen) - patches(other)).abs().max() > 1e-3
+    with torch.no_grad():
+        pictures = [model.prefix(inputs(model, one)).embeds[0, :8] for one in both]  # which come first
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-3
     policy = VLAPolicy(model)
-    alone = np.concatenate([policy.act([one]).values for one in (seen, other)])
-    np.testing.assert_allclose(policy.act([seen, other]).values, alone, rtol=1e-5, atol=1e-5)
+    alone = np.concatenate([policy.act([one]).values for one in both])
+    np.testing.assert_allclose(policy.act(both).values, alone, rtol=1e-5, atol=1e-5)
     model.save_pretrained(tmp_path / "policy")
     np.testing.assert_array_equal(load_policy(tmp_path / "policy").act([seen]).values, alone[:1])
+    with pytest.raises(ValueError, match="has FiLM of width 32 already"):
+        add_film(model.vlm.encoder, 32)
 
 
 def test_the_flow_ends_where_its_velocity_leads() -> None:

@@ -24,6 +24,17 @@ class FilmBlock(Block):
         super().__init__(config, drop_path)
         self.film = Film(config.embed_dim, condition_dim)
 
+    @classmethod
+    def around(cls, block: Block, config: BlockConfig, condition_dim: int) -> "FilmBlock":
+        """The parts of a block, and FiLM that is zero at first, in the type and place of its weights."""
+        made = cls(config, block.residual1.drop_path, condition_dim)
+        for weight in made.film.parameters():
+            nn.init.zeros_(weight)
+        made.film.to(block.norm1.weight)
+        for name, part in block.named_children():
+            setattr(made, name, part)
+        return made.train(block.training)
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         assert context.condition is not None
         seen = self.attn(self.norm1(x), context)

@@ -282,3 +282,24 @@ def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int,
 def _cat(parts: list[Tensor | None]) -> Tensor | None:
     given = [part for part in parts if part is not None]
     return torch.cat(given, dim=-1) if len(given) == len(parts) else None
+
+
+def film_dim(encoder: Encoder | FusedEncoder) -> int:
+    """Width of the vector that steers the blocks of a tower (FiLM); 0 for none."""
+    return max(tower.config.film_dim for tower in encoder.modules() if isinstance(tower, Encoder))
+
+
+def add_film(encoder: Encoder | FusedEncoder, condition_dim: int) -> None:
+    """Put FiLM into every block of every tower, in place; it changes nothing until it has learned.
+
+    Args:
+        condition_dim: width of the vector that will steer, for OpenVLA-OFT that of the language model.
+
+    Raises:
+        ValueError: an encoder that has FiLM already.
+    """
+    if film_dim(encoder):
+        raise ValueError(f"this encoder has FiLM of width {film_dim(encoder)} already")
+    for tower in encoder.modules():
+        if isinstance(tower, Encoder):
+            tower.model.add_film(condition_dim)

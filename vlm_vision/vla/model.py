@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints.files import read_json, whole
 from vlm_vision.checkpoints.save import write_json
+from vlm_vision.fused import film_dim
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, chosen, read_statistics
-from vlm_vision.vla.film import Film
 from vlm_vision.vla.head import ActionHead
 from vlm_vision.vla.heads import new_head
 from vlm_vision.vla.prefix import Prefix
@@ -40,7 +40,6 @@ class VisionLanguageActionModel(nn.Module):
         prompt: with {instruction}, which is put in lower case.
         sight: how pictures are cut.
         lead_ids: tokens after the prompt, which the tokenizer does not write.
-        film: whether the instruction changes what the encoder sees, see `vlm_vision.vla.film`.
 
     Raises:
         ValueError: parts that do not fit each other; it names them.
@@ -57,7 +56,6 @@ class VisionLanguageActionModel(nn.Module):
         prompt: str = PROMPT,
         sight: Sight = Sight(),
         lead_ids: Sequence[int] = (),
-        film: bool = False,
     ):
         super().__init__()
         if (head.action_dim, head.chunk) != (spec.action_dim, spec.chunk):
@@ -76,7 +74,6 @@ class VisionLanguageActionModel(nn.Module):
             self.normalizers(name)
         token = spec.state_dim and not head.reads_state
         self.state_token = StateToken(spec.state_dim, self.plain_vlm.projector.out_dim) if token else None
-        self.film = Film(self.plain_vlm.projector.out_dim, self.plain_vlm.encoder) if film else None
 
     @classmethod
     def attach(
@@ -109,7 +106,7 @@ class VisionLanguageActionModel(nn.Module):
 
     @property
     def hands(self) -> nn.ModuleList:
-        """What is not the vision-language model: head, state token, FiLM."""
+        """What is not the vision-language model: head and state token."""
         return nn.ModuleList(part for _, part in self._own())
 
     def normalizers(self, data: str) -> tuple[Normalizer, Normalizer | None]:
@@ -140,10 +137,11 @@ class VisionLanguageActionModel(nn.Module):
         Args:
             batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
         """
-        vlm = self.plain_vlm
-        if self.film is not None:
-            self.film.condition = _mean_word(vlm, batch)
-        embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=batch.get("image_sizes"))
+        vlm, sizes = self.plain_vlm, batch.get("image_sizes")
+        condition = _mean_word(vlm, batch) if film_dim(vlm.encoder) else None
+        if condition is not None:
+            condition = condition.repeat_interleave(len(self.spec.cameras), dim=0)
+        embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=sizes, condition=condition)
         mask = batch["attention_mask"]
         state = batch.get("state")
         if self.state_token is not None:
@@ -186,7 +184,6 @@ class VisionLanguageActionModel(nn.Module):
             "prompt": self.prompt,
             "sight": asdict(self.sight),
             "lead_ids": list(self.lead_ids),
-            "film": self.film is not None,
         }
 
     @classmethod
@@ -207,7 +204,7 @@ class VisionLanguageActionModel(nn.Module):
         told = read_json(folder / POLICY)
         try:
             head, spec, sight = dict(told["head"]), PolicySpec(**told["spec"]), Sight(**told["sight"])
-            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids", "film")}
+            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / POLICY} is not as it was written ({error}): restore it") from None
         vlm = VisionLanguageModel.from_pretrained(folder, **options)
@@ -232,10 +229,10 @@ class VisionLanguageActionModel(nn.Module):
 
 
 def _mean_word(vlm: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
-    """(B, W), mean embedding of the words of each prompt."""
+    """(B, W), mean embedding of the words of each prompt: what steers an encoder with FiLM, as in OpenVLA-OFT."""
     told = batch["attention_mask"].bool() & (batch["input_ids"] != vlm.config.image_token_id)
     words = vlm.get_input_embeddings()(batch["input_ids"])
-    return ((words * told[..., None]).sum(1) / told.sum(1, keepdim=True)).float()
+    return (words * told[..., None]).sum(1) / told.sum(1, keepdim=True)
 
 
 def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

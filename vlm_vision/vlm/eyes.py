@@ -45,14 +45,16 @@ class Eyes:
         """Tokens that one picture takes in the language model; height and width as `Layout.num_tokens` takes them."""
         return self.layout.num_tokens(self.encoder, self.projector, (height, width))
 
-    def encode(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> list[tuple[Tensor, Size]]:
+    def encode(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, condition: Tensor | None = None
+    ) -> list[tuple[Tensor, Size]]:
         """Patch tokens (canvases, N, D) and their grid, in the order of the pictures; one pair where all share a grid.
 
-        No graph is kept where nothing in the encoder trains.
+        No graph is kept where nothing in the encoder trains. An encoder with FiLM wants its condition (canvases, film_dim).
         """
         trains = pixel_values.requires_grad or any(weight.requires_grad for weight in self.encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            return self.layout.encode(self.encoder, pixel_values, image_sizes)
+            return self.layout.encode(self.encoder, pixel_values, image_sizes, condition)
 
     def get_image_features(
         self,
@@ -61,6 +63,7 @@ class Eyes:
         image_sizes: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         grid: Size | None = None,
+        condition: Tensor | None = None,
     ) -> list[Tensor]:
         """Image tokens, (M, width of the language model) for each picture.
 
@@ -69,6 +72,7 @@ class Eyes:
             image_sizes: (pictures, 2), where the layout has them.
             patch_tokens: (canvases, N, D) of `encode`, in place of pixel_values, for towers whose output is cached.
             grid: theirs; default the grid of the encoder's own preprocessing.
+            condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
             ValueError: neither, image_sizes that do not fit pixel_values, or no grid where the encoder has none of its own.
@@ -82,7 +86,7 @@ class Eyes:
             if pixel_values is None:
                 raise ValueError("there is nothing to see: give pixel_values or patch_tokens")
             self._check_canvases(pixel_values, image_sizes)
-            seen = self.encode(pixel_values, image_sizes)
+            seen = self.encode(pixel_values, image_sizes, condition)
         weight = next(self.projector.parameters())
         device = None if weight.is_meta else weight.device  # meta: accelerate brings it when it is used
         tokens = [

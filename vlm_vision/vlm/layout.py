@@ -53,10 +53,18 @@ class Layout:
         return projector.num_tokens(encoder.grid(*size))
 
     def encode(
-        self, encoder: Encoder | FusedEncoder, pixel_values: Tensor, image_sizes: Tensor | None
+        self,
+        encoder: Encoder | FusedEncoder,
+        pixel_values: Tensor,
+        image_sizes: Tensor | None,
+        condition: Tensor | None = None,
     ) -> list[tuple[Tensor, Size]]:
-        """Patch tokens (canvases, N, D) and their grid, in the order of the pictures."""
-        out = encoder(pixel_values, pool=False)
+        """Patch tokens (canvases, N, D) and their grid, in the order of the pictures.
+
+        Args:
+            condition: (canvases, film_dim), for an encoder with FiLM.
+        """
+        out = encoder(pixel_values, pool=False, condition=condition)
         return [(out.patch_tokens, out.grid)]
 
     def arrange(
@@ -239,7 +247,11 @@ class Native(Layout):
         return {"pixel_values": torch.stack(canvases), "image_sizes": sizes}
 
     def encode(
-        self, encoder: Encoder | FusedEncoder, pixel_values: Tensor, image_sizes: Tensor | None
+        self,
+        encoder: Encoder | FusedEncoder,
+        pixel_values: Tensor,
+        image_sizes: Tensor | None,
+        condition: Tensor | None = None,
     ) -> list[tuple[Tensor, Size]]:
         assert isinstance(encoder, Encoder) and image_sizes is not None
         sizes = image_sizes.tolist()

@@ -197,8 +197,12 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         image_sizes: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Input embeddings (B, T, width): words, and image tokens where input_ids are the image token.
+
+        Args:
+            condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
             ValueError: as many image tokens in input_ids as the pictures give is violated.
@@ -211,7 +215,9 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
                     f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the pictures"
                 )
             return embeds
-        features = self.get_image_features(pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid)
+        features = self.get_image_features(
+            pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid, condition=condition
+        )
         wanted, counts = int(places.sum()), [len(one) for one in features]
         if wanted != sum(counts):
             each = f"{counts[0]} each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts[:5]))} in turn"

@@ -317,11 +317,6 @@ def load_prismatic(
             f"{path} holds {stray[0]}, which no Prismatic or OpenVLA model has: expected {', '.join(PARTS)}"
         )
     encoder = load(path, dtype=dtype, device=device)
-    if any(config.film_dim for config in _configs(encoder)):
-        raise ValueError(
-            f"the towers of {path} are steered by the instruction (FiLM), which no VisionLanguageModel does: take them alone by "
-            "vlm_vision.load"
-        )
     projector = load_projector(path, dtype=dtype, device=device)
     text_config = _text_config(path, text)
     llm = load_language_model(weights, text_config, path, dtype, device)
@@ -334,10 +329,6 @@ def load_prismatic(
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
     last = text_config.vocab_size - 1
     return join(encoder, projector, llm, Whole(), path=path, tokenizer=tokenizer, image_token_id=last)
-
-
-def _configs(encoder: Encoder | FusedEncoder) -> tuple[ViTConfig, ...]:
-    return encoder.config.towers if isinstance(encoder, FusedEncoder) else (encoder.config,)
 
 
 def _text_config(path: Path, described: Json) -> Any:
