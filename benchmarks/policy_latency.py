@@ -190,13 +190,14 @@ class Plain:
         words: Any = self.vlm.get_input_embeddings()
         sequence = torch.cat([*tokens, words(ids)], dim=1)
         took("encode")
-        llm = self.vlm.language_model
+        llm: Any = self.vlm.language_model
         if self.head.name == "tokens":
             given = llm.generate(
                 inputs_embeds=sequence, max_new_tokens=7, min_new_tokens=7, do_sample=False, pad_token_id=0
             )
             took("prefill")
-            normal = self.head.tokens.decode(given[:, -7:]).unflatten(1, (1, 7))  # type: ignore[union-attr]
+            tokens_of: Any = self.head
+            normal = tokens_of.tokens.decode(given[:, -7:]).unflatten(1, (1, 7))
         else:
             normal = self._parallel(llm, sequence)
             took("prefill")

@@ -15,6 +15,7 @@ config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m r
 import random
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,8 +165,8 @@ def read_data(config: Config) -> tuple[Recordings, Recordings]:
         learned[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[0])
         if parts[1]:
             kept[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[1])
-    options = dict(chunk=config.chunk, read_state=data.read_state, raw_actions=data.raw_actions)
-    return Recordings(learned, **options), Recordings(kept, **options)
+    made = partial(Recordings, chunk=config.chunk, read_state=data.read_state, raw_actions=data.raw_actions)
+    return made(learned), made(kept)
 
 
 def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:

@@ -28,9 +28,10 @@ class FilmBlock(Block):
     def around(cls, block: Block, config: BlockConfig, condition_dim: int) -> "FilmBlock":
         """The parts of a block, and FiLM that is zero at first, in the type and place of its weights."""
         made = cls(config, block.residual1.drop_path, condition_dim)
+        like = next(block.parameters())
+        made.film.to(like.device, like.dtype)
         for weight in made.film.parameters():
             nn.init.zeros_(weight)
-        made.film.to(block.norm1.weight)
         for name, part in block.named_children():
             setattr(made, name, part)
         return made.train(block.training)

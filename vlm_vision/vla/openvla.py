@@ -18,7 +18,6 @@ from vlm_vision.robot.statistics import Named, read_statistics
 from vlm_vision.vla.head import ActionHead
 from vlm_vision.vla.heads import new_head
 from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
-from vlm_vision.vla.sight import Sight
 from vlm_vision.vlm.model import VisionLanguageModel
 
 LLAMA_SPACE = 29871
@@ -35,7 +34,8 @@ def load_openvla(
     cameras: Sequence[str] = (),
     chunk: int = 0,
     prompt: str = PROMPT,
-    sight: Sight = Sight(),
+    evaluation: str = "none",
+    crop: bool = False,
     **options: Any,
 ) -> VisionLanguageActionModel:
     """A folder of OpenVLA, or of OpenVLA-OFT with its L1 head.
@@ -45,7 +45,8 @@ def load_openvla(
             pictures they have to be given, since the folder does not tell.
         chunk: actions that one look gives; OFT's folder does not tell: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
         prompt: another one for openvla-v01, whose was Vicuna's.
-        sight: Sight(0.9) for policies that were fine-tuned on cropped pictures, as all published ones for LIBERO.
+        evaluation, crop: what becomes of a camera's picture first, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
+            with the crop for policies that were fine-tuned on cropped pictures, as all published ones for LIBERO.
         options: of VisionLanguageModel.from_pretrained.
 
     Raises:
@@ -56,6 +57,7 @@ def load_openvla(
     action_dim = next(iter(named.values()))["action"].dim
     named = {name: one for name, one in named.items() if one["action"].dim == action_dim}
     vlm = VisionLanguageModel.from_pretrained(folder, **options)
+    vlm.encoder.preprocess = vlm.encoder.preprocess.with_evaluation(evaluation, crop=crop)
     if vlm.processor is None:
         raise ValueError(f"{folder} has no tokenizer: get its tokenizer's files, a policy reads its instruction")
     text = config["text_config"]
@@ -68,7 +70,7 @@ def load_openvla(
     else:
         head, spec = _oft(vlm, held, named, action_dim=action_dim, cameras=cameras, chunk=chunk)
     lead = (LLAMA_SPACE,) if words > LLAMA_SPACE else ()
-    model = VisionLanguageActionModel(vlm, head, spec=spec, statistics=named, prompt=prompt, sight=sight, lead_ids=lead)
+    model = VisionLanguageActionModel(vlm, head, spec=spec, statistics=named, prompt=prompt, lead_ids=lead)
     if model.state_token is not None:
         _filled(model.state_token, _state(held["proprio_projector"]), held["proprio_projector"])
     weight = next(vlm.projector.parameters())
