@@ -15,6 +15,7 @@ from vlm_vision.robot.statistics import Statistics
 from vlm_vision.robot.window import Window
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy, load_policy
 from vlm_vision.vla.batch import ActionCollator
+from vlm_vision.vla.heads import new_head
 from vlm_vision.vla.prefix import open_end
 from vlm_vision.vla.sight import OPENVLA_COLOR, Sight
 
@@ -215,6 +216,19 @@ def test_film_lets_the_instruction_change_what_is_seen(tmp_path) -> None:
     np.testing.assert_array_equal(load_policy(tmp_path / "policy").act([seen]).values, alone[:1])
     with pytest.raises(ValueError, match="has FiLM of width 32 already"):
         add_film(model.vlm.encoder, 32)
+
+
+def test_the_mean_word_steers_and_in_oft_the_end_token_counts() -> None:
+    for style, tail in (("slots", []), ("openvla_oft", [2])):
+        model = made("parallel")
+        model.head = new_head("parallel", model.vlm, SPEC, style=style, end_id=2)
+        batch = ActionCollator(model)(windows(2))  # the second prompt is shorter, and padded
+        words = model.vlm.processor.tokenizer("In: What action should the robot take to open drawer?\nOut:")[
+            "input_ids"
+        ]
+        wanted = model.vlm.get_input_embeddings()(torch.tensor(words + tail)).mean(0)
+        found = model.steering(batch)
+        torch.testing.assert_close(found[2:], wanted.expand(2, -1))  # of two cameras
 
 
 def test_the_flow_ends_where_its_velocity_leads() -> None:

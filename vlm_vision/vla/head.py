@@ -18,6 +18,9 @@ class ActionHead(nn.Module):
     drawn: ClassVar[tuple[str, ...]] = ()
     """Names of what `draws` gives."""
 
+    tail_ids: tuple[int, ...] = ()
+    """Words that stand behind the actions."""
+
     def __init__(self, *, action_dim: int, chunk: int, **options: Any):
         super().__init__()
         self.action_dim, self.chunk, self.options = action_dim, chunk, options

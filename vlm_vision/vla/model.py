@@ -138,9 +138,7 @@ class VisionLanguageActionModel(nn.Module):
             batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
         """
         vlm, sizes = self.plain_vlm, batch.get("image_sizes")
-        condition = _mean_word(vlm, batch) if film_dim(vlm.encoder) else None
-        if condition is not None:
-            condition = condition.repeat_interleave(len(self.spec.cameras), dim=0)
+        condition = self.steering(batch) if film_dim(vlm.encoder) else None
         embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=sizes, condition=condition)
         mask = batch["attention_mask"]
         state = batch.get("state")
@@ -149,6 +147,17 @@ class VisionLanguageActionModel(nn.Module):
             places = batch["input_ids"] == vlm.config.image_token_id
             embeds, mask = inserted(embeds, mask, self.state_token(state), after=places)
         return Prefix(vlm, embeds, mask, state)
+
+    def steering(self, batch: dict[str, Tensor]) -> Tensor:
+        """(pictures, W): the mean embedding of the prompt's words, for each picture; what steers an encoder with FiLM, as in
+        OpenVLA-OFT, where the end token counts too."""
+        ids, vlm = batch["input_ids"], self.plain_vlm
+        told = batch["attention_mask"].bool() & (ids != vlm.config.image_token_id)
+        tail = ids.new_tensor(self.head.tail_ids).expand(len(ids), -1)
+        words = vlm.get_input_embeddings()(torch.cat([ids, tail], dim=1))
+        told = torch.cat([told, torch.ones_like(tail, dtype=torch.bool)], dim=1)
+        mean = (words * told[..., None]).sum(1) / told.sum(1, keepdim=True)
+        return mean.repeat_interleave(len(self.spec.cameras), dim=0)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Sum of the head's loss over its terms, a scalar in float32.
@@ -226,13 +235,6 @@ class VisionLanguageActionModel(nn.Module):
 
     def _own(self) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in self.named_children() if name != "vlm"]
-
-
-def _mean_word(vlm: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
-    """(B, W), mean embedding of the words of each prompt: what steers an encoder with FiLM, as in OpenVLA-OFT."""
-    told = batch["attention_mask"].bool() & (batch["input_ids"] != vlm.config.image_token_id)
-    words = vlm.get_input_embeddings()(batch["input_ids"])
-    return (words * told[..., None]).sum(1) / told.sum(1, keepdim=True)
 
 
 def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class ParallelHead(ActionHead):
         if style not in get_args(Style):
             raise ValueError(f"style is {style!r}: expected one of {', '.join(get_args(Style))}")
         hidden = hidden_dim or width
-        self.end_id = end_id
+        self.tail_ids = () if style == "slots" else (end_id,)
         self.queries = nn.Parameter(torch.randn(chunk * action_dim, width) * 0.02) if style == "slots" else None
         self.norm1, self.fc1 = nn.LayerNorm(action_dim * width), nn.Linear(action_dim * width, hidden)
         self.blocks = nn.ModuleList(ResidualBlock(hidden) for _ in range(blocks))
@@ -62,7 +62,7 @@ class ParallelHead(ActionHead):
         if self.queries is not None:
             whole = prefix.followed_by(self.queries.expand(len(prefix.embeds), count, width))
             return whole.hidden(open_end(whole.mask, count))[:, -count:]
-        end = prefix.vlm.get_input_embeddings()(prefix.mask.new_full((len(prefix.mask), 1), self.end_id))
+        end = prefix.vlm.get_input_embeddings()(prefix.mask.new_tensor(self.tail_ids).expand(len(prefix.mask), 1))
         whole = prefix.followed_by(torch.cat([end.new_zeros(len(end), count, width), end], dim=1))
         everything = open_end(whole.mask, whole.mask.shape[1])
         return whole.hidden(everything)[:, -count - 2 : -2]
