@@ -11,7 +11,7 @@ from vlm_vision.data.batches import Draw, Draws
 from vlm_vision.data.chance import seed_of
 from vlm_vision.robot.window import Window
 from vlm_vision.train.optim import parameter_groups
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.order import own_batches
 from vlm_vision.train.parts import group_modules
 from vlm_vision.train.settings import Training
 from vlm_vision.train.step import Batch, Step, Task
@@ -79,16 +79,7 @@ def batches_of_steps(
     Raises:
         ValueError: fewer moments than batch_size, or a batch that does not divide evenly.
     """
-    order = StepBatches(
-        len(recordings),
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        steps=settings.steps,
-        first_step=first_step,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    order = own_batches(settings, accelerator, len(recordings), first_step=first_step)
     loader = iter(
         DataLoader(
             Drawn(recordings, seed=settings.seed),

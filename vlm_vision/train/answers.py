@@ -13,7 +13,7 @@ from vlm_vision.data.conversations import Conversation
 from vlm_vision.data.labels import IGNORED
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim import parameter_groups
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.order import own_batches
 from vlm_vision.train.parts import group_modules, unwrapped
 from vlm_vision.train.setup import Settings
 from vlm_vision.train.step import Batch, Step, Task
@@ -83,16 +83,7 @@ def batches_of_steps(
     first_step: int,
 ) -> Iterator[list[Batch]]:
     """This process's micro-batches of each step, from `first_step` on."""
-    batches = StepBatches(
-        len(conversations),
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        steps=settings.steps,
-        first_step=first_step,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    batches = own_batches(settings, accelerator, len(conversations), first_step=first_step)
     witness = next((one for one in conversations if one.images), None)
     loader = iter(
         DataLoader(

@@ -3,10 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import Sampler
+
+from vlm_vision.train.settings import Training
 
 
 class StepBatches(Sampler[list[int]]):
@@ -127,3 +130,25 @@ class _Group(NamedTuple):
     size: int
     """Records in them."""
     seed: int
+
+
+def own_batches(
+    settings: Training, accelerator: Accelerator, length: int, *, first_step: int, **shards: Any
+) -> StepBatches:
+    """The order of a run's samples, of which this process takes its part.
+
+    Args:
+        length: samples there are.
+        shards: `shards` and `together` of `StepBatches`, where there are any.
+    """
+    return StepBatches(
+        length,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        steps=settings.steps,
+        first_step=first_step,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        **shards,
+    )

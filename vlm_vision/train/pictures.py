@@ -16,7 +16,7 @@ from vlm_vision.data.sample import Samples
 from vlm_vision.data.samples import read_samples
 from vlm_vision.data.shard_cache import ShardCache
 from vlm_vision.train.ahead import FetchAhead
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.order import own_batches
 from vlm_vision.train.settings import Training
 
 
@@ -94,18 +94,8 @@ def batches_of_steps(
         ValueError: fewer samples than batch_size, or a batch that does not divide evenly.
     """
     shards = samples.shards
-    order = StepBatches(
-        len(samples),
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        steps=settings.steps,
-        first_step=first_step,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        shards=shards.sizes if shards else (),
-        together=shards.together if shards else 0,
-    )
+    sizes = {"shards": shards.sizes, "together": shards.together} if shards else {}
+    order = own_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
     batches = FetchAhead(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
     loader = DataLoader(
         Pictures(samples, views, needs=needs, seed=settings.seed, alike=alike),
