@@ -34,6 +34,7 @@ from vlm_vision.packed import pack_for_cpu
 from vlm_vision.preprocess import HALF, IMAGENET, Preprocess
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.statistics import Statistics
+from vlm_vision.vit import VisionTransformer
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy
 
 SIDE = 224
@@ -134,8 +135,6 @@ def tower(name: str, fields: dict[str, Any]) -> vv.Encoder:
     spec = Preprocess(
         resize="squash", resize_to=(SIDE, SIDE), resample="bicubic", crop=None, rescale=1 / 255, mean=mean, std=std
     )
-    from vlm_vision.vit import VisionTransformer
-
     origin = Origin(presets.checkpoint_family(name), "transformers")
     return vv.Encoder(VisionTransformer(config), preprocess=spec, tap=vv.Tap(-2, norm=False), origin=origin).eval()
 

@@ -8,7 +8,7 @@ Encoder, projector and language model each train in full, by LoRA, or not at all
 always do. Training sees random parts of the pictures, acting their middle, of the same area. A stopped run goes on where it
 was when the same command is given again.
 
-Writes to `out`: model/ (for vlm_vision.vla.load_policy; its language half for AutoModelForImageTextToText), metrics.json,
+Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
 """
 
@@ -215,7 +215,14 @@ def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor
     """Write the policy; adapters are merged once that is found to change nothing on a batch."""
     if isinstance(model.vlm, PeftModel):
         model.cpu()  # merging holds a second copy
-        model.vlm = merge(model.vlm, {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
+        given = {
+            name: batch[name]
+            for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+            if name in batch
+        }
+        if film_dim(model.plain_vlm.encoder):
+            given["condition"] = model.steering(batch)
+        model.vlm = merge(model.vlm, given)
     model.save_pretrained(folder)
 
 

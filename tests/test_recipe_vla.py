@@ -88,7 +88,7 @@ def hands(folder: Path, name: Path | str) -> torch.Tensor:
 
 SHARED = {
     "parallel": ["--micro_batch_size", "2"],
-    "flow": [*HEADS["flow"], "--micro_batch_size", "4", "--sharding", "fsdp2", "--checkpoint_every", "3"],
+    "flow": [*HEADS["flow"], "--micro_batch_size", "4", "--sharding", "fsdp2", "--eval_every", "4"],
 }
 """What two processes do: copies of one head, parts of the other, whose expert looks into the language model's layers."""
 
@@ -179,6 +179,17 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
         told = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in told, (sentence, told)
         assert told.count("\n") == 1
+
+
+def test_adapters_beside_film_are_merged(folder, tmp_path):
+    changes = ["--film", "true", "--train_vision", "lora", "--train_language", "lora", "--lora_rank", "2"]
+    losses = trained(folder, tmp_path / "film", *changes, "--steps", "2")["losses"]
+    assert np.isfinite(losses).all() and hands(folder, tmp_path / "film").isfinite().all()
+
+
+def test_an_expert_cannot_look_into_layers_that_are_computed_again(folder, tmp_path):
+    with pytest.raises(ValueError, match="switch gradient checkpointing off"):
+        trained(folder, tmp_path / "again", *HEADS["flow"], "--gradient_checkpointing", "true", "--steps", "1")
 
 
 def test_numbers_that_are_not_normalised_pass(folder, tmp_path):

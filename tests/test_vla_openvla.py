@@ -62,6 +62,9 @@ def test_openvla_acts_as_it_writes(folder) -> None:
     ids = vlm.generate(**batch, max_new_tokens=7, min_new_tokens=7, do_sample=False, eos_token_id=None)[:, -7:]
     wanted = policy.action.invert(ActionTokens(320).decode(ids))
     np.testing.assert_allclose(policy.act([seen]).values[0], wanted.numpy(), rtol=1e-6)
+    policy.model.save_pretrained(folder.parent / "saved")
+    again = load_policy(folder.parent / "saved", statistics="set_a")
+    np.testing.assert_array_equal(again.act([seen]).values, policy.act([seen]).values)
     with pytest.raises(ValueError, match="several data sets: choose one of 'set_a', 'set_b'"):
         load_policy(folder)
     with pytest.raises(ValueError, match="'bridge_orig' are not known: choose one of 'set_a', 'set_b'"):
@@ -132,6 +135,10 @@ def test_oft_acts_as_its_computation_written_out(folder) -> None:
         normal = resnet(hidden.reshape(1, chunk, 7 * width))[0]
     wanted = Normalizer("quantiles", read_statistics(folder)["set_a"]["action"]).invert(normal)
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+    policy.model.save_pretrained(folder.parent / "saved")
+    again = load_policy(folder.parent / "saved", statistics="set_a")
+    np.testing.assert_array_equal(again.act([seen]).values[0], found)
 
     with pytest.raises(ValueError, match="tells neither its cameras nor its chunk"):
         load_policy(folder, statistics="set_a")

@@ -34,7 +34,7 @@ class Reader:
     def __call__(self, instructions: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Batch:
         """input_ids, attention_mask (B, T), pixel_values; pictures as cut, in the order of the spec's cameras."""
         lead = "<image>" * len(self.spec.cameras)
-        texts = [lead + self.prompt.format(instruction=one.strip().lower()) for one in instructions]
+        texts = [lead + self.prompt.replace("{instruction}", one.strip().lower()) for one in instructions]
         batch: Batch = dict(self.processor(text=texts, images=[list(row) for row in pictures], return_tensors="pt"))
         if self.lead_ids:
             ids = torch.tensor(self.lead_ids).expand(len(texts), -1)

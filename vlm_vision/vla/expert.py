@@ -87,10 +87,14 @@ class Read:
 def _gathered_for_backward(decoder: Any, kept: tuple[Tensor, Tensor]) -> None:
     """FSDP2 gathers a layer again when the gradient of its output comes; nothing here depends on the last layer's output,
     only on its keys and values."""
-    if shards := [layer for layer in decoder.modules() if isinstance(layer, FSDPModule)]:
-        for tensor in kept:
-            if tensor.requires_grad:
-                tensor.register_hook(lambda _: shards[-1].unshard() and None)
+    shards = [layer for layer in decoder.modules() if isinstance(layer, FSDPModule)]
+
+    def gather(_: Tensor) -> None:
+        shards[-1].unshard()
+
+    for tensor in kept:
+        if shards and tensor.requires_grad:
+            tensor.register_hook(gather)
 
 
 def _rotary(decoder: Any) -> Any:

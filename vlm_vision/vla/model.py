@@ -66,6 +66,8 @@ class VisionLanguageActionModel(nn.Module):
             raise ValueError(
                 f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
             )
+        if not statistics:
+            raise ValueError("there are no statistics: a policy needs those of its data, by name, see read_statistics")
         self.vlm, self.head, self.spec = vlm, head, spec
         self.statistics, self.prompt, self.sight = dict(statistics), prompt, sight
         self.normalization: Kind = normalization
@@ -86,7 +88,7 @@ class VisionLanguageActionModel(nn.Module):
         head_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> "VisionLanguageActionModel":
-        """Give a model hands: a new head of this name, in the type and place of the projector's weights.
+        """Give a model hands: a new head of this name, in float32 and where the projector is.
 
         Args:
             head: tokens, parallel or flow.

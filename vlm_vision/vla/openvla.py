@@ -40,6 +40,8 @@ def load_openvla(
 ) -> VisionLanguageActionModel:
     """A folder of OpenVLA, or of OpenVLA-OFT with its L1 head.
 
+    All that is said here is kept by the model's save_pretrained: that folder needs none of it, for `vlm-vision serve` too.
+
     Args:
         cameras: names for the pictures, in the order in which the policy was taught; default "image", and for OFT with two
             pictures they have to be given, since the folder does not tell.

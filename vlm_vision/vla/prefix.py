@@ -50,8 +50,8 @@ class Prefix:
 
 
 def cache_of(output: Any) -> Any:
-    """The cache in what a language model returned; transformers renamed it in 5.24."""
-    return output["cache"] if "cache" in output else output["past_key_values"]
+    """The cache in what a language model returned, None if it kept none; transformers renamed it in 5.24."""
+    return output["cache"] if "cache" in output else output.get("past_key_values")
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

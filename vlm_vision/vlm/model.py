@@ -243,6 +243,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         image_sizes: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ):
         """The language model's own output, loss included if labels are given (-100 is ignored).
@@ -250,7 +251,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         Args:
             input_ids: (B, T), image tokens where pictures go; pictures in reading order.
             pixel_values: (canvases, C, H, W), with image_sizes (pictures, 2) where the layout has them; or patch_tokens
-                (canvases, N, D) with their grid.
+                (canvases, N, D) with their grid. An encoder with FiLM wants condition (canvases, film_dim) too.
             inputs_embeds: (B, T, width) in place of all of these.
             attention_mask, position_ids, labels, use_cache, logits_to_keep, kwargs: as for the language model; its cache is
                 past_key_values, or cache as transformers calls it from 5.24 on. Positions are counted from the mask, so that left and right padding give the same.
@@ -274,6 +275,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
                 image_sizes=image_sizes,
                 patch_tokens=patch_tokens,
                 grid=grid,
+                condition=condition,
             )
         assert inputs_embeds is not None
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
