@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.blocks import Block
 from vlm_vision.checkpoints.files import whole
 from vlm_vision.checkpoints.save import SIDECAR, write_json
 from vlm_vision.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.encoder import Encoder
+from vlm_vision.film import FilmBlock
 from vlm_vision.pictures import ImageInput, load_images
 from vlm_vision.preprocess import Preprocess
 
@@ -300,6 +302,7 @@ def add_film(encoder: Encoder | FusedEncoder, condition_dim: int) -> None:
     """
     if film_dim(encoder):
         raise ValueError(f"this encoder has FiLM of width {film_dim(encoder)} already")
-    for tower in encoder.modules():
-        if isinstance(tower, Encoder):
-            tower.model.add_film(condition_dim)
+    for model in [tower.model for tower in encoder.modules() if isinstance(tower, Encoder)]:
+        model.config = replace(model.config, film_dim=condition_dim)
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        model.blocks = nn.ModuleList(FilmBlock.around(block, model.config, condition_dim) for block in blocks)

@@ -379,12 +379,6 @@ class VisionTransformer(nn.Module):
         parts = [*islice(self.blocks, last + 1, None), *heads]
         return [part for part in parts if part is not None] + ([] if tap.norm else [self.norm])
 
-    def add_film(self, condition_dim: int) -> None:
-        """Put FiLM of `vlm_vision.film` into every block, in place; zero at first."""
-        self.config = replace(self.config, film_dim=condition_dim)
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        self.blocks = nn.ModuleList(FilmBlock.around(block, self.config, condition_dim) for block in blocks)
-
     def fold_layer_scale(self) -> None:
         """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only."""
         for module in self.modules():

@@ -26,7 +26,27 @@ class _Clock:
             self._timer = None
 
 
-class GuardedHttp(H11Protocol):
+class _Clocked(asyncio.Protocol):
+    """Who does not take an answer is let go; the clocks of a connection stop with it."""
+
+    _arriving: _Clock
+    _leaving: _Clock
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._leaving.run(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._leaving.run(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._arriving.run(False)
+        self._leaving.run(False)
+
+
+class GuardedHttp(_Clocked, H11Protocol):
     """A request must be here, head and body, within `stall_s` of its first byte, or of the connection's beginning."""
 
     stall_s: float
@@ -49,19 +69,6 @@ class GuardedHttp(H11Protocol):
         mine = self.transport.get_protocol() is self  # no websocket has taken over
         self._arriving.run(mine and (state is h11.SEND_BODY or (state is h11.IDLE and bool(rest))))
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._leaving.run(True)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._leaving.run(False)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._arriving.run(False)
-        self._leaving.run(False)
-
     def _stalled(self) -> None:
         self._refuse(408, f"the request was not complete after {self.stall_s:g} s: send it at once")
 
@@ -77,7 +84,7 @@ class GuardedHttp(H11Protocol):
         self.transport.close()
 
 
-class GuardedWebsocket(WebSocketsSansIOProtocol):
+class GuardedWebsocket(_Clocked, WebSocketsSansIOProtocol):
     """A message, once begun, must be here within `stall_s`; between messages a client may wait as long as it likes."""
 
     stall_s: float
@@ -96,19 +103,6 @@ class GuardedWebsocket(WebSocketsSansIOProtocol):
         message = await super().receive()
         self._arriving.run(not self.read_paused and self._partial)
         return message
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._leaving.run(True)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._leaving.run(False)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._arriving.run(False)
-        self._leaving.run(False)
 
     def shutdown(self) -> None:
         if self.conn.state is State.OPEN or not self.handshake_complete:

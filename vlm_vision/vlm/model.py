@@ -123,7 +123,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             )
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        rows, width = _embedding_shape(llm)
+        words: Any = llm.get_input_embeddings()
+        rows, width = words.weight.shape
         if (needed := max(image_token_id + 1, len(tokenizer))) > rows:
             llm.resize_token_embeddings(needed, mean_resizing=False)
         if isinstance(projector, str):
@@ -254,9 +255,9 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
                 (canvases, N, D) with their grid. An encoder with FiLM wants condition (canvases, film_dim) too.
             inputs_embeds: (B, T, width) in place of all of these.
             attention_mask, position_ids, labels, use_cache, logits_to_keep, kwargs: as for the language model; its cache is
-                past_key_values, or cache as transformers calls it from 5.24 on. Positions are counted from the mask, so that left and right padding give the same.
-                Without a mask, position_ids that begin again in a row begin another sequence there: sequences packed into
-                one row do not see each other.
+                past_key_values, or cache as transformers calls it from 5.24 on. Positions are counted from the mask, so that
+                left and right padding give the same. Without a mask, position_ids that begin again in a row begin another
+                sequence there: sequences packed into one row do not see each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -394,12 +395,6 @@ def _own_layout(encoder: Encoder | FusedEncoder) -> Layout:
     """The layout that an encoder's preprocessing asks for."""
     budget = encoder.preprocess.max_patches if isinstance(encoder, Encoder) else 0
     return Native(budget) if budget else Whole()
-
-
-def _embedding_shape(llm: PreTrainedModel) -> tuple[int, int]:
-    """(rows, width) of the word embeddings."""
-    weight: Any = llm.get_input_embeddings().weight
-    return weight.shape[0], weight.shape[1]
 
 
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)
