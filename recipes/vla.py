@@ -51,6 +51,8 @@ class Data:
     """Name for the policy -> name in the data, in the order in which pictures are shown; empty for all."""
     test_episodes: int = 0
     """Of each data set, drawn at random, to be measured on and not learned from."""
+    memory: int = 256 * 2**20
+    """Bytes of PNG pictures that each process keeps of a data set; see `read_dataset`."""
     read_state: bool = True
     """Whether the policy reads the robot's state."""
     raw_actions: tuple[int, ...] = ()
@@ -160,11 +162,11 @@ def read_data(config: Config) -> tuple[Recordings, Recordings]:
     data = config.data
     learned, kept = {}, {}
     for name, source in data.train.items():
-        whole = read_dataset(source, cameras=data.cameras or None)
-        parts = split(whole, data.test_episodes)
-        learned[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[0])
+        read = partial(read_dataset, source, cameras=data.cameras or None, memory=data.memory)
+        parts = split(read(), data.test_episodes)
+        learned[name] = read(episodes=parts[0])
         if parts[1]:
-            kept[name] = read_dataset(source, cameras=data.cameras or None, episodes=parts[1])
+            kept[name] = read(episodes=parts[1])
     made = partial(Recordings, chunk=config.chunk, read_state=data.read_state, raw_actions=data.raw_actions)
     return made(learned), made(kept)
 

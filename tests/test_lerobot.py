@@ -267,3 +267,16 @@ def test_small_pictures_are_read_back_out_of_one_row_group(tmp_path) -> None:
     write_dataset(tmp_path / "set", episodes, fps=20, video=False)
     dataset = read_dataset(tmp_path / "set")
     np.testing.assert_array_equal(dataset.picture(7, "wrist"), ramps(20, LENGTHS[1], 4)[2])
+
+
+@pytest.mark.parametrize(("memory", "read"), [(1, 8), (2**20, 2)])
+def test_what_is_kept_in_memory_is_read_once(tmp_path, monkeypatch, memory: int, read: int) -> None:
+    write_dataset(tmp_path / "set", some_episodes(2, top=16), fps=20, video=False, **ROLLED)
+    dataset = read_dataset(tmp_path / "set", memory=memory)
+    first, times, whole = LENGTHS[0], [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **b: times.append(a) or whole(*a, **b))
+    for _ in range(4):
+        np.testing.assert_array_equal(dataset.picture(first, "top"), ramps(16, LENGTHS[1], 1)[0])
+        np.testing.assert_array_equal(dataset.picture(0, "top"), ramps(16, first, 0)[0])
+    assert len(times) == read
+    assert pickle.loads(pickle.dumps(dataset))._cells.limit == memory

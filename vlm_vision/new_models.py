@@ -10,15 +10,20 @@ from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.preprocess import Preprocess
 from vlm_vision.vit import VisionTransformer
 
+RGB = tuple[float, float, float]
+HALF: RGB = (0.5, 0.5, 0.5)
 
-def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap()) -> Encoder:
-    """An encoder with random weights that squashes pictures to its native size and scales them to [-1, 1].
+
+def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: RGB = HALF, std: RGB = HALF) -> Encoder:
+    """An encoder with random weights that squashes pictures to its native size and scales them, to [-1, 1] by default.
 
     Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times
     slower at first.
 
     Args:
         fields: of `ViTConfig`; image_size may be one side in pixels.
+        mean, std: per channel RGB, of values in 0..1. A small deviation lets small things be seen: beside a position, a few
+            pixels of a patch are next to nothing when the weights are new.
 
     Raises:
         ValueError: fields that are unknown, missing or impossible.
@@ -30,15 +35,14 @@ def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap()) -> Encoder:
         config = ViTConfig(**fields)
     except TypeError as error:
         raise ValueError(f"these are not the fields of a ViTConfig: {error}") from None
-    half = (0.5, 0.5, 0.5)
     preprocess = Preprocess(
         resize="squash",
         resize_to=config.image_size,
         resample="bicubic",
         crop=None,
         rescale=1 / 255,
-        mean=half,
-        std=half,
+        mean=mean,
+        std=std,
     )
     model = VisionTransformer(config)
     for module in model.modules():

@@ -11,7 +11,7 @@ from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.config import Tap
 from vlm_vision.connector import load_projector
 from vlm_vision.load import load
-from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
+from vlm_vision.new_models import HALF, new_encoder, new_language_model, word_tokenizer
 from vlm_vision.train.settings import Training
 from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -25,6 +25,10 @@ class Encoder:
     """Argument of vlm_vision.load; empty to start from `new`."""
     new: dict[str, Any] = field(default_factory=dict)
     """Fields of ViTConfig for an encoder with random weights."""
+    mean: tuple[float, float, float] = HALF
+    """Per channel RGB in 0..1, of what `new` sees."""
+    std: tuple[float, float, float] = HALF
+    """Their deviation; a small one where small things matter."""
     image_size: int = 0
     """Side in pixels of what the encoder sees; 0 for its own."""
     tap_layer: int | None = None
@@ -98,7 +102,9 @@ def _joined(settings: Joined, texts: Iterable[str]) -> VisionLanguageModel:
     if settings.encoder.source:
         encoder = load(settings.encoder.source, tap=tap, image_size=settings.encoder.image_size or None)
     else:
-        encoder = new_encoder(settings.encoder.new, tap=tap or Tap())
+        encoder = new_encoder(
+            settings.encoder.new, tap=tap or Tap(), mean=settings.encoder.mean, std=settings.encoder.std
+        )
     if settings.language.source:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -13,15 +13,18 @@ from PIL import Image
 from vlm_vision.data.lerobot.tables import damaged, open_table
 from vlm_vision.pictures import load_image
 
+MEMORY = 256 * 2**20
+"""Bytes of encoded pictures that are kept, where nobody says."""
+
 
 class Cells:
     """Pictures in tables, decoded when asked for. A table is read a row group at a time; the last groups are kept.
 
     Args:
-        limit: bytes of groups to keep.
+        limit: bytes of groups to keep. Moments in any order need all of them: a group is read for every picture else.
     """
 
-    def __init__(self, limit: int = 256 * 2**20):
+    def __init__(self, limit: int = MEMORY):
         self.limit = limit
         self._files: OrderedDict[Path, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
         self._groups: OrderedDict[tuple[Path, str, int], Any] = OrderedDict()

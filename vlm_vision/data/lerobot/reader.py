@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_vision.data.lerobot.cells import Cells
+from vlm_vision.data.lerobot.cells import MEMORY, Cells
 from vlm_vision.data.lerobot.layout import ACTION, STATE, STATS, SUCCESS, Feature, Info, camera_name, read_info
 from vlm_vision.data.lerobot.meta import StoredEpisode, read_episodes, read_tasks
 from vlm_vision.data.lerobot.rows import read_rows
@@ -51,6 +51,7 @@ class RobotDataset:
         episodes: Sequence[StoredEpisode],
         cameras: Mapping[str, str],
         tolerance: float | None,
+        memory: int,
     ):
         self.folder, self.info, self.episodes = folder, info, tuple(episodes)
         self.cameras = tuple(cameras)
@@ -65,10 +66,10 @@ class RobotDataset:
         if unknown := set(np.unique(self._values["task_index"]).tolist()) - set(self.tasks):
             raise ValueError(f"{folder} has moments of task {min(unknown)}, which its tasks.parquet does not tell")
         self._starts = np.cumsum([0, *(episode.length for episode in self.episodes)])
-        self._videos, self._cells = Videos(), Cells()
+        self._memory, self._videos, self._cells = memory, Videos(), Cells(memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.info, self.episodes, self._keys, self.tolerance)
+        return type(self), (self.folder, self.info, self.episodes, self._keys, self.tolerance, self._memory)
 
     def __len__(self) -> int:
         """Moments."""
@@ -234,6 +235,7 @@ def read_dataset(
     cameras: Mapping[str, str] | None = None,
     tolerance: float | None = None,
     revision: str | None = None,
+    memory: int = MEMORY,
 ) -> RobotDataset:
     """Open a LeRobotDataset v3.
 
@@ -244,6 +246,8 @@ def read_dataset(
             features without "observation.images.". Maps of depth are not read.
         tolerance: seconds that a frame of a video may be off the moment's time; default a quarter of a moment.
         revision: of a hub id: branch, tag ("v3.0") or commit.
+        memory: bytes of PNG pictures that are kept. With less than there are, moments in random order take some twenty
+            times as long.
 
     Raises:
         ValueError: no such data set, episode or camera; a damaged table, or an action or state that is not finite.
@@ -258,7 +262,7 @@ def read_dataset(
         files = {episode.file for episode in stored}
         files |= {clip.file for one in stored for key, clip in one.clips.items() if key in named.values()}
         _fetched(os.fspath(source), revision, ["meta/*", *(file.relative_to(folder).as_posix() for file in files)])
-    return RobotDataset(folder, info, stored, named, tolerance)
+    return RobotDataset(folder, info, stored, named, tolerance, memory)
 
 
 def _cameras(folder: Path, info: Info, wanted: Mapping[str, str] | None) -> dict[str, str]:
