@@ -172,6 +172,8 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
         "these are not the options of action head 'parallel'": ["--head_options", '{"colour": 1}'],
         "there is no folder nowhere": ["--data.train", '{"mine": "nowhere"}'],
         "data.train names no data": ["--data.train", "{}"],
+        "memory is -1": ["--data.memory", "-1"],
+        "leave encoder.mean and encoder.std out": ["--encoder.source", "mini", "--encoder.std", "[0.1, 0.1, 0.1]"],
     }
     for sentence, changes in cases.items():
         with pytest.raises(SystemExit) as stopped:

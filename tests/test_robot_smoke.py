@@ -41,7 +41,6 @@ def test_recorded_learned_and_in_closed_loop(folder):
     given = ["--policy", str(folder / "run/model"), "--tasks", json.dumps([TASK]), "--episodes", "2", "--size", "32"]
     given += ["--controls", '["right"]', "--horizon", "30", "--films", "1", "--out", str(folder / "eval")]
     found = vla_eval.main(vla_eval.parse(given))
-    assert [one["steps"] for one in found["right"]["episodes"]] == [30, 30] and (
-        folder / "eval/contact_sheet.png"
-    ).is_file()
+    assert [one["steps"] for one in found["right"]["episodes"]] == [30, 30]
+    assert (folder / "eval/contact_sheet.png").is_file()
     assert len(list((folder / "eval/videos").rglob("*.mp4"))) == 1

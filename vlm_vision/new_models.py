@@ -7,14 +7,13 @@ from torch import nn
 
 from vlm_vision.config import Tap, ViTConfig
 from vlm_vision.encoder import Encoder, Origin
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess import HALF, Preprocess
 from vlm_vision.vit import VisionTransformer
 
-RGB = tuple[float, float, float]
-HALF: RGB = (0.5, 0.5, 0.5)
+Colour = tuple[float, float, float]
 
 
-def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: RGB = HALF, std: RGB = HALF) -> Encoder:
+def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: Colour = HALF[0], std: Colour = HALF[1]) -> Encoder:
     """An encoder with random weights that squashes pictures to its native size and scales them, to [-1, 1] by default.
 
     Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times

@@ -11,7 +11,8 @@ from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.config import Tap
 from vlm_vision.connector import load_projector
 from vlm_vision.load import load
-from vlm_vision.new_models import HALF, new_encoder, new_language_model, word_tokenizer
+from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
+from vlm_vision.preprocess import HALF
 from vlm_vision.train.settings import Training
 from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -25,9 +26,9 @@ class Encoder:
     """Argument of vlm_vision.load; empty to start from `new`."""
     new: dict[str, Any] = field(default_factory=dict)
     """Fields of ViTConfig for an encoder with random weights."""
-    mean: tuple[float, float, float] = HALF
+    mean: tuple[float, float, float] = HALF[0]
     """Per channel RGB in 0..1, of what `new` sees."""
-    std: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF[1]
     """Their deviation; a small one where small things matter."""
     image_size: int = 0
     """Side in pixels of what the encoder sees; 0 for its own."""
@@ -35,6 +36,12 @@ class Encoder:
     """Block whose tokens are used; empty for where the checkpoint's own model takes them."""
     tap_norm: bool = True
     """Whether the final norm is applied to them, where `tap_layer` is given."""
+
+    def __post_init__(self):
+        if self.source and (self.mean, self.std) != HALF:
+            raise ValueError(
+                f"encoder.source {self.source} brings its own colours: leave encoder.mean and encoder.std out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class Training:
 
 _FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change what is learned; those that begin with eval do not either."""
-_FREE_DATA = ("cache", "cache_gb")
+_FREE_DATA = ("cache", "cache_gb", "memory")
 """Those of the data."""
 
 S = TypeVar("S")

@@ -61,6 +61,8 @@ class RobotDataset:
             raise ValueError(
                 f"tolerance is {tolerance} s: expected more than 0 and less than half a moment, {0.5 / info.fps}"
             )
+        if memory < 0:
+            raise ValueError(f"memory is {memory}: expected bytes, 0 or more")
         self._keys = dict(cameras)
         self._values, self._rows = read_rows(info, episodes)
         if unknown := set(np.unique(self._values["task_index"]).tolist()) - set(self.tasks):
