@@ -34,16 +34,15 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def made(head: str, *, language: dict | None = None, spec: PolicySpec = SPEC, seed: int = 0, **options):
+def made(head: str, *, encoder=None, language: dict | None = None, spec: PolicySpec = SPEC, seed: int = 0, **options):
     torch.manual_seed(seed)
     tokenizer = word_tokenizer(WORDS)
     llm = new_language_model(language or {"model_type": "llama", **LLAMA}, tokenizer)
-    vlm = vv.VisionLanguageModel.attach(new_encoder(ENCODER), llm, tokenizer=tokenizer)
+    vlm = vv.VisionLanguageModel.attach(encoder or new_encoder(ENCODER), llm, tokenizer=tokenizer)
     drawn = rng().normal(size=(100, 5)) * [1, 2, 3, 1, 1]
     statistics = {"mine": {"action": Statistics.of(drawn[:, :3]), "observation.state": Statistics.of(drawn[:, 3:])}}
-    return VisionLanguageActionModel.attach(
-        vlm, head, spec=spec, statistics=statistics, head_options=HEADS[head], **options
-    )
+    options = {"head_options": HEADS[head]} | options
+    return VisionLanguageActionModel.attach(vlm, head, spec=spec, statistics=statistics, **options)
 
 
 def observation(seed: int, words: str = "push a red block") -> Observation:

@@ -6,7 +6,6 @@ last words of the vocabulary, which are used least.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +58,8 @@ class ActionTokens:
         return centers[(self.vocab_size - ids - 1).clamp(0, self.bins - 2)].float()
 
     def _edges(self, device: torch.device) -> Tensor:
-        return torch.from_numpy(np.linspace(self.low, self.high, self.bins)).to(
-            device
-        )  # torch's differ in the last bit
+        """As numpy.linspace, which the reference uses; torch's differ in the last bit."""
+        step = (self.high - self.low) / (self.bins - 1)
+        edges = torch.arange(self.bins, dtype=torch.float64, device=device) * step + self.low
+        edges[-1].fill_(self.high)
+        return edges

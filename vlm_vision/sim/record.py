@@ -67,12 +67,12 @@ class Demonstrations:
 
     Args:
         tasks: one after the other.
-        episodes: of each task.
+        episodes: of each task; one number for all, or one for each.
         seed: first one.
         workers: processes; 0 for this one. The episodes do not depend on it.
 
     Raises:
-        ValueError: an unknown task or view; while iterating, an expert that fails four times as often as it should succeed, or
+        ValueError: an unknown task or view, numbers that do not fit; while iterating, an expert that fails four times as often as it should succeed, or
             seeds that would reach those of evaluation.
     """
 
@@ -80,35 +80,41 @@ class Demonstrations:
         self,
         recorder: Recorder,
         tasks: Sequence[str],
-        episodes: int,
+        episodes: int | Sequence[int],
         *,
         seed: int = TRAINING_SEED,
         workers: int = 0,
     ):
-        if episodes < 1 or workers < 0 or seed < 0 or not tasks:
+        of_each = [episodes] if isinstance(episodes, int) else list(episodes)
+        if not of_each or min(of_each) < 1 or workers < 0 or seed < 0 or not tasks:
             raise ValueError(
                 f"episodes is {episodes}, workers {workers}, seed {seed}, tasks {list(tasks)}: expected 1, 0 and 0 or more, "
                 "and at least one task"
             )
+        if len(of_each) not in (1, len(tasks)):
+            raise ValueError(
+                f"episodes has {len(of_each)} numbers for {len(tasks)} tasks: give one for all, or one for each"
+            )
         for task in tasks:
             MetaWorld(task, cameras=recorder.views, size=recorder.size, horizon=recorder.horizon).close()
-        self.recorder, self.tasks, self.episodes, self.seed, self.workers = recorder, tasks, episodes, seed, workers
+        self.recorder, self.tasks, self.seed, self.workers = recorder, tasks, seed, workers
+        self.episodes = of_each if len(of_each) == len(tasks) else of_each * len(tasks)
         self.failed: Counter[str] = Counter()
         """Tries that were left out, by task."""
 
     def __len__(self) -> int:
-        return len(self.tasks) * self.episodes
+        return sum(self.episodes)
 
     def __iter__(self) -> Iterator[Episode]:
         self.failed.clear()
         with _processes(self.workers) as begin:
-            for task in self.tasks:
-                yield from self._of(task, begin)
+            for task, episodes in zip(self.tasks, self.episodes, strict=True):
+                yield from self._of(task, episodes, begin)
 
-    def _of(self, task: str, begin: "Begin") -> Iterator[Episode]:
+    def _of(self, task: str, episodes: int, begin: "Begin") -> Iterator[Episode]:
         seeds, waiting, found = count(self.seed), deque[Callable[[], Episode]](), 0
-        while found < self.episodes:
-            while len(waiting) < min(2 * self.workers or 1, self.episodes - found):
+        while found < episodes:
+            while len(waiting) < min(2 * self.workers or 1, episodes - found):
                 waiting.append(begin(self.recorder, task, self._checked(next(seeds))))
             episode = waiting.popleft()()
             if episode.success:
@@ -116,7 +122,7 @@ class Demonstrations:
                 yield episode
                 continue
             self.failed[task] += 1
-            if self.failed[task] > 4 * self.episodes:
+            if self.failed[task] > 4 * episodes:
                 raise ValueError(
                     f"the expert of {task} succeeded {found} times and failed {self.failed[task]} times: use less noise, or "
                     "leave the task out"
@@ -179,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="as reach-v3; all for the fifty")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
-    parser.add_argument("--episodes", type=int, default=50, help="of each task (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", nargs="+", type=int, default=[50], help="of each task: one number, or one for each (default: 50)"
+    )
     parser.add_argument("--size", type=int, default=128, help="side of the pictures (default: %(default)s)")
     parser.add_argument("--views", nargs="+", default=["corner4"], metavar="VIEW", help="cameras (default: corner4)")
     parser.add_argument("--noise", type=float, default=0.0, help="added to what is executed (default: %(default)s)")

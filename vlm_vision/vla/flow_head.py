@@ -61,6 +61,7 @@ class FlowHead(ActionHead):
         self.time_in, self.time_out = nn.Linear(2 * width, width), nn.Linear(width, width)
         self.expert = Expert(shape, width=width, mlp_dim=mlp_dim)
         self.register_buffer("places", sines(torch.arange(chunk) / max(1, chunk), width), persistent=False)
+        self.register_buffer("noise", self.draws([0], chunk, action_dim)["noise"], persistent=False)
         blocks = torch.tensor([0] * bool(state_dim) + [1] * chunk)
         self.register_buffer("blocks", blocks, persistent=False)
 
@@ -88,8 +89,7 @@ class FlowHead(ActionHead):
     def decode(self, held: Held) -> Tensor:
         """From the same noise each time, so that actions are a function of what is seen."""
         mask = held.read.mask
-        noise = self.draws([0], self.chunk, self.action_dim)["noise"].to(mask.device)
-        x, time = noise.expand(len(mask), -1, -1), torch.ones(len(mask), device=mask.device)
+        x, time = self.noise.float().expand(len(mask), -1, -1), torch.ones(len(mask), device=mask.device)
         for _ in range(self.steps):
             x = x - self.velocity(held, x, time) / self.steps
             time = time - 1 / self.steps

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vlm_vision.vla.prefix import Prefix
@@ -24,6 +25,11 @@ class ActionHead(nn.Module):
     def __init__(self, *, action_dim: int, chunk: int, **options: Any):
         super().__init__()
         self.action_dim, self.chunk, self.options = action_dim, chunk, options
+
+    def tail(self, like: Tensor) -> Tensor:
+        """`tail_ids` for each row of ids (B, T): (B, E)."""
+        words = [like.new_full((len(like), 1), word) for word in self.tail_ids]
+        return torch.cat([like[:, :0], *words], dim=1)
 
     @staticmethod
     def draws(seeds: Sequence[int], chunk: int, action_dim: int) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ class VisionLanguageActionModel(nn.Module):
         OpenVLA-OFT, where the end token counts too."""
         ids, vlm = batch["input_ids"], self.plain_vlm
         told = batch["attention_mask"].bool() & (ids != vlm.config.image_token_id)
-        tail = ids.new_tensor(self.head.tail_ids).expand(len(ids), -1)
+        tail = self.head.tail(ids)
         words = vlm.get_input_embeddings()(torch.cat([ids, tail], dim=1))
         told = torch.cat([told, torch.ones_like(tail, dtype=torch.bool)], dim=1)
         mean = (words * told[..., None]).sum(1) / told.sum(1, keepdim=True)

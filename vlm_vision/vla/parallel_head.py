@@ -62,7 +62,7 @@ class ParallelHead(ActionHead):
         if self.queries is not None:
             whole = prefix.followed_by(self.queries.expand(len(prefix.embeds), count, width))
             return whole.hidden(open_end(whole.mask, count))[:, -count:]
-        end = prefix.vlm.get_input_embeddings()(prefix.mask.new_tensor(self.tail_ids).expand(len(prefix.mask), 1))
+        end = prefix.vlm.get_input_embeddings()(self.tail(prefix.mask))
         whole = prefix.followed_by(torch.cat([end.new_zeros(len(end), count, width), end], dim=1))
         everything = open_end(whole.mask, whole.mask.shape[1])
         return whole.hidden(everything)[:, -count - 2 : -2]

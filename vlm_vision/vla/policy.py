@@ -13,6 +13,7 @@ from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader
+from vlm_vision.vla.look import Looks
 from vlm_vision.vla.model import POLICY, VisionLanguageActionModel
 from vlm_vision.vla.openvla import load_openvla
 
@@ -23,13 +24,14 @@ class VLAPolicy:
     Args:
         model: in evaluation mode from here on.
         statistics: name of the data whose units the robot uses; may be empty where the model has those of one.
+        graphs: see `Looks`: on a CUDA device, shapes of batches that are kept as CUDA graphs.
 
     Raises:
-        ValueError: a name that is not known; it lists the known ones.
+        ValueError: a name that is not known (it lists the known ones), or graphs where there can be none.
     """
 
-    def __init__(self, model: VisionLanguageActionModel, statistics: str = ""):
-        self.model, self.read = model.eval(), Reader(model)
+    def __init__(self, model: VisionLanguageActionModel, statistics: str = "", *, graphs: int = 0):
+        self.model, self.read, self._look = model.eval(), Reader(model), Looks(model, graphs)
         self.action, self.state = model.normalizers(statistics)
 
     @property
@@ -53,13 +55,13 @@ class VLAPolicy:
         if self.state is not None:
             states = np.stack([np.asarray(one.state, dtype=np.float64) for one in observations])
             batch["state"] = self.state(torch.from_numpy(states))
-        batch = {name: value.to(self.device) for name, value in batch.items()}
         clock.took("preprocess")
-        prefix = self.model.prefix(batch)
+        look = self._look(batch)
+        look.encode(batch)
         clock.took("encode")
-        held = self.model.head.prefill(prefix)
+        look.prefill()
         clock.took("prefill")
-        values = self.action.invert(self.model.head.decode(held)).cpu().numpy()
+        values = self.action.invert(look.decode().cpu()).numpy()
         clock.took("decode")
         return Actions(values, clock.seconds)
 
@@ -90,6 +92,7 @@ def load_policy(
     *,
     statistics: str = "",
     device: str | torch.device = "cpu",
+    graphs: int = 0,
     revision: str | None = None,
     **options: Any,
 ) -> VLAPolicy:
@@ -98,6 +101,7 @@ def load_policy(
     Args:
         source: folder or hub id.
         statistics: name of the data whose units the robot uses; needed where the folder has those of several.
+        graphs: on a CUDA device, shapes of batches that are kept as CUDA graphs, see `vlm_vision.vla.look`.
         options: of VisionLanguageModel.from_pretrained, such as dtype; for OpenVLA those of `load_openvla` too.
 
     Raises:
@@ -106,5 +110,7 @@ def load_policy(
     folder = resolve(source, revision, also=_HUB_FILES)
     described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if described.get("model_type") == "openvla" and not (folder / POLICY).is_file():
-        return VLAPolicy(load_openvla(folder, **options).to(device), statistics)
-    return VLAPolicy(VisionLanguageActionModel.from_pretrained(folder, **options).to(device), statistics)
+        model = load_openvla(folder, **options)
+    else:
+        model = VisionLanguageActionModel.from_pretrained(folder, **options)
+    return VLAPolicy(model.to(device), statistics, graphs=graphs)

@@ -69,5 +69,5 @@ def open_end(mask: Tensor, length: int) -> Tensor:
     """
     total = mask.shape[1]
     seen = torch.ones(total, total, dtype=torch.bool, device=mask.device).tril()
-    seen[total - length :] = True
+    seen[total - length :].fill_(True)
     return seen[None] & mask.bool()[:, None, :]
