@@ -26,7 +26,7 @@ from vlm_vision.sim.baselines import Chance, Expert
 from vlm_vision.sim.controls import blank, shuffled
 from vlm_vision.sim.environment import EVALUATION_SEED, Environment
 from vlm_vision.sim.instructions import INSTRUCTIONS
-from vlm_vision.sim.libero import VIEWS, Libero, instruction
+from vlm_vision.sim.libero import VIEWS, Libero, first_states, instruction
 from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
 from vlm_vision.sim.rollout import rollout
@@ -76,6 +76,12 @@ class Config:
             raise ValueError(
                 f"episodes is {self.episodes}, tasks {list(self.tasks)}, controls {list(self.controls)}: expected at least one of each"
             )
+        if len(set(self.tasks)) < len(self.tasks) or len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"tasks are {list(self.tasks)}, controls {list(self.controls)}: name each once")
+        if self.seed < EVALUATION_SEED:
+            raise ValueError(
+                f"seed is {self.seed}: those below {EVALUATION_SEED} are for recordings, which a policy may have seen"
+            )
         if "shuffled" in self.controls and len(set(self.tasks)) < 2:
             raise ValueError(
                 f"there is one task, {self.tasks[0]}: to shuffle instructions takes two; leave that control out"
@@ -85,20 +91,21 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started, out = time.monotonic(), Path(config.out)
+    others = checked(config)
     policy = loaded(config)
-    films = Films(out / "videos", per_task=config.films, side=config.film_size)
-    found = {
-        control: tried(config, policy, control, films if control == config.controls[0] else None)
-        for control in config.controls
-    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
+    found: dict[str, Rollouts] = {}
+    metrics: dict[str, Any] = {"policy": config.policy}
+    with Films(out / "videos", per_task=config.films, side=config.film_size) as films:
+        for control in config.controls:
+            watched = None if found else films
+            found[control] = tried(config, policy, control, others if control == "shuffled" else None, watched)
+            metrics |= {control: found[control].to_dict(), "seconds": time.monotonic() - started}
+            write_json(out / "metrics.json", metrics)
     print(table(found))
     if said := advice(found):
         print(said)
-    metrics = {name: rollouts.to_dict() for name, rollouts in found.items()}
-    metrics |= {"policy": config.policy, "seconds": time.monotonic() - started}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
-    write_json(out / "metrics.json", metrics)
     if films.ends:
         rows = [(frame, end.instruction, f"{end.steps} steps", end.success) for end, frame in films.ends]
         title = f"{config.policy}, {config.controls[0]}"
@@ -120,11 +127,24 @@ def loaded(config: Config) -> Policy:
     return load_policy(config.policy, statistics=config.statistics, device=config.device)
 
 
-def tried(config: Config, policy: Policy, control: Control, films: Films | None) -> Rollouts:
-    """All tasks and seeds under one control."""
+def checked(config: Config) -> dict[str, str]:
+    """What is said to each task in place of its own words, if that is asked for; whatever a task may be refused for is told
+    here, before anything runs."""
+    told = {task: words(task) for task in config.tasks}
+    for task in filter(is_libero, config.tasks):
+        if config.episodes > (known := first_states(task)):
+            raise ValueError(
+                f"{task} has {known} first states: {config.episodes} episodes would count some of them twice"
+            )
+    return shuffled(told) if "shuffled" in config.controls else {}
+
+
+def tried(
+    config: Config, policy: Policy, control: Control, others: dict[str, str] | None, films: Films | None
+) -> Rollouts:
+    """All tasks and seeds under one control; `others` is what is said in place of the tasks' own words."""
     cameras = config.cameras or {name: VIEWS.get(name, name) for name in policy.spec.cameras}
     trials = [Trial(task, config.seed + place) for task in config.tasks for place in range(config.episodes)]
-    others = shuffled({task: words(task) for task in config.tasks}) if control == "shuffled" else None
 
     def make(task: str) -> Environment:
         if is_libero(task):

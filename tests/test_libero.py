@@ -5,7 +5,8 @@ import pytest
 
 pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'vlm-vision[libero]'")
 
-from vlm_vision.sim.libero import SETTLING, STILL, Libero, axis_angle
+from recipes import vla_eval
+from vlm_vision.sim.libero import SETTLING, STILL, Libero, axis_angle, first_states
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ACTION = np.array([0.5, -0.3, -0.8, 0.1, 0, 0.2, 1], dtype=np.float32)
@@ -55,6 +56,13 @@ def test_turns_are_axis_and_angle() -> None:
         np.array([0, 0, 0, -1.0]),
     ]:
         np.testing.assert_allclose(axis_angle(one), quat2axisangle(one.copy()))
+
+
+def test_no_first_state_is_counted_twice(tmp_path) -> None:
+    given = dict(policy="random", tasks=("libero_spatial/0",), controls=("right",), out=str(tmp_path / "none"))
+    assert first_states("libero_spatial/0") == 50
+    with pytest.raises(ValueError, match="has 50 first states: 51 episodes would count"):
+        vla_eval.main(vla_eval.Config(**given, episodes=51))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -106,6 +106,7 @@ def test_actions_are_clipped_and_success_ends(reach) -> None:
 def test_the_expert_reaches_in_the_loop_and_chance_does_not(reach, tmp_path) -> None:
     trials = [Trial("reach-v3", EVALUATION_SEED + place) for place in range(2)]
     films = Films(tmp_path, per_task=1, side=64)
+    (tmp_path / f"reach-v3-{EVALUATION_SEED}-failed.mp4").write_bytes(b"of a run before")
 
     def make(task: str) -> MetaWorld:
         return MetaWorld(task, cameras={"eye": "corner2"}, size=16, horizon=80)
@@ -149,11 +150,12 @@ def test_noise_moves_the_robot_and_the_expert_is_recorded(reach) -> None:
 
 def test_failures_are_left_out_and_processes_change_nothing(reach) -> None:
     recorder = Recorder(("corner4",), 8, horizon=47)  # seeds 1 and 4 take longer
-    made = Demonstrations(recorder, ["reach-v3", "reach-wall-v3"], 3)
+    made = Demonstrations(recorder, ["reach-v3", "reach-wall-v3"], [3, 2])
     episodes = list(made)
-    assert len(made) == len(episodes) == 6 and all(one.success and len(one) <= 47 for one in episodes)
+    assert [one.task for one in episodes] == [INSTRUCTIONS[task] for task in made.tasks for _ in range(3)][:5]
+    assert len(made) == len(episodes) == 5 and all(one.success and len(one) <= 47 for one in episodes)
     assert made.failed["reach-v3"] == 1
-    beside = Demonstrations(recorder, made.tasks, 3, workers=2)
+    beside = Demonstrations(recorder, made.tasks, [3, 2], workers=2)
     for one, other in itertools.zip_longest(episodes, beside):
         assert np.array_equal(one.states, other.states) and np.array_equal(
             one.images["corner4"], other.images["corner4"]
@@ -185,6 +187,29 @@ def test_the_recipe_judges_writes_and_shows(reach, tmp_path, capsys) -> None:
     assert len(vla_eval.Config(policy="expert", tasks=("all",)).tasks) == 50
     with pytest.raises(ValueError, match="to shuffle instructions takes two"):
         vla_eval.Config(policy="expert", tasks=("reach-v3",))
+    with pytest.raises(ValueError, match="name each once"):
+        vla_eval.Config(policy="expert", tasks=("reach-v3", "reach-v3"))
+    with pytest.raises(ValueError, match="seed is 7: those below 10000 are for recordings"):
+        vla_eval.Config(policy="expert", seed=7)
+    misspelt = vla_eval.Config(policy="expert", tasks=("reach-v3", "window-opn-v3"), out=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="task 'window-opn-v3' is not known"):
+        vla_eval.main(misspelt)
+    assert not (tmp_path / "none").exists()  # before any episode
+
+
+def test_a_rollout_that_breaks_leaves_no_half_of_a_film(reach, tmp_path) -> None:
+    class Broken(Expert):
+        looks = 0
+
+        def act(self, observations):
+            self.looks += 1
+            if self.looks > 5:
+                raise OSError("the arm is on fire")
+            return super().act(observations)
+
+    with pytest.raises(OSError, match="on fire"), Films(tmp_path, side=64) as films:
+        rollout(Broken(("corner4",)), lambda task: MetaWorld(task, size=16), [Trial("reach-v3", 5)], watch=films)
+    assert not list(tmp_path.iterdir()) and not films.ends
 
 
 def test_a_saved_policy_acts_in_the_loop(reach, tmp_path) -> None:
@@ -225,6 +250,12 @@ def test_wrong_settings_are_refused(reach, tmp_path) -> None:
         Recorder(noise=-1)
     with pytest.raises(ValueError, match="seeds have come to 10000"):
         list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 2, seed=EVALUATION_SEED - 1))
+    with pytest.raises(ValueError, match="seeds have come to 20000"):
+        list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 1, seed=2 * EVALUATION_SEED))
+    with pytest.raises(ValueError, match="episodes has 2 numbers for 1 tasks"):
+        Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], [2, 3])
+    with pytest.raises(ValueError, match="episodes is .* expected 1"):
+        Demonstrations(Recorder(("corner4",), 8), ["reach-v3", "push-v3"], [2, 0])
     with pytest.raises(ValueError, match="failed 5 times: use less noise"):
         list(Demonstrations(Recorder(("corner4",), 4, horizon=2), ["peg-insert-side-v3"], 1))
     video = Video(tmp_path / "a.mp4", 10)

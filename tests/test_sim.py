@@ -176,6 +176,15 @@ def test_a_policy_of_another_robot_is_refused(spec, sentence) -> None:
         rollout(Walker(spec), Line, TRIALS)
 
 
+def test_an_environment_that_cannot_begin_is_closed() -> None:
+    class Dark(Line):
+        def reset(self, seed: int) -> Observation:
+            raise OSError("nothing to draw with")
+
+    with pytest.raises(OSError, match="nothing to draw"):
+        rollout(Walker(), Dark, TRIALS)  # what stays open fails at the end of each test
+
+
 def test_wrong_settings_and_bad_actions_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN or Inf"):
         rollout(Walker(broken=np.nan), Line, TRIALS)

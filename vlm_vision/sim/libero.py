@@ -137,6 +137,12 @@ def instruction(name: str) -> str:
     return suite.get_task(number).language
 
 
+def first_states(name: str) -> int:
+    """How many a task has; a `Libero` tries them in turn. Raises ValueError as `Libero`."""
+    suite, number = _suite(name)
+    return len(suite.get_task_init_states(number))
+
+
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     """(x, y, z, w) of length 1 -> axis times angle, as robosuite: the angle is in [0, 2 pi]."""
     w = np.clip(quaternion[3], -1, 1)

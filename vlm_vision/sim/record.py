@@ -129,8 +129,11 @@ class Demonstrations:
                 )
 
     def _checked(self, seed: int) -> int:
-        if self.seed < EVALUATION_SEED <= seed:
-            raise ValueError(f"seeds have come to {seed}, where those of evaluation begin: record fewer episodes")
+        if seed >= EVALUATION_SEED:
+            raise ValueError(
+                f"seeds have come to {seed}, and those from {EVALUATION_SEED} on are for evaluation: record fewer episodes, or "
+                "begin lower"
+            )
         return seed
 
 

@@ -103,7 +103,11 @@ class _Running:
 
 def _begun(place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None) -> _Running:
     said = environment.instruction if instructions is None else instructions[trial.task]
-    return _Running(place, environment, environment.reset(trial.seed), Outcome(trial, said, False, 0))
+    try:
+        return _Running(place, environment, environment.reset(trial.seed), Outcome(trial, said, False, 0))
+    except BaseException:
+        environment.close()
+        raise
 
 
 def _environment(

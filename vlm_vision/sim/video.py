@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
@@ -51,6 +52,8 @@ class Video:
 class Films:
     """Watches a rollout: the first episodes of each task as mp4, and how each of these looked in the end.
 
+    Used as a context: what is not over when it ends is thrown away.
+
     Args:
         folder: for the files, named task-seed-done.mp4 or task-seed-failed.mp4.
         per_task: episodes.
@@ -67,8 +70,7 @@ class Films:
     def __call__(self, environment: Environment, outcome: Outcome, over: bool) -> None:
         trial = outcome.trial
         place = (trial.task, trial.seed)
-        name = f"{trial.task.replace('/', '-')}-{trial.seed}"
-        file = self.folder / f".{name}.mp4"
+        name, file = f"{_plain(trial.task)}-{trial.seed}", self._file(*place)
         if not outcome.steps and self._begun[trial.task] < self.per_task:
             self._begun[trial.task] += 1
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,5 +81,24 @@ class Films:
         self._open[place].add(frame)
         if over:
             self._open.pop(place).close()
+            for end in ("done", "failed"):  # of a run before
+                (self.folder / f"{name}-{end}.mp4").unlink(missing_ok=True)
             file.rename(self.folder / f"{name}-{'done' if outcome.success else 'failed'}.mp4")
             self.ends.append((outcome, frame))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for place, video in self._open.items():
+            video.close()
+            self._file(*place).unlink()
+        self._open.clear()
+
+    def _file(self, task: str, seed: int) -> Path:
+        """Of an episode under way."""
+        return self.folder / f".{_plain(task)}-{seed}.mp4"
+
+
+def _plain(task: str) -> str:
+    return task.replace("/", "-")
