@@ -7,7 +7,7 @@
 A DINOv2 and a SigLIP tower, fused, a Llama, and an action head: OpenVLA-OFT's (parallel) or OpenVLA's (tokens). The plain path
 is what their authors' code does, with transformers' modules: each picture through each tower's image processor and all
 blocks of each tower, one picture after another; hidden states of all layers and logits of all tokens; for tokens `generate`.
-Actions are compared before anything is timed. "packed" has its towers' weights laid out for the CPU.
+Actions are compared before anything is timed. "packed" has its weights laid out for the CPU; "graphs" is captured.
 """
 
 import argparse
@@ -30,7 +30,6 @@ from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
 from vlm_vision.encoder import Origin
 from vlm_vision.new_models import word_tokenizer
-from vlm_vision.packed import pack_for_cpu
 from vlm_vision.preprocess import HALF, IMAGENET, Preprocess
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.statistics import Statistics
@@ -85,8 +84,11 @@ def main() -> None:
     }
     if args.device == "cpu":
         packed = copy.deepcopy(policy)
-        pack_for_cpu(packed.model.plain_vlm.encoder, batch=args.cameras, height=SIDE, width=SIDE)
+        packed.pack([seen])
         contestants["packed"] = timed("packed", lambda: packed.act([seen]).seconds)
+    else:
+        graphed = VLAPolicy(policy.model, graphs=1)
+        contestants["graphs"] = timed("graphs", lambda: graphed.act([seen]).seconds)
     difference = float(np.abs(policy.act([seen]).values[0] - plain(seen)[0]).max())
     if difference > (1e-3 if args.dtype == "float32" else 0.2):
         raise SystemExit(f"actions differ by {difference:.1e}")

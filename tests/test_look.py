@@ -1,5 +1,7 @@
 """A policy's look as CUDA graphs: what a capture needs, told without a GPU, and with one that it gives the same."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers.utils import import_utils
 import vlm_vision as vv
 from vlm_vision.fused import add_film
 from vlm_vision.new_models import new_encoder
+from vlm_vision.packed import PackedLinear
 from vlm_vision.vla import VLAPolicy, look
 from vlm_vision.vla.batch import Reader
 from vlm_vision.vla.look import CapturedLook, Look, Looks
@@ -104,6 +107,20 @@ def test_nothing_goes_between_host_and_device(head, seeing, monkeypatch) -> None
                 with pytest.raises(AssertionError, match="between host and device"):
                     crossing()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
+@pytest.mark.parametrize("head", HEADS)
+def test_a_packed_policy_acts_the_same_at_its_shape_and_at_others(head) -> None:
+    policy = VLAPolicy(made(head))
+    packed = copy.deepcopy(policy)
+    packed.pack(BOTH)
+    decoder = packed.model.plain_vlm.get_decoder()
+    assert isinstance(decoder.layers[1].mlp.down_proj, PackedLinear)
+    if head == "flow":
+        assert not isinstance(packed.model.head.state_in, PackedLinear)  # two rows
+    for seen in (BOTH, [observation(9)], [observation(3), observation(4, "open drawer")]):
+        np.testing.assert_allclose(packed.act(seen).values, policy.act(seen).values, rtol=0, atol=1e-5)
 
 
 def test_graphs_that_cannot_be_are_refused() -> None:

@@ -18,7 +18,7 @@ from vlm_vision.config import Activation
 FUSED: dict[Activation, str] = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activations that oneDNN applies inside the product, and its name for their approximation."""
 
-_FEWEST_ROWS = 16
+FEWEST_ROWS = 16
 """Products of fewer rows are left to PyTorch: nothing is gained."""
 
 
@@ -47,7 +47,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype
         and (prefers_onednn() if x.dtype == torch.float32 else x.dtype == torch.bfloat16 and takes_bfloat16())
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() >= _FEWEST_ROWS * x.shape[-1]
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._is_tracing()

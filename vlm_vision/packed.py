@@ -5,6 +5,8 @@ batches run a good deal faster, and in bfloat16 oneDNN applies GELU while the pr
 second copy of the weights.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from vlm_vision.blocks import ACTIVATIONS, Attention, Mlp
 from vlm_vision.config import Activation
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.linear import FUSED, onednn, prefers_onednn
+from vlm_vision.linear import FEWEST_ROWS, FUSED, Linear, onednn, prefers_onednn
 from vlm_vision.vit import VisionTransformer
 
 
@@ -62,10 +64,7 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
     Raises:
         ValueError: this PyTorch has no MKL or oneDNN, or the encoder is not on the CPU in float32 or bfloat16.
     """
-    if not torch.backends.mkldnn.is_available() or not (torch.backends.mkl.is_available() or prefers_onednn()):
-        raise ValueError("this PyTorch was built without MKL or oneDNN: run the encoder unpacked")
-    if encoder.device.type != "cpu" or encoder.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"packing is for float32 and bfloat16 on the CPU, got {encoder.dtype} on {encoder.device}")
+    _check(encoder.device, encoder.dtype)
     encoder.fold_layer_scale()
     for tower in [module for module in encoder.modules() if isinstance(module, VisionTransformer)]:
         rows = batch * (tower.config.num_prefix_tokens + encoder.num_patch_tokens(height, width))
@@ -76,3 +75,38 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
                 part.fc1 = PackedLinear(part.fc1, rows, tower.config.mlp)  # type: ignore[assignment]
                 part.fc2 = PackedLinear(part.fc2, rows)  # type: ignore[assignment]
                 part.act = _done
+
+
+def pack_linears(model: nn.Module, run: Callable[[], object]) -> None:
+    """Pack the linear layers of any model, in place, each for as many rows as it first gets in `run`, which runs the model.
+
+    What `pack_for_cpu` does where nothing is known of the model. Layers that get few rows or none stay as they are.
+
+    Raises:
+        ValueError: this PyTorch has no MKL or oneDNN, or the model is not on the CPU in float32 or bfloat16.
+    """
+    weight = next(model.parameters())
+    _check(weight.device, weight.dtype)
+    rows: dict[nn.Module, int] = {}
+
+    def seen(part: nn.Module, given: tuple[Tensor, ...]) -> None:
+        rows.setdefault(part, given[0].shape[:-1].numel())
+
+    linears = [part for part in model.modules() if type(part) in (nn.Linear, Linear)]
+    hooks = [part.register_forward_pre_hook(seen) for part in linears]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for parent in list(model.modules()):
+        for name, part in parent.named_children():
+            if rows.get(part, 0) >= FEWEST_ROWS:
+                setattr(parent, name, PackedLinear(part, rows[part]))  # type: ignore[arg-type]
+
+
+def _check(device: torch.device, dtype: torch.dtype) -> None:
+    if not torch.backends.mkldnn.is_available() or not (torch.backends.mkl.is_available() or prefers_onednn()):
+        raise ValueError("this PyTorch was built without MKL or oneDNN: run it unpacked")
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"packing is for float32 and bfloat16 on the CPU, got {dtype} on {device}")

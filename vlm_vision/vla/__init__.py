@@ -1,7 +1,7 @@
 """From what a robot sees to what it does: action heads on any `VisionLanguageModel`.
 
 Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; sight, model (prompt, pictures and
-state to a head, saving, loading), openvla, policy.
+state to a head, saving, loading), look (one pass, as it is or captured), openvla, policy.
 """
 
 from vlm_vision.vla.model import VisionLanguageActionModel

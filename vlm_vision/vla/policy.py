@@ -10,6 +10,7 @@ import torch
 
 from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.packed import pack_for_cpu, pack_linears
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader
@@ -64,6 +65,23 @@ class VLAPolicy:
         values = self.action.invert(look.decode().cpu()).numpy()
         clock.took("decode")
         return Actions(values, clock.seconds)
+
+    def pack(self, observations: Sequence[Observation]) -> None:
+        """Lay the weights out for the CPU, in place, for looks at as many observations with as long a prompt: see
+        `vlm_vision.packed`. Other looks work and run unpacked. Do this last: a packed policy is neither moved, trained nor
+        saved.
+
+        Raises:
+            ValueError: as `pack_for_cpu` and `act`; pictures of no fixed size.
+        """
+        encoder = self.model.plain_vlm.encoder
+        size = encoder.preprocess.output_size
+        if size is None:
+            raise ValueError(
+                "the policy's pictures have no fixed size, for which its weights could be packed: run it unpacked"
+            )
+        pack_for_cpu(encoder, batch=len(observations) * len(self.spec.cameras), height=size[0], width=size[1])
+        pack_linears(self.model, lambda: self.act(observations))
 
     @property
     def device(self) -> torch.device:
