@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -190,3 +191,23 @@ def rest(line: socket.socket) -> bytes:
         while part := line.recv(4096):
             got += part
     return got
+
+
+def sees(arm: Arm, message: dict) -> np.ndarray:
+    """What an `Arm` answers to a message of `seen`."""
+    return arm.expected(observation(message))
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
