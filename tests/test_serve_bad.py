@@ -10,6 +10,7 @@ from robot_clients import (
     Robot,
     as_json,
     http,
+    observation,
     packed,
     running,
     seen,
@@ -42,10 +43,14 @@ BAD = {
     "float picture": (seen(**{"observation/top": np.zeros((4, 4, 3))}), "camera top.*float64.*uint8"),
     "wrong axes": (seen(**{"observation/top": np.zeros((4, 4, 2), np.uint8)}), r"camera top.*\(4, 4, 2\)"),
     "no picture": (seen(**{"observation/top": "a.png"}), "camera top is of type str"),
+    "picture of gigabytes": (seen(**{"observation/top": np.zeros((1, 2000, 3), np.uint8)}), r"top.*\(1, 2000, 3\).*16"),
+    "long side": (seen(**{"observation/top": np.zeros((4097, 300, 3), np.uint8)}), r"top.*\(4097, 300, 3\).*4096"),
+    "long with channels first": (seen(**{"observation/top": np.zeros((3, 1, 17), np.uint8)}), r"\(1, 17, 3\)"),
     "NaN": (seen(**{"observation/state": np.array([0.0, np.nan, 1.0])}), "the state is .*nan.*finite"),
     "short state": (seen(**{"observation/state": np.zeros(2)}), r"the state has shape \(2,\)"),
     "no state": (seen(**{"observation/state": None}), "no state"),
     "state in words": (seen(**{"observation/state": "here"}), "no list of numbers"),
+    "key twice": (seen(observation={"top": np.zeros((4, 4, 3), np.uint8)}), "'observation/top' is given twice"),
     "state twice": (seen(state=np.zeros(3)), "the state is given as observation/state and state: give it once"),
     "half a state": (
         seen(**{"observation/state": None, "observation/joint_position": np.zeros(3)}),
@@ -53,6 +58,9 @@ BAD = {
     ),
     "no instruction": (seen(prompt=None), "instruction is missing: give it once, as one of .*'prompt'"),
     "empty instruction": (seen(prompt=" "), "say in words"),
+    "long instruction": (seen(prompt="go " * 700), "has 2100 characters: expected at most 2000"),
+    "instruction with a picture": (seen(prompt="go <Image>"), "holds <image>"),
+    "instruction of bytes": (seen(prompt=bytes(10_000)), r"the instruction is .{80}: say in words"),
     "objects": (seen(**{"observation/state": _array(dtype="|O")}), r"dtype '\|O'"),
     "structures": (seen(**{"observation/state": _array(dtype="|V8")}), r"dtype '\|V8'"),
     "too few bytes": (seen(**{"observation/state": _array(shape=[2**20, 2**20])}), "came with 8 bytes"),
@@ -92,6 +100,7 @@ def test_bad_requests_over_http():
         json.dumps({"image": {"__numpy__": "AAAA", "dtype": "|O", "shape": [1]}}): "dtype '|O'",
         json.dumps({"image": {"__numpy__": "not base64!", "dtype": "|u1", "shape": [1]}}): "cannot be read as JSON",
         as_json(seen(**{"observation/state": [1.0, float("nan"), 2.0]})): "finite numbers",
+        as_json(seen(**{"observation/state": [10**400, 0, 0]})): "is no list of numbers",
         as_json(seen(prompt="crash")): "the policy failed",
         as_json(seen() | {"unnorm_key": "bridge"}): "without a name",
     }
@@ -102,6 +111,13 @@ def test_bad_requests_over_http():
             assert status == (500 if "crash" in body else 400) and said in json.loads(answer)["error"], body[:100]
         assert http(server.port, "/act")[0] == 405 and http(server.port, "/nothing")[0] == 404
         assert http(server.port, "/act", as_json(seen()))[0] == 200
+
+
+@pytest.mark.parametrize("state", [["a", "b", "c"], np.array(["1", "2", "3"]), [[1], [1, 2], 3], [10**400, 0, 0]])
+def test_a_state_of_anything_but_numbers(state):
+    told = observation(seen(**{"observation/state": state}))
+    with pytest.raises(ValueError, match=r"the state is \[.*: expected 3 numbers"):
+        Arm().spec.check(told)
 
 
 def test_mutated_messages_raise_nothing_but_value_errors():
