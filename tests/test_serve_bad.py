@@ -75,6 +75,15 @@ BAD = {
     "pickle inside": (seen(**{"observation/top": pickle.dumps(Bait())}), "camera top is of type bytes"),
     "pickle as array": (seen(**{"observation/top": _array(data=pickle.dumps(Bait()), dtype="O")}), "dtype 'O'"),
     "text": ("do something", "the message is text"),
+    "many lists": (b"\xdc\x0f\xff" + (b"\xdc\x00\x80" + b"\x90" * 128) * 4095, "more than 100000 values"),
+    "many maps": (b"\xdc\x0f\xff" + (b"\xdc\x00\x80" + b"\x80" * 128) * 4095, "more than 100000 values"),
+    "long list": (b"\xdd\x00\x01\x00\x00" + b"\x90" * 65536, "65536 exceeds max_array_len"),
+    "long map": (b"\xdf\x00\x01\x00\x00", "65536 exceeds max_map_len"),
+    "extension": (b"\x81\xa1a\xd4\x01\x00", "exceeds max_ext_len"),
+    "shape of many sides": (
+        seen(**{"observation/state": _array(shape=[1] * 4000)}),
+        r"shape \[1, 1.*list of at most 8 sizes",
+    ),
     "deep": (b"\x81\xa1a" * 2000 + b"\x01", "cannot be read as msgpack"),
 }
 
@@ -93,7 +102,10 @@ def test_bad_observations_are_refused_in_one_sentence():
 def test_bad_requests_over_http():
     bodies = {
         "{": "cannot be read as JSON",
-        "[" * 100_000: "cannot be read as JSON",
+        "[" * 90_000: "cannot be read as JSON",
+        "[" + "[]," * 60_000 + "1]": "more than 100000 brackets and commas",
+        json.dumps({"encoded": "[" + "[]," * 60_000 + "1]"}): "more than 100000 brackets and commas",
+        json.dumps({"encoded": "\ud800"}): "cannot be read as JSON",
         "[1]": "type list",
         json.dumps({"encoded": "{}", "image": 1}): "that text alone",
         json.dumps({"encoded": [1]}): "that text alone",
@@ -111,6 +123,22 @@ def test_bad_requests_over_http():
             assert status == (500 if "crash" in body else 400) and said in json.loads(answer)["error"], body[:100]
         assert http(server.port, "/act")[0] == 405 and http(server.port, "/nothing")[0] == 404
         assert http(server.port, "/act", as_json(seen()))[0] == 200
+
+
+def test_a_message_that_breaks_its_reading_is_refused_in_a_sentence(monkeypatch, caplog):
+    def broken(self, message):
+        raise OverflowError("a number\nbeyond all")
+
+    monkeypatch.setattr(KeyMap, "observation", broken)
+    with running(Arm()) as server, Robot(server.port) as robot:
+        for _ in range(2):
+            with pytest.raises(
+                RuntimeError, match="^reading the message failed with OverflowError: a number beyond all$"
+            ):
+                robot.infer(seen())
+        status, answer, _ = http(server.port, "/act", as_json(seen()))
+        assert status == 500 and "OverflowError" in json.loads(answer)["error"]
+    assert "in broken" in caplog.text
 
 
 @pytest.mark.parametrize("state", [["a", "b", "c"], np.array(["1", "2", "3"]), [[1], [1, 2], 3], [10**400, 0, 0]])

@@ -1,6 +1,7 @@
 """What becomes of a request, whichever protocol it came by."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from vlm_vision.serve.keys import KeyMap
 from vlm_vision.serve.metrics import Metrics
 from vlm_vision.serve.refusal import Refusal
 from vlm_vision.serve.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class Desk:
@@ -43,7 +46,7 @@ class Desk:
             raise rate.refusal
 
     async def answer(self, read: Callable[[], Observation]) -> Answer:
-        """Actions for the observation that `read` gives; it may take its time, and raise ValueError.
+        """Actions for the observation that `read` gives; it may take its time, and raise.
 
         Raises:
             Refusal: there are none, and why.
@@ -52,6 +55,9 @@ class Desk:
             observation = await asyncio.to_thread(read)
         except ValueError as error:
             raise Refusal(400, str(error)) from None
+        except Exception as error:  # whatever else a message does to its reading, its sender is told
+            _log.exception("a message could not be read")
+            raise Refusal(500, f"reading the message failed with {type(error).__name__}: {str(error)[:500]}") from None
         answer = await self.batcher.act(observation)
         self.metrics.stage("queue", answer.queue)
         return answer
