@@ -52,8 +52,8 @@ class Arm:
 
 @contextmanager
 def running(policy, **settings):
-    """A server on a free port, stopped at the end."""
-    server = PolicyServer(policy, Settings(port=0, **settings))
+    """A server on a free port, stopped at the end; at a rate for tests that ask until something is so."""
+    server = PolicyServer(policy, Settings(port=0, **({"rate": 10_000.0} | settings)))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -99,12 +99,13 @@ def unpacked(data: bytes):
 
 
 class Robot:
-    """openpi's client: metadata on connecting, `infer`, text raised as an error."""
+    """openpi's client, from an address of this machine: metadata on connecting, `infer`, text raised as an error."""
 
-    def __init__(self, port: int, token: str = "", **options) -> None:
+    def __init__(self, port: int, token: str = "", address: str = "127.0.0.1") -> None:
         headers = {"Authorization": f"Api-Key {token}"} if token else None
+        line = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0))
         self._open = connect(
-            f"ws://127.0.0.1:{port}", compression=None, max_size=None, additional_headers=headers, **options
+            f"ws://127.0.0.1:{port}", sock=line, compression=None, max_size=None, additional_headers=headers
         )
         self.socket = self._open.__enter__()
         self.metadata = unpacked(self.socket.recv(10))

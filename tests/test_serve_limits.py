@@ -66,9 +66,9 @@ def test_who_does_not_take_answers_is_let_go():
                     time.sleep(0.05)
 
 
-def test_floods_are_refused():
+def test_floods_are_refused_by_address():
     arm = Arm()
-    with running(arm, rate=4) as server, Robot(server.port) as robot, Robot(server.port) as other:
+    with running(arm, rate=4) as server, Robot(server.port) as robot, Robot(server.port, address="127.0.0.2") as other:
         for _ in range(10):
             robot.socket.send(packed(seen()))
         outcomes = []
@@ -77,11 +77,59 @@ def test_floods_are_refused():
                 outcomes.append(robot.take() and "answered")
             except RuntimeError as refusal:
                 outcomes.append(str(refusal))
-        assert 4 <= outcomes.count("answered") < 10
+        assert 3 <= outcomes.count("answered") < 10
         assert "too many requests: at most 4 a second are answered; ask less often" in outcomes
         np.testing.assert_array_equal(other.infer(seen())["actions"], sees(arm, seen()))
         statuses = [http(server.port, "/act", as_json(seen()))[0] for _ in range(10)]
-        assert 4 <= statuses.count(200) < 10 and set(statuses) == {200, 429}
+        assert statuses.count(200) < 10 and set(statuses) == {200, 429}
+        with pytest.raises(InvalidStatus, match="429"):  # another connection is no other bucket
+            for _ in range(10):
+                Robot(server.port).socket.close()
+
+
+def test_guesses_of_the_token_are_throttled():
+    with running(Arm(), rate=4, token="s3cret") as server:
+        statuses = []
+        for _ in range(8):
+            with pytest.raises(InvalidStatus) as caught:
+                Robot(server.port, token="guess")
+            statuses.append(caught.value.response.status_code)
+        assert set(statuses) == {401, 429}
+        statuses = [http(server.port, "/metrics", Authorization="Bearer guess")[0] for _ in range(8)]
+        assert set(statuses) == {401, 429}
+
+
+@pytest.mark.parametrize("kind", ["goodbye", "cut websocket", "cut request"])
+def test_who_leaves_makes_room_and_is_not_computed(kind):
+    arm = Arm()
+    arm.hold.clear()
+    with running(arm, max_queue=2) as server:
+        robots = [Robot(server.port) for _ in range(3)]
+        robots[0].socket.send(packed(seen()))
+        assert arm.began.wait(5)
+        leaving = []
+        for _ in range(2):
+            line = Robot(server.port).socket if kind == "goodbye" else raw(server.port, websocket="socket" in kind)
+            if kind == "goodbye":
+                line.send(packed(seen()))
+            elif kind == "cut websocket":
+                line.sendall(frame(packed(seen())))
+            else:
+                body = as_json(seen()).encode()
+                line.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            leaving.append(line)
+        wait_for(lambda: b"vlm_vision_queue_length 2" in http(server.port, "/metrics")[1])
+        for line in leaving:
+            line.close()
+        wait_for(lambda: b"vlm_vision_queue_length 0" in http(server.port, "/metrics")[1])
+        for robot in robots[1:]:
+            robot.socket.send(packed(seen(1)))
+        wait_for(lambda: b"vlm_vision_queue_length 2" in http(server.port, "/metrics")[1])
+        arm.hold.set()
+        for robot, message in zip(robots, (seen(), seen(1), seen(1)), strict=True):
+            np.testing.assert_array_equal(robot.take()["actions"], sees(arm, message))
+            robot.socket.close()
+        assert arm.batches == [1, 2]
 
 
 def test_the_queue_and_the_connections_are_bounded():

@@ -37,7 +37,7 @@ class Answer:
     batch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     observation: Observation
     answer: asyncio.Future[Answer]
@@ -60,7 +60,7 @@ class Batcher:
         self._thread.start()
 
     async def act(self, observation: Observation) -> Answer:
-        """Actions for one observation.
+        """Actions for one observation. Cancelled, it waits no more and is not computed, unless it already is.
 
         Raises:
             Refusal: the server is stopping (503), too many wait (429), the policy refused it (400) or failed (500).
@@ -78,6 +78,8 @@ class Batcher:
             return await waiting.answer
         finally:
             self._asked.discard(waiting.answer)
+            with self._changed, contextlib.suppress(ValueError):  # it is there only if this was cancelled
+                self._waiting.remove(waiting)
 
     @property
     def length(self) -> int:

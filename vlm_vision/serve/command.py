@@ -31,7 +31,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         ("max_queue", int, "observations that may wait"),
         ("max_connections", int, "open at once"),
         ("max_message_mb", float, "size of one message, MiB"),
-        ("rate", float, "requests a second of one client"),
+        ("rate", float, "requests a second from one address"),
         ("stall_s", float, "seconds that a message may take to arrive"),
         ("grace_s", float, "seconds that requests in flight may take when stopped"),
     ):

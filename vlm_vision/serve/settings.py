@@ -24,7 +24,8 @@ class Settings:
         max_queue: observations that may wait; more are refused.
         max_connections: open at once; more are refused.
         max_message_mb: size of one message, in 2**20 bytes.
-        rate: requests a second of one websocket, or of one address over HTTP; that many may come at once.
+        rate: requests a second from one address, over websockets and HTTP together, those without the token and the opening
+            of a websocket included; that many may come at once.
         stall_s: a message must have arrived, and an answer been taken, within so many seconds.
         grace_s: how long requests in flight may take when the server is stopped.
 
