@@ -34,13 +34,17 @@ def test_who_stalls_is_let_go_and_the_others_served():
         silent, head, body = raw(server.port), raw(server.port), raw(server.port)
         head.sendall(b"POST /act HTTP/1.1\r\nHos")
         body.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        second = raw(server.port)  # a request whose beginning came in one packet with another
+        second.sendall(
+            b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nPOST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+        )
         half, begun, parts = (raw(server.port, websocket=True) for _ in range(3))
         half.sendall(message[: len(message) // 2])
         begun.sendall(message[:1])
         parts.sendall(b"\x02\x81" + bytes(4) + b"a")  # a message of several frames, without the last
         for _ in range(5):
             np.testing.assert_array_equal(robot.infer(seen())["actions"], sees(arm, seen()))
-        for line in (silent, head, body):
+        for line in (silent, head, body, second):
             got = rest(line)
             assert b" 408 " in got and b"the request was not complete after 0.5 s: send it at once" in got
         for line in (half, begun, parts):
@@ -153,6 +157,16 @@ def test_the_queue_and_the_connections_are_bounded():
             robot.socket.close()
 
 
+def test_one_address_leaves_room_for_others():
+    with running(Arm(), max_connections=5, token="s3cret", stall_s=30) as server:
+        silent = [raw(server.port) for _ in range(2)]
+        assert b"2 connections of this address are open, which is the most over HTTP" in rest(raw(server.port))
+        with Robot(server.port, token="s3cret", address="127.0.0.2") as robot:
+            robot.infer(seen())
+        for line in silent:
+            line.close()
+
+
 def test_messages_too_large():
     arm = Arm()
     with running(arm, max_message_mb=0.05) as server, Robot(server.port) as other:
@@ -197,6 +211,11 @@ def test_settings_are_checked():
         ({"max_batch": 0}, "max_batch is 0"),
         ({"rate": 0}, "rate is 0"),
         ({"max_wait_ms": float("nan")}, "max_wait_ms is nan"),
+        ({"max_wait_ms": float("inf")}, "max_wait_ms is inf"),
+        ({"rate": float("inf")}, "rate is inf"),
+        ({"stall_s": float("inf")}, "stall_s is inf"),
+        ({"grace_s": 1e300}, "grace_s is 1e\\+300: it must be 0 or more, and 1000000 at most"),
+        ({"max_message_mb": float("inf")}, "max_message_mb is inf"),
         ({"port": 70_000}, "port is 70000"),
         ({"token": "two words"}, "characters"),
     ):
