@@ -20,6 +20,7 @@ from robot_clients import (
 )
 
 from vlm_vision.robot.observation import Observation
+from vlm_vision.robot.policy import Actions
 
 
 def test_openpi():
@@ -146,6 +147,18 @@ def test_a_policy_unlike_its_spec():
         pytest.raises(RuntimeError, match=r"\(1, 3, 7\), its spec"),
     ):
         robot.infer(seen())
+
+
+def test_stages_that_are_no_numbers_fail_their_request_alone():
+    class Vague(Arm):
+        def act(self, observations):
+            return Actions(super().act(observations).values, {"encode": None} if len(self.batches) == 1 else {})  # type: ignore[dict-item]
+
+    arm = Vague()
+    with running(arm) as server, Robot(server.port) as robot:
+        with pytest.raises(RuntimeError, match="the policy failed with TypeError"):
+            robot.infer(seen())
+        np.testing.assert_array_equal(robot.infer(seen())["actions"], sees(arm, seen()))
 
 
 def test_metrics_count():
