@@ -1,6 +1,7 @@
 """How a server ends: by `stop`, by signals, and what becomes of those who wait."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from robot_clients import (
     Arm,
     Robot,
     as_json,
+    frame,
     from_json,
     http,
     packed,
+    raw,
     refuses_connections,
     running,
     seen,
@@ -53,3 +56,38 @@ def test_a_policy_that_never_ends_does_not_keep_the_server():
         server.stop()
         with pytest.raises(RuntimeError, match="the policy was not done within 0.2 s"):
             robot.take()
+
+
+def test_who_waits_for_a_policy_that_ended_is_refused(caplog):
+    arm = Arm()
+    arm.hold.clear()
+    with running(arm, max_batch=1) as server:
+        robots = [Robot(server.port) for _ in range(3)]
+        robots[0].socket.send(packed(seen(prompt="exit")))
+        assert arm.began.wait(5)
+        robots[1].socket.send(packed(seen()))
+        wait_for(lambda: b"vlm_vision_queue_length 1" in http(server.port, "/metrics")[1])
+        arm.hold.set()
+        for robot in robots[:2]:
+            with pytest.raises(RuntimeError, match="^the policy has ended: the server has to be started again$"):
+                robot.take()
+        with pytest.raises(RuntimeError, match="the policy has ended"):
+            robots[2].infer(seen())
+        assert http(server.port, "/act", as_json(seen()))[0] == 503 and http(server.port, "/health")[0] == 503
+        for robot in robots:
+            robot.socket.close()
+    assert "SystemExit: for good" in caplog.text
+
+
+def test_answers_that_are_being_sent_are_not_cut():
+    arm = Arm(chunk=1_000_000)
+    with running(arm) as server, raw(server.port, websocket=True) as slow:
+        slow.sendall(frame(packed(seen())))
+        assert b"\x82" == slow.recv(1)  # the answer has begun, and 28 MB are more than the sockets hold
+        server.stop()
+        wait_for(lambda: refuses_connections(server.port))
+        time.sleep(2)
+        taken = 0
+        while part := slow.recv(2**20):
+            taken += len(part)
+        assert taken > 28_000_000

@@ -99,7 +99,7 @@ class Desk:
                 self._idle.set()
 
     async def close(self) -> None:
-        """Refuse what comes; answer what is here, for at most `grace_s`, and see the answers off, for at most `stall_s`."""
+        """Refuse what comes; answer what is here, for at most `grace_s`, and write the answers, for at most `stall_s`."""
         await self.batcher.close(self.settings.grace_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.stall_s):
