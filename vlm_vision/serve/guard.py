@@ -49,7 +49,7 @@ class _Clocked(asyncio.Protocol):
 class GuardedHttp(_Clocked, H11Protocol):
     """A request must be here, head and body, within `stall_s` of its first byte, or of the connection's beginning.
 
-    One address may have half of the connections, websockets aside, so that none without a token keeps all others out.
+    One address may have half of the connections, open websockets aside, so that none without a token keeps all others out.
     """
 
     stall_s: float
@@ -80,10 +80,10 @@ class GuardedHttp(_Clocked, H11Protocol):
 
     @property
     def _neighbours(self) -> int:
-        """Connections from this address that are no websockets, this one included: they may be of clients without a token."""
-        host = self.client and self.client[0]
-        others = [one for one in self.connections if isinstance(one, GuardedHttp)]
-        return sum((one.client and one.client[0]) == host for one in others)
+        """Connections from this address, this one included, that may be of a client without the token."""
+        known = {one for one in self.connections if isinstance(one, GuardedWebsocket) and one.handshake_complete}
+        hosts = [one.client and one.client[0] for one in self.connections - known]
+        return hosts.count(self.client and self.client[0])
 
     def _watch(self) -> None:
         state, rest = self.conn.their_state, self.conn.trailing_data[0]

@@ -24,7 +24,7 @@ class Settings:
         max_batch: observations in one call of the policy.
         max_wait_ms: how long the first of a batch waits for others while the policy is idle.
         max_queue: observations that may wait; more are refused.
-        max_connections: open at once, half of them over HTTP from one address; more are refused.
+        max_connections: open at once, and from one address half of them, open websockets aside; more are refused.
         max_message_mb: size of one message, in 2**20 bytes.
         rate: requests a second from one address, over websockets and HTTP together, those without the token and the opening
             of a websocket included; that many may come at once.
