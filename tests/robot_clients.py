@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class Arm:
             self.spec.check(observation)
             if observation.instruction == "crash":
                 raise RuntimeError("out of memory\nin two lines")
+            if observation.instruction == "exit":
+                raise SystemExit("for good")
         values = np.stack([self.expected(observation) for observation in observations])
         return Actions(values, {"preprocess": 0.001, "encode": 0.002, "prefill": 0.003, "decode": 0.004})
 
@@ -51,14 +54,15 @@ class Arm:
 
 @contextmanager
 def running(policy, **settings):
-    """A server on a free port, stopped at the end."""
-    server = PolicyServer(policy, Settings(port=0, **settings))
+    """A server on a free port, stopped at the end; at a rate for tests that ask until something is so."""
+    server = PolicyServer(policy, Settings(port=0, **({"rate": 10_000.0} | settings)))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         yield server
     finally:
-        policy.hold.set()
+        if isinstance(policy, Arm):
+            policy.hold.set()
         server.stop()
         thread.join(15)
         assert not thread.is_alive()
@@ -98,12 +102,13 @@ def unpacked(data: bytes):
 
 
 class Robot:
-    """openpi's client: metadata on connecting, `infer`, text raised as an error."""
+    """openpi's client, from an address of this machine: metadata on connecting, `infer`, text raised as an error."""
 
-    def __init__(self, port: int, token: str = "", **options) -> None:
+    def __init__(self, port: int, token: str = "", address: str = "127.0.0.1") -> None:
         headers = {"Authorization": f"Api-Key {token}"} if token else None
+        line = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0))
         self._open = connect(
-            f"ws://127.0.0.1:{port}", compression=None, max_size=None, additional_headers=headers, **options
+            f"ws://127.0.0.1:{port}", sock=line, compression=None, max_size=None, additional_headers=headers
         )
         self.socket = self._open.__enter__()
         self.metadata = unpacked(self.socket.recv(10))
@@ -190,3 +195,23 @@ def rest(line: socket.socket) -> bytes:
         while part := line.recv(4096):
             got += part
     return got
+
+
+def sees(arm: Arm, message: dict) -> np.ndarray:
+    """What an `Arm` answers to a message of `seen`."""
+    return arm.expected(observation(message))
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -8,8 +8,13 @@ import pytest
 
 pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install 'vlm-vision[sim]'")
 
+pytest.importorskip("websockets", reason="the server is not installed: pip install 'vlm-vision[serve]'")
+
+from robot_clients import Robot, as_json, from_json, http, running
+
 from recipes import vla, vla_eval
 from vlm_vision.data.lerobot import read_dataset
+from vlm_vision.pictures import load_image
 from vlm_vision.sim import record
 from vlm_vision.sim.metaworld import MetaWorld
 from vlm_vision.vla import load_policy
@@ -30,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_recorded_learned_and_in_closed_loop(folder):
+def test_recorded_learned_in_closed_loop_and_served(folder):
     data = json.dumps({"robot": str(folder / "recorded")})
     config = vla.parse(["--config", str(CONFIG), "--data.train", data, "--out", str(folder / "run")])
     losses = vla.main(config)["losses"]
@@ -44,3 +49,12 @@ def test_recorded_learned_and_in_closed_loop(folder):
     assert [one["steps"] for one in found["right"]["episodes"]] == [30, 30]
     assert (folder / "eval/contact_sheet.png").is_file()
     assert len(list((folder / "eval/videos").rglob("*.mp4"))) == 1
+    message = {name: np.asarray(load_image(image)) for name, image in moment.images.items()}
+    message |= {"state": np.asarray(moment.state), "prompt": moment.instruction}
+    wanted = policy.act([moment]).values[0]
+    with running(policy) as server:
+        with Robot(server.port) as robot:
+            np.testing.assert_allclose(robot.infer(message)["actions"], wanted, rtol=1e-5, atol=1e-6)
+        status, body, _ = http(server.port, "/act", as_json(message))
+        assert status == 200
+        np.testing.assert_allclose(np.stack(from_json(body)), wanted, rtol=1e-5, atol=1e-6)

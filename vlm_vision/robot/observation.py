@@ -7,6 +7,10 @@ import numpy as np
 
 from vlm_vision.pictures import ImageInput, load_image
 
+_MOST_CHARACTERS = 2000
+_MARKS = ("<image>", "<video>")
+"""Places of pictures in a prompt, where no instruction may put one."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -69,8 +73,7 @@ class PolicySpec:
                 load_image(image)
             except ValueError as error:
                 raise ValueError(f"camera {name}: {error}") from None
-        if not isinstance(observation.instruction, str) or not observation.instruction.strip():
-            raise ValueError(f"the instruction is {observation.instruction!r}: say in words what to do")
+        _check_instruction(observation.instruction)
         self._check_state(observation.state)
 
     def _check_state(self, state: np.ndarray | None) -> None:
@@ -80,9 +83,25 @@ class PolicySpec:
             raise ValueError(
                 f"the observation has no state, this policy reads one of {self.state_dim} numbers: give it"
             )
-        if np.shape(state) != (self.state_dim,):
-            raise ValueError(f"the state has shape {np.shape(state)}, this policy reads one of ({self.state_dim},)")
-        if not np.isfinite(np.asarray(state, dtype=np.float64)).all():
-            raise ValueError(
-                f"the state is {np.asarray(state).tolist()}: it must be finite numbers; look at the sensor"
-            )
+        try:
+            values = np.asarray(state)
+        except ValueError:  # rows of several lengths
+            values = np.empty((), dtype=object)
+        if values.dtype.kind not in "biuf":
+            shown = state.tolist() if isinstance(state, np.ndarray) else state
+            raise ValueError(f"the state is {shown!r:.80}: expected {self.state_dim} numbers")
+        if values.shape != (self.state_dim,):
+            raise ValueError(f"the state has shape {values.shape}, this policy reads one of ({self.state_dim},)")
+        if not np.isfinite(values).all():
+            raise ValueError(f"the state is {values.tolist()}: it must be finite numbers; look at the sensor")
+
+
+def _check_instruction(instruction: object) -> None:
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError(f"the instruction is {instruction!r:.80}: say in words what to do")
+    if len(instruction) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"the instruction has {len(instruction)} characters: expected at most {_MOST_CHARACTERS}; say it in fewer"
+        )
+    if held := [mark for mark in _MARKS if mark in instruction.lower()]:
+        raise ValueError(f"the instruction holds {held[0]}, the place of a picture in a prompt: leave it out")

@@ -7,7 +7,6 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from vlm_vision.serve import openpi, openvla
-from vlm_vision.serve.admission import Rates
 from vlm_vision.serve.desk import Desk
 from vlm_vision.serve.metrics import MEDIA_TYPE
 from vlm_vision.serve.refusal import Refusal
@@ -15,20 +14,19 @@ from vlm_vision.serve.refusal import Refusal
 
 def application(desk: Desk) -> Starlette:
     """An ASGI application."""
-    rates = Rates(desk.settings.rate)
 
     async def websocket(socket: WebSocket) -> None:
         await openpi.talk(socket, desk)
 
     async def act(request: Request) -> Response:
-        return await openvla.act(request, desk, rates)
+        return await openvla.act(request, desk)
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("OK\n") if desk.batcher.running else PlainTextResponse("stopping\n", 503)
 
     async def metrics(request: Request) -> Response:
         try:
-            desk.admit(request)
+            await desk.admit(request)
         except Refusal as refusal:
             return PlainTextResponse(f"{refusal}\n", refusal.status)
         return PlainTextResponse(desk.metrics.text(desk.batcher.length), media_type=MEDIA_TYPE)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MOST_VALUES = 100_000
+"""Values in all lists and maps of a message, arrays being one each: reading a message must take a moment only."""
 _NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
 
 
@@ -26,13 +28,17 @@ def array(data: bytes, dtype: object, shape: object) -> np.ndarray:
         ValueError: another dtype than of numbers, a shape that is none, or one that the data do not fill.
     """
     kind = number_type(dtype)
-    if not isinstance(shape, Sequence) or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
-        raise ValueError(f"an array has shape {str(shape)[:40]}: expected a list of sizes")
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) > 8
+        or not all(type(side) is int and 0 <= side < 2**31 for side in shape)
+    ):
+        raise ValueError(f"an array has shape {str(shape)[:40]}: expected a list of at most 8 sizes")
     count = 1
     for side in shape:
         count *= side
-    if len(shape) > 8 or count * kind.itemsize != len(data):
+    if count * kind.itemsize != len(data):
         raise ValueError(
-            f"an array of dtype {kind} and shape {list(shape)[:8]} came with {len(data)} bytes: expected {count * kind.itemsize}"
+            f"an array of dtype {kind} and shape {list(shape)} came with {len(data)} bytes: expected {count * kind.itemsize}"
         )
     return np.frombuffer(data, dtype=kind).reshape(tuple(shape)).copy()

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Answer:
     batch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     observation: Observation
     answer: asyncio.Future[Answer]
@@ -47,28 +48,32 @@ class _Waiting:
 class Batcher:
     """Runs the policy, always in the same thread, at most `max_batch` observations at a time.
 
-    If a batch fails, its observations are run one by one, so that one does not fail the others.
+    If a batch fails, its observations are run one by one, so that one does not fail the others. If the thread itself ends,
+    whoever waits or comes is refused.
     """
 
     def __init__(self, policy: Policy, settings: Settings, metrics: Metrics) -> None:
         self._policy, self._settings, self._metrics = policy, settings, metrics
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._ended = False
         self._asked: set[asyncio.Future[Answer]] = set()
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
     async def act(self, observation: Observation) -> Answer:
-        """Actions for one observation.
+        """Actions for one observation. Cancelled, it waits no more and is not computed, unless it already is.
 
         Raises:
-            Refusal: the server is stopping (503), too many wait (429), the policy refused it (400) or failed (500).
+            Refusal: the server is stopping or its policy has ended (503), too many wait (429), the policy refused it (400) or
+                failed (500).
         """
         waiting = _Waiting(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
         with self._changed:
             if self._closing:
                 raise Refusal(503, "the server is stopping: ask another one, or later")
+            if self._ended:
+                raise _policy_ended()
             if len(self._waiting) >= self._settings.max_queue:
                 raise Refusal(429, f"{len(self._waiting)} observations wait for the policy already: ask again later")
             self._waiting.append(waiting)
@@ -78,6 +83,8 @@ class Batcher:
             return await waiting.answer
         finally:
             self._asked.discard(waiting.answer)
+            with self._changed, contextlib.suppress(ValueError):  # it is there only if this was cancelled
+                self._waiting.remove(waiting)
 
     @property
     def length(self) -> int:
@@ -86,25 +93,38 @@ class Batcher:
     @property
     def running(self) -> bool:
         """Whether what asks will be answered."""
-        return self._thread.is_alive() and not self._closing
+        return not (self._closing or self._ended)
 
     async def close(self, seconds: float) -> None:
         """Take nothing more; return when all that waits is answered, or after so many seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join, seconds)
+        until = time.monotonic() + seconds
+        while not self._ended and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0)  # answers that the thread has handed over are taken
         for answer in self._asked:
             _settle(answer, Refusal(503, f"the server is stopping, and the policy was not done within {seconds:g} s"))
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            if not batch:
-                continue
-            for waiting, outcome in zip(batch, self._outcomes(batch), strict=True):
-                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-                    waiting.answer.get_loop().call_soon_threadsafe(_settle, waiting.answer, outcome)
+        batch: list[_Waiting] | None = []
+        try:
+            while (batch := self._next()) is not None:
+                self._give(batch, self._outcomes(batch) if batch else [])
+        except BaseException:  # such as SystemExit, which a policy may raise too
+            _log.exception("the policy has ended: nothing more is answered")
+        finally:
+            with self._changed:
+                self._ended = True
+                left = [*(batch or []), *self._waiting]
+                self._waiting.clear()
+            self._give(left, [_policy_ended() for _ in left])
+
+    def _give(self, batch: list[_Waiting], outcomes: Sequence[Answer | Refusal]) -> None:
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                waiting.answer.get_loop().call_soon_threadsafe(_settle, waiting.answer, outcome)
 
     def _next(self) -> list[_Waiting] | None:
         """The next batch, without those whose client has gone; None at the end."""
@@ -126,6 +146,7 @@ class Batcher:
             expected = (len(batch), self._policy.spec.chunk, self._policy.spec.action_dim)
             if values.shape != expected:
                 raise RuntimeError(f"its actions have shape {values.shape}, its spec says {expected}")
+            stages = {name: float(seconds) for name, seconds in actions.seconds.items()}
         except Exception as error:  # whatever a policy raises, the server lives
             if len(batch) > 1:
                 return [outcome for waiting in batch for outcome in self._outcomes([waiting])]
@@ -135,14 +156,18 @@ class Batcher:
             return [Refusal(500, f"the policy failed with {type(error).__name__}: {str(error)[:500]}")]
         infer = time.perf_counter() - began
         self._metrics.batch(len(batch))
-        for stage, seconds in {**actions.seconds, "infer": infer}.items():
+        for stage, seconds in {**stages, "infer": infer}.items():
             self._metrics.stage(stage, seconds)
         return [
-            Answer(row, dict(actions.seconds), began - waiting.since, infer, len(batch))
+            Answer(row, stages, began - waiting.since, infer, len(batch))
             if np.isfinite(row).all()
             else Refusal(500, "the policy's actions have NaN or Inf: nothing is sent that would move a robot")
             for waiting, row in zip(batch, values, strict=True)
         ]
+
+
+def _policy_ended() -> Refusal:
+    return Refusal(503, "the policy has ended: the server has to be started again")
 
 
 def _settle(answer: asyncio.Future[Answer], outcome: Answer | Refusal) -> None:

@@ -25,13 +25,34 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     serve.add_argument("--token-file", metavar="FILE", help=f"what clients must show (default: ${TOKEN_VARIABLE})")
     serve.add_argument("--no-token", action="store_true", help="serve to other machines without a token")
     serve.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    serve.add_argument(
+        "--graphs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="on a CUDA device, shapes of batches that are kept as CUDA graphs (default: %(default)s)",
+    )
+    published = serve.add_argument_group(
+        "for folders that OpenVLA and OpenVLA-OFT published", "a folder of our own tells all of it"
+    )
+    published.add_argument(
+        "--cameras", nargs="+", metavar="NAME", help="of the pictures, in the order in which the policy was taught"
+    )
+    published.add_argument("--chunk", type=int, metavar="N", help="actions that one look gives; OFT's: 8 on LIBERO")
+    published.add_argument("--normalization", metavar="KIND", help="of states and actions, by the statistics")
+    published.add_argument(
+        "--evaluation", metavar="NAME", help="what becomes of a camera's picture first: openvla or openvla_oft"
+    )
+    published.add_argument(
+        "--crop", action="store_true", default=None, help="the middle of it, as policies for LIBERO were taught"
+    )
     for name, kind, meaning in (
         ("max_batch", int, "observations in one call of the policy"),
         ("max_wait_ms", float, "how long the first of a batch waits for others"),
         ("max_queue", int, "observations that may wait"),
         ("max_connections", int, "open at once"),
         ("max_message_mb", float, "size of one message, MiB"),
-        ("rate", float, "requests a second of one client"),
+        ("rate", float, "requests a second from one address"),
         ("stall_s", float, "seconds that a message may take to arrive"),
         ("grace_s", float, "seconds that requests in flight may take when stopped"),
     ):
@@ -60,6 +81,8 @@ def _keys(pairs: list[str]) -> dict[str, str]:
 
 def _run(options: argparse.Namespace) -> None:
     chosen = _settings(options)
+    if options.crop and not options.evaluation:
+        raise ValueError("--crop is part of an evaluation: name it by --evaluation too, openvla or openvla_oft")
     try:
         from vlm_vision.serve.server import serve
     except ModuleNotFoundError as error:
@@ -67,4 +90,7 @@ def _run(options: argparse.Namespace) -> None:
     from vlm_vision.vla import load_policy
 
     device = known_device(options.device)
-    serve(load_policy(options.model, statistics=options.statistics, device=device), chosen)
+    told = {name: getattr(options, name) for name in ("cameras", "chunk", "normalization", "evaluation", "crop")}
+    told = {name: value for name, value in told.items() if value is not None}
+    policy = load_policy(options.model, statistics=options.statistics, device=device, graphs=options.graphs, **told)
+    serve(policy, chosen)

@@ -47,7 +47,10 @@ class _Clocked(asyncio.Protocol):
 
 
 class GuardedHttp(_Clocked, H11Protocol):
-    """A request must be here, head and body, within `stall_s` of its first byte, or of the connection's beginning."""
+    """A request must be here, head and body, within `stall_s` of its first byte, or of the connection's beginning.
+
+    One address may have half of the connections, open websockets aside, so that none without a token keeps all others out.
+    """
 
     stall_s: float
     max_connections: int
@@ -58,6 +61,10 @@ class GuardedHttp(_Clocked, H11Protocol):
         self._leaving = _Clock(self.loop, self.stall_s, transport.abort)
         if len(self.connections) > self.max_connections:
             self._refuse(503, f"{self.max_connections} connections are open, which is the most: try again later")
+        elif self._neighbours > (most := max(self.max_connections // 2, 1)):
+            self._refuse(
+                503, f"{most} connections of this address are open, which is the most over HTTP: try again later"
+            )
         else:
             self._arriving.run(True)
 
@@ -65,6 +72,20 @@ class GuardedHttp(_Clocked, H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # which may begin with a request that came with the last one
+        self._watch()
+
+    @property
+    def _neighbours(self) -> int:
+        """Connections from this address, this one included, that may be of a client without the token."""
+        known = {one for one in self.connections if isinstance(one, GuardedWebsocket) and one.handshake_complete}
+        hosts = [one.client and one.client[0] for one in self.connections - known]
+        return hosts.count(self.client and self.client[0])
+
+    def _watch(self) -> None:
         state, rest = self.conn.their_state, self.conn.trailing_data[0]
         mine = self.transport.get_protocol() is self  # no websocket has taken over
         self._arriving.run(mine and (state is h11.SEND_BODY or (state is h11.IDLE and bool(rest))))

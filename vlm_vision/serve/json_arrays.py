@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from vlm_vision.serve.arrays import array
+from vlm_vision.serve.arrays import MOST_VALUES, array
 
 
 def dumps(message: object) -> str:
@@ -21,8 +21,13 @@ def loads(text: bytes | str) -> object:
     """The other way.
 
     Raises:
-        ValueError: no JSON, or an array of anything but numbers.
+        ValueError: no JSON, more than `MOST_VALUES` values, or an array of anything but numbers.
     """
+    signs = text.encode(errors="replace") if isinstance(text, str) else text
+    if sum(signs.count(sign) for sign in (b"[", b"{", b",")) > MOST_VALUES:
+        raise ValueError(
+            f"the request cannot be read as JSON with arrays (more than {MOST_VALUES} brackets and commas): send pictures as arrays"
+        )
     try:
         return json.loads(text, object_hook=_loaded)
     except (ValueError, RecursionError) as error:

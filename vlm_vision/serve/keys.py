@@ -13,6 +13,8 @@ _INSTRUCTION_KEYS = ("prompt", "instruction")
 _STATES = (("observation/state",), ("state",), ("observation/joint_position", "observation/gripper_position"))
 _CAMERA_KEYS = ("{}", "observation/{}", "images/{}")
 _ONLY_CAMERA_KEYS = ("image", "observation/image", "full_image")
+_MOST_PIXELS, _MOST_ASPECT = 4096, 16
+"""Along a side, and sides to each other: a resize of the shorter side must not make gigabytes of the longer."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,16 @@ class KeyMap:
         """A checked observation.
 
         Raises:
-            ValueError: unknown keys, a camera or the instruction missing or given twice, and what `spec.check` refuses.
+            ValueError: unknown keys, a camera or the instruction missing or given twice, a picture that is too large or too
+                long, and what `spec.check` refuses.
         """
         if not isinstance(message, Mapping):
             raise ValueError(f"the message is of type {type(message).__name__}: expected a map from keys to values")
-        values = dict(_flat(message))
+        values: dict[str, object] = {}
+        for key, value in _flat(message):
+            if key in values:
+                raise ValueError(f"key {key[:80]!r} is given twice, as it is and inside a dictionary: give it once")
+            values[key] = value
         if unknown := [key for key in values if key not in self.targets]:
             raise ValueError(
                 f"unknown key {unknown[0][:80]!r}: the policy looks at cameras {list(self.spec.cameras)}, and the keys known are "
@@ -98,7 +105,7 @@ class KeyMap:
             raise ValueError(f"the state is given as {' and '.join(sorted(found))}: give it once, as {rows}")
         try:
             return np.concatenate([np.atleast_1d(np.asarray(values[key], dtype=np.float64)) for key in keys])
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             raise ValueError(f"the state, from {' and '.join(keys)}, is no list of numbers") from None
 
     def _keys(self, target: str) -> list[str]:
@@ -110,7 +117,13 @@ def _image(camera: str, value: object) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise ValueError(f"camera {camera} is of type {type(value).__name__}: expected a uint8 array (H, W, 3)")
     if value.ndim == 3 and value.shape[0] == 3 and value.shape[2] not in (1, 3, 4):
-        return value.transpose(1, 2, 0)
+        value = value.transpose(1, 2, 0)
+    short, long = min(value.shape[:2], default=0), max(value.shape[:2], default=0)
+    if long > _MOST_PIXELS or long > _MOST_ASPECT * short > 0:
+        raise ValueError(
+            f"camera {camera} has a picture of shape {value.shape}: expected at most {_MOST_PIXELS} pixels along a side, and "
+            f"no side longer than {_MOST_ASPECT} times the other; crop or shrink it"
+        )
     return value
 
 

@@ -4,12 +4,16 @@
 b"dtype": "<f4"} for a numpy scalar (openpi-client, msgpack_numpy).
 """
 
+from collections.abc import Sized
 from typing import Any, cast
 
 import msgpack
 import numpy as np
 
-from vlm_vision.serve.arrays import array, number_type
+from vlm_vision.serve.arrays import MOST_VALUES, array, number_type
+
+_MOST_ITEMS = 4096
+"""Of one list or map."""
 
 
 def pack(message: object) -> bytes:
@@ -21,13 +25,35 @@ def unpack(data: bytes) -> Any:
     """The other way.
 
     Raises:
-        ValueError: no msgpack, or an array of anything but numbers.
+        ValueError: no msgpack, more than `MOST_VALUES` values, or an array of anything but numbers.
     """
+    held = _Held()
+    limits = {"max_array_len": _MOST_ITEMS, "max_map_len": _MOST_ITEMS, "max_ext_len": 0}
     try:
-        return msgpack.unpackb(data, object_hook=_unpacked)
+        return msgpack.unpackb(data, list_hook=held.list, object_hook=held.map, **limits)
     except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"the message cannot be read as msgpack with arrays ({reason[:200]})") from None
+
+
+class _Held:
+    """Counts what the lists and maps of one message hold, each when it is complete."""
+
+    def __init__(self) -> None:
+        self._left = MOST_VALUES
+
+    def list(self, found: list) -> list:
+        self._count(found)
+        return found
+
+    def map(self, found: dict) -> object:
+        self._count(found)
+        return _unpacked(found)
+
+    def _count(self, found: Sized) -> None:
+        self._left -= 1 + len(found)
+        if self._left < 0:
+            raise ValueError(f"more than {MOST_VALUES} values; send pictures as arrays")
 
 
 def _packed(value: object) -> dict[bytes, object]:

@@ -4,12 +4,16 @@ The server speaks first: what the policy is. Then one message for each observati
 bytes is a refusal, which that client raises. The connection stays open after it.
 """
 
+import asyncio
 import time
+from functools import partial
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from vlm_vision.serve.admission import Rate
+from vlm_vision.robot.observation import Observation
 from vlm_vision.serve.batching import Answer
 from vlm_vision.serve.desk import Desk
 from vlm_vision.serve.msgpack_arrays import pack, unpack
@@ -19,7 +23,7 @@ from vlm_vision.serve.refusal import Refusal
 async def talk(socket: WebSocket, desk: Desk) -> None:
     """One client, from its coming to its going."""
     try:
-        desk.admit(socket)
+        await desk.admit(socket)
     except Refusal as refusal:
         desk.metrics.request("websocket", refusal.status)
         await socket.send_denial_response(PlainTextResponse(f"{refusal}\n", refusal.status))
@@ -28,32 +32,43 @@ async def talk(socket: WebSocket, desk: Desk) -> None:
         await socket.accept()
         await socket.send_bytes(pack(_metadata(desk)))
         await _converse(socket, desk)
-    except WebSocketDisconnect:
+    except (WebSocketDisconnect, ClientDisconnect):
         return
 
 
 async def _converse(socket: WebSocket, desk: Desk) -> None:
-    rate = Rate(desk.settings.rate)
     before: float | None = None
-    while (message := await socket.receive())["type"] == "websocket.receive":
-        began = time.perf_counter()
-        with desk.in_hand(began):
-            try:
-                await desk.within(rate)
-                answer = await desk.answer(lambda data=message.get("bytes"): desk.keys.observation(_read(data)))
-            except Refusal as refusal:
-                desk.metrics.request("websocket", refusal.status)
-                await socket.send_text(str(refusal))
-                continue
-            desk.metrics.request("websocket", 200)
-            await socket.send_bytes(pack(_reply(answer, time.perf_counter() - began, before)))
-            before = time.perf_counter() - began
+    coming = asyncio.create_task(socket.receive())
+    try:
+        while (message := await coming)["type"] == "websocket.receive":
+            began = time.perf_counter()
+            coming = asyncio.create_task(socket.receive())
+            with desk.in_hand(began):
+                try:
+                    await desk.within(socket)
+                    read = partial(_observation, desk, message.get("bytes"))
+                    answer = await desk.answer(read, _gone(coming))
+                except Refusal as refusal:
+                    desk.metrics.request("websocket", refusal.status)
+                    await socket.send_text(str(refusal))
+                    continue
+                desk.metrics.request("websocket", 200)
+                await socket.send_bytes(pack(_reply(answer, time.perf_counter() - began, before)))
+                before = time.perf_counter() - began
+    finally:
+        coming.cancel()
 
 
-def _read(data: bytes | None) -> object:
+async def _gone(coming: asyncio.Task[Message]) -> None:
+    """Ends when the client leaves: never, if what comes is its next message."""
+    if (await asyncio.shield(coming))["type"] == "websocket.receive":
+        await asyncio.Event().wait()
+
+
+def _observation(desk: Desk, data: bytes | None) -> Observation:
     if data is None:
         raise ValueError("the message is text: expected msgpack in a binary message")
-    return unpack(data)
+    return desk.keys.observation(unpack(data))
 
 
 def _reply(answer: Answer, total: float, before: float | None) -> dict[str, object]:

@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from vlm_vision.robot.observation import Observation
-from vlm_vision.serve.admission import Rates
 from vlm_vision.serve.batching import Answer
 from vlm_vision.serve.desk import Desk
 from vlm_vision.serve.json_arrays import dumps, loads
@@ -18,15 +17,14 @@ from vlm_vision.serve.refusal import Refusal
 from vlm_vision.serve.settings import Settings
 
 
-async def act(request: Request, desk: Desk, rates: Rates) -> Response:
+async def act(request: Request, desk: Desk) -> Response:
     """One request."""
     began = time.perf_counter()
     with desk.in_hand(began):
         try:
-            desk.admit(request)
-            await desk.within(rates.of(request.client.host if request.client else ""))
+            await desk.admit(request)
             question = _Question(await _body(request, desk.settings), desk)
-            answer = await desk.answer(question.read)
+            answer = await desk.answer(question.read, _gone(request))
         except Refusal as refusal:
             desk.metrics.request("http", refusal.status)
             return _json({"error": str(refusal)}, refusal.status)
@@ -82,6 +80,12 @@ async def _body(request: Request, settings: Settings) -> bytes:
         if len(body) > most:
             raise refusal
     return bytes(body)
+
+
+async def _gone(request: Request) -> None:
+    """Ends when the client leaves; after the body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _json(content: object, status: int = 200) -> Response:

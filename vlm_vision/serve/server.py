@@ -1,5 +1,7 @@
 """A socket, a server on it, and its end: what is in flight is answered, what comes is refused."""
 
+import asyncio
+import math
 import signal
 import socket
 from types import FrameType
@@ -32,7 +34,7 @@ class PolicyServer:
         self._server = _Server(_config(desk), desk)
 
     def run(self) -> None:
-        """Serve until `stop`, or in the main thread SIGTERM or SIGINT; a second SIGINT does not wait."""
+        """Serve until `stop`, or in the main thread SIGTERM or SIGINT; a SIGINT after that does not wait for anything."""
         try:
             self._server.run(sockets=[self._socket])
         finally:
@@ -59,14 +61,28 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's, but a signal that was obeyed is not raised again: the exit code is 0."""
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close after the last answer has left; at once if told so."""
         for server in self.servers:
             server.close()
+        ending = asyncio.create_task(self._end(sockets))
+        while not (self.force_exit or ending.done()):
+            await asyncio.wait([ending], timeout=0.1)
+        if ending.done():
+            return ending.result()
+        ending.cancel()
+        for connection in [*self.server_state.connections]:
+            connection.transport.abort()
+        await self._desk.batcher.close(0)
+        await asyncio.wait([ending, *self.server_state.tasks], timeout=1)
+
+    async def _end(self, sockets: list[socket.socket] | None) -> None:
         await self._desk.close()
-        await super().shutdown(sockets)
+        await super().shutdown(sockets)  # closes each connection once what was written to it is taken
 
 
 def _config(desk: Desk) -> uvicorn.Config:
@@ -91,7 +107,7 @@ def _config(desk: Desk) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         log_level="error",
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=math.ceil(settings.stall_s),
     )
 
 

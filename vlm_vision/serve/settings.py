@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TOKEN_VARIABLE = "VLM_VISION_TOKEN"
+_MOST = 1_000_000
+"""Of a number that a clock or a size is made of: clocks take neither infinity nor much more than this."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Settings:
         max_batch: observations in one call of the policy.
         max_wait_ms: how long the first of a batch waits for others while the policy is idle.
         max_queue: observations that may wait; more are refused.
-        max_connections: open at once; more are refused.
+        max_connections: open at once, and from one address half of them, open websockets aside; more are refused.
         max_message_mb: size of one message, in 2**20 bytes.
-        rate: requests a second of one websocket, or of one address over HTTP; that many may come at once.
+        rate: requests a second from one address, over websockets and HTTP together, those without the token and the opening
+            of a websocket included; that many may come at once.
         stall_s: a message must have arrived, and an answer been taken, within so many seconds.
         grace_s: how long requests in flight may take when the server is stopped.
 
@@ -52,11 +55,11 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("max_message_mb", "rate", "stall_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0")
+            if not 0 < getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0, and {_MOST} at most")
         for name in ("max_wait_ms", "grace_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+            if not 0 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more, and {_MOST} at most")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port is {self.port}: it must be from 0 to 65535")
         if self.token and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):

@@ -123,12 +123,18 @@ def load_policy(
         options: of VisionLanguageModel.from_pretrained, such as dtype; for OpenVLA those of `load_openvla` too.
 
     Raises:
-        ValueError: a folder that holds no policy, or an unknown name of statistics; it lists the known ones.
+        ValueError: a folder that holds no policy, an unknown name of statistics (it lists the known ones), or options of
+            `load_openvla` for another folder.
     """
     folder = resolve(source, revision, also=_HUB_FILES)
     described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if described.get("model_type") == "openvla" and not (folder / POLICY).is_file():
         model = load_openvla(folder, **options)
     else:
+        if told := [name for name in options if name in (load_openvla.__kwdefaults__ or {})]:
+            raise ValueError(
+                f"{source} is no folder of OpenVLA, and {', '.join(told)} can be said of these alone: leave it out, the folder "
+                "of a policy tells its own"
+            )
         model = VisionLanguageActionModel.from_pretrained(folder, **options)
     return VLAPolicy(model.to(device), statistics, graphs=graphs)
