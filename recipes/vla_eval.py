@@ -44,6 +44,8 @@ class Config:
     """A folder that recipes.vla or `save_pretrained` wrote; or expert, or random."""
     statistics: str = ""
     """Name of the data whose units the policy uses; may be empty where it knows one."""
+    policy_options: dict[str, Any] = field(default_factory=dict)
+    """Of `load_policy`; for a published folder what it does not tell, such as {chunk: 8, evaluation: openvla_oft, crop: true}."""
     out: str = "runs/vla_eval"
     tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
     """Names of Meta-World, all for the fifty; or LIBERO's, as libero_spatial/0. Not both: they are other robots."""
@@ -124,7 +126,10 @@ def loaded(config: Config) -> Policy:
         return Chance(PolicySpec(cameras, action_dim=7 if libero else 4), config.seed)
     from vlm_vision.vla import load_policy
 
-    return load_policy(config.policy, statistics=config.statistics, device=config.device)
+    try:
+        return load_policy(config.policy, statistics=config.statistics, device=config.device, **config.policy_options)
+    except TypeError as error:
+        raise ValueError(f"policy_options are {config.policy_options}, which do not fit ({error})") from None
 
 
 def checked(config: Config) -> dict[str, str]:
