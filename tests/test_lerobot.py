@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from robot_episodes import LENGTHS, ramps, some_episodes
 from torch.utils.data import DataLoader
 
 from vlm_vision.data.lerobot import RobotDataset, read_dataset, write_dataset
-from vlm_vision.data.lerobot.layout import camera_key
+from vlm_vision.data.lerobot.layout import Feature, camera_key
 from vlm_vision.data.lerobot.statistics import QUANTILES
 from vlm_vision.data.lerobot.video import Video
 from vlm_vision.robot.episode import Episode
@@ -96,6 +97,36 @@ def test_windows_repeat_the_last_action_and_say_so(dataset: RobotDataset) -> Non
         dataset.window(0, chunk=0)
     with pytest.raises(IndexError):
         dataset.window(len(dataset), chunk=1)
+
+
+@pytest.mark.parametrize("channels", ["channel", "channels"])
+def test_pictures_that_are_told_channels_first_are_read(dataset: RobotDataset, tmp_path, channels: str) -> None:
+    folder = shutil.copytree(dataset.folder, tmp_path / "set")
+    told = json.loads((folder / "meta/info.json").read_text())
+    told["features"][camera_key("top")] |= {"shape": [3, 64, 64], "names": [channels, "height", "width"]}
+    (folder / "meta/info.json").write_text(json.dumps(told))
+    found = read_dataset(folder)
+    np.testing.assert_array_equal(found.picture(3, "top"), dataset.picture(3, "top"))
+    feature = found.features[camera_key("top")]
+    assert feature.shape == (64, 64, 3) and feature.names == ["height", "width", channels]
+
+
+@pytest.mark.parametrize(
+    ("names", "flat"),
+    [
+        (["x", "y", "z", "grip"], ("x", "y", "z", "grip")),
+        ([["x", "y", "z", "grip"]], ("x", "y", "z", "grip")),
+        ({"motors": ["x", "y", "z", "grip"]}, ("x", "y", "z", "grip")),
+        ({"left": ["x", "y"], "right": ["z", "grip"]}, ("x", "y", "z", "grip")),
+        ({"grip": 3, "x": 0, "y": 1, "z": 2}, ("x", "y", "z", "grip")),
+        (["arm"], ()),
+        ("arm", ()),
+        ({"motors": None}, ()),
+        (None, ()),
+    ],
+)
+def test_names_in_any_nesting_are_one_for_each_number_or_none(names, flat: tuple[str, ...]) -> None:
+    assert Feature("float32", (4,), names).flat_names == flat
 
 
 def test_random_access_equals_reading_in_order(dataset: RobotDataset) -> None:
