@@ -66,6 +66,11 @@ class VisionLanguageActionModel(nn.Module):
             raise ValueError(
                 f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
             )
+        if head.bounded and normalization == "mean_std":
+            raise ValueError(
+                f"the {head.name} head gives numbers from -1 to 1, and normalization 'mean_std' goes beyond: choose 'quantiles' "
+                "or 'min_max'"
+            )
         if not statistics:
             raise ValueError("there are no statistics: a policy needs those of its data, by name, see read_statistics")
         self.vlm, self.head, self.spec = vlm, head, spec

@@ -147,10 +147,7 @@ def _feature(told: Mapping[str, Any]) -> Feature:
     info = told.get("info") or told.get("video_info") or {}
     dtype, shape, names = str(told["dtype"]), tuple(int(side) for side in told["shape"]), told.get("names")
     if dtype in ("image", "video") and isinstance(names, list) and names[:1] in (["channel"], ["channels"]):
-        shape, names = (
-            (*shape[1:], shape[0]),
-            [*names[1:], names[0]],
-        )  # only the description differs
+        shape, names = (*shape[1:], shape[0]), [*names[1:], names[0]]  # only the description differs
     return Feature(dtype, shape, names, info)
 
 
