@@ -341,3 +341,9 @@ def test_a_damaged_policy_is_refused(tmp_path) -> None:
     save_file(held | {"head.extra": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not fit policy.json.*extra"):
         load_policy(tmp_path / "policy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="action_head.safetensors is not a complete safetensors file"):
+        load_policy(tmp_path / "policy")
+    path.unlink()
+    with pytest.raises(ValueError, match="has a policy.json and no action_head.safetensors: get the whole folder"):
+        load_policy(tmp_path / "policy")
