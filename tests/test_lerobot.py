@@ -22,6 +22,7 @@ from vlm_vision.data.lerobot.statistics import QUANTILES
 from vlm_vision.data.lerobot.video import Video
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.statistics import Statistics
+from vlm_vision.vla.recordings import Recordings
 
 KINDS = {"png": dict(video=False), "av1": {}, "h264": dict(codec="h264")}
 ROLLED = dict(chunks_size=2, data_files_size_in_mb=0.001, video_files_size_in_mb=0.0015)
@@ -185,7 +186,7 @@ def collate(windows: list) -> dict[str, torch.Tensor]:
 def test_two_workers_equal_none(dataset: RobotDataset, start: str) -> None:
     dataset.picture(0, "top")  # a video is open before the workers start
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-    windows = dataset.windows(chunk=3)
+    windows = Recordings({"mine": dataset}, chunk=3)
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
         how = {"multiprocessing_context": start} if workers else {}
