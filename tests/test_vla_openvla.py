@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -35,6 +36,34 @@ def folder(shared, tmp_path):
     )
     fast.save_pretrained(path)
     return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_prompt_behind_the_picture_keeps_the_words_of_openvlas_own(folder, legacy: bool) -> None:
+    """Llama's words begin with a space, the first of a text too; `In` there is another word than `In` within one."""
+    letters = sorted(set("▁In:Whataconshuldtherobottaketopickupthecup?Out:"))
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁I", "▁In", "In"]
+    model = models.BPE(
+        {word: i for i, word in enumerate(words)},
+        [("▁", "I"), ("▁I", "n"), ("I", "n")],
+        fuse_unk=True,
+        byte_fallback=True,
+        unk_token="<unk>",
+    )
+    llama = Tokenizer(model)  # as the published tokenizer.json
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    llama.add_special_tokens(["<unk>", "<s>", "</s>"])
+    llama.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "pad_token": "</s>"}
+    described |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+    policy = load_policy(folder, statistics="set_a")
+    ids = policy.read(["Pick up the cup"], [[Image.fromarray(observation().images["image"])]])["input_ids"][0]
+    wanted = llama.encode("In: What action should the robot take to pick up the cup?\nOut:")
+    assert wanted.tokens[:2] == ["<s>", "▁In"]
+    assert ids[ids != policy.model.plain_vlm.config.image_token_id].tolist() == wanted.ids
 
 
 def observation(seed: int = 0, cameras: tuple[str, ...] = ("image",), state: int = 0) -> Observation:
