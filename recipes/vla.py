@@ -6,7 +6,8 @@
 
 Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
 always do. Training sees random parts of the pictures, acting their middle, of the same area. A stopped run goes on where it
-was when the same command is given again.
+was when the same command is given again. A new run may `start` at the model/ of another: its head goes on learning where both
+are of one kind and size, and what is not weights (prompt, area, normalisation, statistics) is that of the new run.
 
 Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
@@ -23,6 +24,7 @@ import numpy as np
 from peft import PeftModel
 from torch import Tensor
 
+from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
 from vlm_vision.data.views import Color
@@ -36,7 +38,7 @@ from vlm_vision.train.parts import set_trainable, trainable_table
 from vlm_vision.train.settings import begin, parsed, run
 from vlm_vision.train.step import Progress
 from vlm_vision.vla.batch import ActionCollator
-from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
+from vlm_vision.vla.model import POLICY, PROMPT, VisionLanguageActionModel
 from vlm_vision.vla.recordings import Recordings
 from vlm_vision.vla.sight import OPENVLA_COLOR, Sight
 
@@ -86,6 +88,8 @@ class Config(Joined):
     lr_projector: float = 5e-4
     lr_language: float = 5e-4
     lr_hands: float = 5e-4
+    new_head: bool = False
+    """Whether head and state's token begin anew where `start` is a policy that this recipe wrote; they go on learning else."""
     eval_limit: int = 256
     """Moments of test episodes to look at, spread evenly."""
     eval_batch_size: int = 64
@@ -187,7 +191,11 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
 
 
 def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
-    """The model that sees, with hands, its groups frozen or not."""
+    """The model that sees, with hands, its groups frozen or not.
+
+    Raises:
+        ValueError: a policy to start from whose head or state is another than what is asked for, and no `new_head`.
+    """
     vlm = joined(config, [config.prompt, *train.tasks])
     if config.film and not film_dim(vlm.encoder):
         add_film(vlm.encoder, vlm.projector.out_dim)
@@ -201,6 +209,10 @@ def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
         prompt=config.prompt,
         sight=Sight(config.area),
     )
+    if config.start and not config.new_head:
+        folder = resolve(config.start, None)
+        if (folder / POLICY).is_file():
+            model.start_from(folder)
     model.vlm = set_trainable(
         vlm,
         vision=config.train_vision,

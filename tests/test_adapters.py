@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import vlm_vision as vv
+from vlm_vision.fused import add_film
 from vlm_vision.new_models import new_encoder
 from vlm_vision.train.adapters import load_adapter, merge, save_adapter
 from vlm_vision.train.optim import parameter_groups
@@ -138,6 +139,31 @@ def test_gradients_and_the_optimiser_reach_the_copy_that_trains(tmp_path):
     assert any(".projector.fc1.modules_to_save." in name for name in changed)
     assert any(".encoder.model.modules_to_save." in name for name in changed)
     assert not any("original_module" in name or "lora_" in name or ".pool" in name for name in changed)
+
+
+def test_film_trains_in_full_beside_adapters_and_travels_with_them(tmp_path):
+    def steered() -> vv.VisionLanguageModel:
+        model = fresh(tap=vv.Tap(-2))
+        add_film(model.encoder, 6)
+        return model
+
+    batch = inputs(steered()) | {"condition": torch.randn(3, 6)}
+    wrapped = set_trainable(steered(), vision="lora", projector="full", language="lora", lora_rank=2)
+    before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
+    wrapped(**batch, labels=batch["input_ids"]).loss.backward()
+    torch.optim.SGD([one for one in wrapped.parameters() if one.requires_grad], lr=1.0).step()
+    films = {name: weight for name, weight in wrapped.named_parameters() if ".film." in name}
+    assert not any("lora_" in name for name in films)
+    moved = {name for name in films if not torch.equal(films[name], before[name])}
+    assert moved == {name for name in films if ".modules_to_save." in name} and len(moved) == 2 * 4  # not past the tap
+    with torch.no_grad():
+        expected = wrapped.eval()(**batch).logits
+        save_adapter(wrapped, tmp_path / "adapter")
+        assert torch.equal(load_adapter(steered(), tmp_path / "adapter")(**batch).logits, expected)
+        merged = merge(wrapped, batch)
+        assert distance(merged(**batch).logits, expected) <= 1e-5
+        still = merged(**batch | {"condition": torch.zeros(3, 6)}).logits
+        assert distance(still, expected) > 1e-4
 
 
 def test_what_the_tap_does_not_reach_stays_frozen():

@@ -1,6 +1,7 @@
 """Plain folders of episodes become a LeRobotDataset, or say what is wrong with which."""
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -77,7 +78,13 @@ def spoil(path: Path, name: str) -> None:
     elif name == "two actions":
         (path / "actions.csv").write_text("1,2\n")
     elif name == "twice":
-        (path / "wrist").mkdir()
+        shutil.copytree(path / "top", path / "wrist")
+    elif name == "empty":
+        (path / "left").mkdir()
+    elif name == "unknown":
+        (path / "left.avi").write_bytes(b"a video")
+    elif name == "notes":
+        (path / "top" / "notes.txt").write_text("a good one")
     elif name == "picture":
         (path / "top" / "4.png").write_bytes(b"no picture")
     elif name == "states":
@@ -101,7 +108,10 @@ def spoil(path: Path, name: str) -> None:
         ("task", "episode_10: task.txt is missing or empty: say in it"),
         ("no actions", "episode_10 has no actions: expected one of actions.npy, actions.csv, actions.json"),
         ("two actions", "episode_10 has actions.csv and actions.json: keep one"),
-        ("twice", "episode_10 has the camera wrist as a folder and as a video: remove one"),
+        ("twice", "episode_10 has the camera wrist twice: remove a folder or a video"),
+        ("empty", "episode_10/left holds no pictures: expected those of a camera"),
+        ("unknown", "episode_10/left.avi is no part of an episode: expected task.txt, actions and states (.npy, .csv,"),
+        ("notes", "episode_10/top/notes.txt is no picture: expected .png, .jpg"),
         ("picture", "episode 1 ('task 1'): frame 4 of camera top: image file"),
         ("states", "episode_10/states.csv holds no table of numbers"),
         ("nan", "episode_10/actions.json, row 3, holds NaN or Inf: mend it"),
@@ -116,6 +126,26 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(folder: Path, tmp_
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and says in errors[0], errors
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_endings_in_capitals_count_and_hidden_files_do_not(folder: Path) -> None:
+    for path in [*folder.glob("*/*.*"), *folder.glob("*/*/*.*")]:
+        if path.name != "task.txt":
+            path.rename(path.with_suffix(path.suffix.upper()))
+    for name in (
+        ".DS_Store",
+        "Thumbs.db",
+        "episode_10/.DS_Store",
+        "episode_10/top/desktop.ini",
+        "episode_11/top/._0.png",
+    ):
+        (folder / name).write_bytes(b"no part of it")
+    for found, given in zip(EpisodeFolders(folder), EPISODES, strict=True):
+        assert {name: len(pictures) for name, pictures in found.images.items()} == dict.fromkeys(
+            given.images, len(given)
+        )
+        np.testing.assert_array_equal(found.actions, given.actions)
+        assert found.states is not None
 
 
 def test_no_folders(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from robot_episodes import LENGTHS, ramps, some_episodes
 from torch.utils.data import DataLoader
 
 from vlm_vision.data.lerobot import RobotDataset, read_dataset, write_dataset
-from vlm_vision.data.lerobot.layout import camera_key
+from vlm_vision.data.lerobot.layout import Feature, camera_key
 from vlm_vision.data.lerobot.statistics import QUANTILES
 from vlm_vision.data.lerobot.video import Video
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.statistics import Statistics
+from vlm_vision.vla.recordings import Recordings
 
 KINDS = {"png": dict(video=False), "av1": {}, "h264": dict(codec="h264")}
 ROLLED = dict(chunks_size=2, data_files_size_in_mb=0.001, video_files_size_in_mb=0.0015)
@@ -98,6 +100,36 @@ def test_windows_repeat_the_last_action_and_say_so(dataset: RobotDataset) -> Non
         dataset.window(len(dataset), chunk=1)
 
 
+@pytest.mark.parametrize("channels", ["channel", "channels"])
+def test_pictures_that_are_told_channels_first_are_read(dataset: RobotDataset, tmp_path, channels: str) -> None:
+    folder = shutil.copytree(dataset.folder, tmp_path / "set")
+    told = json.loads((folder / "meta/info.json").read_text())
+    told["features"][camera_key("top")] |= {"shape": [3, 64, 64], "names": [channels, "height", "width"]}
+    (folder / "meta/info.json").write_text(json.dumps(told))
+    found = read_dataset(folder)
+    np.testing.assert_array_equal(found.picture(3, "top"), dataset.picture(3, "top"))
+    feature = found.features[camera_key("top")]
+    assert feature.shape == (64, 64, 3) and feature.names == ["height", "width", channels]
+
+
+@pytest.mark.parametrize(
+    ("names", "flat"),
+    [
+        (["x", "y", "z", "grip"], ("x", "y", "z", "grip")),
+        ([["x", "y", "z", "grip"]], ("x", "y", "z", "grip")),
+        ({"motors": ["x", "y", "z", "grip"]}, ("x", "y", "z", "grip")),
+        ({"left": ["x", "y"], "right": ["z", "grip"]}, ("x", "y", "z", "grip")),
+        ({"grip": 3, "x": 0, "y": 1, "z": 2}, ("x", "y", "z", "grip")),
+        (["arm"], ()),
+        ("arm", ()),
+        ({"motors": None}, ()),
+        (None, ()),
+    ],
+)
+def test_names_in_any_nesting_are_one_for_each_number_or_none(names, flat: tuple[str, ...]) -> None:
+    assert Feature("float32", (4,), names).flat_names == flat
+
+
 def test_random_access_equals_reading_in_order(dataset: RobotDataset) -> None:
     in_order = [dataset.picture(i, "top") for i in range(len(dataset))]
     for i in np.random.default_rng(0).integers(0, len(dataset), 60):
@@ -154,7 +186,7 @@ def collate(windows: list) -> dict[str, torch.Tensor]:
 def test_two_workers_equal_none(dataset: RobotDataset, start: str) -> None:
     dataset.picture(0, "top")  # a video is open before the workers start
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-    windows = dataset.windows(chunk=3)
+    windows = Recordings({"mine": dataset}, chunk=3)
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
         how = {"multiprocessing_context": start} if workers else {}

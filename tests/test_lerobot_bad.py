@@ -122,6 +122,20 @@ def test_a_bit_that_flipped_in_a_table_is_an_error_or_changes_nothing(png) -> No
     assert refused > 5
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("__index_level_0__", None, "row 1, has the task_index 1 and the text None: expected a number and what"),
+        ("__index_level_0__", " ", "row 1, has the task_index 1 and the text ' ': expected"),
+        ("task_index", None, "row 1, has the task_index None and the text 'task 1': expected"),
+    ],
+)
+def test_a_task_that_is_none_is_named(png, name: str, value, says: str) -> None:
+    change(png / "meta/tasks.parquet", name, 1, value)
+    with pytest.raises(ValueError, match=f"tasks.parquet, {says}"):
+        read_dataset(png)
+
+
 @pytest.mark.parametrize("harm", ["cut", "overwritten", "lost", "empty"])
 def test_a_damaged_video_is_named_and_others_are_read(video, harm: str) -> None:
     path = video / "videos/observation.images.top/chunk-000/file-000.mp4"

@@ -187,6 +187,45 @@ def test_adapters_beside_film_are_merged(folder, tmp_path):
     changes = ["--film", "true", "--train_vision", "lora", "--train_language", "lora", "--lora_rank", "2"]
     losses = trained(folder, tmp_path / "film", *changes, "--steps", "2")["losses"]
     assert np.isfinite(losses).all() and hands(folder, tmp_path / "film").isfinite().all()
+    seeing = load_policy(tmp_path / "film/model").model.plain_vlm.encoder
+    films = {name: part for name, part in seeing.named_parameters() if ".film." in name}
+    assert len(films) == 4 and all(part.abs().max() > 0 for part in films.values())  # biases too: in full
+
+
+BEGUN = ["--encoder.new", "{}", "--language.new", "{}", "--start"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
+    still = [word for part in ("vision", "projector", "language", "hands") for word in (f"--lr_{part}", "0")]
+    changes = [*HEADS[head], *BEGUN, str(folder / f"one {head}/model"), "--steps", "1"]
+    trained(folder, tmp_path / "on", *changes, *still)
+    assert torch.equal(hands(folder, tmp_path / "on"), hands(folder, f"one {head}"))
+    trained(folder, tmp_path / "new", *changes, *still, "--new_head", "true")
+    if head != "tokens":  # which is its words, but for the state's token
+        assert not torch.allclose(hands(folder, tmp_path / "new"), hands(folder, f"one {head}"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--chunk", "4"], "chunk 3 there, 4 here"),
+        (["--data.read_state", "false"], "state_dim 1 there, 0 here"),
+        (
+            ["--head_options", '{"hidden_dim": 8}'],
+            "head {'name': 'parallel', 'hidden_dim': 24, .* there, .*'hidden_dim': 8",
+        ),
+        (HEADS["tokens"], "head {'name': 'parallel', .* there, {'name': 'tokens'"),
+    ],
+)
+def test_a_policy_with_other_hands_is_not_gone_on_from_in_silence(folder, tmp_path, alone, changes, says):
+    given = [*BEGUN, str(folder / "one parallel/model"), "--steps", "1", *changes]
+    with pytest.raises(
+        ValueError, match=f"head and state of .* are others .{says}.*ask for the same, or begin with new"
+    ):
+        trained(folder, tmp_path / "on", *given)
+    trained(folder, tmp_path / "new", *given, "--new_head", "true")
+    assert hands(folder, tmp_path / "new").isfinite().all()
 
 
 def test_an_expert_cannot_look_into_layers_that_are_computed_again(folder, tmp_path):

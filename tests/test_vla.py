@@ -153,7 +153,8 @@ def test_a_small_set_is_learned_by_heart(head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_saved_policy_acts_the_same(head: str, tmp_path) -> None:
-    model = made(head, sight=Sight(0.9), normalization="mean_std", prompt="robot take {instruction}")
+    kind = "min_max" if head == "tokens" else "mean_std"
+    model = made(head, sight=Sight(0.9), normalization=kind, prompt="robot take {instruction}")
     before = VLAPolicy(model).act([observation(3)]).values
     model.save_pretrained(tmp_path / "policy")
     policy = load_policy(tmp_path / "policy", statistics="mine")
@@ -286,6 +287,30 @@ def test_observations_that_cannot_be_used_are_refused_in_one_sentence() -> None:
         policy.act([])
 
 
+def test_numbers_that_tokens_cannot_say_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="tokens head gives numbers from -1 to 1, and normalization 'mean_std' goes beyond"
+    ):
+        made("tokens", normalization="mean_std")
+    for head in ("tokens", "parallel"):
+        model = made(head)
+        mine = model.statistics["mine"]
+        raw = mine | {"action": dataclasses.replace(mine["action"], mask=np.array([True, False, True]))}
+        model.statistics = {"mine": raw}
+        collate, (window, seed) = ActionCollator(model), windows(1)[0]
+        within, beyond = (
+            dataclasses.replace(window, actions=np.tile([9.0, value, 9.0], (4, 1))) for value in (-1.0, 1.5)
+        )
+        assert collate([(within, seed)])["actions"].abs().max() == 1
+        if head == "tokens":
+            with pytest.raises(
+                ValueError, match="number 1 of an action is not normalised and up to 1.5, and the tokens"
+            ):
+                collate([(beyond, seed)])
+        else:
+            assert collate([(beyond, seed)])["actions"].abs().max() == 1.5
+
+
 def test_parts_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="there is no action head 'diffusion': choose one of tokens, parallel, flow"):
         VisionLanguageActionModel.attach(made("flow").vlm, "diffusion", spec=SPEC, statistics={})
@@ -315,4 +340,10 @@ def test_a_damaged_policy_is_refused(tmp_path) -> None:
         load_policy(tmp_path / "policy")
     save_file(held | {"head.extra": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not fit policy.json.*extra"):
+        load_policy(tmp_path / "policy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="action_head.safetensors is not a complete safetensors file"):
+        load_policy(tmp_path / "policy")
+    path.unlink()
+    with pytest.raises(ValueError, match="has a policy.json and no action_head.safetensors: get the whole folder"):
         load_policy(tmp_path / "policy")

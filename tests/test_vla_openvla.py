@@ -6,15 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from vlm_vision.robot.action_tokens import ActionTokens
 from vlm_vision.robot.normalize import Normalizer
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import read_statistics
+from vlm_vision.robot.statistics import Statistics, read_statistics
 from vlm_vision.vla import VLAPolicy, load_policy
 from vlm_vision.vla.openvla import load_openvla
 
@@ -35,6 +36,34 @@ def folder(shared, tmp_path):
     )
     fast.save_pretrained(path)
     return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_prompt_behind_the_picture_keeps_the_words_of_openvlas_own(folder, legacy: bool) -> None:
+    """Llama's words begin with a space, the first of a text too; `In` there is another word than `In` within one."""
+    letters = sorted(set("▁In:Whataconshuldtherobottaketopickupthecup?Out:"))
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁I", "▁In", "In"]
+    model = models.BPE(
+        {word: i for i, word in enumerate(words)},
+        [("▁", "I"), ("▁I", "n"), ("I", "n")],
+        fuse_unk=True,
+        byte_fallback=True,
+        unk_token="<unk>",
+    )
+    llama = Tokenizer(model)  # as the published tokenizer.json
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    llama.add_special_tokens(["<unk>", "<s>", "</s>"])
+    llama.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "pad_token": "</s>"}
+    described |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+    policy = load_policy(folder, statistics="set_a")
+    ids = policy.read(["Pick up the cup"], [[Image.fromarray(observation().images["image"])]])["input_ids"][0]
+    wanted = llama.encode("In: What action should the robot take to pick up the cup?\nOut:")
+    assert wanted.tokens[:2] == ["<s>", "▁In"]
+    assert ids[ids != policy.model.plain_vlm.config.image_token_id].tolist() == wanted.ids
 
 
 def observation(seed: int = 0, cameras: tuple[str, ...] = ("image",), state: int = 0) -> Observation:
@@ -93,25 +122,38 @@ class Resnet(nn.Module):
         return self.fc2(self.layer_norm2(x))
 
 
-def test_oft_acts_as_its_computation_written_out(folder) -> None:
+CHUNK, WIDTH = 2, 48
+
+
+@pytest.fixture
+def oft(folder):
+    """The folder with an L1 head and a state of 5 numbers; and these modules."""
     torch.manual_seed(0)
-    chunk, width, cameras = 2, 48, ("full", "wrist")
-    resnet, proprio = (
-        Resnet(7 * width, width, 7),
-        nn.Sequential(nn.Linear(5, width), nn.GELU(), nn.Linear(width, width)),
-    )
+    resnet = Resnet(7 * WIDTH, WIDTH, 7)
+    proprio = nn.Sequential(nn.Linear(5, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
     torch.save(
         {f"module.model.{k}": v for k, v in resnet.state_dict().items()}, folder / "action_head--9_checkpoint.pt"
     )
     names = {"0": "fc1", "2": "fc2"}
     state = {f"module.{names[k[0]]}{k[1:]}": v for k, v in proprio.state_dict().items()}
     torch.save(state, folder / "proprio_projector--9_checkpoint.pt")
+    rows = np.random.default_rng(5).normal(size=(400, 5))
+    tell(folder, lambda named: [one.update(proprio=Statistics.of(rows).to_dict()) for one in named.values()])
+    return folder, resnet, proprio
+
+
+def tell(folder, change) -> None:
+    """Change the statistics of a folder."""
     config = json.loads((folder / "config.json").read_text())
-    for one in config["norm_stats"].values():
-        one["proprio"] = {"q01": [-2.0] * 5, "q99": [2.0] * 5}
+    change(config["norm_stats"])
     (folder / "config.json").write_text(json.dumps(config))
 
-    policy = VLAPolicy(load_openvla(folder, cameras=cameras, chunk=chunk), "set_a")
+
+@pytest.mark.parametrize("kind", ["quantiles", "min_max"])
+def test_oft_acts_as_its_computation_written_out(oft, kind) -> None:
+    folder, resnet, proprio = oft
+    chunk, width, cameras = CHUNK, WIDTH, ("full", "wrist")
+    policy = VLAPolicy(load_openvla(folder, cameras=cameras, chunk=chunk, normalization=kind), "set_a")
     assert (policy.spec.chunk, policy.spec.state_dim) == (chunk, 5)
     seen = observation(3, cameras, state=5)
     found = policy.act([seen]).values[0]
@@ -125,7 +167,10 @@ def test_oft_acts_as_its_computation_written_out(folder) -> None:
     with torch.no_grad():
         pixels = vlm.encoder.preprocess([seen.images[name] for name in cameras])
         patches = vlm.projector(vlm.encoder(pixels).patch_tokens, (5, 5)).flatten(0, 1)[None]
-        told = proprio(torch.from_numpy(seen.state / 2).clamp(-1, 1).float())[None, None]
+        of_state = read_statistics(folder)["set_a"]["proprio"]
+        low, high = (of_state.q01, of_state.q99) if kind == "quantiles" else (of_state.min, of_state.max)
+        normal = 2 * (seen.state - low) / (high - low + 1e-8) - 1
+        told = proprio(torch.from_numpy(normal).clamp(-1, 1).float())[None, None]
         slots, stop = torch.zeros(1, 7 * chunk, width), words(torch.tensor([[2]]))
         sequence = torch.cat([words(ids[:, :1]), patches, told, words(ids[:, 1:]), slots, stop], dim=1)
         everything = torch.zeros(1, 1, sequence.shape[1], sequence.shape[1])
@@ -133,16 +178,36 @@ def test_oft_acts_as_its_computation_written_out(folder) -> None:
         start = patches.shape[1] + 1 + ids.shape[1] - 1
         hidden = out.hidden_states[-1][:, start : start + 7 * chunk]
         normal = resnet(hidden.reshape(1, chunk, 7 * width))[0]
-    wanted = Normalizer("quantiles", read_statistics(folder)["set_a"]["action"]).invert(normal)
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    of_action = read_statistics(folder)["set_a"]["action"]
+    low, high = (of_action.q01, of_action.q99) if kind == "quantiles" else (of_action.min, of_action.max)
+    wanted = np.where(of_action.mask, 0.5 * (normal.numpy() + 1) * (high - low) + low, normal.numpy())
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
     policy.model.save_pretrained(folder.parent / "saved")
     again = load_policy(folder.parent / "saved", statistics="set_a")
     np.testing.assert_array_equal(again.act([seen]).values[0], found)
 
-    with pytest.raises(ValueError, match="tells neither its cameras nor its chunk"):
-        load_policy(folder, statistics="set_a")
-    (folder / "proprio_projector--9_checkpoint.pt").unlink()
+
+def test_what_ofts_folder_does_not_tell_is_asked_for(oft) -> None:
+    folder, given = oft[0], dict(cameras=("full", "wrist"), chunk=CHUNK, normalization="quantiles")
+    for name in given:
+        with pytest.raises(ValueError, match="tells neither its cameras nor its chunk nor its normalisation: give"):
+            load_policy(folder, statistics="set_a", **{k: v for k, v in given.items() if k != name})
+    path = folder / "proprio_projector--9_checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="proprio_projector--9_checkpoint.pt is not a PyTorch file"):
+        load_openvla(folder, **given)
+    path.unlink()
     torch.save({"module.model.fc1.weight": torch.zeros(3, 3)}, folder / "action_head--10_checkpoint.pt")
     with pytest.raises(ValueError, match="action_head--10_checkpoint.pt does not fit"):
-        load_openvla(folder, cameras=cameras, chunk=chunk)
+        load_openvla(folder, **given)
+
+
+def test_statistics_that_are_not_of_this_robot_are_named(folder) -> None:
+    short = Statistics.of(np.random.default_rng(0).normal(size=(9, 3))).to_dict()
+    tell(folder, lambda named: named.update(other={"action": short}))
+    with pytest.raises(ValueError, match="of unlike numbers .7 of 'set_a', 7 of 'set_b', 3 of 'other'.: keep those"):
+        load_policy(folder, statistics="other")
+    tell(folder, lambda named: [one.update(proprio=one.pop("action")) for one in named.values()])
+    with pytest.raises(ValueError, match="statistics of 'other', 'set_a', 'set_b' without any of its action"):
+        load_policy(folder, statistics="set_a")

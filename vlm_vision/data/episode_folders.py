@@ -14,6 +14,10 @@ from vlm_vision.robot.episode import Episode
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 NUMBERS = (".npy", ".csv", ".json")
+VIDEO = ".mp4"
+TASK, TABLES = "task.txt", ("actions", "states")
+BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""What Windows leaves in folders; of other systems such files begin with a dot."""
 
 
 class EpisodeFolders(Sequence[Episode]):
@@ -26,19 +30,20 @@ class EpisodeFolders(Sequence[Episode]):
         front/000000.png    T pictures of the camera "front", in the order of their names;
         wrist.mp4           or a video of T frames
 
-    All is checked at once but the pictures, which are opened when they are asked for.
+    Endings may be in capitals. Hidden files are passed over; anything else that is none of these is an error. All is checked
+    at once but the pictures, which are opened when they are asked for.
 
     Raises:
-        ValueError: no episode; one without a task, actions or cameras; cameras, states or numbers unlike the first; lengths
-            that differ; numbers that are not finite. It names the episode.
+        ValueError: no episode; one without a task, actions or cameras, or with something that is none of an episode's parts;
+            cameras, states or numbers unlike the first; lengths that differ; numbers that are not finite. It names the
+            episode.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"there is no folder {folder}: expected one with a sub-folder for each episode")
-        paths = [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        self.paths = sorted(paths, key=_natural)
+        self.paths = [path for path in _shown(self.folder) if path.is_dir()]
         if not self.paths:
             raise ValueError(f"{folder} holds no sub-folders: expected one for each episode")
         first: _Kind | None = None
@@ -77,19 +82,25 @@ def _kind(path: Path) -> _Kind:
 
 def _read(path: Path) -> Episode:
     cameras: dict[str, Sequence[ImageInput]] = {}
-    cameras |= {item.name: _pictures(item) for item in sorted(path.iterdir()) if item.is_dir()}
-    for video in sorted(path.glob("*.mp4")):
-        if video.stem in cameras:
-            raise ValueError(f"episode {path} has the camera {video.stem} as a folder and as a video: remove one")
-        cameras[video.stem] = VideoFrames(video)
+    for item in _shown(path):
+        if item.is_dir():
+            cameras[item.name] = _pictures(item)
+        elif item.suffix.lower() == VIDEO:
+            if item.stem in cameras:
+                raise ValueError(f"episode {path} has the camera {item.stem} twice: remove a folder or a video")
+            cameras[item.stem] = VideoFrames(item)
+        elif item.name != TASK and (item.stem not in TABLES or item.suffix.lower() not in NUMBERS):
+            raise ValueError(
+                f"{item} is no part of an episode: expected {TASK}, {' and '.join(TABLES)} ({', '.join(NUMBERS)}), folders of "
+                f"pictures and {VIDEO} videos; remove it"
+            )
     if not cameras:
-        raise ValueError(f"episode {path} has no camera: expected sub-folders of pictures, or .mp4 files")
-    actions = _numbers(path, "actions")
+        raise ValueError(f"episode {path} has no camera: expected sub-folders of pictures, or {VIDEO} files")
+    actions, states = (_numbers(path, name) for name in TABLES)
     if actions is None:
         raise ValueError(
             f"episode {path} has no actions: expected one of {', '.join('actions' + end for end in NUMBERS)}"
         )
-    states = _numbers(path, "states")
     try:
         return Episode(_task(path), cameras, actions, states)
     except ValueError as error:
@@ -97,28 +108,42 @@ def _read(path: Path) -> Episode:
 
 
 def _task(path: Path) -> str:
-    file = path / "task.txt"
+    file = path / TASK
     task = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     if not task:
-        raise ValueError("task.txt is missing or empty: say in it, in words, what is done")
+        raise ValueError(f"{TASK} is missing or empty: say in it, in words, what is done")
     return " ".join(task.split())
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+    found = _shown(folder)
+    if other := [path for path in found if path.suffix.lower() not in PICTURES]:
+        raise ValueError(
+            f"{other[0]} is no picture: expected {', '.join(PICTURES)} in the folder of a camera; remove it"
+        )
+    if not found:
+        raise ValueError(f"{folder} holds no pictures: expected those of a camera")
+    return found
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, in the order of names."""
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in BY_SYSTEMS)
+    return sorted(found, key=_natural)
 
 
 def _numbers(path: Path, name: str) -> np.ndarray | None:
     """(T, D) float64; None if there is no such file."""
-    files = [path / (name + end) for end in NUMBERS if (path / (name + end)).is_file()]
+    files = [file for file in _shown(path) if file.stem == name and file.suffix.lower() in NUMBERS]
     if not files:
         return None
     if len(files) > 1:
         raise ValueError(f"episode {path} has {' and '.join(file.name for file in files)}: keep one")
     try:
-        if files[0].suffix == ".npy":
+        kind = files[0].suffix.lower()
+        if kind == ".npy":
             values = np.load(files[0], allow_pickle=False)
-        elif files[0].suffix == ".json":
+        elif kind == ".json":
             values = np.array(json.loads(files[0].read_text(encoding="utf-8")))
         else:
             values = np.array(_rows(files[0]))

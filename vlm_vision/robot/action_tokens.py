@@ -35,11 +35,6 @@ class ActionTokens:
                 "more words than bins, and a range from low to high"
             )
 
-    @property
-    def first_id(self) -> int:
-        """Smallest id of an action token; all from it to vocab_size - 1 are."""
-        return self.vocab_size - self.bins
-
     def encode(self, actions: Tensor) -> Tensor:
         """(..., D) in [low, high] -> token ids (..., D), int64; compared in float64, as the reference.
 

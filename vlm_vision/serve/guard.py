@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -82,7 +83,8 @@ class GuardedHttp(_Clocked, H11Protocol):
     def _neighbours(self) -> int:
         """Connections from this address, this one included, that may be of a client without the token."""
         known = {one for one in self.connections if isinstance(one, GuardedWebsocket) and one.handshake_complete}
-        hosts = [one.client and one.client[0] for one in self.connections - known]
+        unknown: set[Any] = self.connections - known
+        hosts = [one.client and one.client[0] for one in unknown]
         return hosts.count(self.client and self.client[0])
 
     def _watch(self) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from vlm_vision.encoder import Encoder
+from vlm_vision.film import Film
 from vlm_vision.vlm.model import VisionLanguageModel
 
 How = Literal["frozen", "lora", "full"]
@@ -43,6 +44,8 @@ def set_trainable(
 ) -> nn.Module:
     """Freeze and unfreeze the groups, and put LoRA adapters on every linear layer of those that ask for them.
 
+    FiLM's own layers train in full there: they begin as zeros, which are no weights to adapt (so does OpenVLA-OFT).
+
     What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked. Beside a group
     with adapters, one that trains in full becomes part of the adapter (peft's `modules_to_save`): saved and loaded with
     it, also by peft itself. A copy trains then, and the weights it started from are kept: they take memory twice.
@@ -64,13 +67,16 @@ def set_trainable(
     adapted = [_PARTS[name] for name, how in asked.items() if how == "lora"]
     if adapted:
         idle = {id(module) for part in _idle(model) for module in part.modules()}
+        films = _films(model, without=idle)
+        kept = [name for part, how in asked.items() if how == "full" for name in _whole(model, part)]
         lora = LoraConfig(
             r=lora_rank,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
-            target_modules=[name for part in adapted for name in _linear_layers(model, part, without=idle)],
-            modules_to_save=[name for part, how in asked.items() if how == "full" for name in _whole(model, part)]
-            or None,
+            target_modules=[
+                name for part in adapted for name in _linear_layers(model, part, without=idle) if name not in films
+            ],
+            modules_to_save=[*kept, *(films if vision == "lora" else [])] or None,
         )
         with quiet_peft():
             wrapped = get_peft_model(model, lora)
@@ -128,6 +134,16 @@ def _whole(model: VisionLanguageModel, group: str) -> list[str]:
     names = list(_holders(model.get_submodule(_PARTS[group]), _PARTS[group]))
     newline = group == "projector" and model.image_newline is not None
     return [*names, "newline"] if newline else names
+
+
+def _films(model: VisionLanguageModel, *, without: set[int]) -> list[str]:
+    """Names of the layers of FiLM in the encoder, but those in `without`."""
+    return [
+        holder
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, Film) and id(module) not in without
+        for holder in _holders(module, f"{_PARTS['vision']}.{name}")
+    ]
 
 
 def _holders(module: nn.Module, name: str) -> Iterator[str]:

@@ -61,13 +61,13 @@ class ActionCollator:
         middle: whether the middle of each picture is seen, as when acting, and colours are left; else a random part.
 
     Raises:
-        ValueError: windows that do not fit the model's spec.
+        ValueError: windows that do not fit the model's spec, or its head.
     """
 
     def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None, middle: bool = False):
         self.read, self.color, self.middle, self.spec = Reader(model), color, middle, model.spec
         self.normalizers = {name: model.normalizers(name) for name in model.statistics}
-        self.draws = type(model.head).draws
+        self.head = type(model.head)
 
     def __call__(self, drawn: Sequence[tuple[Window, int]]) -> Batch:
         windows, seeds = [window for window, _ in drawn], [seed for _, seed in drawn]
@@ -78,7 +78,7 @@ class ActionCollator:
         if self.spec.state_dim:
             batch["state"] = torch.stack([state for _, state in numbers])
         batch["padded"] = torch.from_numpy(np.stack([window.padded for window in windows]))
-        return batch | self.draws(seeds, self.spec.chunk, self.spec.action_dim)
+        return batch | self.head.draws(seeds, self.spec.chunk, self.spec.action_dim)
 
     def _seen(self, window: Window, seed: int) -> list[Image.Image]:
         whole, sight = self.read.pictures(window.observation), self.read.sight
@@ -95,4 +95,10 @@ class ActionCollator:
         if len(window.actions) != self.spec.chunk:
             raise ValueError(f"a window has {len(window.actions)} actions and the policy gives {self.spec.chunk}")
         actions = action(torch.as_tensor(window.actions))
+        if self.head.bounded and (beyond := (actions.abs() > 1 + 1e-3).any(0)).any():  # less is lost in a bin
+            number = int(beyond.int().argmax())
+            raise ValueError(
+                f"number {number} of an action is not normalised and up to {actions[:, number].abs().max():.4g}, and the "
+                f"{self.head.name} head gives numbers from -1 to 1: normalise it, or choose another head"
+            )
         return actions, None if state is None else state(torch.as_tensor(window.observation.state))

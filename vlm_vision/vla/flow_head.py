@@ -38,6 +38,7 @@ class FlowHead(ActionHead):
     name = "flow"
     reads_state = True
     drawn = ("noise", "time")
+    noise: Tensor
 
     def __init__(
         self,

@@ -16,6 +16,9 @@ class ActionHead(nn.Module):
     reads_state: ClassVar[bool] = False
     """Whether it takes the robot's state itself; for other heads the state is one more token of the prompt."""
 
+    bounded: ClassVar[bool] = False
+    """Whether it gives numbers from -1 to 1 and no others."""
+
     drawn: ClassVar[tuple[str, ...]] = ()
     """Names of what `draws` gives."""
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints.files import read_json, whole
+from vlm_vision.checkpoints.files import WeightFiles, read_json, whole
 from vlm_vision.checkpoints.save import write_json
 from vlm_vision.fused import film_dim
 from vlm_vision.robot.normalize import Kind, Normalizer
@@ -65,6 +65,11 @@ class VisionLanguageActionModel(nn.Module):
         if prompt.count("{instruction}") != 1 or "<image>" in prompt:
             raise ValueError(
                 f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
+            )
+        if head.bounded and normalization == "mean_std":
+            raise ValueError(
+                f"the {head.name} head gives numbers from -1 to 1, and normalization 'mean_std' goes beyond: choose 'quantiles' "
+                "or 'min_max'"
             )
         if not statistics:
             raise ValueError("there are no statistics: a policy needs those of its data, by name, see read_statistics")
@@ -208,35 +213,66 @@ class VisionLanguageActionModel(nn.Module):
             ValueError: a folder without policy.json, or damaged.
         """
         folder = Path(folder)
-        if not (folder / POLICY).is_file():
-            raise ValueError(
-                f"{folder} has no {POLICY}: give the folder of a policy, as recipes.vla writes it to out/model"
-            )
-        told = read_json(folder / POLICY)
-        try:
-            head, spec, sight = dict(told["head"]), PolicySpec(**told["spec"]), Sight(**told["sight"])
-            kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / POLICY} is not as it was written ({error}): restore it") from None
+        told = _told(folder)
+        head = told.pop("head")
         vlm = VisionLanguageModel.from_pretrained(folder, **options)
         statistics = read_statistics(folder / STATISTICS)
-        made = cls.attach(
-            vlm, head.pop("name"), spec=spec, statistics=statistics, head_options=head, sight=sight, **kept
-        )
-        held = load_file(folder / WEIGHTS)
-        for name, part in made._own():
+        made = cls.attach(vlm, head.pop("name"), statistics=statistics, head_options=head, **told)
+        made._load_hands(folder)
+        return made.eval()
+
+    def start_from(self, folder: str | Path) -> None:
+        """Take head and state token from a saved policy, to go on learning; the rest of it stays in its folder.
+
+        Raises:
+            ValueError: a policy whose head, or whose numbers of action and state, are others; it names both.
+        """
+        folder = Path(folder)
+        told, mine = _told(folder), self.to_dict()
+        mine, theirs = mine["spec"] | {"head": mine["head"]}, asdict(told["spec"]) | {"head": told["head"]}
+        if differing := [name for name in ("head", "action_dim", "chunk", "state_dim") if mine[name] != theirs[name]]:
+            said = "; ".join(f"{name} {theirs[name]} there, {mine[name]} here" for name in differing)
+            raise ValueError(
+                f"head and state of {folder} are others ({said}): ask for the same, or begin with new ones (new_head of "
+                "recipes.vla)"
+            )
+        self._load_hands(folder)
+
+    def _load_hands(self, folder: Path) -> None:
+        """Strict: a missing or unused weight is an error."""
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise ValueError(f"{folder} has a {POLICY} and no {WEIGHTS}: get the whole folder")
+        files = WeightFiles(path)
+        held = {name: files.get(name) for name in files.shapes}
+        for name, part in self._own():
             own = {key.removeprefix(f"{name}."): held.pop(key) for key in [*held] if key.startswith(f"{name}.")}
             try:
                 part.load_state_dict(own, assign=False)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:300]
-                raise ValueError(f"{folder / WEIGHTS} does not fit {POLICY}: {reason}") from None
+                raise ValueError(f"{path} does not fit {POLICY}: {reason}") from None
         if held:
-            raise ValueError(f"{folder / WEIGHTS} has weights that nothing uses: {', '.join(sorted(held)[:5])}")
-        return made.eval()
+            raise ValueError(f"{path} has weights that nothing uses: {', '.join(sorted(held)[:5])}")
 
     def _own(self) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in self.named_children() if name != "vlm"]
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What a policy's folder says of it: its head, and what the class takes."""
+    path = folder / POLICY
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {POLICY}: give the folder of a policy, as recipes.vla writes it to out/model"
+        )
+    told = read_json(path)
+    try:
+        kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
+        head = {"name": told["head"]["name"], **told["head"]}
+        return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "sight": Sight(**told["sight"])}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as it was written ({error}): restore it") from None
 
 
 def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,16 @@ action_head--STEP_checkpoint.pt and, where it reads the state, proprio_projector
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints.files import WeightFiles, read_json
+from vlm_vision.robot.normalize import Kind
 from vlm_vision.robot.observation import PolicySpec
-from vlm_vision.robot.statistics import Named, read_statistics
+from vlm_vision.robot.statistics import Named, listed, read_statistics
 from vlm_vision.vla.head import ActionHead
 from vlm_vision.vla.heads import new_head
 from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
@@ -33,6 +34,7 @@ def load_openvla(
     *,
     cameras: Sequence[str] = (),
     chunk: int = 0,
+    normalization: Kind | None = None,
     prompt: str = PROMPT,
     evaluation: str = "none",
     crop: bool = False,
@@ -46,33 +48,41 @@ def load_openvla(
         cameras: names for the pictures, in the order in which the policy was taught; default "image", and for OFT with two
             pictures they have to be given, since the folder does not tell.
         chunk: actions that one look gives; OFT's folder does not tell: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
+        normalization: of action and state; OFT's folder does not tell: "quantiles" on LIBERO and Bridge, "min_max" on ALOHA;
+            default "quantiles", OpenVLA's own.
         prompt: another one for openvla-v01, whose was Vicuna's.
         evaluation, crop: what becomes of a camera's picture first, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
             with the crop for policies that were fine-tuned on cropped pictures, as all published ones for LIBERO.
         options: of VisionLanguageModel.from_pretrained.
 
     Raises:
-        ValueError: no statistics, a missing tokenizer, an unknown kind of head, weights that are missing or left over.
+        ValueError: no statistics, or such of unlike robots; a missing tokenizer, what OFT's folder does not tell and nobody said,
+            an unknown kind of head, weights that are damaged, missing or left over.
     """
     config = read_json(folder / "config.json")
-    named = {name: one for name, one in read_statistics(folder).items() if "action" in one}
-    action_dim = next(iter(named.values()))["action"].dim
-    named = {name: one for name, one in named.items() if one["action"].dim == action_dim}
+    named, action_dim = _statistics(folder)
+    held = {kind: _newest(folder, kind) for kind in ("action_head", "proprio_projector")}
+    if held["action_head"] is not None and (not cameras or not chunk or normalization is None):
+        raise ValueError(
+            f"{held['action_head']} is of OpenVLA-OFT, whose folder tells neither its cameras nor its chunk nor its "
+            "normalisation: give cameras=[...] in the order in which it was taught, chunk (8 on LIBERO, 25 on ALOHA, 5 on "
+            "Bridge) and normalization ('quantiles', on ALOHA 'min_max')"
+        )
     vlm = VisionLanguageModel.from_pretrained(folder, **options)
     vlm.encoder.preprocess = vlm.encoder.preprocess.with_evaluation(evaluation, crop=crop)
     if vlm.processor is None:
         raise ValueError(f"{folder} has no tokenizer: get its tokenizer's files, a policy reads its instruction")
     text = config["text_config"]
     words = text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64)
-    held = {kind: _newest(folder, kind) for kind in ("action_head", "proprio_projector")}
     if held["action_head"] is None:
         spec = PolicySpec(tuple(cameras) or ("image",), action_dim)
         given = dict(vocab_size=words, end_id=text.get("eos_token_id", 2), bins=config.get("n_action_bins", 256))
         head = new_head("tokens", vlm, spec, **given)
     else:
-        head, spec = _oft(vlm, held, named, action_dim=action_dim, cameras=cameras, chunk=chunk)
+        head, spec = _oft(vlm, held, PolicySpec(tuple(cameras), action_dim, chunk))
     lead = (LLAMA_SPACE,) if words > LLAMA_SPACE else ()
-    model = VisionLanguageActionModel(vlm, head, spec=spec, statistics=named, prompt=prompt, lead_ids=lead)
+    options = dict(normalization=normalization or "quantiles", prompt=prompt, lead_ids=lead)
+    model = VisionLanguageActionModel(vlm, head, spec=spec, statistics=named, **options)
     if model.state_token is not None:
         _filled(model.state_token, _state(held["proprio_projector"]), held["proprio_projector"])
     weight = next(vlm.projector.parameters())
@@ -80,29 +90,33 @@ def load_openvla(
     return model.eval()
 
 
-def _oft(
-    vlm: VisionLanguageModel,
-    held: dict[str, Path | None],
-    named: Named,
-    *,
-    action_dim: int,
-    cameras: Sequence[str],
-    chunk: int,
-) -> tuple[ActionHead, PolicySpec]:
-    """The L1 head of an OFT folder with its weights, and what the policy takes and gives."""
+def _statistics(folder: Path) -> tuple[Named, int]:
+    """Those of a folder, and the numbers of an action."""
+    named = read_statistics(folder)
+    if lacking := [name for name, one in named.items() if "action" not in one]:
+        raise ValueError(f"{folder} has statistics of {listed(lacking)} without any of its action: restore them")
+    dims = {name: one["action"].dim for name, one in named.items()}
+    if len(set(dims.values())) > 1:
+        told = ", ".join(f"{dim} of {name!r}" for name, dim in dims.items())
+        raise ValueError(
+            f"{folder} has statistics of actions of unlike numbers ({told}): keep those of the robot that it was taught on"
+        )
+    return named, next(iter(dims.values()))
+
+
+def _oft(vlm: VisionLanguageModel, held: dict[str, Path | None], spec: PolicySpec) -> tuple[ActionHead, PolicySpec]:
+    """The L1 head of an OFT folder with its weights, and what the policy takes and gives, its state too."""
     path = held["action_head"]
     state = _state(path)
-    if not cameras or not chunk:
-        raise ValueError(
-            f"{path} is of OpenVLA-OFT, whose folder tells neither its cameras nor its chunk: give cameras=[...] in the order "
-            "in which it was taught, and chunk (8 on LIBERO, 25 on ALOHA, 5 on Bridge)"
-        )
     if "fc1.weight" not in state:
         raise ValueError(
-            f"{path} is no L1 head: its weights begin with {next(iter(state))}; diffusion heads are not read"
+            f"{path} is no L1 head: its weights begin with {next(iter(state), 'none')}; diffusion heads are not read"
         )
-    state_dim = _state(held["proprio_projector"])["fc1.weight"].shape[1] if held["proprio_projector"] else 0
-    spec = PolicySpec(tuple(cameras), action_dim, chunk, state_dim)
+    if held["proprio_projector"] is not None:
+        proprio = _state(held["proprio_projector"])
+        if "fc1.weight" not in proprio:
+            raise ValueError(f"{held['proprio_projector']} has no fc1.weight: get it anew")
+        spec = replace(spec, state_dim=proprio["fc1.weight"].shape[1])
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     options = dict(hidden_dim=state["fc1.weight"].shape[0], blocks=blocks, style="openvla_oft")
     head = new_head("parallel", vlm, spec, **options)
@@ -120,13 +134,14 @@ def _state(path: Path | None) -> dict[str, Tensor]:
     """Weights by our names."""
     assert path is not None
     found: dict[str, Tensor] = {}
-    for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
-        name = name.removeprefix("module.").removeprefix("model.")
+    files = WeightFiles(path)
+    for stored in files.shapes:
+        name = stored.removeprefix("module.").removeprefix("model.")
         for theirs, ours in _RESNET:
             name = ours + name.removeprefix(theirs) if name.startswith(theirs) else name
         for theirs, ours in _RESNET_BLOCK:
             name = name.replace(theirs, ours)
-        found[name] = value.float()
+        found[name] = files.get(stored).float()
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm_vision.data.lerobot import RobotDataset
 from vlm_vision.robot.observation import PolicySpec
-from vlm_vision.robot.statistics import Named
+from vlm_vision.robot.statistics import Named, listed
 from vlm_vision.robot.window import Window
 
 
@@ -34,12 +34,16 @@ class Recordings(Sequence[Window]):
         robots = {name: self._robot(one) for name, one in self.datasets.items()}
         if len(set(robots.values())) > 1:
             told = "; ".join(
-                f"{name}: cameras {list(cameras)}, {actions} numbers of action, {state} of state"
-                for name, (cameras, actions, state) in robots.items()
+                f"{name}: cameras {list(cameras)}, {actions} numbers of action, {state} of state, {fps} moments a second"
+                for name, (cameras, actions, state, fps) in robots.items()
             )
             raise ValueError(
                 f"the data sets are of robots that differ ({told}): learn from each alone, or name cameras alike"
             )
+        named = {name: one.action_names for name, one in self.datasets.items() if one.action_names}
+        if len(set(named.values())) > 1:
+            told = "; ".join(f"{name}: {', '.join(names)}" for name, names in named.items())
+            raise ValueError(f"the numbers of an action differ among the data sets ({told}): learn from each alone")
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets.values()))
@@ -61,21 +65,26 @@ class Recordings(Sequence[Window]):
     @property
     def spec(self) -> PolicySpec:
         """Of a policy that learns from these."""
-        one = next(iter(self.datasets.values()))
-        cameras, action_dim, state_dim = self._robot(one)
-        return PolicySpec(cameras, action_dim, self.chunk, state_dim, one.action_names, one.fps)
+        cameras, action_dim, state_dim, fps = self._robot(next(iter(self.datasets.values())))
+        names = next((one.action_names for one in self.datasets.values() if one.action_names), ())
+        return PolicySpec(cameras, action_dim, self.chunk, state_dim, names, fps)
 
     @property
     def statistics(self) -> Named:
         """As the data sets tell them, with a mask where numbers of an action are not normalised.
 
         Raises:
-            ValueError: numbers to leave alone that an action does not have.
+            ValueError: none of the action, or numbers to leave alone that an action does not have.
         """
         found: Named = {}
         for name, one in self.datasets.items():
             wanted = ["action", "observation.state"] if self.read_state else ["action"]
             found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
+            if "action" not in found[name]:
+                raise ValueError(
+                    f"the statistics of {one.folder} are of {listed(one.statistics) or 'nothing'} and not of the action: get "
+                    "its meta/stats.json anew"
+                )
             action = found[name]["action"]
             mask = np.ones(action.dim, dtype=bool)
             if bad := [number for number in self.raw_actions if not 0 <= number < action.dim]:
@@ -84,8 +93,8 @@ class Recordings(Sequence[Window]):
             found[name]["action"] = replace(action, mask=None if mask.all() else mask)
         return found
 
-    def _robot(self, one: RobotDataset) -> tuple[tuple[str, ...], int, int]:
-        """Cameras, numbers of action and of state."""
+    def _robot(self, one: RobotDataset) -> tuple[tuple[str, ...], int, int, float]:
+        """Cameras, numbers of action and of state, moments in a second."""
         actions = one.column("action").shape[1]
         state = one.features.get("observation.state")
-        return one.cameras, actions, state.shape[0] if state is not None and self.read_state else 0
+        return one.cameras, actions, state.shape[0] if state is not None and self.read_state else 0, one.fps

@@ -34,6 +34,7 @@ class TokenHead(ActionHead):
     """
 
     name = "tokens"
+    bounded = True
 
     def __init__(self, *, action_dim: int, chunk: int, vocab_size: int, end_id: int | None = None, bins: int = 256):
         super().__init__(action_dim=action_dim, chunk=chunk, vocab_size=vocab_size, end_id=end_id, bins=bins)

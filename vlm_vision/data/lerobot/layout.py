@@ -39,11 +39,9 @@ class Feature:
 
     @property
     def flat_names(self) -> tuple[str, ...]:
-        """Names of the numbers in their order; empty where nobody said."""
-        names = self.names
-        while isinstance(names, Mapping):  # {"motors": [...]}
-            names = next(iter(names.values()), None)
-        return tuple(names) if isinstance(names, list | tuple) else ()
+        """Names of the numbers in their order; empty where nobody said, or not one for each."""
+        names = tuple(_flat(self.names))
+        return names if len(names) == math.prod(self.shape) else ()
 
     @property
     def is_picture(self) -> bool:
@@ -147,7 +145,21 @@ def read_info(folder: Path) -> Info:
 
 def _feature(told: Mapping[str, Any]) -> Feature:
     info = told.get("info") or told.get("video_info") or {}
-    return Feature(str(told["dtype"]), tuple(int(side) for side in told["shape"]), told.get("names"), info)
+    dtype, shape, names = str(told["dtype"]), tuple(int(side) for side in told["shape"]), told.get("names")
+    if dtype in ("image", "video") and isinstance(names, list) and names[:1] in (["channel"], ["channels"]):
+        shape, names = (*shape[1:], shape[0]), [*names[1:], names[0]]  # only the description differs
+    return Feature(dtype, shape, names, info)
+
+
+def _flat(names: Any) -> list[str]:
+    """Names out of any nesting: ["x"], [["x"]], {"left": ["x"], "right": ["x"]}, {"x": 0}."""
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, Mapping):
+        if all(isinstance(place, int) for place in names.values()):
+            return sorted(names, key=names.__getitem__)
+        names = list(names.values())
+    return [name for part in names for name in _flat(part)] if isinstance(names, list | tuple) else []
 
 
 def _is_number(dtype: str) -> bool:

@@ -43,7 +43,7 @@ def read_tasks(folder: Path) -> dict[int, str]:
     """task_index -> instruction. The text is the index of a pandas table, named task or not at all.
 
     Raises:
-        ValueError: no such table.
+        ValueError: no such table, or a row without a number or without words.
     """
     table = read_table(folder / TASKS)
     texts = [
@@ -55,7 +55,14 @@ def read_tasks(folder: Path) -> dict[int, str]:
         raise ValueError(
             f"{folder / TASKS} has the columns {', '.join(table.schema.names)}: expected task_index and one text"
         )
-    return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+    tasks = list(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+    for row, (number, text) in enumerate(tasks):
+        if number is None or text is None or not text.strip():
+            raise ValueError(
+                f"{folder / TASKS}, row {row}, has the task_index {number} and the text {text!r}: expected a number and what "
+                "is done, in words"
+            )
+    return dict(tasks)
 
 
 def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tuple[StoredEpisode, ...]:

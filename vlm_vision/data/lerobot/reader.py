@@ -139,10 +139,6 @@ class RobotDataset:
         actions = self.column(ACTION)[index + np.minimum(ahead, left - 1)]
         return Window(self._observation(index, episode, step), actions, ahead >= left, episode.index, step)
 
-    def windows(self, chunk: int) -> "Windows":
-        """The windows of all moments, as a sequence for a DataLoader."""
-        return Windows(self, chunk)
-
     def episode(self, number: int) -> Episode:
         """The episode at a place of `episodes`, its pictures decoded when asked for.
 
@@ -196,20 +192,6 @@ class RobotDataset:
                 f"info.json says {feature.shape}: get the data set anew"
             )
         return picture
-
-
-@dataclass(frozen=True)
-class Windows(Sequence[Window]):
-    """Moment -> window."""
-
-    dataset: RobotDataset
-    chunk: int
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Window:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.dataset.window(index, chunk=self.chunk)
 
 
 @dataclass(frozen=True)

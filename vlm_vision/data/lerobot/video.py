@@ -7,6 +7,8 @@ import math
 import os
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,20 @@ class Video:
             raise ValueError(f"no frame is shown at {seconds} s")
         if self._last is not None and abs(self._last.time - seconds) <= tolerance:
             return self._last
-        if not self._goes_on(seconds):
-            self._container.seek(round(seconds / self._base), stream=self._stream)
-            self._frames = self._container.decode(self._stream)
+        wanted = math.floor((seconds + tolerance) / self._base)
+        ways = [partial(self._sought, wanted, run_in=run_in) for run_in in (0, 1)]
+        if self._goes_on(seconds):
+            ways.insert(0, partial(iter, self._frames))
+        while True:
+            self._frames = ways.pop(0)()
+            try:
+                return self._next(seconds, tolerance)
+            except FFmpegError:
+                if not ways:
+                    raise
+
+    def _next(self, seconds: float, tolerance: float) -> av.VideoFrame:
         for frame in self._frames:
-            if frame.time is None:
-                continue
             self._last = frame
             if abs(frame.time - seconds) <= tolerance:
                 if frame.is_corrupt:
@@ -94,6 +104,30 @@ class Video:
                 )
         raise ValueError(f"no frame at {seconds:.4f} s, the last is at {self._times[-1] * self._base:.4f} s")
 
+    def _sought(self, wanted: int, *, run_in: int) -> Iterator[Any]:
+        """Frames from the last key frame on that is shown at `wanted` or before.
+
+        A file is sought by when frames are decoded, and pictures that lead a key frame, decoded after it and shown before,
+        need the one before.
+
+        Args:
+            run_in: 1 to begin at the key frame before: H.264 may let a picture put one away that is older than the key
+                frame, which is an error where that was not decoded.
+        """
+        key = self._first(wanted)
+        while key.pts > wanted and (earlier := self._first(key.dts - 1)).dts < key.dts:
+            key = earlier
+        self._container.seek(key.dts - run_in, stream=self._stream)
+        return _frames_from(key, self._container.demux(self._stream))
+
+    def _first(self, sought: int) -> Any:
+        """The packet of the last key frame that is decoded at `sought` or before."""
+        self._container.seek(sought, stream=self._stream)
+        packet = next(self._container.demux(self._stream))
+        if packet.pts is None or packet.dts is None:
+            raise ValueError(f"no frame can be read from {sought * self._base:.4f} s on")
+        return packet
+
     def _goes_on(self, seconds: float) -> bool:
         """Whether to decode on from where it stands rather than to seek."""
         if self._last is None or self._frames is None or self._last.time > seconds:
@@ -101,6 +135,22 @@ class Video:
         here, there = (bisect_right(self._times, round(time / self._base)) for time in (self._last.time, seconds))
         key = self._keys[max(bisect_right(self._keys, there - 1) - 1, 0)] if self._keys else 0
         return there - here <= there - key + _SEEK
+
+
+def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    """Frames that are decoded from a key frame on and shown no earlier; what others lack is no damage.
+
+    Holds no `Video`: as part of a cycle it would be freed when the collector runs, in a forked process perhaps.
+    """
+    for packet in packets:
+        matters = packet.dts is None or (packet.dts >= key.dts and packet.pts >= key.pts)
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            if matters:
+                raise
+            continue
+        yield from (frame for frame in frames if frame.pts is not None and frame.pts >= key.pts)
 
 
 class Videos:
