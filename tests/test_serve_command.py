@@ -106,7 +106,7 @@ def test_what_is_said_of_a_policy_is_passed_on_if_it_is_said(monkeypatch, capsys
         "--evaluation",
         "openvla_oft",
     ]
-    for more in ([], [*published, "--crop", "--graphs", "2"]):
+    for more in ([], [*published, "--crop", "--graphs", "2", "--dtype", "bfloat16"]):
         assert main([*base, *more]) == 2
     assert capsys.readouterr().err == "vlm-vision serve: seen\n" * 2
     always = {"statistics": "kitchen", "device": torch.device("cpu")}
@@ -116,6 +116,7 @@ def test_what_is_said_of_a_policy_is_passed_on_if_it_is_said(monkeypatch, capsys
         "normalization": "min_max",
         "evaluation": "openvla_oft",
         "crop": True,
+        "dtype": torch.bfloat16,
     }
     assert given == [always | {"graphs": 0}, always | {"graphs": 2} | told]
 

@@ -26,6 +26,11 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     serve.add_argument("--no-token", action="store_true", help="serve to other machines without a token")
     serve.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     serve.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the weights (default: as saved, float32 of published folders)",
+    )
+    serve.add_argument(
         "--graphs",
         type=int,
         default=0,
@@ -92,5 +97,9 @@ def _run(options: argparse.Namespace) -> None:
     device = known_device(options.device)
     told = {name: getattr(options, name) for name in ("cameras", "chunk", "normalization", "evaluation", "crop")}
     told = {name: value for name, value in told.items() if value is not None}
+    if options.dtype:
+        import torch
+
+        told["dtype"] = getattr(torch, options.dtype)
     policy = load_policy(options.model, statistics=options.statistics, device=device, graphs=options.graphs, **told)
     serve(policy, chosen)
