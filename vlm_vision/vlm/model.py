@@ -34,8 +34,8 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
     """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
-    attn_implementation is the language model's alone: the encoder always uses PyTorch's scaled_dot_product_attention.
-    Likewise output_attentions and output_hidden_states are the language model's.
+    attn_implementation, output_attentions and output_hidden_states are the language model's alone: the encoder always uses
+    PyTorch's scaled_dot_product_attention.
     """
 
     config_class = VisionLanguageConfig
@@ -341,8 +341,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             faults = sorted(map(str, info.get(kind) or ()))
             if kind == "mismatched_keys" and forgiving:
                 faults = [fault for fault in faults if "language_model." not in fault]
-            if faults:
-                found = ", ".join(faults[:5])
+            if found := ", ".join(faults[:5]):
                 raise ValueError(
                     f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
                 )
