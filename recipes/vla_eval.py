@@ -45,7 +45,8 @@ class Config:
     statistics: str = ""
     """Name of the data whose units the policy uses; may be empty where it knows one."""
     policy_options: dict[str, Any] = field(default_factory=dict)
-    """Of `load_policy`; for a published folder what it does not tell, such as {chunk: 8, evaluation: openvla_oft, crop: true}."""
+    """Of `load_policy`; for OpenVLA-OFT's folders what they do not tell, as {cameras: [agentview, wrist], chunk: 8, normalization:
+    quantiles, evaluation: openvla_oft, crop: true}."""
     out: str = "runs/vla_eval"
     tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
     """Names of Meta-World, all for the fifty; or LIBERO's, as libero_spatial/0. Not both: they are other robots."""
@@ -129,6 +130,8 @@ def loaded(config: Config) -> Policy:
     try:
         return load_policy(config.policy, statistics=config.statistics, device=config.device, **config.policy_options)
     except TypeError as error:
+        if not config.policy_options:
+            raise
         raise ValueError(f"policy_options are {config.policy_options}, which do not fit ({error})") from None
 
 

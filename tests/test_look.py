@@ -114,6 +114,10 @@ def test_nothing_goes_between_host_and_device(head, seeing, monkeypatch) -> None
 def test_a_packed_policy_acts_the_same_at_its_shape_and_at_others(head) -> None:
     policy = VLAPolicy(made(head))
     packed = copy.deepcopy(policy)
+    for wrong in ([], [observation(1, "")]):
+        with pytest.raises(ValueError, match="there are no observations|say in words"):
+            packed.pack(wrong)
+    assert not any(isinstance(part, PackedLinear) for part in packed.model.modules())  # nothing is half packed
     packed.pack(BOTH)
     decoder = packed.model.plain_vlm.get_decoder()
     assert isinstance(decoder.layers[1].mlp.down_proj, PackedLinear)

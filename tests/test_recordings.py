@@ -48,4 +48,4 @@ def test_statistics_without_the_action_are_named(dataset) -> None:
     del told["action"]
     path.write_text(json.dumps(told))
     with pytest.raises(ValueError, match="'observation.state'.* and not of the action: get its meta/stats.json anew"):
-        Recordings({"one": one}, chunk=3).statistics  # noqa: B018
+        assert Recordings({"one": one}, chunk=3).statistics

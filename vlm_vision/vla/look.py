@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from vlm_vision.position import PositionTable
+from vlm_vision.vla.batch import Batch
 from vlm_vision.vla.model import VisionLanguageActionModel
 from vlm_vision.vla.prefix import Prefix
 from vlm_vision.vlm.layout import Whole
 
 _WARM_UP = 3
 """Looks before the capture, in which the libraries choose kernels and allocate workspaces."""
-
-Batch = dict[str, Tensor]
 
 
 class Look:

@@ -74,6 +74,7 @@ class VLAPolicy:
         Raises:
             ValueError: as `pack_for_cpu` and `act`; pictures of no fixed size.
         """
+        self.act(observations)  # says what is wrong with them before anything is changed
         encoder = self.model.plain_vlm.encoder
         size = encoder.preprocess.output_size
         if size is None:
