@@ -24,10 +24,10 @@ from torch import Tensor
 
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
-from vlm_vision.data.augment import RandAugment
-from vlm_vision.data.batches import Draw, Pictures
-from vlm_vision.data.samples import read_samples
-from vlm_vision.data.views import Crop, View, dino_views
+from vlm_vision.data.images.augment import RandAugment
+from vlm_vision.data.images.batches import Draw, Pictures
+from vlm_vision.data.images.samples import read_samples
+from vlm_vision.data.images.views import Crop, View, dino_views
 
 VIEWS: dict[str, Sequence[View]] = {
     "contrastive": [View(crop=Crop(224, (0.9, 1.0)), flip=0.0)],

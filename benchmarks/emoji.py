@@ -27,9 +27,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_vision.checkpoints.files import read_json, whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.pictures import load_image
+from vlm_vision.files import read_json, whole, write_json
+from vlm_vision.preprocess.images import load_image
 from vlm_vision.train.settings import run
 
 PACKAGES = ("openmoji-17.0.0", "emoji-datasource-google-16.0.0", "emoji-datasource-twitter-16.0.0")

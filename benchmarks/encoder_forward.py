@@ -27,9 +27,9 @@ import vlm_vision as vv
 from benchmarks.peers import import_peer
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
-from vlm_vision.checkpoints import hf
-from vlm_vision.frozen import export_onnx
-from vlm_vision.packed import pack_for_cpu
+from vlm_vision.checkpoints.hf import reader as hf
+from vlm_vision.deploy.cpu_layout import pack_for_cpu
+from vlm_vision.deploy.export import export_onnx
 
 Run = Callable[[], object]
 

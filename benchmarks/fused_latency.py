@@ -20,8 +20,8 @@ import vlm_vision as vv
 from benchmarks.encoder_forward import reference
 from benchmarks.peers import import_peer
 from benchmarks.timing import interleaved, machine
-from vlm_vision.cuda_graph import CudaGraph
-from vlm_vision.packed import pack_for_cpu
+from vlm_vision.deploy.cpu_layout import pack_for_cpu
+from vlm_vision.deploy.cuda_graph import CudaGraph
 
 
 @torch.inference_mode()

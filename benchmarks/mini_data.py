@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import emoji
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.data.easy_vqa import described
+from vlm_vision.data.conversations.easy_vqa import described
+from vlm_vision.files import whole
 from vlm_vision.train.settings import run
 
 STYLES = ("noto", "twemoji")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import vlm_vision as vv
-from vlm_vision.data.samples import read_samples
+from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.siglip import siglip_loss
 from vlm_vision.probe.features import picture_embeddings, text_embeddings
 from vlm_vision.train.settings import run

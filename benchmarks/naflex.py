@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
-from vlm_vision.checkpoints import hf
+from vlm_vision.checkpoints.hf import reader as hf
 
 GRIDS = {
     "mixed sizes": [(16, 16), (8, 12), (20, 12), (6, 24), (10, 10), (14, 18), (4, 16), (12, 9)],

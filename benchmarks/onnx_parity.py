@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import vlm_vision as vv
-from vlm_vision.frozen import export_onnx
+from vlm_vision.deploy.export import export_onnx
 
 LIMIT = 1e-4
 

@@ -14,7 +14,7 @@ import torch
 import vlm_vision as vv
 from benchmarks.peers import import_peer
 from benchmarks.timing import interleaved, machine
-from vlm_vision.packed import pack_for_cpu
+from vlm_vision.deploy.cpu_layout import pack_for_cpu
 
 
 @torch.inference_mode()

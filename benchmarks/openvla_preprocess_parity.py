@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_vision.camera import EVALUATIONS, OPENVLA_CROP
-from vlm_vision.jpeg import round_trip
-from vlm_vision.pictures import load_image
-from vlm_vision.tf_image import centre_crop, lanczos3
+from vlm_vision.preprocess.images import load_image
+from vlm_vision.preprocess.jpeg import round_trip
+from vlm_vision.preprocess.openvla import EVALUATIONS, OPENVLA_CROP
+from vlm_vision.preprocess.tf_image import centre_crop, lanczos3
 
 STEPS = ("jpeg", "resized", "cropped")
 GOLDEN_SIDE = 16

@@ -30,10 +30,10 @@ from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
 from vlm_vision.encoder import Origin
 from vlm_vision.new_models import word_tokenizer
-from vlm_vision.preprocess import HALF, IMAGENET, Preprocess
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import HALF, IMAGENET, Preprocess
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.statistics import Statistics
-from vlm_vision.vit import VisionTransformer
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy
 
 SIDE = 224

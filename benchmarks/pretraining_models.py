@@ -23,12 +23,12 @@ from benchmarks.peers import import_peer
 from vlm_vision.encoder import Encoder
 from vlm_vision.mae import load_mae
 from vlm_vision.new_models import new_encoder
-from vlm_vision.train.contrastive import LARGEST_SCALE, Contrast, contrasting, keep_scale
-from vlm_vision.train.masked import painting
-from vlm_vision.train.optim import warmup_cosine
-from vlm_vision.train.self_distilled import Heads, SelfDistilled, Weights, prepare, self_distilling, student_of
+from vlm_vision.train.loop.step import Step
+from vlm_vision.train.optim.groups import warmup_cosine
 from vlm_vision.train.settings import Training
-from vlm_vision.train.step import Step
+from vlm_vision.train.tasks.contrastive import LARGEST_SCALE, Contrast, contrasting, keep_scale
+from vlm_vision.train.tasks.mae import painting
+from vlm_vision.train.tasks.self_distill import Heads, SelfDistilled, Weights, prepare, self_distilling, student_of
 
 Batch = dict[str, Tensor]
 Take = Callable[[Batch], Tensor]

@@ -34,11 +34,11 @@ from transformers import AutoTokenizer
 from benchmarks.peers import import_peer
 from benchmarks.pretraining_models import CONTEXT, OBJECTIVES, PARTS, TEMPERATURE, VOCABULARY, Batch, Take
 from benchmarks.timing import interleaved, machine
-from vlm_vision.data.batches import Pictures, collate
-from vlm_vision.data.samples import read_samples
-from vlm_vision.data.views import Crop, View, dino_views
-from vlm_vision.new_pair import learn_tokenizer
-from vlm_vision.train.masked import noise_of
+from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.samples import read_samples
+from vlm_vision.data.images.views import Crop, View, dino_views
+from vlm_vision.new_models import learn_tokenizer
+from vlm_vision.train.tasks.mae import noise_of
 
 KEPT = 4
 """Batches that are repeated while steps are timed, and steps whose memory is measured."""

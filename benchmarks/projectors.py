@@ -20,14 +20,14 @@ from tqdm.auto import tqdm
 import projectors
 import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
-from vlm_vision.data.collate import Collator
-from vlm_vision.data.conversations import Conversation, easy_vqa
+from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.records import Conversation, easy_vqa
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.evaluate import Forced, exchanged, teacher_forced
+from vlm_vision.measure.answers import Forced, exchanged, teacher_forced
 from vlm_vision.new_models import new_language_model, word_tokenizer
+from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
-from vlm_vision.train.optim import parameter_groups, warmup_cosine
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.optim.groups import parameter_groups, warmup_cosine
 
 OPTIONS = {
     "perceiver": {"num_latents": 16, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32},

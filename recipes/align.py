@@ -18,17 +18,16 @@ from typing import Any
 
 from torch import nn
 
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.collate import Collator
-from vlm_vision.data.conversations import Conversation, LazyConversations
-from vlm_vision.train.answers import answering, batches_of_steps
-from vlm_vision.train.parts import set_trainable, trainable_table, unwrapped
+from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.records import Conversation, LazyConversations
+from vlm_vision.files import whole, write_json
+from vlm_vision.measure.during_training import figures, watch
+from vlm_vision.train.conversations import Settings, build_model, feature_cache, read_data
+from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.setup import Settings, build_model, feature_cache, read_data
-from vlm_vision.train.step import Progress
+from vlm_vision.train.tasks.vqa import answering, batches_of_steps
+from vlm_vision.train.trainable import set_trainable, trainable_table, unwrapped
 from vlm_vision.vlm.processor import VisionLanguageProcessor
-from vlm_vision.watch import figures, watch
 
 CAPTION_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"

@@ -21,20 +21,19 @@ from typing import Any, Literal
 import torch
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.batches import Batch as Drawn
-from vlm_vision.data.batches import Skipped
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.views import Crop, View, normalised
-from vlm_vision.new_pair import Kind, learn_tokenizer, new_pair
+from vlm_vision.data.images.batches import Batch as Drawn
+from vlm_vision.data.images.batches import Skipped
+from vlm_vision.data.images.samples import Samples
+from vlm_vision.data.images.views import Crop, View, normalised
+from vlm_vision.files import whole, write_json
+from vlm_vision.new_models import Kind, learn_tokenizer, new_pair
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import picture_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
-from vlm_vision.train.contrastive import Contrast, Contrasted, contrasting, keep_scale
-from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.loop.step import Batch, Progress
 from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.step import Batch, Progress
+from vlm_vision.train.tasks.contrastive import Contrast, Contrasted, contrasting, keep_scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ seed, the step and the picture alone: the number of processes and the size of mi
 damaged gives way to the next one, and is counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (the student for vlm_vision.load and transformers, with its heads for
-vlm_vision.train.agglomerate.Agglomerate.load), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
+vlm_vision.train.tasks.distill_student.Agglomerate.load), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
 """
 
 import time
@@ -26,20 +26,29 @@ from typing import Any
 import torch
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.batches import Skipped
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.views import Crop, View
+from vlm_vision.data.images.batches import Skipped
+from vlm_vision.data.images.samples import Samples
+from vlm_vision.data.images.views import Crop, View
+from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import picture_features
 from vlm_vision.probe.labelled import Labelled
 from vlm_vision.probe.neighbours import labelled, share_told
-from vlm_vision.train.agglomerate import Agglomerate
-from vlm_vision.train.distilled import Distilled, Teacher, distilling, likeness, middle, side_of, space_of, standardise
-from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.step import Progress
+from vlm_vision.train.tasks.distill import (
+    Distilled,
+    Teacher,
+    distilling,
+    likeness,
+    middle,
+    side_of,
+    space_of,
+    standardise,
+)
+from vlm_vision.train.tasks.distill_student import Agglomerate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,17 +23,16 @@ from typing import Any
 import torch
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.batches import Skipped
-from vlm_vision.data.views import Crop, View
+from vlm_vision.data.images.batches import Skipped
+from vlm_vision.data.images.views import Crop, View
+from vlm_vision.files import whole, write_json
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
-from vlm_vision.preprocess import HALF
+from vlm_vision.preprocess.spec import HALF
 from vlm_vision.probe.neighbours import neighbours
-from vlm_vision.train.masked import Masked, held_out_loss, painting, tensors
-from vlm_vision.train.pictures import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.step import Progress
+from vlm_vision.train.tasks.mae import Masked, held_out_loss, painting, tensors
 
 
 @dataclass(frozen=True, kw_only=True)

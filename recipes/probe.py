@@ -21,9 +21,9 @@ import yaml
 from torch import Tensor
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.samples import Samples, read_samples
-from vlm_vision.data.stored import Picture
+from vlm_vision.data.images.samples import Samples, read_samples
+from vlm_vision.data.stored_image import Picture
+from vlm_vision.files import write_json
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.correspondence import picture_correspondence
@@ -31,7 +31,7 @@ from vlm_vision.probe.features import Kind, block_features, patch_features, pict
 from vlm_vision.probe.knn import NEIGHBOURS, knn
 from vlm_vision.probe.labelled import Labelled, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
-from vlm_vision.train.order import StepBatches
+from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.settings import parsed, run
 
 Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
@@ -44,7 +44,7 @@ class Config:
     encoder: str
     """Argument of vlm_vision.load."""
     train: str
-    """Pictures with labels to learn from, as vlm_vision.data.samples.read_samples takes them."""
+    """Pictures with labels to learn from, as vlm_vision.data.images.samples.read_samples takes them."""
     test: str
     """The same, to be asked about; labels are of the same classes."""
     out: str = "runs/probe"

@@ -32,21 +32,21 @@ import torch
 from accelerate import Accelerator
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.batches import Skipped
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.views import Crop, View, dino_views
+from vlm_vision.data.images.batches import Skipped
+from vlm_vision.data.images.samples import Samples
+from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.encoder import Origin
+from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
-from vlm_vision.preprocess import IMAGENET, Preprocess
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.probe.features import picture_features
 from vlm_vision.probe.neighbours import Known, labelled, neighbours, share_told
-from vlm_vision.train.gram import Gram, earlier_teacher
-from vlm_vision.train.networks import load_networks, save_networks
-from vlm_vision.train.pictures import Data, batches_of_steps, read_data
-from vlm_vision.train.schedules import cosine, linear
-from vlm_vision.train.self_distilled import (
+from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.loop.step import Progress, Step
+from vlm_vision.train.optim.schedules import cosine, linear
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.tasks.self_distill import (
     Heads,
     Masks,
     SelfDistilled,
@@ -59,9 +59,8 @@ from vlm_vision.train.self_distilled import (
     teacher_of,
     tensors,
 )
-from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.step import Progress, Step
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.train.tasks.self_distill_gram import Gram, earlier_teacher
+from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
 
 @dataclass(frozen=True, kw_only=True)

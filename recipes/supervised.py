@@ -31,18 +31,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.augment import RandAugment
-from vlm_vision.data.batches import Batch as Drawn
-from vlm_vision.data.batches import Pictures, Skipped, collate
-from vlm_vision.data.chance import seed_of
-from vlm_vision.data.mixing import Erase, Mix
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.views import Crop, Plain, View, normalised
+from vlm_vision.data.images.augment import RandAugment
+from vlm_vision.data.images.batches import Batch as Drawn
+from vlm_vision.data.images.batches import Pictures, Skipped, collate
+from vlm_vision.data.images.mixing import Erase, Mix
+from vlm_vision.data.images.samples import Samples
+from vlm_vision.data.images.views import Crop, Plain, View, normalised
+from vlm_vision.data.seeds import seed_of
+from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
-from vlm_vision.preprocess import IMAGENET, Preprocess
-from vlm_vision.train.classes import (
+from vlm_vision.preprocess.spec import IMAGENET, Preprocess
+from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.loop.step import Batch, Progress
+from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.tasks.supervised import (
     Classified,
     Distill,
     average_of,
@@ -52,9 +54,6 @@ from vlm_vision.train.classes import (
     read_teacher,
     save_classifier,
 )
-from vlm_vision.train.pictures import Data, batches_of_steps, read_data
-from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.step import Batch, Progress
 
 
 @dataclass(frozen=True, kw_only=True)

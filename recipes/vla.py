@@ -25,22 +25,22 @@ from peft import PeftModel
 from torch import Tensor
 
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.save import write_json
+from vlm_vision.data.images.views import Color
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
-from vlm_vision.data.views import Color
+from vlm_vision.files import write_json
 from vlm_vision.fused import add_film, film_dim
+from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
-from vlm_vision.train.acting import acting, batches_of_steps
 from vlm_vision.train.adapters import merge
-from vlm_vision.train.joined import Joined, joined
-from vlm_vision.train.open_loop import open_loop
-from vlm_vision.train.parts import set_trainable, trainable_table
+from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.step import Progress
+from vlm_vision.train.tasks.vla import acting, batches_of_steps
+from vlm_vision.train.trainable import set_trainable, trainable_table
+from vlm_vision.train.vlm import Joined, joined
 from vlm_vision.vla.batch import ActionCollator
+from vlm_vision.vla.crop import OPENVLA_COLOR, Sight
 from vlm_vision.vla.model import POLICY, PROMPT, VisionLanguageActionModel
 from vlm_vision.vla.recordings import Recordings
-from vlm_vision.vla.sight import OPENVLA_COLOR, Sight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import yaml
 from tqdm import tqdm
 
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.explore.contact_sheet import contact_sheet
+from vlm_vision.files import write_json
+from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.policy import Policy
 from vlm_vision.sim.baselines import Chance, Expert

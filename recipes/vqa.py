@@ -24,21 +24,20 @@ from peft import PeftModel
 from torch import nn
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.data.collate import Collator
-from vlm_vision.data.conversations import Conversation, regroup
+from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.diagnose import image_use
-from vlm_vision.evaluate import evaluate, exchanged, right
-from vlm_vision.explore.contact_sheet import contact_sheet
+from vlm_vision.files import whole, write_json
+from vlm_vision.measure.answers import evaluate, exchanged, right
+from vlm_vision.measure.contact_sheet import contact_sheet
+from vlm_vision.measure.during_training import figures, watch
+from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
-from vlm_vision.train.answers import answering, batches_of_steps
-from vlm_vision.train.parts import group_modules, set_trainable, trainable_table, unwrapped
+from vlm_vision.train.conversations import Data, Settings, build_model, feature_cache, read_data
+from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.setup import Data, Settings, build_model, feature_cache, read_data
-from vlm_vision.train.step import Progress
-from vlm_vision.watch import figures, watch
+from vlm_vision.train.tasks.vqa import answering, batches_of_steps
+from vlm_vision.train.trainable import group_modules, set_trainable, trainable_table, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

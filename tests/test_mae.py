@@ -11,9 +11,9 @@ from torch import Tensor
 
 import vlm_vision as vv
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
-from vlm_vision.masks import patch_noise, random_masking
+from vlm_vision.nn.position import sincos_2d
 from vlm_vision.objectives.mae import mae_loss, patches
-from vlm_vision.position import sincos_2d
+from vlm_vision.objectives.masks import patch_noise, random_masking
 
 TOLERANCE = 1e-5
 

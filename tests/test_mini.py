@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.hub import SHIPPED
-from vlm_vision.data.easy_vqa import described
+from vlm_vision.data.conversations.easy_vqa import described
 
 
 @pytest.fixture(scope="module")

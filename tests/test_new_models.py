@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import picture
+from support.models import picture
 
 from vlm_vision.new_models import new_encoder
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import picture
+from support.models import picture
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-import golden as cases
 import pytest
 import torch
-from conftest import picture, tiny_tokenizer
-from golden import TOLERANCE, error, source
 from safetensors.torch import load_file, save_file
+from support import golden as cases
+from support.golden import TOLERANCE, error, source
+from support.models import picture, tiny_tokenizer
 from transformers import AutoModel
 
 from vlm_vision.pair import Pair, load_pair
-from vlm_vision.tokenizer import TextTokenizer
+from vlm_vision.preprocess.tokenizer import TextTokenizer
 
 
 def letters(context_length):

@@ -13,7 +13,7 @@ import vlm_vision as vv
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.save import FORMATS as WRITTEN
 from vlm_vision.checkpoints.sniff import FORMATS
-from vlm_vision.cli import main
+from vlm_vision.cli.main import main
 from vlm_vision.encoder import Origin
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

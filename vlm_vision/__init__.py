@@ -4,19 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vlm_vision import auto
-from vlm_vision.config import Tap, VisionOutput, ViTConfig
-from vlm_vision.connector import load_projector
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.load import load
+from vlm_vision.load import load, load_projector
+from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
+from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.pair import Pair, PairOutput, TextEncoder, load_pair, load_text
-from vlm_vision.preprocess import Preprocess
-from vlm_vision.text import TextConfig, TextOutput, TextTransformer
-from vlm_vision.tokenizer import TextTokenizer, TokenizerRules
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.preprocess.spec import Preprocess
+from vlm_vision.preprocess.tokenizer import TextTokenizer, TokenizerRules
 
 if TYPE_CHECKING:
-    from vlm_vision.vlm.export import export
+    from vlm_vision.vlm.formats.export import export
     from vlm_vision.vlm.layout import AnyRes, Native, Whole
     from vlm_vision.vlm.model import VisionLanguageModel
 
@@ -50,7 +49,7 @@ __all__ = [
 
 _LAZY = {  # these import transformers
     "VisionLanguageModel": "vlm_vision.vlm.model",
-    "export": "vlm_vision.vlm.export",
+    "export": "vlm_vision.vlm.formats.export",
     "AnyRes": "vlm_vision.vlm.layout",
     "Native": "vlm_vision.vlm.layout",
     "Whole": "vlm_vision.vlm.layout",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints.save import save_tower
-from vlm_vision.config import Tap, VisionOutput, ViTConfig
-from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import Preprocess
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_vision.blocks import Block
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import SIDECAR, write_json
-from vlm_vision.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
-from vlm_vision.film import FilmBlock
-from vlm_vision.pictures import ImageInput, load_images
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.files import whole, write_json
+from vlm_vision.nn.blocks import Block
+from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.film import FilmBlock
+from vlm_vision.preprocess.images import ImageInput, load_images
+from vlm_vision.preprocess.spec import Preprocess
 
 
 @dataclass(frozen=True)

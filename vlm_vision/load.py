@@ -1,4 +1,4 @@
-"""`vlm_vision.load`: from a name to an encoder."""
+"""`vlm_vision.load` and `load_projector`: from a name to an encoder, or to the projector of a published model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
+import projectors
+from projectors import Projector
 from vlm_vision.checkpoints import sniff
-from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.projectors import Checkpoint, find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
-from vlm_vision.checkpoints.towers import Hints, Tower, build
-from vlm_vision.config import Remainder, Tap, ViTConfig
+from vlm_vision.checkpoints.sniff import weights_of
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Tower, build, state_of
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
+from vlm_vision.files import read_json
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.nn.config import Remainder, Tap, ViTConfig
+from vlm_vision.preprocess.spec import Preprocess
 
 Size = int | tuple[int, int]
 
@@ -209,3 +213,44 @@ def _height_width(image_size: Any, vit: ViTConfig) -> tuple[int, int]:
         raise ValueError(f"image_size is {image_size!r}, expected a side or (height, width) in whole pixels")
     vit.num_patch_tokens(*sides)
     return sides
+
+
+def load_projector(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> Projector:
+    """The projector of a published model.
+
+    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
+    not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
+    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL, Qwen2.5-VL. It takes what their tower gives: the tokens after the final norm for
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+
+    What the model does to the output is the model's: PaliGemma and pi0 divide it by the square root of the language
+    model's width.
+
+    Args:
+        source: hub id, folder or file. A file alone does not tell its activation: it is taken to be the usual one.
+        dtype, device: of the weights.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: no projector of a known form in it, or a weight too many or too few.
+    """
+    path = resolve(source, revision)
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    try:
+        found = find(Checkpoint(str(path), config, weights_of(path)))
+    except WRONG_KIND as error:
+        raise ValueError(f"{path} describes its projector in another way than expected ({error!r})") from None
+    with torch.device("meta"):
+        projector = projectors.build(found.name, **found.options)
+    shapes = {name: value.shape for name, value in projector.state_dict().items()}
+    state = state_of(
+        found.keys, shapes, found.weights, source=str(path), dtype=known_dtype(dtype), device=known_device(device)
+    )
+    projector.load_state_dict(state, strict=True, assign=True)
+    return projector.eval()

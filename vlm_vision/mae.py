@@ -8,55 +8,38 @@ size, C channels.
 """
 
 import os
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlm_vision.blocks import Block, Context, norm
-from vlm_vision.checkpoints import keys, timm_layout
-from vlm_vision.checkpoints.files import WeightFiles, read_json, whole
-from vlm_vision.checkpoints.hf_family import style_of
-from vlm_vision.checkpoints.hf_vit import MAE
+from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.hf.family import style_of
+from vlm_vision.checkpoints.hf.vit import MAE
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.checkpoints.save import write_json
+from vlm_vision.checkpoints.mae import (
+    FIELDS,
+    config_from_json,
+    config_from_shapes,
+    decoder_keys,
+    plain_name,
+    public_name,
+)
+from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.towers import WRONG_KIND, Part, state_of
-from vlm_vision.config import Tap, ViTConfig, check_whole
+from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder, Origin
+from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load import load
-from vlm_vision.masks import random_masking
 from vlm_vision.new_models import new_encoder
-from vlm_vision.position import RESIZE, Grid, PositionTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """What a masked autoencoder is beside its encoder; activation, norm and biases of the decoder are the encoder's."""
-
-    embed_dim: int = 512
-    depth: int = 8
-    num_heads: int = 16
-    mlp_dim: int = 2048
-    position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
-    """Positions off the native grid: sin-cos made anew; the table resized; or resized as if all patches were in one row,
-    as transformers does."""
-    mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
-    normalize: bool = False
-    """Whether the targets are pixels of normalised patches (norm_pix_loss)."""
-
-    def __post_init__(self):
-        for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):
-            check_whole(f"DecoderConfig.{name}", getattr(self, name), 1)
-        if not isinstance(self.mask_ratio, int | float) or not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"DecoderConfig.mask_ratio is {self.mask_ratio!r}, expected a share from 0 to 1")
+from vlm_vision.nn.blocks import Block, Context, norm
+from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
+from vlm_vision.nn.position import RESIZE, Grid, PositionTable
+from vlm_vision.objectives.masks import random_masking
 
 
 class Painted(NamedTuple):
@@ -152,14 +135,14 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             pixels: (B, C, H, W), any height and width; what is past the last whole patch is not painted.
-            noise: (B, N), of `vlm_vision.masks.patch_noise`: int(N * (1 - mask_ratio)) patches are kept.
+            noise: (B, N), of `vlm_vision.objectives.masks.patch_noise`: int(N * (1 - mask_ratio)) patches are kept.
             keep: (B, K) int64, different patches of each picture; instead of noise.
 
         Raises:
             ValueError: neither noise nor keep or both, noise for another number of patches; as `VisionTransformer.forward`.
         """
         if (noise is None) == (keep is None):
-            raise ValueError("pass either noise, of vlm_vision.masks.patch_noise, or the patches to keep")
+            raise ValueError("pass either noise, of vlm_vision.objectives.masks.patch_noise, or the patches to keep")
         shape = (len(pixels), self.encoder.num_patch_tokens(pixels.shape[-2], pixels.shape[-1]))
         if noise is not None:
             if noise.shape != shape:
@@ -185,10 +168,10 @@ class MaskedAutoencoder(nn.Module):
                 f"transformers cannot express a native grid of {rows}x{columns}: choose a square image_size"
             )
         encoder = self.encoder
-        described: dict[str, Any] = {name: getattr(self.config, ours) for ours, name in _FIELDS.items()}
+        described: dict[str, Any] = {name: getattr(self.config, ours) for ours, name in FIELDS.items()}
         described["architectures"] = ["ViTMAEForPreTraining"]
-        table = _keys(MAE.keys(self.decoder.config), "mask_token")
-        decoder = {_public(name): value for name, value in keys.write(table, self.decoder.state_dict()).items()}
+        table = decoder_keys(MAE.keys(self.decoder.config), "mask_token")
+        decoder = {public_name(name): value for name, value in keys.write(table, self.decoder.state_dict()).items()}
         alone = Encoder(
             encoder.model, preprocess=encoder.preprocess, tap=encoder.tap, origin=Origin("vit_mae", "transformers")
         )
@@ -251,12 +234,12 @@ def load_mae(
     prefix = marks[0].removesuffix("decoder_embed.weight")
     others = "decoder." if path.is_dir() else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
     beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
-    part = Part(weights, f"{prefix}decoder_", beside=beside, rename=_plain_name)
+    part = Part(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
     try:
         if path.is_dir():
-            config = _described(read_json(path / "config.json"))
+            config = config_from_json(read_json(path / "config.json"))
         else:
-            config = _shaped(part, decoder_num_heads or 16)
+            config = config_from_shapes(part, decoder_num_heads or 16)
         with torch.device("meta"):
             model = MaskedAutoencoder(encoder, config)
         ours = model.decoder.config
@@ -264,61 +247,7 @@ def load_mae(
     except WRONG_KIND as error:
         raise ValueError(f"{source} has no decoder of a masked autoencoder ({error!r}): download it again") from None
     shapes = {name: value.shape for name, value in model.decoder.state_dict().items()}
-    table = _keys(rows, f"{prefix}mask_token")
+    table = decoder_keys(rows, f"{prefix}mask_token")
     state = state_of(table, shapes, part, source=str(source), dtype=dtype, device=torch.device(device))
     model.decoder.load_state_dict(state, strict=True, assign=True)
     return model.eval()
-
-
-def _keys(rows: Iterable[Key], mask_token: str) -> list[Key]:
-    """The decoder's key table, with rows of an encoder's blocks; names of theirs without `decoder_`."""
-    blocks = [
-        replace(row, theirs=tuple(_plain_name(name) for name in row.theirs))
-        for row in rows
-        if row.ours[0].startswith("blocks.")
-    ]
-    return [
-        *layer("embed", "embed"),
-        key("mask_token", mask_token),
-        key("position.table", "pos_embed"),
-        *blocks,
-        *layer("norm", "norm"),
-        *layer("pixels", "pred"),
-    ]
-
-
-def _plain_name(name: str) -> str:
-    """The public hub has `decoder_layers.0`; transformers 5 writes `decoder_encoder.layer.0`."""
-    return re.sub(r"^encoder\.layer\.", "layers.", name)
-
-
-def _public(name: str) -> str:
-    return f"decoder.{name}" if name == "mask_token" else f"decoder.decoder_{name}"
-
-
-_FIELDS = dict(
-    embed_dim="decoder_hidden_size",
-    depth="decoder_num_hidden_layers",
-    num_heads="decoder_num_attention_heads",
-    mlp_dim="decoder_intermediate_size",
-    mask_ratio="mask_ratio",
-    normalize="norm_pix_loss",
-)
-"""Field of `DecoderConfig` -> of config.json; where that is silent transformers assumes our defaults, the paper's."""
-
-
-def _described(config: dict[str, Any]) -> DecoderConfig:
-    """By config.json."""
-    fields: dict[str, Any] = {ours: config[name] for ours, name in _FIELDS.items() if config.get(name) is not None}
-    return DecoderConfig(**fields, position_resize="row")
-
-
-def _shaped(part: Part, num_heads: int) -> DecoderConfig:
-    """By the shapes of a state dict."""
-    return DecoderConfig(
-        embed_dim=part.shapes["embed.weight"][0],
-        mlp_dim=part.shapes["blocks.0.mlp.fc1.weight"][0],
-        depth=1 + max(int(name.split(".")[1]) for name in part.shapes if name.startswith("blocks.")),
-        num_heads=num_heads,
-        position_resize="bicubic",
-    )

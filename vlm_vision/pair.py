@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints import open_clip, sniff, text_big_vision, text_hf, text_open_clip
-from vlm_vision.checkpoints.files import read_json
+from vlm_vision.checkpoints import sniff
+from vlm_vision.checkpoints.big_vision import text as text_big_vision
+from vlm_vision.checkpoints.hf import text as text_hf
 from vlm_vision.checkpoints.hub import resolve, shipped
+from vlm_vision.checkpoints.open_clip import reader as open_clip
+from vlm_vision.checkpoints.open_clip import text as text_open_clip
 from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
-from vlm_vision.config import Tap, VisionOutput
 from vlm_vision.encoder import Encoder
+from vlm_vision.files import read_json
 from vlm_vision.load import known_device, known_dtype, load
-from vlm_vision.preprocess import ImageInput
-from vlm_vision.text import TextConfig, TextOutput, TextTransformer
-from vlm_vision.tokenizer import TextTokenizer
+from vlm_vision.nn.config import Tap, VisionOutput
+from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
+from vlm_vision.preprocess.spec import ImageInput
+from vlm_vision.preprocess.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 

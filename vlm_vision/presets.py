@@ -8,8 +8,8 @@ import dataclasses
 import difflib
 from typing import Any
 
-from vlm_vision.config import ViTConfig
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.vit import VisionTransformer
 
 SIZES: dict[str, dict[str, Any]] = {
     #  width, blocks, heads, hidden channels of the MLP

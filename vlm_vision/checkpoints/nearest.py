@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess.spec import Preprocess
 
 
 def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict[str, Any]]) -> Preprocess:

@@ -31,7 +31,7 @@ RESIZE_BY_FAMILY: dict[str, dict[str, str]] = {
     "smolvlm_vision": {"transformers": "bucket", "timm": _TIMM, "original": "zoom"},
     "aimv2_vision_model": {"transformers": "native", "timm": _TIMM},
 }
-"""family -> reference -> rule in `vlm_vision.position.RESIZE`. DeiT, MAE, open_clip and big_vision resize when they load,
+"""family -> reference -> rule in `vlm_vision.nn.position.RESIZE`. DeiT, MAE, open_clip and big_vision resize when they load,
 the others for each picture; the numbers are the same."""
 
 

@@ -1,6 +1,5 @@
 """Towers to disk in a public layout, whole or not at all."""
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vlm_vision.checkpoints import hf, keys, timm, timm_layout, timm_write
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.hf_preprocess import from_hf, to_hf
+from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.hf import reader as hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.checkpoints.nearest import nearest
-from vlm_vision.checkpoints.timm_preprocess import from_timm, to_timm
+from vlm_vision.checkpoints.timm import layout as timm_layout
+from vlm_vision.checkpoints.timm import reader as timm
+from vlm_vision.checkpoints.timm import writer as timm_write
+from vlm_vision.checkpoints.timm.preprocess import from_timm, to_timm
 from vlm_vision.checkpoints.towers import Hints
-from vlm_vision.config import ViTConfig
-from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.files import whole, write_json
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import Preprocess
 
 SIDECAR = "vlm_vision.json"
 """What a public layout has no place for: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
@@ -53,11 +56,6 @@ def save_tower(
         for name, content in files.items():
             write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Indented, with a newline at the end."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:

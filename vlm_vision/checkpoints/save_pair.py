@@ -6,14 +6,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm_vision.checkpoints import text_hf
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.checkpoints.save import SIDECAR, hf_files, write_json
-from vlm_vision.config import ViTConfig
-from vlm_vision.preprocess import Preprocess
-from vlm_vision.text import TextTransformer
-from vlm_vision.tokenizer import TextTokenizer
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.save import SIDECAR, hf_files
+from vlm_vision.files import whole, write_json
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.text import TextTransformer
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import Preprocess
+from vlm_vision.preprocess.tokenizer import TextTokenizer
 
 KINDS = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "siglip2_vision_model": "siglip2"}
 """Family of the vision tower -> model_type of the pair."""

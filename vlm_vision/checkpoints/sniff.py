@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
-from vlm_vision.checkpoints import big_vision, hf, lerobot, open_clip, openvla_oft, prismatic, pth, timm
-from vlm_vision.checkpoints.files import WeightFiles, read_json
+from vlm_vision.checkpoints.big_vision import reader as big_vision
+from vlm_vision.checkpoints.hf import reader as hf
+from vlm_vision.checkpoints.lerobot import reader as lerobot
+from vlm_vision.checkpoints.open_clip import reader as open_clip
+from vlm_vision.checkpoints.openvla import oft as openvla_oft
+from vlm_vision.checkpoints.openvla import reader as prismatic
+from vlm_vision.checkpoints.original import reader as pth
+from vlm_vision.checkpoints.timm import reader as timm
 from vlm_vision.checkpoints.towers import Hints, Tower, Weights
+from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.files import read_json
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "hf": tuple(hf.FAMILIES),

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vlm_vision.checkpoints.keys import Key
 from vlm_vision.checkpoints.towers import Weights, state_of
-from vlm_vision.text import TextConfig, TextTransformer
-from vlm_vision.tokenizer import TokenizerRules
+from vlm_vision.nn.text import TextConfig, TextTransformer
+from vlm_vision.preprocess.tokenizer import TokenizerRules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.config import Tap, ViTConfig
-from vlm_vision.position import sincos_2d
-from vlm_vision.preprocess import Preprocess
-from vlm_vision.vit import VisionTransformer
+from vlm_vision.nn.config import Tap, ViTConfig
+from vlm_vision.nn.position import sincos_2d
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.preprocess.spec import Preprocess
 
 WRONG_KIND = (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError, StopIteration)
 """What Python raises where a configuration holds a value of another kind than it should."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlm_vision.checkpoints.files import whole
-from vlm_vision.data.stored import Picture, Stored, opened
+from vlm_vision.data.stored_image import Picture, Stored, opened
 from vlm_vision.encoder import Encoder
-from vlm_vision.evaluating import evaluating
+from vlm_vision.files import whole
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.nn.modes import evaluating
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from vlm_vision.data.stored import Picture
+from vlm_vision.data.stored_image import Picture
 
 
 @dataclass(frozen=True)

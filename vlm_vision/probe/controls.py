@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess.spec import Preprocess
 from vlm_vision.probe.features import Shown, shown
 from vlm_vision.probe.labelled import Labelled, share_right
 from vlm_vision.probe.seeded import seeded

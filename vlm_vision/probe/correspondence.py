@@ -9,13 +9,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlm_vision.config import Tap
 from vlm_vision.encoder import Encoder
-from vlm_vision.evaluating import evaluating
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
-from vlm_vision.pictures import load_image
-from vlm_vision.position import Grid
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.nn.config import Tap
+from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.position import Grid
+from vlm_vision.preprocess.images import load_image
+from vlm_vision.preprocess.spec import Preprocess
 from vlm_vision.probe.features import Shown, shown
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vlm_vision.config import Tap, VisionOutput
-from vlm_vision.data.stored import Stored, opened
+from vlm_vision.data.stored_image import Stored, opened
 from vlm_vision.encoder import Encoder
-from vlm_vision.evaluating import evaluating
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.nn.config import Tap, VisionOutput
+from vlm_vision.nn.modes import evaluating
 from vlm_vision.pair import Pair
-from vlm_vision.pictures import ImageInput
+from vlm_vision.preprocess.images import ImageInput
 
 Kind = Literal["cls", "mean", "cls+mean", "pooled"]
 """The CLS token, the mean of the patch tokens, both side by side, or the family's own vector."""

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_vision.data.samples import Samples
-from vlm_vision.data.stored import Picture, opened
+from vlm_vision.data.images.samples import Samples
+from vlm_vision.data.stored_image import Picture, opened
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.pictures import load_image
+from vlm_vision.preprocess.images import load_image
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import picture_features
 from vlm_vision.probe.knn import NEIGHBOURS, knn

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_vision.pictures import ImageInput
+from vlm_vision.preprocess.images import ImageInput
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_vision.pictures import ImageInput, load_image
+from vlm_vision.preprocess.images import ImageInput, load_image
 
 _MOST_CHARACTERS = 2000
 _MARKS = ("<image>", "<video>")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_vision.checkpoints.files import read_json
+from vlm_vision.files import read_json
 
 FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 

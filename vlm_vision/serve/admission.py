@@ -4,7 +4,7 @@ import hmac
 import time
 from collections import OrderedDict
 
-from vlm_vision.serve.refusal import Refusal
+from vlm_vision.serve.errors import Refusal
 
 _SCHEMES = ("bearer", "api-key")
 

@@ -6,10 +6,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from vlm_vision.serve import openpi, openvla
-from vlm_vision.serve.desk import Desk
+from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.handler import Desk
 from vlm_vision.serve.metrics import MEDIA_TYPE
-from vlm_vision.serve.refusal import Refusal
+from vlm_vision.serve.protocols import openpi, openvla
 
 
 def application(desk: Desk) -> Starlette:

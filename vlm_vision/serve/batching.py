@@ -13,8 +13,8 @@ import numpy as np
 
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.policy import Policy
+from vlm_vision.serve.errors import Refusal
 from vlm_vision.serve.metrics import Metrics
-from vlm_vision.serve.refusal import Refusal
 from vlm_vision.serve.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import uvicorn
 
 from vlm_vision.robot.policy import Policy
 from vlm_vision.serve.app import application
-from vlm_vision.serve.desk import Desk
-from vlm_vision.serve.guard import GuardedHttp, GuardedWebsocket
+from vlm_vision.serve.handler import Desk
 from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.timeouts import GuardedHttp, GuardedWebsocket
 
 
 class PolicyServer:

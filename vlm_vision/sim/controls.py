@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlm_vision.pictures import load_image
+from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import Observation
 
 GREY = 128

@@ -20,9 +20,8 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints.files import read_json, whole
-from vlm_vision.checkpoints.save import write_json
-from vlm_vision.train.parts import quiet_peft, unwrapped
+from vlm_vision.files import read_json, whole, write_json
+from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)

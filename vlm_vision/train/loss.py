@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.data.labels import IGNORED
+from vlm_vision.data.conversations.labels import IGNORED
 
 
 def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

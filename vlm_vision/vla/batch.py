@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_vision.data.chance import seed_of
-from vlm_vision.data.views import Color
-from vlm_vision.pictures import load_image
+from vlm_vision.data.images.views import Color
+from vlm_vision.data.seeds import seed_of
+from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.window import Window
 from vlm_vision.vla.model import VisionLanguageActionModel

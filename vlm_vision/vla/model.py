@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints.files import WeightFiles, read_json, whole
-from vlm_vision.checkpoints.save import write_json
+from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, chosen, read_statistics
-from vlm_vision.vla.head import ActionHead
-from vlm_vision.vla.heads import new_head
-from vlm_vision.vla.prefix import Prefix
-from vlm_vision.vla.sight import Sight
+from vlm_vision.vla.crop import Sight
+from vlm_vision.vla.heads.base import ActionHead
+from vlm_vision.vla.heads.build import new_head
+from vlm_vision.vla.heads.prefix import Prefix
 from vlm_vision.vla.state import StateToken
 from vlm_vision.vlm.model import VisionLanguageModel
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_vision.checkpoints.files import WeightFiles, read_json
+from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.files import read_json
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, listed, read_statistics
-from vlm_vision.vla.head import ActionHead
-from vlm_vision.vla.heads import new_head
+from vlm_vision.vla.heads.base import ActionHead
+from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
 from vlm_vision.vlm.model import VisionLanguageModel
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_vision.checkpoints.files import read_json
 from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
-from vlm_vision.packed import pack_for_cpu, pack_linears
+from vlm_vision.deploy.cpu_layout import pack_for_cpu, pack_linears
+from vlm_vision.files import read_json
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.vla.batch import Reader
-from vlm_vision.vla.look import Looks
 from vlm_vision.vla.model import POLICY, VisionLanguageActionModel
 from vlm_vision.vla.openvla import load_openvla
+from vlm_vision.vla.runner import Looks
 
 
 class VLAPolicy:
@@ -68,7 +68,7 @@ class VLAPolicy:
 
     def pack(self, observations: Sequence[Observation]) -> None:
         """Lay the weights out for the CPU, in place, for looks at as many observations with as long a prompt: see
-        `vlm_vision.packed`. Other looks work and run unpacked. Do this last: a packed policy is neither moved, trained nor
+        `vlm_vision.deploy.cpu_layout`. Other looks work and run unpacked. Do this last: a packed policy is neither moved, trained nor
         saved.
 
         Raises:
@@ -120,7 +120,7 @@ def load_policy(
     Args:
         source: folder or hub id.
         statistics: name of the data whose units the robot uses; needed where the folder has those of several.
-        graphs: on a CUDA device, shapes of batches that are kept as CUDA graphs, see `vlm_vision.vla.look`.
+        graphs: on a CUDA device, shapes of batches that are kept as CUDA graphs, see `vlm_vision.vla.runner`.
         options: of VisionLanguageModel.from_pretrained, such as dtype; for OpenVLA those of `load_openvla` too.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlm_vision.vlm.hub import OnHub
+from vlm_vision.vlm.remote_code import OnHub
 
 STOCK_TYPES = ("llava", "llava_next", "openvla", "prismatic")
 """model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads beside its own."""

@@ -12,8 +12,8 @@ import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
-from vlm_vision.vlm.hub import OnHub
 from vlm_vision.vlm.layout import Layout, Whole, layout_from_dict
+from vlm_vision.vlm.remote_code import OnHub
 
 
 def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:

@@ -18,8 +18,8 @@ from torch.nn.functional import pad
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
-from vlm_vision.pictures import ImageInput, load_image
-from vlm_vision.preprocess import Preprocess
+from vlm_vision.preprocess.images import ImageInput, load_image
+from vlm_vision.preprocess.spec import Preprocess
 
 Size = tuple[int, int]
 """(height, width)"""

@@ -22,12 +22,12 @@ import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig, as_json
-from vlm_vision.vlm.eyes import Eyes, Newline, trained
-from vlm_vision.vlm.hub import OnHub
+from vlm_vision.vlm.generation import Speech
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
-from vlm_vision.vlm.speech import Speech
+from vlm_vision.vlm.remote_code import OnHub
+from vlm_vision.vlm.vision import Eyes, Newline, trained
 
 
 class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin):
@@ -324,7 +324,7 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         """
         kind = _model_type(pretrained_model_name_or_path, kwargs)
         if kind in STOCK_TYPES:
-            from vlm_vision.vlm.stock import load_stock  # it imports this module
+            from vlm_vision.vlm.formats.load import load_stock  # it imports this module
 
             return load_stock(pretrained_model_name_or_path, model_type=kind, **kwargs)
         wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)

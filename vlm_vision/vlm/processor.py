@@ -14,9 +14,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from vlm_vision.preprocess import ImageInput
+from vlm_vision.preprocess.spec import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
-from vlm_vision.vlm.hub import OnHub
+from vlm_vision.vlm.remote_code import OnHub
 
 IMAGE_TOKEN = "<image>"
 VIDEO_MARK = "<video>"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlm_vision.data.lerobot.tables import damaged, open_table
-from vlm_vision.pictures import load_image
+from vlm_vision.preprocess.images import load_image
 
 MEMORY = 256 * 2**20
 """Bytes of encoded pictures that are kept, where nobody says."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_vision.checkpoints.files import read_json
+from vlm_vision.files import read_json
 
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_vision.checkpoints.files import new_folder
-from vlm_vision.checkpoints.save import write_json
 from vlm_vision.data.lerobot.encode import VideoFiles, check_size, checked_codec, png, write_clip
 from vlm_vision.data.lerobot.layout import (
     ACTION,
@@ -31,7 +29,8 @@ from vlm_vision.data.lerobot.layout import (
 from vlm_vision.data.lerobot.statistics import PixelCounts, Told, of_numbers
 from vlm_vision.data.lerobot.tables import read_table, to_array
 from vlm_vision.data.lerobot.written import RollingTables, data_table, tasks_table
-from vlm_vision.pictures import load_image
+from vlm_vision.files import new_folder, write_json
+from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.episode import Episode
 
 

@@ -1,0 +1,154 @@
+"""The command `vlm-vision`."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.models import picture, tiny_llm, tiny_tokenizer
+
+import vlm_vision as vv
+from vlm_vision.cli.main import main
+from vlm_vision.data.conversations.records import llava_json
+from vlm_vision.measure.image_use import image_use
+
+
+def test_models_lists_every_preset_with_its_size(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "dinov2_large" in out and "304.4 M" in out and "siglip_so400m_patch14_384" in out
+
+
+def test_ask_answers_from_a_saved_folder(vlm, tmp_path, capsys):
+    vlm.save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "a.png")
+    assert (
+        main(
+            [
+                "ask",
+                str(tmp_path / "a.png"),
+                "what colour ?",
+                "--model",
+                str(tmp_path / "model"),
+                "--max-new-tokens",
+                "4",
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.strip() == vlm.answer(picture(), "what colour ?", max_new_tokens=4)
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Four pictures and a question about each, in LLaVA's format."""
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    turns = [{"from": "human", "value": "<image>\nwhat colour ?"}, {"from": "gpt", "value": "red"}]
+    records = [{"image": f"{i}.png", "conversations": turns} for i in range(4)]
+    (tmp_path / "talk.json").write_text(json.dumps(records))
+    (tmp_path / "one.json").write_text(json.dumps(records[:1]))
+    return tmp_path / "talk.json"
+
+
+def test_diagnose_prints_what_the_library_finds(vlm, talk, tmp_path, capsys):
+    vlm.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--data", str(talk), "--images", str(tmp_path), "--limit", "3"]
+    assert main(["diagnose", *arguments, "--batch-size", "2"]) == 0
+    found = image_use(vlm, llava_json(talk, tmp_path)[:3], batch_size=2)
+    assert found.right.answers == 3
+    assert capsys.readouterr().out.strip() == f"{found.table()}\n{found.warning or 'The model uses its pictures.'}"
+
+
+@torch.no_grad()
+def test_tokens_are_those_of_the_encoder_with_grid_and_tap(shared, tmp_path):
+    source = shared / "golden" / "hf_siglip"
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    arguments = [
+        "tokens",
+        *paths,
+        "--encoder",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "--layer",
+        "-2",
+        "--no-norm",
+    ]
+    assert main([*arguments, "--batch-size", "2"]) == 0
+    about = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    tensors = load_file(tmp_path / "out" / "tokens.safetensors")
+    encoder = vv.load(source, tap=vv.Tap(-2, norm=False))
+    assert (
+        about["tap"] == {"layer": -2, "norm": False}
+        and about["preprocess_fingerprint"] == encoder.preprocess.fingerprint
+    )
+    for path, entry in zip(paths, about["images"], strict=True):
+        out = encoder(encoder.preprocess(path))
+        assert entry["path"] == path and tuple(entry["grid"]) == out.grid
+        torch.testing.assert_close(tensors[entry["tensor"]], out.patch_tokens[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "none.png", "what?", "--model", "{model}"], "'none.png' does not exist"),
+        (["ask", "{text}", "what?", "--model", "{model}"], "is not a picture"),
+        (["ask", "{picture}", "what?", "--model", "{tmp}"], "has no config.json"),
+        (["ask", "{picture}", "what?", "--model", "nothing"], "there is no folder nothing"),
+        (["ask", "{picture}", "what?", "--model", "{golden}"], "holds a siglip model"),
+        (["tokens", "{picture}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
+        (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
+        (["tokens", "{picture}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+        (["diagnose", "--model", "{model}", "--data", "none.json", "--images", "{tmp}"], "there is no file none.json"),
+        (["diagnose", "--model", "{tmp}", "--data", "{talk}", "--images", "{tmp}"], "has no config.json"),
+        (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{golden}"], "0.png' does not exist"),
+        (["diagnose", "--model", "{model}", "--data", "{one}", "--images", "{tmp}"], "no two different pictures"),
+        (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{tmp}", "--limit", "-1"], "--limit is -1"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, talk, tmp_path, capsys, arguments, says):
+    vlm.save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("no picture")
+    names = dict(
+        model=tmp_path / "model", text=tmp_path / "a.txt", picture=tmp_path / "a.png", tmp=tmp_path,
+        golden=shared / "golden" / "hf_siglip", talk=talk, one=tmp_path / "one.json",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert main([one.format(**names) for one in arguments]) == 2
+    errors = [
+        line for line in capsys.readouterr().err.strip().splitlines() if line and "%|" not in line
+    ]  # progress bars
+    assert len(errors) == 1 and says in errors[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_convert_writes_another_format_and_reads_it_back(shared, tmp_path, capsys):
+    golden = shared / "golden"
+    assert main(["convert", str(golden / "timm_dinov2_reg4"), str(tmp_path / "b"), "--to", "timm"]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    assert main(["convert", str(golden / "dinov2_pth" / "model.pth"), str(tmp_path / "a"), "--to", "hf"]) == 0
+    assert "crop_rounding 'half_even'" in capsys.readouterr().err  # which transformers' file cannot say
+    assert vv.load(tmp_path / "a").preprocess == vv.load(golden / "dinov2_pth" / "model.pth").preprocess
+
+
+def test_convert_says_what_a_format_cannot_express_and_writes_nothing(shared, tmp_path, capsys):
+    assert main(["convert", str(shared / "golden" / "hf_vit_cls"), str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert "norm_eps 1e-12 would become 1e-06" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_writes_a_whole_model_for_llava(shared, tmp_path, capsys):
+    tower = vv.load(shared / "golden" / "hf_clip_quickgelu", tap=vv.Tap(-2, norm=False))
+    vlm = vv.VisionLanguageModel.attach(tower, tiny_llm("llama"), tokenizer=tiny_tokenizer())
+    vlm.save_pretrained(tmp_path / "model")
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "llava"), "--to", "llava"]) == 0
+    assert "the same inputs and logits" in capsys.readouterr().out
+    picture().save(tmp_path / "a.png")
+    for folder in ("model", "llava"):
+        assert main(["ask", str(tmp_path / "a.png"), "what ?", "--model", str(tmp_path / folder)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == told[1]

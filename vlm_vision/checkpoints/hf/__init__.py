@@ -1,0 +1,1 @@
+"""HuggingFace folders, as transformers saves and loads them."""

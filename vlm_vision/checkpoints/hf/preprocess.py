@@ -1,0 +1,248 @@
+"""`preprocessor_config.json` of transformers, both ways."""
+
+from typing import Any
+
+from PIL import Image
+
+from vlm_vision.preprocess.resize import crop_offset
+from vlm_vision.preprocess.spec import HALF, IMAGENET, OPENAI, Kernel, Preprocess, ResizeMode
+
+_STEPS: dict[str, set[str]] = {
+    "do_resize": {"resample"},
+    "do_center_crop": {"crop_size"},
+    "do_rescale": {"rescale_factor"},
+    "do_normalize": {"image_mean", "image_std"},
+}
+"""Each step's switch, and the keys it needs when it is on; resizing also needs those of `_SIZE_KEYS`."""
+
+_NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
+_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+_ANYRES = "LlavaNextImageProcessor"
+_SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
+"""Where the class takes the size from, if not from `size`."""
+
+_PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
+_HALF, _IMAGENET, _OPENAI = ({"image_mean": mean, "image_std": std} for mean, std in (HALF, IMAGENET, OPENAI))
+_CROP = {"do_center_crop": True, "crop_size": 224}
+_CLIP = _PLAIN | _CROP | _OPENAI | {"size": {"shortest_edge": 224}, "default_to_square": False, "resample": 3}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "resample": 2},
+    "DeiTImageProcessor": _PLAIN | _CROP | _HALF | {"size": [256, 256], "resample": 3},
+    "CLIPImageProcessor": _CLIP,
+    "BitImageProcessor": _CLIP,
+    _ANYRES: _CLIP,
+    "SiglipImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "default_to_square": False, "resample": 3},
+    _FLOAT: _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
+    _PADDED: _PLAIN
+    | _HALF
+    | {"size": {"max_height": 224, "max_width": 224}, "pad_size": [224, 224], "do_pad": True, "resample": 3},
+    _NAFLEX: _PLAIN | _HALF | {"patch_size": 16, "max_num_patches": 256, "resample": 2},
+} | dict.fromkeys(_TILED, _PLAIN | _HALF | {"max_image_size": {"longest_edge": 364}, "resample": 1})
+"""What transformers' class of that name fills in for a missing key."""
+
+_OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
+"""Image processors that give the keys below another meaning, so that the file alone does not tell."""
+
+_WITHOUT_EFFECT = set(
+    "image_processor_type feature_extractor_type processor_class auto_map _valid_processor_keys do_convert_rgb "
+    "input_data_format return_tensors device disable_grouping image_seq_length pad_size".split()
+)
+_OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
+"""How a `_TILED` class cuts a picture into several, which no `Preprocess` does."""
+
+_IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
+    _PADDED: {"do_pad"},
+    _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
+}
+"""Keys about several canvases for one picture, by class: what each canvas is made of is read."""
+
+_FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
+
+
+def from_hf(config: dict[str, Any]) -> Preprocess:
+    """Reads the content of a `preprocessor_config.json`, old or new.
+
+    A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
+    class's PIL backend; of the torchvision backend where there is no other (DINOv3).
+
+    Idefics3 and SmolVLM cut a picture into tiles of `max_image_size` and add the whole as one more. What the tower sees
+    of one tile is read: the picture, squashed to that size in one step where transformers takes two or more.
+
+    Raises:
+        ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
+    """
+    name = config.get("image_processor_type") or config.get("feature_extractor_type") or "unnamed"
+    name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name.removesuffix("ImageProcessor") in _OWN_STEPS:
+        raise _unsupported("image_processor_type", name)
+    steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
+    given = {key: value for key, value in config.items() if value is not None}
+    read = {"default_to_square", *steps}.union(*steps.values())
+    ignored = _WITHOUT_EFFECT | _IGNORED.get(name, set())
+    for key in sorted(given.keys() - read - ignored):
+        off = key.startswith("do_") and given[key] is False
+        if not off and (key, given[key]) != ("data_format", "channels_first"):
+            raise _unsupported(key, given[key])
+
+    values = _DEFAULTS.get(name, {}) | given
+    if "crop_size" not in values:
+        values.setdefault("do_center_crop", False)
+    needed = set(steps).union(*(keys for step, keys in steps.items() if values.get(step)))
+    if "size" in needed and isinstance(values.get("size"), int):
+        needed.add("default_to_square")
+    if missing := sorted(needed - values.keys()):
+        raise ValueError(
+            f"the preprocessor config lacks {missing}, for which image processor {name!r} has no default here: "
+            "expected every key that is used; add them"
+        )
+
+    for key in ("image_mean", "image_std"):
+        if isinstance(values.get(key), int | float):
+            values[key] = [values[key]] * 3
+    resample = values.get("resample", Image.Resampling.BILINEAR)
+    if resample not in _FILTERS:
+        raise _unsupported("resample", resample)
+    resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
+    kernel: Kernel = "float" if name == _FLOAT and resize != "none" else "pillow"
+    if name == _PADDED:
+        return _padded(values, resize, resize_to)
+    return Preprocess(
+        resize=resize,
+        resize_to=resize_to,
+        resample=_FILTERS[resample],
+        crop=_height_width("crop_size", values["crop_size"]) if values["do_center_crop"] else None,
+        rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
+        mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
+        std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
+        patch_size=values["patch_size"] if resize == "max_patches" else 0,
+        max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
+        kernel=kernel,
+    )
+
+
+def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int]) -> Preprocess:
+    """Of PI0ImageProcessor: the picture at the top left; zeros are added after the normalisation, the mean in 0..255."""
+    if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
+        raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
+    red, green, blue = (mean / values["rescale_factor"] for mean in values["image_mean"])
+    return Preprocess(
+        resize=resize,
+        resize_to=resize_to,
+        resample=_FILTERS[values["resample"]],
+        crop=_height_width("pad_size", values["pad_size"]) if values["do_pad"] else None,
+        rescale=values["rescale_factor"],
+        mean=values["image_mean"],
+        std=values["image_std"],
+        fill=(red, green, blue) if values["do_pad"] else (0, 0, 0),
+        kernel="torch" if resize != "none" else "pillow",
+        crop_place="top_left" if values["do_pad"] else "centre",
+    )
+
+
+def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[str, Any]:
+    """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
+
+    `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
+
+    Args:
+        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, DINOv3ViTImageProcessor
+            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does
+            the same as CLIP's.
+
+    Raises:
+        ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
+    """
+    if reason := _inexpressible(spec):
+        raise ValueError(
+            f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
+        )
+    only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
+    name = image_processor_type or only or "CLIPImageProcessor"
+    able = [only] if only else [known for known in _DEFAULTS if known not in (_NAFLEX, _FLOAT, _ANYRES, *_TILED)]
+    if name not in able:
+        raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
+    config: dict[str, Any] = {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": spec.resize != "none",
+        "resample": int(Image.Resampling[spec.resample.upper()]),
+        "do_center_crop": spec.crop is not None,
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+    height, width = spec.resize_to
+    if spec.resize == "max_patches":
+        del config["do_center_crop"]  # the class has no such step
+        config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    elif spec.resize != "none":
+        square = {"height": height, "width": width}
+        config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
+    if spec.crop is not None:
+        config["crop_size"] = {"height": spec.crop[0], "width": spec.crop[1]}
+    return config
+
+
+def _inexpressible(spec: Preprocess) -> str | None:
+    """Why no image processor of transformers does this."""
+    if spec.camera is not None:
+        return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
+        return f"transformers has no resize {spec.resize!r}"
+    if spec.kernel in ("point", "point_float"):
+        return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
+    if spec.kernel == "torch":
+        return "transformers' classes with a PIL backend resize with Pillow, this with torch"
+    if spec.crop_place != "centre":
+        return f"transformers crops the centre, this {spec.crop_place}"
+    if spec.kernel == "float" and spec.resize == "max_patches":
+        return "transformers rounds to 8 bits where it resizes to max_patches"
+    if spec.fill != (0, 0, 0):
+        return f"transformers fills a crop with black, this one with {spec.fill}"
+    if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
+        return "transformers rounds the place of a crop down, this one to even"
+    return None
+
+
+def _cut_alike(spec: Preprocess) -> bool:
+    """Whether every picture is cut at the same place under both crop roundings."""
+    places = zip(spec.resize_to, spec.crop or (), strict=True)
+    return spec.resize == "squash" and all(
+        crop_offset(size, crop, "floor") == crop_offset(size, crop, "half_even") for size, crop in places
+    )
+
+
+def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
+    if name == _NAFLEX:
+        return "max_patches", (0, 0)
+    if name in _TILED:
+        match values["max_image_size"]:
+            case {"longest_edge": int(edge)}:
+                return "squash", (edge, edge)
+        raise _unsupported("max_image_size", values["max_image_size"])
+    size = values["size"]
+    if isinstance(size, int) and not values["default_to_square"]:
+        size = {"shortest_edge": size}
+    if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
+        return "scaled_within", (size["max_height"], size["max_width"])
+    if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
+        return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
+    return "squash", _height_width("size", size)
+
+
+def _height_width(key: str, size: Any) -> tuple[int, int]:
+    match size:
+        case int():
+            return size, size
+        case [height, width] | {"height": height, "width": width} if len(size) == 2:
+            return height, width
+    raise _unsupported(key, size)
+
+
+def _unsupported(key: str, value: Any) -> ValueError:
+    return ValueError(
+        f"{key}={value!r} in the preprocessor config is not supported: expected resize, centre crop, rescale and "
+        "normalise only; build a Preprocess by hand"
+    )

@@ -1,0 +1,1 @@
+"""LeRobot and openpi folders: pi0 and SmolVLA."""

@@ -1,0 +1,64 @@
+"""The decoder of a masked autoencoder on disk: its configuration and its key table, for transformers and the original code."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.towers import Part
+from vlm_vision.nn.config import DecoderConfig
+
+
+def decoder_keys(rows: Iterable[Key], mask_token: str) -> list[Key]:
+    """The decoder's key table, with rows of an encoder's blocks; names of theirs without `decoder_`."""
+    blocks = [
+        replace(row, theirs=tuple(plain_name(name) for name in row.theirs))
+        for row in rows
+        if row.ours[0].startswith("blocks.")
+    ]
+    return [
+        *layer("embed", "embed"),
+        key("mask_token", mask_token),
+        key("position.table", "pos_embed"),
+        *blocks,
+        *layer("norm", "norm"),
+        *layer("pixels", "pred"),
+    ]
+
+
+def plain_name(name: str) -> str:
+    """The public hub has `decoder_layers.0`; transformers 5 writes `decoder_encoder.layer.0`."""
+    return re.sub(r"^encoder\.layer\.", "layers.", name)
+
+
+def public_name(name: str) -> str:
+    return f"decoder.{name}" if name == "mask_token" else f"decoder.decoder_{name}"
+
+
+FIELDS = dict(
+    embed_dim="decoder_hidden_size",
+    depth="decoder_num_hidden_layers",
+    num_heads="decoder_num_attention_heads",
+    mlp_dim="decoder_intermediate_size",
+    mask_ratio="mask_ratio",
+    normalize="norm_pix_loss",
+)
+"""Field of `DecoderConfig` -> of config.json; where that is silent transformers assumes our defaults, the paper's."""
+
+
+def config_from_json(config: dict[str, Any]) -> DecoderConfig:
+    """By config.json."""
+    fields: dict[str, Any] = {ours: config[name] for ours, name in FIELDS.items() if config.get(name) is not None}
+    return DecoderConfig(**fields, position_resize="row")
+
+
+def config_from_shapes(part: Part, num_heads: int) -> DecoderConfig:
+    """By the shapes of a state dict."""
+    return DecoderConfig(
+        embed_dim=part.shapes["embed.weight"][0],
+        mlp_dim=part.shapes["blocks.0.mlp.fc1.weight"][0],
+        depth=1 + max(int(name.split(".")[1]) for name in part.shapes if name.startswith("blocks.")),
+        num_heads=num_heads,
+        position_resize="bicubic",
+    )

@@ -1,0 +1,1 @@
+"""open_clip folders and files."""

@@ -1,0 +1,1 @@
+"""Prismatic, OpenVLA and OpenVLA-OFT folders."""

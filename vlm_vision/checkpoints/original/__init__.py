@@ -1,0 +1,1 @@
+"""`.pth` files of the original code of a family."""

@@ -1,0 +1,230 @@
+"""timm folders: `config.json` with an architecture name, and weights in timm's layout.
+
+The name decides what the weights do not show: the activation (exact or tanh GELU differ between SigLIP variants), the
+epsilon and the number of heads. `model_args` of the config, where there are any, stand above the name.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.timm import layout as timm_layout
+from vlm_vision.checkpoints.timm.preprocess import from_timm
+from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
+from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.nn.config import Activation, ViTConfig
+
+Json = dict[str, Any]
+
+FAMILIES = (
+    "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model", "siglip_vision_model",
+    "siglip2_vision_model", "aimv2_vision_model",
+)  # fmt: skip
+"""What architectures of timm are read as."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "quickgelu": "quick_gelu",
+    "silu": "swiglu",
+}
+"""timm's act_layer -> ours."""
+
+_KNOWN = re.compile(
+    r"(vit_(?!relpos|srelpos|sam)|deit_|deit3_|aimv2_|naflexvit_(?=.*_siglip))"
+    r"(?!.*(_rope_|pe_core|pe_lang|pe_spatial|sapiens|lingbot|_xp_|_18x2_|radio|_mci_|resnet|_r\d|_r_s|tipsv2))"
+)
+_SIXTEEN_HEADS = re.compile(r"(so400m|giantopt|gigantic|huge(?!_plus)|giant(?!.*dinov2))|vit_base_patch16_gap_224")
+_ARGUMENTS = set(
+    "img_size patch_size embed_dim depth num_heads mlp_ratio num_classes in_chans global_pool class_token no_embed_class "
+    "pre_norm init_values reg_tokens num_reg_tokens qkv_bias proj_bias act_layer fc_norm use_fc_norm final_norm "
+    "pos_embed_grid_size swiglu_mlp swiglu_align_to rope_temperature pos_embed_interp_mode dynamic_img_size "
+    "dynamic_img_pad strict_img_size weight_init fix_init".split()
+)
+"""model_args that are read, or seen in the shapes, or without effect on a forward; rates of dropping are too."""
+
+_WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280, "so400m": 1152}
+_TANH_SIGLIP = re.compile(
+    r"naflexvit_.*siglip|patch32_siglip|so400m_patch16_siglip|giantopt|large_patch16_siglip_(gap_)?512"
+)
+
+
+def recognises(config: Json) -> bool:
+    """Whether a config.json is timm's, or transformers' wrapper of timm's."""
+    return "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
+
+
+def read(folder: Path, config: Json, hints: Hints) -> Tower:
+    """The tower of a folder.
+
+    Raises:
+        ValueError: an architecture that is no plain vision transformer, weights that do not fit.
+    """
+    weights = WeightFiles(folder)
+    described = config.get("pretrained_cfg", config)
+    arguments = config.get("model_args") or {}
+    if not isinstance(described, dict) or not isinstance(arguments, dict):
+        raise ValueError(
+            f"{folder / 'config.json'} has a pretrained_cfg or model_args that is no object: download it again"
+        )
+    wrapper = "timm_model."
+    prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
+    part = Part(weights, prefix, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
+    return tower(str(folder), part, str(config["architecture"]), arguments, described, hints)
+
+
+def tower(source: str, part: Part, architecture: str, arguments: Json, described: Json, hints: Hints) -> Tower:
+    """A tower of timm's layout.
+
+    Args:
+        source: what to call it in an error.
+        part: its weights.
+        architecture: timm's name, with or without a tag after a dot.
+        arguments: what timm is given beside the name.
+        described: timm's pretrained_cfg: input_size, mean, std, ...
+        hints: a head count stands above the name's.
+    """
+    name = architecture.split(".")[0]
+    if not _KNOWN.match(name):
+        raise ValueError(
+            f"{source} has the architecture {architecture!r}: expected a plain vision transformer of timm, such as "
+            "vit_base_patch16_224, deit3_..., vit_..._clip_..., vit_..._siglip_..., vit_..._dinov2, vit_..._dinov3, aimv2_..."
+        )
+    try:
+        fields = timm_layout.fields(part.shapes, image_size=_image_size(arguments, described))
+        family, config = family_of(name, fields), config_of(name, fields, arguments, hints)
+        size = (described.get("input_size") or (3, *config.image_size))[1:]
+        described = described | {"input_size": [3, *size]}
+        preprocess = from_timm(described, patch_size=config.patch_size if "naflex" in name else None)
+        table = timm_layout.key_table(config, part.shapes)
+    except WRONG_KIND as error:
+        raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return Tower(
+        source=source,
+        format="timm",
+        family=family,
+        reference="timm",
+        config=config,
+        keys=table,
+        weights=part,
+        preprocess=preprocess,
+    )
+
+
+def _image_size(arguments: Json, described: Json) -> tuple[int, int] | None:
+    size: Any = arguments.get("img_size") or (described.get("input_size") or ())[1:]
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if size else None
+
+
+def family_of(name: str, fields: Json) -> str:
+    """Ours of a timm architecture."""
+    if "dinov3" in name:
+        return "dinov3_vit"
+    if "dinov2" in name:
+        return "dinov2_with_registers" if fields["num_registers"] else "dinov2"
+    if name.startswith("aimv2"):
+        return "aimv2_vision_model"
+    if name.startswith("naflexvit"):
+        return "siglip2_vision_model"
+    if "siglip" in name:
+        return "siglip_vision_model"
+    if "clip" in name:
+        return "clip_vision_model"
+    return "deit" if name.startswith("deit") else "vit"
+
+
+def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConfig:
+    """Ours, of a timm architecture with what its weights' shapes tell (`timm_layout.fields`) and its model_args."""
+    family = family_of(name, fields)
+    _check(name, family, fields, arguments)
+    given = arguments.get("global_pool")
+    pool = _pool(_default_pool(name, fields) if given is None else given)
+    if fields.get("class_input") == "distilled" or "distilled" in name:
+        pool = "cls_dist"
+    facts: Json = dict(
+        mlp=fields.get("mlp") or _activation(name, arguments),
+        norm_eps=1e-5 if family in ("clip_vision_model", "dinov3_vit", "aimv2_vision_model") else 1e-6,
+        num_heads=hints.num_heads or arguments.get("num_heads") or _num_heads(name, fields["embed_dim"]),
+        position_resize=resize_rule(family, "timm"),
+        rope_base=float(arguments.get("rope_temperature") or 100.0),
+        pool=pool,
+    )
+    if arguments.get("pos_embed_interp_mode"):
+        facts["position_resize"] = f"{arguments['pos_embed_interp_mode']}_antialias"
+    return ViTConfig(**(fields | facts))
+
+
+def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
+    """Raise ValueError if the weights are not those of the architecture `name` with these arguments."""
+    unknown = [key for key, value in arguments.items() if value and key not in _ARGUMENTS and not key.endswith("_rate")]
+    if unknown:
+        told = ", ".join(f"{key}={arguments[key]!r}" for key in unknown)
+        raise ValueError(f"model_args has {told}, which no encoder here has")
+    size, patch = re.search(r"_(tiny|small|base|large|huge|so400m)_", name), re.search(r"patch(\d+)", name)
+    registers = re.search(r"_reg(\d+)_", name)
+    count = 4 if family == "dinov3_vit" else 1 if "distilled" in name else int(registers[1]) if registers else 0
+    named = size is not None and not name.startswith("aimv2") and "_plus_" not in name
+    expected = {
+        "embed_dim": _WIDTHS[size[1]] if size and named else None,
+        "patch_size": int(patch[1]) if patch else None,
+        "num_registers": count,
+    } | arguments
+    scaled: bool | None = None  # neither the name nor the arguments say
+    if arguments.get("init_values") is not None or "dinov" in name or name.startswith("deit3"):
+        scaled = True
+    elif "init_values" in arguments or family in ("clip_vision_model", "siglip_vision_model", "deit"):
+        scaled = False
+    registered = expected.get("reg_tokens", expected.get("num_reg_tokens", expected["num_registers"]))
+    pairs = [(field, expected.get(field), fields[field]) for field in ("embed_dim", "depth", "patch_size")]
+    pairs += [
+        ("registers", registered, fields["num_registers"]),
+        ("LayerScale", scaled, fields["layer_scale"] is not None),
+        ("rotary positions", family == "dinov3_vit", fields.get("position") == "rope2d"),
+        ("norm before the blocks", expected.get("pre_norm", family == "clip_vision_model"), fields["pre_norm"]),
+    ]
+    wrong = [
+        f"{what} {have!r} where {want!r} is expected" for what, want, have in pairs if want is not None and want != have
+    ]
+    if wrong:
+        raise ValueError(f"the weights are not of the architecture {name}: they have {', '.join(wrong)}")
+
+
+def _activation(name: str, arguments: Json) -> Activation:
+    given = arguments.get("act_layer")
+    if given is not None:
+        if given not in ACTIVATIONS:
+            raise ValueError(f"act_layer is {given!r}: expected one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[given]
+    if "quickgelu" in name:
+        return "quick_gelu"
+    return "gelu_tanh" if _TANH_SIGLIP.search(name) else "gelu"
+
+
+def _num_heads(name: str, dim: int) -> int:
+    if _SIXTEEN_HEADS.search(name) and not name.startswith("aimv2"):
+        return 16
+    head_dim = 128 if name.startswith("aimv2") or "7b" in name else 64
+    if dim % head_dim:
+        raise ValueError(f"the number of heads of {name} at width {dim} is not known: pass num_heads=...")
+    return dim // head_dim
+
+
+def _default_pool(name: str, fields: Json) -> str:
+    if "siglip" in name and "_gap_" not in name:
+        return "map"
+    if "_gap" in name or name.startswith("aimv2") or "dinov3" in name or not fields["class_token"]:
+        return "map" if name.endswith("_map") else "avg"
+    return "token"
+
+
+def _pool(name: str) -> str:
+    pools = {"token": "cls", "avg": "mean", "map": "map", "": "none"}
+    if name not in pools:
+        raise ValueError(f"global_pool is {name!r}: expected one of {', '.join(filter(None, pools))}")
+    return pools[name]

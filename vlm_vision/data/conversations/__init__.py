@@ -1,0 +1,1 @@
+"""Conversations about images: sources, labels and batches."""

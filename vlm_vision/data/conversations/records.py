@@ -1,0 +1,182 @@
+"""Conversations about pictures: the record that all sources are read to, LLaVA's JSON and easy-VQA."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from vlm_vision.data.conversations import easy_vqa as data_set
+from vlm_vision.data.stored_image import Picture
+
+Turns = tuple[tuple[str, str], ...]
+"""(question, answer), in order."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Questions about pictures, with their answers.
+
+    The questions name the pictures by `<image>`, once for each.
+    """
+
+    images: tuple[Picture, ...]
+    """The pictures, in the order of their `<image>`."""
+    turns: Turns
+    kind: str = "all"
+    """Type of question, for evaluation by type."""
+    name: str = ""
+    """What to call it in an error."""
+
+    def messages(self) -> list[dict[str, str]]:
+        """As chat messages."""
+        return [m for q, a in self.turns for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
+
+
+class LazyConversations(Sequence[Conversation]):
+    """Conversations that are made when asked for, so that a data set of any size costs no memory.
+
+    A slice is another such sequence. Pickles with its `make`, for the workers of a DataLoader.
+
+    Args:
+        make: row -> its conversation.
+        rows: which rows, in which order.
+    """
+
+    def __init__(self, make: Callable[[int], Conversation], rows: Sequence[int]):
+        self.make, self.rows = make, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LazyConversations": ...
+    def __getitem__(self, index: int | slice) -> "Conversation | LazyConversations":
+        if isinstance(index, slice):
+            return LazyConversations(self.make, self.rows[index])
+        return self.make(self.rows[index])
+
+
+def checked(images: tuple[Picture, ...], turns: Turns, kind: Any, name: str) -> Conversation:
+    """A conversation whose texts are texts and whose questions name each picture once.
+
+    Raises:
+        ValueError: that is not so, or there is no turn.
+    """
+    if not turns:
+        raise ValueError(f"{name} has no question with an answer: leave it out")
+    if not all(isinstance(text, str) for turn in turns for text in turn):
+        raise ValueError(f"{name}: every question and answer must be text")
+    if any("<image>" in answer for _, answer in turns):
+        raise ValueError(f"{name} has <image> in an answer: only questions show pictures")
+    placeholders = sum(question.count("<image>") for question, _ in turns)
+    if placeholders != len(images):
+        raise ValueError(
+            f"{name}: {placeholders} <image> in the questions but {len(images)} pictures; write one for each"
+        )
+    return Conversation(images, turns, kind if isinstance(kind, str) and kind else "all", name)
+
+
+def llava_json(file: str | Path, image_folder: str | Path) -> list[Conversation]:
+    """Read LLaVA's format: a list of {"id", "image", "conversations": [{"from": "human"|"gpt", "value"}]}.
+
+    "image" may be one path, a list, or absent (text only); "type" is an optional type of question. A `.jsonl` file has one
+    such record in each line.
+
+    Raises:
+        ValueError: no such file, no JSON list, turns that do not alternate, or placeholders unlike pictures in number.
+    """
+    file, image_folder = Path(file), Path(image_folder)
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}: give the JSON list of conversations")
+    return [_llava_record(record, i, file, image_folder) for i, record in enumerate(_records(file))]
+
+
+def _records(file: Path) -> list[Any]:
+    if file.suffix == ".jsonl":
+        lines = enumerate(file.read_bytes().split(b"\n"), start=1)
+        records = [_json(line, f"{file}, line {i},") for i, line in lines if line.strip()]
+    else:
+        records = _json(file.read_bytes(), str(file))
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{file} holds no JSON list of conversations")
+    return records
+
+
+def _json(text: bytes, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON ({error}): expected a list of conversations") from None
+
+
+def _llava_record(record: dict[str, Any], index: int, file: Path, image_folder: Path) -> Conversation:
+    name = f"{file.name}, record {record.get('id', index) if isinstance(record, dict) else index}"
+    try:
+        images = record.get("image") or []
+        if not isinstance(images, str | list):
+            raise ValueError(f"{name} has a {type(images).__name__} as image: expected a path or a list of paths")
+        paths = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
+        return checked(paths, llava_turns(record, name), record.get("type"), name)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{name} is not as LLaVA writes it ({error!r}): expected id, image and conversations"
+        ) from None
+
+
+def llava_turns(record: dict[str, Any], name: str) -> Turns:
+    """The turns of a record in LLaVA's form. Raises ValueError if they do not alternate."""
+    said = record.get("conversations") or []
+    if len(said) < 2 or len(said) % 2 or [turn.get("from") for turn in said] != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"{name}: conversations must alternate human, gpt, human, gpt and end with gpt")
+    return tuple((said[i]["value"], said[i + 1]["value"]) for i in range(0, len(said), 2))
+
+
+EASY_VQA_KINDS = {"yes": "yes/no", "no": "yes/no", "circle": "shape", "rectangle": "shape", "triangle": "shape"}
+
+
+def easy_vqa(split: str) -> list[Conversation]:
+    """The questions of easy-VQA, one each; `split` is "train" or "test". Kinds: yes/no, shape, color.
+
+    Raises:
+        ValueError: the package is not installed, or another split.
+    """
+    home = data_set.paths(split)
+    return [
+        Conversation(
+            (home[image],),
+            ((f"<image>\n{question}", answer),),
+            EASY_VQA_KINDS.get(answer, "color"),
+            f"easy-VQA {split} {i}",
+        )
+        for i, (question, answer, image) in enumerate(data_set.questions(split))
+    ]
+
+
+def regroup(conversations: Sequence[Conversation], turns: int, *, seed: int) -> Sequence[Conversation]:
+    """Ask up to `turns` questions about the same picture in one conversation, in random order.
+
+    The picture is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations whose
+    first question begins with a line of its own for the pictures are joined; all others stay as they are. Above one turn
+    this makes every conversation at once.
+    """
+    if turns <= 1:
+        return conversations
+    shuffled = random.Random(seed)
+    by_image: dict[tuple[Picture, ...], list[Conversation]] = {}
+    joined = []
+    for one in conversations:
+        if one.images and one.turns[0][0].startswith("<image>" * len(one.images) + "\n"):
+            by_image.setdefault(one.images, []).append(one)
+        else:
+            joined.append(one)
+    for images, group in by_image.items():
+        shuffled.shuffle(group)
+        for start in range(0, len(group), turns):
+            part = group[start : start + turns]
+            follow_up = tuple((q.replace("<image>", "").strip(), a) for one in part[1:] for q, a in one.turns)
+            joined.append(Conversation(images, part[0].turns + follow_up, part[0].kind, part[0].name))
+    return joined

@@ -1,0 +1,1 @@
+"""Images with captions or labels: sources, random views and batches."""

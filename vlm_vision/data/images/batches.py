@@ -1,0 +1,202 @@
+"""From samples to batches of views that keep their size: where a sample is bad, the next one takes its place.
+
+order = StepBatches(len(samples), ...)
+pictures = Pictures(samples, dino_views(), seed=0)
+draws = Draws(order, micro_batches=order.micro_batches, first_step=order.first_step)
+for batch in DataLoader(pictures, batch_sampler=draws, collate_fn=collate, num_workers=8):
+    skipped.add(batch)
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from vlm_vision.data.sample import LostSample, Sample
+from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.shards.fetch import Unreachable
+from vlm_vision.data.stored_image import opened
+from vlm_vision.preprocess.images import load_image
+
+log = logging.getLogger(__name__)
+
+MOST_IN_A_ROW = 1000
+"""Bad samples one after another before a run gives up."""
+
+
+class Draw(NamedTuple):
+    """One picture of one step."""
+
+    row: int
+    step: int = 0
+    copy: int = 0
+    """Of the same row in the same step: repeated augmentation."""
+
+
+class Draws(Sampler[list[Draw]]):
+    """The micro-batches of `train.order.StepBatches`, each row with its step, so that its views are new in each epoch and
+    the same however the batch is cut.
+
+    Args:
+        batches: rows of each micro-batch.
+        micro_batches: of this process in one step.
+        first_step: of the first one.
+        copies: of each row, one after another, each with views of its own: repeated augmentation (Hoffer et al. 2020,
+            "Augment your batch"; 3 in DeiT). Batches grow by it.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], *, micro_batches: int, first_step: int = 0, copies: int = 1):
+        self.batches, self.micro_batches, self.first_step, self.copies = batches, micro_batches, first_step, copies
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for index, rows in enumerate(self.batches):
+            step = self.first_step + index // self.micro_batches
+            yield [Draw(row, step, copy) for row in rows for copy in range(self.copies)]
+
+
+class Skip(NamedTuple):
+    """A sample that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+class Item(NamedTuple):
+    """One sample of a batch."""
+
+    views: tuple[Tensor, ...]
+    caption: str
+    label: int
+    seed: int
+    """Of this draw."""
+    skipped: tuple[Skip, ...]
+    """Samples that would have stood here."""
+
+
+class Batch(NamedTuple):
+    """B samples."""
+
+    views: tuple[Tensor, ...]
+    """Each (B, 3, H, W), in 0..255, uint8 of a `View`."""
+    captions: list[str]
+    labels: Tensor
+    """(B,), int64."""
+    seeds: list[int]
+    """Of each sample in this step, as `mixing.Erase` takes them."""
+    skipped: list[Skip]
+
+
+class Pictures(Dataset[Item]):
+    """Views of samples, for a DataLoader with any number of workers.
+
+    A sample whose picture cannot be decoded, or that lacks what `needs` names, gives way to the next row, one of a lost shard
+    to one of the next shard.
+
+    Args:
+        samples: with random access.
+        views: each takes an RGB picture and a seed: `View`s, or `Plain`.
+        needs: what every sample must have.
+        seed: of the run; view v of a draw has the seed of (seed, step, row, copy, v).
+        alike: view -> another one whose seed it has, so that with the same crop and flip both show the same part.
+
+    Raises:
+        ValueError: there is no sample; on reading, 1000 samples in a row are bad, or all are.
+        Unreachable: on reading, a shard by URL cannot be fetched now.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        views: Sequence[Callable[[Image.Image, int], Tensor]],
+        *,
+        needs: tuple[Literal["caption", "label"], ...] = (),
+        seed: int = 0,
+        alike: Mapping[int, int] = MappingProxyType({}),
+    ):
+        if not samples:
+            raise ValueError("there are no samples: expected at least one")
+        self.samples, self.views, self.needs, self.seed = samples, tuple(views), needs, seed
+        self.seeds = [alike.get(v, v) for v in range(len(self.views))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw | int) -> Item:
+        """The item of a draw; a number is the row at step 0."""
+        row, step, copy = Draw(draw) if isinstance(draw, int) else draw
+        skipped, taken = [], row
+        while len(skipped) < min(len(self.samples), MOST_IN_A_ROW):
+            sample = None
+            try:
+                sample = self.samples[taken]
+                self._check(sample)
+                image = load_image(opened([sample.picture])[0])
+            except Unreachable:
+                raise
+            except (ValueError, OSError) as error:
+                skipped.append(Skip((sample and sample.name) or f"sample {taken}", str(error)))
+                taken = (taken + (error.ahead if isinstance(error, LostSample) else 1)) % len(self.samples)
+                continue
+            seed = seed_of(self.seed, step, row, copy)
+            views = tuple(
+                view(image, seed_of(self.seed, step, row, copy, v))
+                for v, view in zip(self.seeds, self.views, strict=True)
+            )
+            return Item(views, sample.caption, sample.label, seed, tuple(skipped))
+        name, reason = skipped[0]
+        raise ValueError(f"{len(skipped)} samples in a row cannot be used, the first is {name}: {reason}")
+
+    def _check(self, sample: Sample) -> None:
+        if "caption" in self.needs and not sample.caption:
+            raise ValueError("it has no caption: expected a text")
+        if "label" in self.needs and sample.label < 0:
+            raise ValueError("it has no label: expected a class")
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items to one batch; views of the same place must be of one size."""
+    return Batch(
+        tuple(torch.stack(views) for views in zip(*(item.views for item in items), strict=True)),
+        [item.caption for item in items],
+        torch.tensor([item.label for item in items]),
+        [item.seed for item in items],
+        [skip for item in items for skip in item.skipped],
+    )
+
+
+class Skipped:
+    """How many samples were skipped in this process; the first is named in the log."""
+
+    def __init__(self) -> None:
+        self.seen, self.bad = 0, 0
+        self.first: Skip | None = None
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch.
+
+        Raises:
+            ValueError: more than a tenth of the first 1000 samples are bad.
+        """
+        early = self.seen < 1000
+        self.seen += len(batch.labels) + len(batch.skipped)
+        self.bad += len(batch.skipped)
+        if self.first is None and batch.skipped:
+            self.first = batch.skipped[0]
+            log.warning("skipped %s: %s; others are counted", *self.first)
+        if early and self.first and self.bad > max(self.seen, 1000) / 10:
+            name, reason = self.first
+            raise ValueError(
+                f"{self.bad} of the first {self.seen} samples cannot be used, the first is {name}: {reason}; more than a tenth "
+                "is too many: mend the data or leave them out"
+            )
+
+    def __str__(self) -> str:
+        if self.first is None:
+            return f"all of {self.seen} samples were used"
+        name, reason = self.first
+        return f"{self.bad} of {self.seen} samples were skipped, the first is {name}: {reason}"

@@ -1,0 +1,119 @@
+"""Samples of shards by URL: a shard is fetched whole when one of its samples is first wanted."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from vlm_vision.data.sample import LostSample, Sample, Samples, Shards
+from vlm_vision.data.shards.cache import ShardCache
+from vlm_vision.data.shards.fetch import Missing, size_of
+from vlm_vision.data.shards.members import caption_at, label_at
+from vlm_vision.data.shards.sizes import sizes_of
+from vlm_vision.data.shards.tar import TarMember, read_at
+from vlm_vision.data.stored_image import Stored
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A shard by URL."""
+
+    url: str
+    size: int
+    """Samples it was told to have."""
+    cache: ShardCache
+
+
+@dataclass(frozen=True)
+class RemotePicture(Stored):
+    """A picture inside a shard by URL, which is fetched again if it was dropped meanwhile."""
+
+    shard: Remote
+    member: TarMember
+
+    def __str__(self) -> str:
+        return str(self.member)
+
+    def read(self) -> bytes:
+        with self.shard.cache.opened(self.shard.url, self.shard.size) as shard:
+            return read_at(shard.file, self.member.offset, self.member.size, self.member)
+
+    def version(self) -> str:
+        with self.shard.cache.opened(self.shard.url, self.shard.size) as shard:
+            return f"{shard.size} {self.member.offset} {self.member.size}"
+
+
+class RemoteSamples:
+    """Row -> sample.
+
+    Raises:
+        LostSample: its shard is missing, or ends before it; to be replaced by the one as far into the next shard.
+        ValueError: its label is no number of a class.
+        Unreachable: its shard cannot be fetched now.
+    """
+
+    def __init__(self, shards: Sequence[Remote], classes: int):
+        self.shards, self.classes = tuple(shards), classes
+        self.ends = list(accumulate(shard.size for shard in shards))
+
+    def __call__(self, row: int) -> Sample:
+        number = bisect_right(self.ends, row)
+        shard = self.shards[number]
+        index = row - self.ends[number] + shard.size
+        following = self.shards[(number + 1) % len(self.shards)]
+        ahead = shard.size - index + index % following.size
+        try:
+            with shard.cache.opened(shard.url, shard.size) as held:
+                if index >= held.count:
+                    raise LostSample(f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead)
+                name, places = held.sample(index)
+                picture = TarMember(shard.url, name, places.picture, places.picture_size)
+                caption = caption_at(held.file, places, picture)
+                label = self._label(label_at(held.file, places, picture), picture)
+        except Missing as error:
+            raise LostSample(str(error), ahead) from None
+        return Sample(RemotePicture(shard, picture), caption, label, str(picture))
+
+    def _label(self, text: str | None, picture: TarMember) -> int:
+        if not text or not self.classes:
+            return -1
+        if not text.isdecimal() or int(text) >= self.classes:
+            raise ValueError(
+                f"{picture} has the label {text!r}: expected a number below {self.classes}, as classes says"
+            )
+        return int(text)
+
+    def bring(self, number: int) -> None:
+        """Fetch a shard, unless it is there or another process does."""
+        shard = self.shards[number]
+        shard.cache.bring(shard.url, shard.size)
+
+
+def remote_shards(source: str, cache: ShardCache, *, classes: int, together: int) -> Samples:
+    """The samples of WebDataset shards by URL, as img2dataset writes them.
+
+    How many each has is told by `sizes.json` or `00000_stats.json` beside them: see `shard_sizes.sizes_of`. All processes of
+    all machines draw from the same shards, so that every machine fetches every shard.
+
+    Args:
+        source: URL of .tar shards, with braces: `https://host/{00000..00999}.tar`; http, https, or what fsspec knows.
+        cache: where shards are kept.
+        classes: how many classes the labels have; 0: labels are not read.
+        together: how many shards are shuffled together; 0: all.
+
+    Raises:
+        ValueError: these are no shards, their numbers of samples are not told, or the cache holds less than `together`.
+    """
+    shards = [Remote(url, size, cache) for url, size in sizes_of(source, cache).items() if size]
+    if not shards:
+        raise ValueError(f"{source} holds no sample: its sizes are all told to be 0")
+    size, together = size_of(shards[0].url), min(together or len(shards), len(shards))
+    near = int(cache.gb * 1e9 / size) if size else 2 * together
+    if near < together:
+        raise ValueError(
+            f"the cache of {cache.gb} GB holds {near} shards of {(size or 0) / 1e9:.3g} GB, as {shards[0].url}, and "
+            f"{together} are shuffled together: raise data.cache_gb, or lower data.shuffle_shards"
+        )
+    make = RemoteSamples(shards, classes)
+    held = Shards(tuple(shard.size for shard in shards), together, make.bring, min(near, 2 * together))
+    return Samples(make, range(make.ends[-1]), tuple(map(str, range(classes))), held)

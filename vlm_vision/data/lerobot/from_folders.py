@@ -1,0 +1,193 @@
+"""Episodes from plain folders: pictures or a video for each camera, numbers in a file, the task in words."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlm_vision.data.lerobot.video import Video
+from vlm_vision.preprocess.images import ImageInput
+from vlm_vision.robot.episode import Episode
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+NUMBERS = (".npy", ".csv", ".json")
+VIDEO = ".mp4"
+TASK, TABLES = "task.txt", ("actions", "states")
+BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""What Windows leaves in folders; of other systems such files begin with a dot."""
+
+
+class EpisodeFolders(Sequence[Episode]):
+    """The sub-folders of a folder, each an episode, in the order of their names (`2` before `10`).
+
+    episode_0/
+        task.txt            what is done, in words
+        actions.npy         or .csv or .json: (T, A)
+        states.npy          the same, if the robot told anything: (T, S)
+        front/000000.png    T pictures of the camera "front", in the order of their names;
+        wrist.mp4           or a video of T frames
+
+    Endings may be in capitals. Hidden files are passed over; anything else that is none of these is an error. All is checked
+    at once but the pictures, which are opened when they are asked for.
+
+    Raises:
+        ValueError: no episode; one without a task, actions or cameras, or with something that is none of an episode's parts;
+            cameras, states or numbers unlike the first; lengths that differ; numbers that are not finite. It names the
+            episode.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"there is no folder {folder}: expected one with a sub-folder for each episode")
+        self.paths = [path for path in _shown(self.folder) if path.is_dir()]
+        if not self.paths:
+            raise ValueError(f"{folder} holds no sub-folders: expected one for each episode")
+        first: _Kind | None = None
+        for path in self.paths:
+            kind = _kind(path)
+            first = first or kind
+            if kind != first:
+                raise ValueError(f"episode {path} has {kind}, unlike {self.paths[0]} with {first}: make them alike")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Episode:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _read(self.paths[index])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What all episodes must have alike."""
+
+    cameras: tuple[str, ...]
+    action_dim: int
+    state_dim: int
+
+    def __str__(self) -> str:
+        states = f"states of {self.state_dim}" if self.state_dim else "no states"
+        return f"the cameras {', '.join(self.cameras)}, actions of {self.action_dim} numbers and {states}"
+
+
+def _kind(path: Path) -> _Kind:
+    """Raises ValueError for an episode that cannot be one."""
+    episode = _read(path)
+    states = 0 if episode.states is None else np.shape(episode.states)[1]
+    return _Kind(tuple(sorted(episode.images)), np.shape(episode.actions)[1], states)
+
+
+def _read(path: Path) -> Episode:
+    cameras: dict[str, Sequence[ImageInput]] = {}
+    for item in _shown(path):
+        if item.is_dir():
+            cameras[item.name] = _pictures(item)
+        elif item.suffix.lower() == VIDEO:
+            if item.stem in cameras:
+                raise ValueError(f"episode {path} has the camera {item.stem} twice: remove a folder or a video")
+            cameras[item.stem] = VideoFrames(item)
+        elif item.name != TASK and (item.stem not in TABLES or item.suffix.lower() not in NUMBERS):
+            raise ValueError(
+                f"{item} is no part of an episode: expected {TASK}, {' and '.join(TABLES)} ({', '.join(NUMBERS)}), folders of "
+                f"pictures and {VIDEO} videos; remove it"
+            )
+    if not cameras:
+        raise ValueError(f"episode {path} has no camera: expected sub-folders of pictures, or {VIDEO} files")
+    actions, states = (_numbers(path, name) for name in TABLES)
+    if actions is None:
+        raise ValueError(
+            f"episode {path} has no actions: expected one of {', '.join('actions' + end for end in NUMBERS)}"
+        )
+    try:
+        return Episode(_task(path), cameras, actions, states)
+    except ValueError as error:
+        raise ValueError(f"episode {path}: {error}") from None
+
+
+def _task(path: Path) -> str:
+    file = path / TASK
+    task = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    if not task:
+        raise ValueError(f"{TASK} is missing or empty: say in it, in words, what is done")
+    return " ".join(task.split())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = _shown(folder)
+    if other := [path for path in found if path.suffix.lower() not in PICTURES]:
+        raise ValueError(
+            f"{other[0]} is no picture: expected {', '.join(PICTURES)} in the folder of a camera; remove it"
+        )
+    if not found:
+        raise ValueError(f"{folder} holds no pictures: expected those of a camera")
+    return found
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, in the order of names."""
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in BY_SYSTEMS)
+    return sorted(found, key=_natural)
+
+
+def _numbers(path: Path, name: str) -> np.ndarray | None:
+    """(T, D) float64; None if there is no such file."""
+    files = [file for file in _shown(path) if file.stem == name and file.suffix.lower() in NUMBERS]
+    if not files:
+        return None
+    if len(files) > 1:
+        raise ValueError(f"episode {path} has {' and '.join(file.name for file in files)}: keep one")
+    try:
+        kind = files[0].suffix.lower()
+        if kind == ".npy":
+            values = np.load(files[0], allow_pickle=False)
+        elif kind == ".json":
+            values = np.array(json.loads(files[0].read_text(encoding="utf-8")))
+        else:
+            values = np.array(_rows(files[0]))
+        values = values.astype(np.float64)
+    except (OSError, TypeError, ValueError, EOFError, RecursionError) as error:
+        raise ValueError(f"{files[0]} holds no table of numbers ({' '.join(str(error).split())})") from None
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"{files[0]} holds numbers of shape {values.shape}: expected (T, D), one row for each moment")
+    if not (finite := np.isfinite(values).all(1)).all():
+        raise ValueError(f"{files[0]}, row {int(np.flatnonzero(~finite)[0])}, holds NaN or Inf: mend it")
+    return values
+
+
+def _rows(file: Path) -> list[list[float]]:
+    """Of a .csv; a first row of names is passed over."""
+    rows = [line.split(",") for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        [float(cell) for cell in rows[0]]
+    except (IndexError, ValueError):
+        rows = rows[1:]
+    return [[float(cell) for cell in row] for row in rows]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Numbers in a name by their size."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+class VideoFrames(Sequence[np.ndarray]):
+    """The frames of a video file by number, quickest in their order."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._video = Video(path)
+        self._times: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._times = self._times or self._video.times()
+        if not 0 <= index < len(self._times):
+            raise IndexError(f"frame {index} of {len(self._times)}")
+        return self._video.at(self._times[index], 1e-4)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))

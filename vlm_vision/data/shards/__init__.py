@@ -1,0 +1,1 @@
+"""Tar shards, local or by URL: members, sizes, a cache."""

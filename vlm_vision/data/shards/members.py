@@ -1,0 +1,55 @@
+"""What a shard holds: tar files of `key.jpg` with `key.json`, `key.txt`, `key.cls`, as img2dataset writes them."""
+
+import json
+from collections.abc import Mapping
+from tarfile import TarInfo
+from typing import BinaryIO, NamedTuple
+
+from vlm_vision.data.conversations.webdataset import PICTURES
+from vlm_vision.data.sample import caption_of
+from vlm_vision.data.shards.tar import TarMember, read_at
+
+
+class Places(NamedTuple):
+    """Where a sample lies in its shard, in bytes; a member that it lacks has size 0."""
+
+    picture: int
+    picture_size: int
+    json: int
+    json_size: int
+    text: int
+    text_size: int
+    label: int
+    label_size: int
+
+
+def index_of(samples: Mapping[str, Mapping[str, TarInfo]]) -> tuple[list[str], list[Places], list[str]]:
+    """Names of the pictures and places of the samples of a shard; keys that have no picture."""
+    names, places, without = [], [], []
+    for key, members in samples.items():
+        picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
+        if picture is None:
+            without.append(key)
+            continue
+        others = [members.get(suffix) for suffix in ("json", "txt", "cls")]
+        found = [number for one in (picture, *others) for number in ((one.offset_data, one.size) if one else (0, 0))]
+        names.append(picture.name)
+        places.append(Places(*found))
+    return names, places, without
+
+
+def caption_at(file: BinaryIO, places: Places, picture: TarMember) -> str:
+    """ "caption" of the JSON, else the text; empty where both are missing or damaged."""
+    try:
+        record = json.loads(read_at(file, places.json, places.json_size, picture)) if places.json_size else None
+    except (ValueError, RecursionError):
+        record = None
+    caption = caption_of(record.get("caption")) if isinstance(record, dict) else ""
+    return caption or read_at(file, places.text, places.text_size, picture).decode("utf-8-sig", errors="ignore").strip()
+
+
+def label_at(file: BinaryIO, places: Places, picture: TarMember) -> str | None:
+    """The text of its class; None: it has none."""
+    if not places.label_size:
+        return None
+    return read_at(file, places.label, places.label_size, picture).decode(errors="replace").strip()

@@ -1,0 +1,152 @@
+"""How many samples each shard has: told by JSON beside the shards, or counted."""
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from vlm_vision.data.shards.cache import ShardCache
+from vlm_vision.data.shards.fetch import Missing, fetched
+from vlm_vision.data.shards.members import index_of
+from vlm_vision.data.shards.tar import braces, matching, members_by_key, open_shard
+
+SIZES = "sizes.json"
+AT_ONCE = 16
+"""Files that are asked for at the same time; shards a quarter of it."""
+
+
+def shard_urls(source: str) -> list[str]:
+    """`https://host/{000..099}.tar` -> its URLs. Raises ValueError for what is no .tar."""
+    urls = braces(source)
+    for url in urls:
+        if not urlsplit(url).path.endswith(".tar"):
+            raise ValueError(f"{url} is no shard: expected .tar files by URL, as https://host/{{00000..00099}}.tar")
+    return urls
+
+
+def sizes_of(source: str, cache: ShardCache) -> dict[str, int]:
+    """Samples of each shard by URL, kept in the cache, so that a run that goes on finds the same.
+
+    They are read from webdataset's `sizes.json` in the folder of the shards, {"00000.tar": 9973, ...}, or from "successes" of
+    img2dataset's `00000_stats.json` beside each.
+
+    Raises:
+        ValueError: a shard of which neither tells it.
+    """
+    urls = shard_urls(source)
+    lock = cache.beside(urls[0], "sizes.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        kept = _kept(urls, cache)
+        known = dict(kept)
+        tables = {url: _sibling(url, SIZES) for url in urls if url not in known}
+        told = {table: _record(table) for table in set(tables.values())}
+        known |= {url: size for url, table in tables.items() if (size := _number(told[table], _name(url))) is not None}
+        unknown = [url for url in urls if url not in known]
+        stats = [_sibling(url, f"{_name(url).removesuffix('.tar')}_stats.json") for url in unknown]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = tqdm(pool.map(_record, stats), "samples of each shard", len(stats), disable=not stats or None)
+            sizes = [_number(record, "successes") for record in found]
+        known |= {url: size for url, size in zip(unknown, sizes, strict=True) if size is not None}
+        lost = [url for url in unknown if url not in known]
+        if lost:
+            raise ValueError(
+                f"{lost[0]} does not tell how many samples it has, as {len(lost)} of {len(urls)} shards: expected {SIZES} or "
+                f"{_name(stats[unknown.index(lost[0])])} beside it; count them with vlm-vision sizes '{source}'"
+            )
+        _keep({url: size for url, size in known.items() if url not in kept}, cache)
+    return {url: known[url] for url in urls}
+
+
+def count_samples(source: str, cache: ShardCache) -> list[Path]:
+    """Count the samples of shards, each of which is read once, and write sizes.json.
+
+    It is written beside local shards; those by URL are fetched, and it is written in the cache, where `sizes_of` looks first.
+    There a count that was stopped goes on where it was, and a shard that is missing has 0.
+
+    Returns:
+        The files written, one for each folder of shards.
+
+    Raises:
+        ValueError: these are no shards; a local one is damaged or missing.
+    """
+    if "://" not in source:
+        sizes: dict[Path, dict[str, int]] = {}
+        for path in map(Path, tqdm(matching(source), unit="shard", disable=None)):
+            with open_shard(str(path)) as file:
+                count = len(index_of(members_by_key(str(path), file))[0])
+            sizes.setdefault(path.with_name(SIZES), {})[path.name] = count
+        for table, counts in sizes.items():
+            _add(table, counts)
+        return list(sizes)
+
+    def counted(url: str) -> int:
+        try:
+            with cache.opened(url) as shard:
+                return shard.count
+        except Missing:
+            return 0
+
+    urls = shard_urls(source)
+    known = _kept(urls, cache)
+    unknown = [url for url in urls if url not in known]
+    with ThreadPoolExecutor(AT_ONCE // 4) as pool:
+        found = tqdm(pool.map(counted, unknown), total=len(unknown), unit="shard", disable=None)
+        for url, count in zip(unknown, found, strict=True):
+            _keep({url: count}, cache)
+    return sorted({cache.beside(url, SIZES) for url in urls})
+
+
+def _name(url: str) -> str:
+    return PurePosixPath(urlsplit(url).path).name
+
+
+def _sibling(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(path=str(PurePosixPath(parts.path).with_name(name))).geturl()
+
+
+def _record(url: str) -> dict[str, Any]:
+    """A JSON object by URL; empty where there is none."""
+    try:
+        text = fetched(url)
+    except Missing:
+        return {}
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{url} is not valid JSON ({error}): expected numbers of samples") from None
+    return record if isinstance(record, dict) else {}
+
+
+def _number(record: dict[str, Any], key: str) -> int | None:
+    value = record.get(key)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _kept(urls: Iterable[str], cache: ShardCache) -> dict[str, int]:
+    """Sizes that the cache knows."""
+    tables = {url: cache.beside(url, SIZES) for url in urls}
+    read = {table: json.loads(table.read_text()) for table in set(tables.values()) if table.exists()}
+    return {url: read[table][_name(url)] for url, table in tables.items() if _name(url) in read.get(table, {})}
+
+
+def _keep(sizes: dict[str, int], cache: ShardCache) -> None:
+    tables: dict[Path, dict[str, int]] = {}
+    for url, size in sizes.items():
+        tables.setdefault(cache.beside(url, SIZES), {})[_name(url)] = size
+    for table, counts in tables.items():
+        _add(table, counts)
+
+
+def _add(table: Path, counts: dict[str, int]) -> None:
+    held = json.loads(table.read_text()) if table.exists() else {}
+    part = table.with_name(f".{table.name}.{os.getpid()}")
+    part.write_text(json.dumps(held | counts, indent=1, sort_keys=True))
+    os.replace(part, table)

@@ -1,0 +1,58 @@
+"""Pictures that are no files of their own: members of a tar shard, cells of a data set."""
+
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm_vision.preprocess.images import ImageInput
+
+
+class Stored(ABC):
+    """Where the bytes of a picture lie. Hashable, cheap to pickle, holds no open file.
+
+    `str(picture)` is its name: the same in every run, another for every picture; caches and errors use it.
+    """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The encoded picture. Raises ValueError if it is no longer there."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Changes when the picture does, and is told without reading it. Raises ValueError as `read`."""
+
+
+Picture = str | Stored
+"""Path of a picture file, or a stored picture."""
+
+
+def opened(pictures: Sequence[Picture]) -> list[ImageInput]:
+    """What `encoder.preprocess` takes: paths stay, stored pictures are read and decoded.
+
+    Raises:
+        ValueError: a stored picture is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    return [_decoded(one) if isinstance(one, Stored) else one for one in pictures]
+
+
+def _decoded(picture: Stored) -> Image.Image:
+    data = picture.read()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above its limit and raises above twice that; here the limit is a limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            image.load()
+    except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(
+            f"picture {picture} cannot be decoded ({reason}): expected a complete JPEG, PNG, WebP or the like of at most "
+            "PIL.Image.MAX_IMAGE_PIXELS; get it anew or leave the record out"
+        ) from error
+    return image

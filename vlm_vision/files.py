@@ -1,0 +1,69 @@
+"""JSON files, and folders written whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if the file is missing, too large to be a configuration, or no JSON object."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: a checkpoint folder of this format needs it")
+    if path.stat().st_size > 64 * 1024 * 1024:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes: that is no configuration file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented, with a newline at the end."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder to save to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield staging
+        folder.mkdir(exist_ok=True)
+        for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
+            target = folder / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(item, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A staging folder that becomes `folder` in one step, when the block ends without an error.
+
+    Raises:
+        ValueError: there is something of that name already, other than an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # which others may not read
+    try:
+        staging = outer / folder.name
+        staging.mkdir()
+        yield staging
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What a trained model does: answers and their accuracy, whether it uses its images, errors of actions, contact sheets."""

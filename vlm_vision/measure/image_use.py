@@ -1,0 +1,180 @@
+"""Does the model use its pictures? Three measurements that no training curve shows.
+
+Loss and right answers with the right pictures, with other ones and with blank ones; the gradient that reaches each group;
+the size of image tokens beside that of words. A model that ignores its pictures may still train smoothly: it learns which
+answers are frequent.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.records import Conversation
+from vlm_vision.data.features import FeatureCache
+from vlm_vision.measure.answers import Forced, exchanged, teacher_forced
+from vlm_vision.nn.modes import evaluating
+from vlm_vision.train.loss import answer_loss, num_answer_tokens
+from vlm_vision.train.trainable import group_modules
+from vlm_vision.vlm.model import VisionLanguageModel
+
+SMALLEST_GAP = 0.01
+"""Share of the loss under shuffled pictures by which the right ones must lower it."""
+SMALLEST_RATIO, LARGEST_RATIO = 0.1, 10.0
+"""Of the size of image tokens to that of words."""
+
+
+@dataclass(frozen=True)
+class ImageUse:
+    """What `image_use` found."""
+
+    right: Forced
+    shuffled: Forced
+    """The same questions about pictures of other conversations."""
+    blank: Forced
+    """All pixels in the mid-grey that the preprocessing makes of 128."""
+    gradients: dict[str, float | None]
+    """Norm by group of the gradient of the mean loss of the first batch; None where nothing is measured."""
+    token_ratio: float
+    """Root mean square of image tokens over that of word embeddings, in the first batch."""
+
+    def table(self) -> str:
+        """As text."""
+        lines = [f"{'pictures':9} {'loss per answer token':>22} {'answers right':>14}"]
+        for name, found in (("right", self.right), ("shuffled", self.shuffled), ("blank", self.blank)):
+            lines.append(f"{name:9} {found.loss_per_token:22.4f} {found.accuracy:14.1%}")
+        norms = [f"{name} {'-' if norm is None else f'{norm:.3g}'}" for name, norm in self.gradients.items()]
+        lines.append(f"gradient norm: {', '.join(norms)}")
+        lines.append(f"image tokens are {self.token_ratio:.3g} times as large as word embeddings")
+        return "\n".join(lines)
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong and what to try, one sentence for each finding; None if the model uses its pictures."""
+        found = []
+        gap = self.shuffled.loss_per_token - self.right.loss_per_token
+        if not gap > SMALLEST_GAP * self.shuffled.loss_per_token:
+            found.append(
+                f"The model ignores its pictures: other ones raise the loss by {gap:.2g} per answer token, less than "
+                f"{SMALLEST_GAP:.0%} of it; train the projector alone first and at a higher rate, unfreeze the encoder, or "
+                "look whether the questions can be answered without the pictures."
+            )
+        if not self.gradients["projector"]:
+            found.append(
+                "No gradient reaches the projector: look for a detach, a multiplication by zero or a frozen path between "
+                "projector and language model."
+            )
+        if not SMALLEST_RATIO <= self.token_ratio <= LARGEST_RATIO:
+            found.append(
+                f"Image tokens are {self.token_ratio:.2g} times as large as words, where {SMALLEST_RATIO:g} to {LARGEST_RATIO:g} is "
+                "usual: take tokens after the encoder's final norm (tap), scale the projector's last layer, or warm up longer."
+            )
+        return " ".join(found) or None
+
+
+def image_use(
+    model: VisionLanguageModel,
+    conversations: Sequence[Conversation],
+    *,
+    cache: FeatureCache | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> ImageUse:
+    """Measure it on conversations, before, during or after training; nothing of the model is changed.
+
+    Conversations without pictures, and those whose number of pictures no other has, are left out.
+
+    Args:
+        cache: patch tokens of a frozen encoder, read in place of the pictures.
+        batch_size: conversations at a time.
+        seed: of which picture takes whose place.
+
+    Raises:
+        ValueError: no two conversations with different pictures; or as the collator.
+    """
+    if model.processor is None:
+        raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
+    other = exchanged([one.images for one in conversations], seed=seed)
+    pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]
+    if not pairs:
+        raise ValueError(
+            f"{len(conversations)} conversations show no two different pictures: give some that do, so that pictures can be "
+            "exchanged"
+        )
+    collate = Collator(model.processor, cache=cache)
+
+    def batch_of(chosen: Sequence[Conversation]) -> dict[str, Tensor]:
+        return {name: value.to(model.device) for name, value in collate(chosen).items()}
+
+    right = shuffled = blank = Forced()
+    for start in tqdm(range(0, len(pairs), batch_size), desc="looking", unit="batch"):
+        own, others = zip(*pairs[start : start + batch_size], strict=True)
+        batch = batch_of(own)
+        right += teacher_forced(model, batch)
+        shuffled += teacher_forced(model, batch_of(others))
+        blank += teacher_forced(model, blanked(model, batch))
+    first = batch_of([one for one, _ in pairs[:batch_size]])
+    return ImageUse(right, shuffled, blank, gradient_norms(model, first), token_ratio(model, first))
+
+
+@torch.no_grad()
+def blanked(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with every pixel in the mid-grey that the encoder's preprocessing makes of 128, or its patch tokens."""
+    height, width = model.encoder.preprocess.output_size or (224, 224)
+    grey = model.encoder.preprocess(torch.full((3, height, width), 128, dtype=torch.uint8)).to(model.device)
+    if "patch_tokens" in batch:
+        with evaluating(model):
+            ((tokens, _),) = model.encode(grey)
+        return batch | {"patch_tokens": tokens.to(batch["patch_tokens"].dtype).expand_as(batch["patch_tokens"])}
+    pixels = batch["pixel_values"]
+    if grey.shape[1:] != pixels.shape[1:]:  # canvases of other sizes
+        grey = grey[:, :, grey.shape[2] // 2, grey.shape[3] // 2, None, None]
+    return batch | {"pixel_values": grey.expand_as(pixels)}
+
+
+def gradient_norms(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, float | None]:
+    """Norm of the gradient of the mean loss per answer token, for each group over its parameters that train.
+
+    The projector is measured over all its parameters where it is frozen. Other groups of which nothing trains, and an
+    encoder whose tokens are cached, give None. In evaluation mode; `.grad` and modes stay as they are.
+    """
+    weights = {name: [w for w in group.parameters() if w.requires_grad] for name, group in group_modules(model).items()}
+    thawed = [] if weights["projector"] else list(group_modules(model)["projector"].parameters())
+    weights["projector"] = weights["projector"] or thawed
+    if "patch_tokens" in batch:
+        weights["vision"] = []
+    for weight in thawed:
+        weight.requires_grad_(True)
+    try:
+        with evaluating(model), torch.enable_grad():
+            loss = answer_loss(model, batch) / num_answer_tokens(batch)
+            wanted = [weight for own in weights.values() for weight in own]
+            found = iter(
+                torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else [None] * len(wanted)
+            )
+    finally:
+        for weight in thawed:
+            weight.requires_grad_(False)
+    squares = {
+        name: [g.float().square().sum() for _ in own if (g := next(found)) is not None] for name, own in weights.items()
+    }
+    return {name: math.sqrt(sum(map(float, squares[name]))) if own else None for name, own in weights.items()}
+
+
+@torch.no_grad()
+def token_ratio(model: VisionLanguageModel, batch: dict[str, Tensor]) -> float:
+    """Root mean square of the image tokens that enter the language model over that of the words of the same texts."""
+    ids = batch["input_ids"]
+    pictures: dict[str, Any] = {
+        name: batch[name] for name in ("pixel_values", "image_sizes", "patch_tokens") if name in batch
+    }
+    with evaluating(model):
+        embeds = model.embed(ids, **pictures).float()
+    seen = ids == model.config.image_token_id
+    words = ~seen & batch.get("attention_mask", torch.ones_like(ids)).bool()
+    return (embeds[seen].square().mean().sqrt() / embeds[words].square().mean().sqrt()).item()

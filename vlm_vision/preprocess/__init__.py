@@ -1,0 +1,1 @@
+"""From images to pixels: reading, resizing, cropping and scaling as each reference does it; and text tokenizers."""

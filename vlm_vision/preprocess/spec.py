@@ -1,0 +1,372 @@
+"""Pictures to pixel tensors: any picture to 8-bit RGB, resize, centre crop, rescale, normalise.
+
+`Preprocess` says what is done as plain data, so that it can be saved beside a checkpoint, hashed, and used unchanged in
+training, evaluation and serving. Unless told otherwise it resizes with Pillow on 8-bit pixels, as transformers' PIL image
+processors, timm and open_clip do.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlm_vision.preprocess.images import ImageInput, load_images
+from vlm_vision.preprocess.openvla import CameraPath, camera_path
+from vlm_vision.preprocess.resize import (
+    CropPlace,
+    CropRounding,
+    Kernel,
+    ResampleFilter,
+    cropped,
+    resized,
+    size_within_budget,
+    with_bars,
+)
+
+ResizeMode = Literal[
+    "none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit", "within", "scaled_within"
+]
+
+# Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+_KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
+    "pillow": get_args(ResampleFilter),
+    "float": ("bilinear", "bicubic"),
+    "point": ("bilinear",),
+    "point_float": ("bilinear",),
+    "torch": ("bilinear", "bicubic"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """What is done to a picture before the encoder sees it, in this order.
+
+    pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
+
+    A field without effect keeps its default, so that equal work has equal fingerprints.
+
+    Raises:
+        ValueError: a name is unknown, a size not positive, a number not finite, `std` or `rescale` zero; fields that do
+            not go together.
+    """
+
+    resize: ResizeMode
+    """
+    none.
+    squash: to `resize_to`.
+    shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
+    max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
+        `max_patches` patches; at most 100 times the picture's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
+    letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
+    cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
+        rounded (timm's ResizeKeepRatio).
+    within: as fit, both edges rounded down after a division by the larger ratio (resize_with_pad of openpi, LeRobot).
+    scaled_within: as fit, both edges rounded down after a product with the smaller ratio (transformers' max_height).
+    """
+    resize_to: tuple[int, int]
+    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; (0, 0) for none and max_patches."""
+    resample: ResampleFilter
+    """Pillow's filter of that name."""
+    crop: tuple[int, int] | None
+    """(height, width) of the crop in pixels; `fill` is added where the picture is smaller. None: no crop."""
+    rescale: float
+    """Factor on 0..255 values, usually 1/255."""
+    mean: tuple[float, float, float]
+    """Per channel RGB, after `rescale`; zeros for none."""
+    std: tuple[float, float, float]
+    """Per channel RGB, after `rescale`; ones for none."""
+    patch_size: int = 0
+    """Pixels along a patch's side; for max_patches only, else 0."""
+    max_patches: int = 0
+    """Most patches of a picture; for max_patches only, else 0."""
+    fill: tuple[float, float, float] = (0, 0, 0)
+    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the picture add."""
+    crop_rounding: CropRounding = "floor"
+    """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
+    kernel: Kernel = "pillow"
+    """
+    pillow: antialiased, rounded to 8 bits.
+    float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
+    point: two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
+    point_float: two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
+    torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
+    """
+    crop_place: CropPlace = "centre"
+    """The part of the picture that a crop keeps; of a crop that is larger, where the picture lies in it."""
+    camera: CameraPath | None = None
+    """What a camera's picture goes through first, because the training pictures did. None: nothing."""
+
+    def __post_init__(self) -> None:
+        names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
+        names["crop_place"] = CropPlace
+        for field, allowed in names.items():
+            _check_name(field, getattr(self, field), get_args(allowed))
+        budget = self.resize == "max_patches"
+        least = 0 if self.resize == "none" or budget else 1
+        pixels = "positive whole numbers of pixels"
+        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
+        if self.resize in ("none", "max_patches"):
+            expected = (0, 0)
+        elif self.resize in ("shortest_edge", "letterbox"):
+            expected = (resize_to[0], resize_to[0])
+        else:
+            expected = resize_to
+        if resize_to != expected:
+            raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
+        object.__setattr__(self, "resize_to", resize_to)
+        if self.crop is not None:
+            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
+        factor = "finite numbers, a factor not zero"
+        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
+        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
+        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
+        colour = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        if self.resize == "letterbox" or all(value == int(value) for value in colour):
+            whole = "whole numbers in 0..255"
+            colour = _checked("fill", colour, _whole, 3, lambda c: True, whole)
+        object.__setattr__(self, "fill", colour)
+        if self.camera is not None and not isinstance(self.camera, CameraPath):
+            raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
+        for field in ("patch_size", "max_patches"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or (value < 1 if budget else value != 0):
+                wanted = "a positive whole number" if budget else "0"
+                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {wanted}")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        filters = _KERNEL_FILTERS[self.kernel]
+        if self.resample not in filters:
+            raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
+        if self.kernel != "pillow" and self.resize == "none":
+            raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
+        if self.crop is not None and self.resize == "max_patches":
+            raise ValueError(
+                f"crop is {self.crop} but resize is 'max_patches', which keeps the whole picture: expected crop=None"
+            )
+        if self.crop is None and self.crop_rounding != "floor":
+            raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
+        if self.crop_place != "centre" and (self.crop is None or self.crop_rounding != "floor"):
+            raise ValueError(
+                f"crop_place is {self.crop_place!r} but crop is {self.crop} and crop_rounding {self.crop_rounding!r}: "
+                "expected 'centre', or a crop with crop_rounding 'floor', which has no effect there"
+            )
+        if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
+            raise ValueError(
+                f"fill is {self.fill} but nothing is added to the picture: expected (0, 0, 0), a crop or "
+                "resize='letterbox'"
+            )
+
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
+        """Pictures to pixels, float32 (B, 3, H, W), contiguous, on the CPU.
+
+        Args:
+            images: one picture as `load_image` takes it, a list or tuple of them, or a batch of equal ones as one uint8
+                array: numpy (B, H, W, C), torch (B, C, H, W).
+
+        Raises:
+            ValueError: as `load_image`; also when there is no picture, or the results differ in size.
+        """
+        pictures = self._resized_and_cropped(images)
+        sizes = sorted({picture.shape[:2] for picture in pictures})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images have sizes {sizes} (height, width) after resizing: expected one size in a batch; set a "
+                "crop or resize='squash', or keep the sizes by encoder.packed(preprocess.each(images))"
+            )
+        pixels = np.empty((len(pictures), 3, *sizes[0]), dtype=np.float32)
+        for row, picture in zip(pixels, pictures, strict=True):
+            self._normalise(picture, row)
+        return torch.from_numpy(pixels)
+
+    def each(self, images: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
+        """Pictures to pixels, one float32 (3, H, W) each, whose sizes may differ.
+
+        Raises:
+            ValueError: as `load_image`; also when there is no picture.
+        """
+        pixels = []
+        for picture in self._resized_and_cropped(images):
+            pixels.append(np.empty((3, *picture.shape[:2]), dtype=np.float32))
+            self._normalise(picture, pixels[-1])
+        return [torch.from_numpy(planes) for planes in pixels]
+
+    def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
+        """(H, W, 3) in 0..255 for each picture, uint8 or float32."""
+        return [self._resize_and_crop(picture) for picture in load_images(images)]
+
+    def _normalise(self, picture: np.ndarray, out: np.ndarray) -> None:
+        """(H, W, 3) in 0..255 to float32 (3, H, W)."""
+        scale = np.divide(self.rescale, self.std).astype(np.float32).reshape(3, 1, 1)
+        shift = np.divide(self.mean, self.std).astype(np.float32).reshape(3, 1, 1)
+        np.multiply(picture.transpose(2, 0, 1), scale, out=out)
+        out -= shift
+
+    def _resize_and_crop(self, picture: Image.Image) -> np.ndarray:
+        if self.camera is not None:
+            picture = self.camera(picture)
+        if self.resize == "letterbox":
+            picture = with_bars(picture, self.fill)
+        if self.resize == "none":
+            pixels = np.asarray(picture)
+        else:
+            pixels = resized(picture, self._size(picture.height, picture.width), self.resample, self.kernel)
+        if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
+            pixels = cropped(pixels, self.resize_to, self.fill, "half_even")
+        if self.crop is None:
+            return pixels
+        return cropped(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which a picture of this height and width is resized."""
+        to_height, to_width = self.resize_to
+        if self.resize == "max_patches":
+            return size_within_budget(height, width, self.patch_size, self.max_patches)
+        if self.resize in ("shortest_edge", "letterbox"):
+            # written in the order of transformers and torchvision, for the same floating point result
+            if width <= height:
+                return int(to_height * height / width), to_width
+            return to_height, int(to_width * width / height)
+        if self.resize in ("cover", "fit"):
+            ratio = (min if self.resize == "cover" else max)(height / to_height, width / to_width)
+            return max(1, round(height / ratio)), max(1, round(width / ratio))
+        if self.resize == "within":
+            ratio = max(height / to_height, width / to_width)
+            return max(1, int(height / ratio)), max(1, int(width / ratio))
+        if self.resize == "scaled_within":
+            ratio = min(to_height / height, to_width / width)
+            return max(1, int(height * ratio)), max(1, int(width * ratio))
+        return self.resize_to
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of the pixels; None when it depends on the picture."""
+        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox") else None)
+
+    def at(self, height: int, width: int) -> Self:
+        """The same kind of preprocessing for another output size, in pixels.
+
+        With a crop, the resize keeps its ratio to the crop, rounded: edge 256 and crop 224 at (448, 448) is edge 512.
+        The edge goes by the longer side of a crop that is not square, so that pictures still fill it.
+
+        Raises:
+            ValueError: the output size depends on the picture, so that this one cannot be reached.
+        """
+        by_edge = self.resize in ("shortest_edge", "letterbox")
+        if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
+            raise ValueError(
+                f"resize={self.resize!r} without a crop cannot give every picture the size {(height, width)}: expected "
+                "a crop or resize='squash'; set one of them"
+            )
+        base, resize_to = self.crop or self.resize_to, self.resize_to
+        if by_edge:
+            resize_to = (round(resize_to[0] * max(height, width) / max(base)),) * 2
+        elif self.resize != "none":
+            resize_to = (round(resize_to[0] * height / base[0]), round(resize_to[1] * width / base[1]))
+        return dataclasses.replace(self, resize_to=resize_to, crop=self.crop and (height, width))
+
+    def with_budget(self, max_patches: int, patch_size: int) -> Self:
+        """The whole picture in at most `max_patches` patches, its aspect ratio kept: this filter and normalisation,
+        resize "max_patches", no crop.
+
+        Raises:
+            ValueError: a number is not positive and whole.
+        """
+        return dataclasses.replace(
+            self,
+            resize="max_patches",
+            resize_to=(0, 0),
+            crop=None,
+            patch_size=patch_size,
+            max_patches=max_patches,
+            fill=(0, 0, 0),
+            crop_rounding="floor",
+            crop_place="centre",
+        )
+
+    def with_evaluation(self, name: str, *, crop: bool) -> Self:
+        """The same after what the evaluation of a published policy does to a camera's picture.
+
+        Args:
+            name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" takes it away again.
+            crop: the middle 0.9 of the area, for a policy that was trained with image augmentation, as those for LIBERO.
+
+        Raises:
+            ValueError: a name that is not known.
+        """
+        return dataclasses.replace(self, camera=camera_path(name, crop=crop))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types, without those that have a default and keep it."""
+        given = {
+            field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
+        }
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        return plain | ({} if self.camera is None else {"camera": self.camera.to_dict()})
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value is wrong.
+        """
+        names = {field.name for field in _FIELDS}
+        required = {field.name for field in _FIELDS if field.default is dataclasses.MISSING}
+        unknown, lacking = sorted(fields.keys() - names), sorted(required - fields.keys())
+        if unknown or lacking:
+            raise ValueError(f"preprocess has unknown keys {unknown} and lacks {lacking}: expected {sorted(names)}")
+        given = dict(fields)
+        if given.get("camera") is not None:
+            given["camera"] = CameraPath.from_dict(given["camera"])
+        return cls(**given)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of `to_dict` as canonical JSON: another one as soon as any field differs."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+_FIELDS = dataclasses.fields(Preprocess)
+
+
+def _whole(value: float) -> int:
+    """Raises TypeError, as `operator.index`, for a part of a number."""
+    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
+
+
+def _is_factor(value: float) -> bool:
+    return math.isfinite(value) and value != 0
+
+
+def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        near = difflib.get_close_matches(str(name), allowed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
+        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
+
+
+def _checked(
+    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
+) -> tuple:
+    """`given` as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
+    try:
+        values = tuple(convert(value) for value in given)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != count or not all(map(valid, values)):
+        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
+    return values

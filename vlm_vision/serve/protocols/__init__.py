@@ -1,0 +1,1 @@
+"""What goes over the wire: openpi's websocket and OpenVLA's `/act`."""

@@ -1,0 +1,100 @@
+"""The websocket of openpi's client (openpi-client, WebsocketClientPolicy).
+
+The server speaks first: what the policy is. Then one message for each observation, one for each answer; text instead of
+bytes is a refusal, which that client raises. The connection stays open after it.
+"""
+
+import asyncio
+import time
+from functools import partial
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from vlm_vision.robot.observation import Observation
+from vlm_vision.serve.batching import Answer
+from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.handler import Desk
+from vlm_vision.serve.protocols.msgpack_arrays import pack, unpack
+
+
+async def talk(socket: WebSocket, desk: Desk) -> None:
+    """One client, from its coming to its going."""
+    try:
+        await desk.admit(socket)
+    except Refusal as refusal:
+        desk.metrics.request("websocket", refusal.status)
+        await socket.send_denial_response(PlainTextResponse(f"{refusal}\n", refusal.status))
+        return
+    try:
+        await socket.accept()
+        await socket.send_bytes(pack(_metadata(desk)))
+        await _converse(socket, desk)
+    except (WebSocketDisconnect, ClientDisconnect):
+        return
+
+
+async def _converse(socket: WebSocket, desk: Desk) -> None:
+    before: float | None = None
+    coming = asyncio.create_task(socket.receive())
+    try:
+        while (message := await coming)["type"] == "websocket.receive":
+            began = time.perf_counter()
+            coming = asyncio.create_task(socket.receive())
+            with desk.in_hand(began):
+                try:
+                    await desk.within(socket)
+                    read = partial(_observation, desk, message.get("bytes"))
+                    answer = await desk.answer(read, _gone(coming))
+                except Refusal as refusal:
+                    desk.metrics.request("websocket", refusal.status)
+                    await socket.send_text(str(refusal))
+                    continue
+                desk.metrics.request("websocket", 200)
+                await socket.send_bytes(pack(_reply(answer, time.perf_counter() - began, before)))
+                before = time.perf_counter() - began
+    finally:
+        coming.cancel()
+
+
+async def _gone(coming: asyncio.Task[Message]) -> None:
+    """Ends when the client leaves: never, if what comes is its next message."""
+    if (await asyncio.shield(coming))["type"] == "websocket.receive":
+        await asyncio.Event().wait()
+
+
+def _observation(desk: Desk, data: bytes | None) -> Observation:
+    if data is None:
+        raise ValueError("the message is text: expected msgpack in a binary message")
+    return desk.keys.observation(unpack(data))
+
+
+def _reply(answer: Answer, total: float, before: float | None) -> dict[str, object]:
+    server = {"infer": answer.infer, "queue": answer.queue, "total": total} | (
+        {} if before is None else {"prev_total": before}
+    )
+    return {
+        "actions": answer.actions,
+        "server_timing": {**_milliseconds(server), "batch_size": answer.batch},
+        "policy_timing": _milliseconds({"infer": answer.infer, **answer.stages}),
+    }
+
+
+def _milliseconds(seconds: dict[str, float]) -> dict[str, float]:
+    return {f"{name}_ms": 1000 * value for name, value in seconds.items()}
+
+
+def _metadata(desk: Desk) -> dict[str, object]:
+    spec = desk.spec
+    return {
+        "cameras": list(spec.cameras),
+        "state_dim": spec.state_dim,
+        "action_dim": spec.action_dim,
+        "action_names": list(spec.action_names),
+        "chunk": spec.chunk,
+        "fps": spec.fps,
+        "statistics": desk.settings.statistics,
+        "keys": {key: target for key, target in desk.keys.targets.items() if target},
+    }

@@ -1,0 +1,97 @@
+"""The HTTP of OpenVLA's server (openvla and openvla-oft, vla-scripts/deploy.py).
+
+POST /act with an observation as JSON. One with the key `image` gets one action, the first of its chunk, as OpenVLA's
+clients expect; any other a list of the chunk's actions, as OFT's do. Times are in the header Server-Timing.
+"""
+
+import time
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from vlm_vision.robot.observation import Observation
+from vlm_vision.serve.batching import Answer
+from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.handler import Desk
+from vlm_vision.serve.protocols.json_arrays import dumps, loads
+from vlm_vision.serve.settings import Settings
+
+
+async def act(request: Request, desk: Desk) -> Response:
+    """One request."""
+    began = time.perf_counter()
+    with desk.in_hand(began):
+        try:
+            await desk.admit(request)
+            question = _Question(await _body(request, desk.settings), desk)
+            answer = await desk.answer(question.read, _gone(request))
+        except Refusal as refusal:
+            desk.metrics.request("http", refusal.status)
+            return _json({"error": str(refusal)}, refusal.status)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        desk.metrics.request("http", 200)
+        response = _json(question.reply(answer))
+        response.headers["Server-Timing"] = _timing(answer, time.perf_counter() - began)
+        return response
+
+
+class _Question:
+    """A body, which is read in another thread, and what its sender expects back."""
+
+    def __init__(self, body: bytes, desk: Desk) -> None:
+        self._body, self._desk = body, desk
+        self._encoded = self._one_action = False
+
+    def read(self) -> Observation:
+        message = loads(self._body)
+        if isinstance(message, dict) and "encoded" in message:
+            if len(message) > 1 or not isinstance(message["encoded"], str):
+                raise ValueError(
+                    "a request with the key encoded has others, or no text there: expected that text alone"
+                )
+            self._encoded, message = True, loads(message["encoded"])
+        if not isinstance(message, dict):
+            raise ValueError(f"the request is of type {type(message).__name__}: expected an object with keys")
+        self._one_action = "image" in message
+        self._check_statistics(message.pop("unnorm_key", None))
+        return self._desk.keys.observation(message)
+
+    def reply(self, answer: Answer) -> object:
+        actions = answer.actions[0] if self._one_action else list(answer.actions)
+        return dumps(actions) if self._encoded else actions
+
+    def _check_statistics(self, name: object) -> None:
+        known = self._desk.settings.statistics
+        if name is not None and name != known:
+            says = f"{known!r}, which is the one known" if known else "statistics without a name: leave unnorm_key out"
+            raise ValueError(f"unnorm_key is {str(name)[:80]!r}: this policy was started with {says}")
+
+
+async def _body(request: Request, settings: Settings) -> bytes:
+    most = settings.max_bytes
+    refusal = Refusal(413, f"the request is larger than {settings.max_message_mb:g} MiB: send smaller pictures")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > most:
+        raise refusal
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            raise refusal
+    return bytes(body)
+
+
+async def _gone(request: Request) -> None:
+    """Ends when the client leaves; after the body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(dumps(content), status, media_type="application/json")
+
+
+def _timing(answer: Answer, total: float) -> str:
+    seconds = {"queue": answer.queue, **answer.stages, "infer": answer.infer, "total": total}
+    return ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in seconds.items())

@@ -1,0 +1,1 @@
+"""The training loop: steps, order of data, resume, sharding over processes."""

@@ -1,0 +1,1 @@
+"""Optimizer groups, schedules, learning rates by layer, averaged weights."""

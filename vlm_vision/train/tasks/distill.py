@@ -1,0 +1,223 @@
+"""Distillation of several frozen teachers' features as a task for `Step`, and how near a student is to them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vlm_vision.data.images.batches import Batch as Drawn
+from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.samples import Sample
+from vlm_vision.data.images.views import Plain
+from vlm_vision.encoder import Encoder
+from vlm_vision.load import load
+from vlm_vision.nn.config import Tap, VisionOutput
+from vlm_vision.nn.modes import evaluating
+from vlm_vision.preprocess.spec import IMAGENET, Preprocess
+from vlm_vision.train.loop.step import Batch, Step, Task
+from vlm_vision.train.optim.groups import parameter_groups
+from vlm_vision.train.settings import Training
+from vlm_vision.train.tasks.distill_student import Agglomerate, Space
+from vlm_vision.train.tasks.supervised import as_seen_by
+
+AS_DRAWN = Preprocess(
+    resize="none", resize_to=(0, 0), resample="bicubic", crop=None, rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
+)
+"""The normalisation of views: none, they are in 0..255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Who is followed, and how much.
+
+    Raises:
+        ValueError: a weight that is not positive.
+    """
+
+    source: str
+    """Argument of vlm_vision.load: one tower."""
+    name: str = ""
+    """What its features are called; empty for the last part of `source`."""
+    image_size: int = 0
+    """Side in pixels of what it sees; 0 for its own."""
+    tap_layer: int = -1
+    """Block whose tokens are learned; the family's pooled vector is learned with those of the last block only."""
+    tap_norm: bool = True
+    """Whether the final norm is applied to them."""
+    weight: float = 1.0
+    """Of its losses in the sum."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight of teacher {self.source} is {self.weight}: it must be positive, or leave it out")
+
+    @property
+    def called(self) -> str:
+        return self.name or Path(self.source).name
+
+    def read(self) -> Encoder:
+        """The tower, frozen.
+
+        Raises:
+            ValueError: several towers, or one that does not see squares of one size.
+        """
+        tower = load(self.source, tap=Tap(self.tap_layer, self.tap_norm), image_size=self.image_size or None)
+        if not isinstance(tower, Encoder):
+            raise ValueError(f"teacher {self.source} is several towers: give each of them its own entry in teachers")
+        side_of(tower, f"teacher {self.source}")
+        return tower.requires_grad_(False).eval()
+
+
+class Distilled(nn.Module):
+    """A student whose output is its loss, so that wrappers for several processes see one forward."""
+
+    def __init__(self, student: Agglomerate, weights: Sequence[float]):
+        super().__init__()
+        self.student, self.weights = student, tuple(weights)
+
+    def forward(self, pixels: Tensor, told: Sequence[VisionOutput]) -> Tensor:
+        """The weighted sum over teachers, a mean over pictures.
+
+        Args:
+            pixels: (B, 3, H, W), as the student sees them.
+            told: of each teacher.
+        """
+        seen = self.student.seen(pixels)
+        each = zip(self.weights, self.student.each(), told, strict=True)
+        return torch.stack([weight * heads.loss(seen, one) for weight, heads, one in each]).sum()
+
+
+def distilling(
+    settings: Training, accelerator: Accelerator, model: Distilled, teachers: Sequence[Encoder], lr: float
+) -> Step:
+    """Steps that train a student and its heads on batches of "views" (B, 3, H, W) in 0..255; a term of the loss is a picture.
+
+    Args:
+        teachers: on the accelerator's device, whole in every process; each sees the views in its own size.
+    """
+    encoder = model.student.encoder
+    encoder.model.gradient_checkpointing = settings.gradient_checkpointing
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        views = batch["views"]
+        return model(as_seen_by(encoder, views, AS_DRAWN), told_by(teachers, views)) * len(views)
+
+    def parts(model: nn.Module) -> dict[str, nn.Module]:
+        return {name: model.get_submodule(f"student.{name}") for name in ("encoder", "heads")}
+
+    task = Task(
+        loss=loss,
+        terms=lambda batch: torch.tensor(len(batch["views"]), device=batch["views"].device),
+        unit="picture",
+        parts=parts,
+        groups=lambda model: parameter_groups(
+            [(part, lr) for part in parts(model).values()], weight_decay=settings.weight_decay
+        ),
+        layers=frozenset({"Block"}),
+    )
+    return Step(settings, accelerator, model, task)
+
+
+@torch.no_grad()
+def told_by(teachers: Sequence[Encoder], views: Tensor) -> list[VisionOutput]:
+    """What each teacher gives for views (B, 3, H, W) in 0..255."""
+    return [teacher(as_seen_by(teacher, views, AS_DRAWN)) for teacher in teachers]
+
+
+@torch.no_grad()
+def standardise(
+    accelerator: Accelerator, student: Agglomerate, teachers: Sequence[Encoder], batches: Iterable[Drawn]
+) -> None:
+    """Set mean and std of the heads by the teachers' features of these views, those of all processes together.
+
+    A channel that varies less than a thousandth of the average channel is divided by that much.
+    """
+    heads = {f"{i}/{part}": head for i, both in enumerate(student.each()) for part, head in both.each().items()}
+    sums = {key: torch.zeros(3, len(head.mean), dtype=torch.float64) for key, head in heads.items()}
+    for drawn in batches:
+        with accelerator.autocast():
+            told = told_by(teachers, drawn.views[0].to(accelerator.device))
+        for i, (both, out) in enumerate(zip(student.each(), told, strict=True)):
+            for part, values in both.features(out).items():
+                rows = values.flatten(0, -2).double().cpu()
+                sums[f"{i}/{part}"] += torch.stack([torch.ones_like(rows), rows, rows.square()]).sum(dim=1)
+    for key, head in heads.items():
+        count, total, squares = torch.as_tensor(accelerator.reduce(sums[key].to(accelerator.device), "sum"))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        head.mean.copy_(mean)
+        head.std.copy_(std.clamp_min(1e-3 * std.mean().item() + 1e-12))
+
+
+@torch.no_grad()
+def likeness(
+    settings: Training,
+    accelerator: Accelerator,
+    student: Agglomerate,
+    teachers: Sequence[Encoder],
+    samples: Sequence[Sample],
+    side: int,
+) -> dict[str, float]:
+    """Mean cosine similarity to what the teachers give for pictures, in their own units and on their grids.
+
+    Beside it that of the best constant: of all vectors that do not depend on picture and place, the one nearest to the
+    teacher's. Every process must call it and sees its share. A picture that cannot be decoded gives way to the next.
+
+    Args:
+        student: on the accelerator's device, as the teachers; one that is sharded within `Step.measured`.
+        side: of the views in pixels.
+
+    Returns:
+        "eval_cosine/TEACHER/patches", "eval_constant/TEACHER/patches", and so for "summary" where there is one.
+    """
+    size, processes = settings.micro_batch_size, accelerator.num_processes
+    batches = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)]
+    turns = range(accelerator.process_index, -(-len(batches) // processes) * processes, processes)
+    loader = DataLoader(
+        Pictures(samples, [Plain(middle(side))]),
+        batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
+        collate_fn=collate,
+        num_workers=settings.workers,
+        generator=torch.Generator(),
+    )
+    sums: dict[str, Tensor] = {}
+    with evaluating(student):
+        for turn, drawn in zip(turns, loader, strict=True):
+            views = drawn.views[0].to(accelerator.device)
+            with accelerator.autocast():
+                seen = student.seen(as_seen_by(student.encoder, views, AS_DRAWN))
+                for heads, told in zip(student.each(), told_by(teachers, views), strict=True):
+                    for key, value in heads.nearness(seen, told).items():
+                        counts = turn < len(batches)  # past the last batch a process only keeps the others company
+                        sums[key] = sums.get(key, torch.zeros_like(value)) + value * counts
+    for key in sums:
+        sums[key] = torch.as_tensor(accelerator.reduce(sums[key], "sum")) / len(samples)
+    return {key: value.norm().item() if value.ndim else value.item() for key, value in sums.items()}
+
+
+def space_of(name: str, teacher: Encoder) -> Space:
+    """Its widths at its tap."""
+    config = teacher.config
+    pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
+    return Space(name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token)
+
+
+def side_of(encoder: Encoder, who: str) -> int:
+    """Pixels along a side of what it sees. Raises ValueError where that is no square of one size."""
+    size = encoder.preprocess.output_size
+    if size is None or size[0] != size[1]:
+        raise ValueError(f"{who} sees {size or 'any size'}: expected one square size, as views are; give image_size")
+    return size[0]
+
+
+def middle(side: int) -> Preprocess:
+    """The middle square of a picture, in ImageNet's normalisation: what a new student sees, and the test shows."""
+    mean, std = IMAGENET
+    square = (side, side)
+    return Preprocess(
+        resize="shortest_edge", resize_to=square, resample="bicubic", crop=square, rescale=1 / 255, mean=mean, std=std
+    )

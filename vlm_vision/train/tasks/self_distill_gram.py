@@ -1,0 +1,77 @@
+"""The earlier teacher of Gram anchoring: which one, what it sees, where its patches lie."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm_vision.encoder import Encoder
+from vlm_vision.load import load
+from vlm_vision.nn.config import Tap
+from vlm_vision.nn.position import Grid
+from vlm_vision.nn.vit import VisionTransformer
+from vlm_vision.objectives.gram import Negatives
+
+
+@dataclass(frozen=True)
+class Gram:
+    """What Gram anchoring holds on to: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), section 4."""
+
+    teacher: str = ""
+    """Argument of vlm_vision.load, an earlier teacher, for weights.gram."""
+    image_size: int = 0
+    """Side of what it sees of a large crop, without distortions, its features then resized to the student's patches;
+    twice the student's in DINOv3. 0 for the crop itself, in the earlier teacher's own size, with as many patches."""
+    refresh: int = 0
+    """Steps after which it becomes what the teacher is then, time and again; 0 for never, 10,000 in DINOv3."""
+    refreshes: int = 0
+    """How often at most; 0 for always, 3 in DINOv3."""
+    negatives: Negatives = "clip"
+    """As `vlm_vision.objectives.gram.gram_loss` has it; keep in DINOv3."""
+
+    def __post_init__(self) -> None:
+        if min(self.image_size, self.refresh, self.refreshes) < 0:
+            raise ValueError(f"{self}: expected image_size, refresh and refreshes of at least 0")
+        if not self.teacher and any((self.image_size, self.refresh, self.refreshes)):
+            raise ValueError("gram has settings and no teacher: give gram.teacher, an earlier teacher, or none of them")
+
+    def due(self, steps: int) -> bool:
+        """Whether the earlier teacher is to be refreshed after so many steps."""
+        if not self.refresh or steps % self.refresh:
+            return False
+        return not self.refreshes or steps // self.refresh <= self.refreshes
+
+
+def earlier_teacher(gram: Gram, encoder: Encoder) -> Encoder:
+    """A loaded encoder whose patches lie where the student's do, or are to be resized to them.
+
+    Raises:
+        ValueError: several towers; another grid; to be refreshed, and of another architecture.
+    """
+    source, grid = gram.teacher, encoder.config.grid
+    earlier = load(source, tap=Tap())
+    if not isinstance(earlier, Encoder):
+        raise ValueError(f"gram.teacher {source} is several towers: expected one")
+    found = earlier.grid(*(earlier.preprocess.output_size or encoder.config.image_size))
+    if not gram.image_size and found != grid:
+        raise ValueError(
+            f"gram.teacher {source} has {found} patches and the student {grid}: expected equally many, or gram.image_size"
+        )
+    if not gram.refresh:
+        return earlier
+    own, theirs = ({name: one.shape for name, one in each.model.state_dict().items()} for each in (encoder, earlier))
+    if differ := sorted(name for name, _ in own.items() ^ theirs.items() if name != "mask_token"):
+        raise ValueError(
+            f"gram.teacher {source} and the student differ at {differ[0]}: gram.refresh needs the student's architecture"
+        )
+    model = VisionTransformer(encoder.config)
+    model.load_state_dict(encoder.model.state_dict() | earlier.model.state_dict())
+    return Encoder(model, preprocess=earlier.preprocess, origin=earlier.origin)
+
+
+def on_grid(tokens: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """Patch tokens (B, h * w, D) of one grid, resized to another by a bicubic without antialiasing, as DINOv3 does."""
+    if grid == to:
+        return tokens
+    square = tokens.float().mT.unflatten(-1, grid)
+    return F.interpolate(square, size=to, mode="bicubic").flatten(2).mT

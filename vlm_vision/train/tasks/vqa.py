@@ -1,0 +1,99 @@
+"""Visual instruction tuning as a task for `Step`: the loss of answers, and the micro-batches that have them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.labels import IGNORED
+from vlm_vision.data.conversations.records import Conversation
+from vlm_vision.train.conversations import Settings
+from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.step import Batch, Step, Task
+from vlm_vision.train.loss import answer_loss, num_answer_tokens
+from vlm_vision.train.optim.groups import parameter_groups
+from vlm_vision.train.trainable import group_modules, unwrapped
+
+
+def answering(settings: Settings, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
+    """Steps that train answers.
+
+    Args:
+        model: of `set_trainable`, on any device.
+        rates: learning rate for each group of parameters that may train.
+    """
+
+    def parts(model: nn.Module) -> dict[str, nn.Module]:
+        own = group_modules(model)
+        return {name: own[name] for name in rates}
+
+    def groups(model: nn.Module) -> list[dict]:
+        return parameter_groups(
+            [(part, rates[name]) for name, part in parts(model).items()], weight_decay=settings.weight_decay
+        )
+
+    vlm = unwrapped(model)
+    frozen = not any(weight.requires_grad for weight in vlm.encoder.parameters())
+    task = Task(
+        loss=answer_loss,
+        terms=num_answer_tokens,
+        unit="answer_token",
+        parts=parts,
+        groups=groups,
+        layers=frozenset(vlm._no_split_modules or ()),
+        aside=(vlm.encoder,) if frozen else (),
+    )
+    return Step(settings, accelerator, model, task)
+
+
+class WithPicture:
+    """A collator whose batches always show a picture, so that all processes run the same parts of the model.
+
+    Where none of the conversations has one, `witness` is added as a row without labels: its gradient is zero.
+    """
+
+    def __init__(self, collate: Collator, witness: Conversation | None):
+        self.collate, self.witness = collate, witness
+
+    def __call__(self, conversations: Sequence[Conversation]) -> Batch:
+        batch = self.collate(conversations)
+        if self.witness is None or any(one.images for one in conversations):
+            return batch
+        added = self.collate([self.witness])
+        added["labels"] = torch.full_like(added["labels"], IGNORED)
+        fill = {"labels": IGNORED, "input_ids": self.collate.processor.tokenizer.pad_token_id}
+        width = max(batch["labels"].shape[1], added["labels"].shape[1])
+
+        def rows(name: str, values: Tensor) -> Tensor:
+            return F.pad(values, (0, width - values.shape[1]), value=fill.get(name, 0))
+
+        return added | {name: torch.cat([rows(name, batch[name]), rows(name, added[name])]) for name in batch}
+
+
+def batches_of_steps(
+    settings: Settings,
+    accelerator: Accelerator,
+    conversations: Sequence[Conversation],
+    collate: Collator,
+    *,
+    first_step: int,
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of each step, from `first_step` on."""
+    batches = own_batches(settings, accelerator, len(conversations), first_step=first_step)
+    witness = next((one for one in conversations if one.images), None)
+    loader = iter(
+        DataLoader(
+            conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
+            batch_sampler=batches,
+            collate_fn=WithPicture(collate, witness),
+            num_workers=settings.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
+        )
+    )
+    for _ in range(first_step, settings.steps):
+        yield [next(loader) for _ in range(batches.micro_batches)]

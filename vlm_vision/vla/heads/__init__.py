@@ -1,0 +1,1 @@
+"""Action heads: tokens, parallel slots, flow matching."""

@@ -1,0 +1,56 @@
+"""What every action head is: a module that learns actions from a prefix, and gives them."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlm_vision.vla.heads.prefix import Prefix
+
+
+class ActionHead(nn.Module):
+    """Actions are normalised, (B, K, A): K time steps of A numbers. Steps where `padded` (B, K) is true do not count."""
+
+    name: ClassVar[str]
+    reads_state: ClassVar[bool] = False
+    """Whether it takes the robot's state itself; for other heads the state is one more token of the prompt."""
+
+    bounded: ClassVar[bool] = False
+    """Whether it gives numbers from -1 to 1 and no others."""
+
+    drawn: ClassVar[tuple[str, ...]] = ()
+    """Names of what `draws` gives."""
+
+    tail_ids: tuple[int, ...] = ()
+    """Words that stand behind the actions."""
+
+    def __init__(self, *, action_dim: int, chunk: int, **options: Any):
+        super().__init__()
+        self.action_dim, self.chunk, self.options = action_dim, chunk, options
+
+    def tail(self, like: Tensor) -> Tensor:
+        """`tail_ids` for each row of ids (B, T): (B, E)."""
+        words = [like.new_full((len(like), 1), word) for word in self.tail_ids]
+        return torch.cat([like[:, :0], *words], dim=1)
+
+    @staticmethod
+    def draws(seeds: Sequence[int], chunk: int, action_dim: int) -> dict[str, Tensor]:
+        """What `loss` wants drawn at random, each row a function of its seed, so that a batch may be cut anywhere."""
+        return {}
+
+    def loss(self, prefix: Prefix, actions: Tensor, padded: Tensor, **draws: Tensor) -> Tensor:
+        """Sum of the loss over `terms` terms, a scalar in float32."""
+        raise NotImplementedError
+
+    def terms(self, padded: Tensor) -> Tensor:
+        """How many terms `loss` sums: by default one for each number of an action."""
+        return (~padded).sum() * self.action_dim
+
+    def prefill(self, prefix: Prefix) -> Any:
+        """What the language model makes of the prompt, for `decode`."""
+        raise NotImplementedError
+
+    def decode(self, held: Any) -> Tensor:
+        """Actions (B, K, A), float32."""
+        raise NotImplementedError

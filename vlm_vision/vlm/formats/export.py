@@ -1,0 +1,55 @@
+"""`vlm_vision.export`: a `VisionLanguageModel` into a folder that other software loads, proved by loading it again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import save_torch_state_dict
+
+from vlm_vision.files import whole, write_json
+from vlm_vision.vlm.formats import llava_export, prismatic
+from vlm_vision.vlm.formats.common import Folder
+from vlm_vision.vlm.model import VisionLanguageModel
+
+FORMATS: dict[str, tuple[Callable[[VisionLanguageModel], Folder], Callable[[VisionLanguageModel, Path], None]]] = {
+    "llava": (llava_export.to_folder, llava_export.verify),
+    "prismatic": (prismatic.to_folder, prismatic.verify),
+}
+"""format -> (how it is expressed, how it is read back and compared)"""
+
+
+def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify: bool = True) -> None:
+    """Write the model to `folder` in a public layout.
+
+    Args:
+        vlm: with its processor, and adapters merged. Weights keep their dtype; config.json names the language model's.
+        format: "llava" is transformers' LlavaForConditionalGeneration (also of vLLM and others), with the layout AnyRes
+            LlavaNextForConditionalGeneration: one CLIP or SigLIP tower tapped before the final norm, projector "mlp".
+            "prismatic" is the layout of Prismatic and OpenVLA: DINOv2 with registers and SigLIP fused, or one tower, and
+            one picture, right after the first token; see `vlm_vision.vlm.formats.prismatic`.
+        folder: made if absent; on an error nothing is left in it.
+        verify: load what was written ("llava" in unmodified transformers, "prismatic" with `load_prismatic`) and compare
+            weights' names, inputs and logits. Needs memory for the model once more.
+
+    Raises:
+        ValueError: the format cannot express the model, with the reason and what to do; or what was read back differs.
+    """
+    if not isinstance(vlm, VisionLanguageModel) or _adapted(vlm):
+        raise ValueError("adapters are not merged: export the result of vlm_vision.train.adapters.merge")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}: expected {' or '.join(map(repr, FORMATS))}")
+    if vlm.processor is None:
+        raise ValueError("the model has no processor, so that there is no tokenizer to write: set vlm.processor")
+    express, check = FORMATS[format]
+    written = express(vlm)
+    with whole(Path(folder)) as staging:
+        save_torch_state_dict(written.tensors, staging, metadata={"format": "pt"})
+        written.tokenizer.save_pretrained(staging)
+        vlm.generation_config.save_pretrained(staging)
+        for name, content in {"config.json": written.config, **written.files}.items():
+            write_json(staging / name, content)
+        if verify:
+            check(vlm, staging)
+
+
+def _adapted(vlm: VisionLanguageModel) -> bool:
+    return any(type(module).__module__.startswith("peft.") for module in vlm.modules())
