@@ -11,7 +11,7 @@ import vlm_vision as vv
 from vlm_vision.checkpoints.save import FORMATS
 from vlm_vision.cli import serve as serve
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.load import known_device
+from vlm_vision.load_encoder import known_device
 from vlm_vision.preprocess.images import load_image
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vlm_vision.load import known_device
+from vlm_vision.load_encoder import known_device
 from vlm_vision.serve.settings import TOKEN_VARIABLE, Settings, read_token
 
 

@@ -14,7 +14,7 @@ from vlm_vision.checkpoints.save import hf_files
 from vlm_vision.data.images.views import normalised
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.objectives.distill import hard_distillation_loss, soft_distillation_loss

@@ -33,7 +33,7 @@ from vlm_vision.checkpoints.towers import Hints
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.load import known_device, known_dtype, load, load_projector
+from vlm_vision.load_encoder import known_device, known_dtype, load, load_projector
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 from vlm_vision.vlm.formats.common import (
