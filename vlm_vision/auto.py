@@ -33,6 +33,9 @@ class _WatchedLoader:
     def __init__(self, loader: "Loader"):
         self._loader = loader
 
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)  # runpy asks for get_code
+
     def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return self._loader.create_module(spec)
 

@@ -18,7 +18,8 @@ from accelerate.utils import (
     ProjectConfiguration,
     set_seed,
 )
-from jsonargparse import ArgumentParser
+
+from vlm_vision.train.command_line import SettingsParser
 
 LONGEST_WAIT = timedelta(hours=6)
 """Of a process for another one, which may encode all pictures or load a large model meanwhile."""
@@ -93,11 +94,11 @@ def as_plain(settings: Training) -> dict[str, Any]:
 
 
 def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
-    """Typed settings from --config FILE.yaml and --key value."""
-    parser = ArgumentParser(prog=f"python -m {name}", description=about)
-    parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
-    parser.add_class_arguments(kind, as_positional=False)
-    settings = parser.instantiate(parser.parse_args(arguments))
+    """Typed settings from --config NAME_OR_FILE and --key value."""
+    configs = Path(sys.modules[kind.__module__].__file__ or "").parent / "configs"
+    parser = SettingsParser(kind, name.removeprefix("recipes."), about, configs)
+    words = parser.with_files(sys.argv[1:] if arguments is None else arguments)
+    settings = parser.instantiate(parser.parse_args(words))
     return kind(**{name: value for name, value in settings.items() if name != "config"})
 
 
