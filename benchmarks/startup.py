@@ -6,6 +6,7 @@ python -m benchmarks.startup --runs 20
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks.timing import interleaved, machine
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help="interleaved runs of each (default: %(default)s)")
     runs = parser.parse_args().runs
     jobs = {"python -c pass": ["pass"]} | {f"vlm-vision {name}": [SCRIPT, name] for name in COMMANDS}
-    contestants = {
+    contestants: dict[str, Callable[[], object]] = {
         name: partial(subprocess.run, [sys.executable, "-c", *words], check=True, stdout=subprocess.DEVNULL)
         for name, words in jobs.items()
     }

@@ -13,7 +13,7 @@ import pytest
 import vlm_vision
 from vlm_vision.cli.commands import train
 from vlm_vision.cli.main import main
-from vlm_vision.train.command_line import SettingsParser
+from vlm_vision.train.command_line import settings_parser
 
 RECIPES = Path(train._folder())
 
@@ -65,8 +65,9 @@ def test_a_misspelt_key_of_a_config_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("name", train.names())
 def test_every_setting_of_every_recipe_has_a_help_text(name):
     module = train.recipe(name)
-    parser = SettingsParser(module.Config, name, module.__doc__, RECIPES / "configs")
+    parser = settings_parser(module.Config, name, module.__doc__)
     assert not [action.dest for action in parser._actions if not (action.help or "").strip()]
+    assert module.__doc__
     commands = [line for line in module.__doc__.splitlines() if f"recipes.{name}" in line]
     assert commands and all(line in parser.format_help() for line in commands)  # on lines of their own
 

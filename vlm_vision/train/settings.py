@@ -19,7 +19,7 @@ from accelerate.utils import (
     set_seed,
 )
 
-from vlm_vision.train.command_line import SettingsParser
+from vlm_vision.train.command_line import settings_parser, with_config_files
 
 LONGEST_WAIT = timedelta(hours=6)
 """Of a process for another one, which may encode all pictures or load a large model meanwhile."""
@@ -96,8 +96,8 @@ def as_plain(settings: Training) -> dict[str, Any]:
 def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
     """Typed settings from --config NAME_OR_FILE and --key value."""
     configs = Path(sys.modules[kind.__module__].__file__ or "").parent / "configs"
-    parser = SettingsParser(kind, name.removeprefix("recipes."), about, configs)
-    words = parser.with_files(sys.argv[1:] if arguments is None else arguments)
+    words = with_config_files(sys.argv[1:] if arguments is None else arguments, configs)
+    parser = settings_parser(kind, name.removeprefix("recipes."), about)
     settings = parser.instantiate(parser.parse_args(words))
     return kind(**{name: value for name, value in settings.items() if name != "config"})
 
