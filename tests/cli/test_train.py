@@ -29,7 +29,7 @@ def test_a_recipe_runs_with_a_config_by_its_name(tmp_path, monkeypatch):
         "4",
         "--eval_limit",
         "4",
-        "--eval_neighbours",
+        "--eval_neighbors",
         "0",
         "--warmup_steps",
         "1",
@@ -54,7 +54,7 @@ def test_configs_are_given_by_name_by_file_name_or_by_path(tmp_path, monkeypatch
     assert mae.parse(["--config", "mine.yaml", "--steps", "3"]).seed == 7
 
 
-def test_a_misspelt_key_of_a_config_is_one_line(tmp_path, capsys):
+def test_a_misspelled_key_of_a_config_is_one_line(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("out: x\nmodel:\n  decoder:\n    depht: 3\n")
     with pytest.raises(SystemExit, match="2"):
         train.recipe("mae").parse(["--config", str(tmp_path / "a.yaml"), "--data.train", "x"])

@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 
 from vlm_vision.robot.episode import Episode
-from vlm_vision.sim.baselines import Expert
+from vlm_vision.sim.baselines import ScriptedExpert
 from vlm_vision.sim.environment import EVALUATION_SEED, TRAINING_SEED
 from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 
@@ -26,7 +26,7 @@ class Recorder:
 
     Args:
         views: cameras, each named after its view of the scene.
-        size: side of the pictures, in pixels.
+        size: side of the images, in pixels.
         noise: standard deviation of what is added to the actions that are executed. Recorded are the expert's own, so that
             a policy sees what to do beside the expert's path (DART, Laskey et al. 2017).
         horizon: steps after which a try has failed.
@@ -43,7 +43,7 @@ class Recorder:
 
     def __call__(self, task: str, seed: int) -> Episode:
         """Until the task is done or time is up; `success` tells which."""
-        environment, expert = _environment(task, self.views, self.size, self.horizon), Expert(self.views)
+        environment, expert = _environment(task, self.views, self.size, self.horizon), ScriptedExpert(self.views)
         drawn = np.random.default_rng([seed, 1])
         seen, actions = [environment.reset(seed)], []
         while True:

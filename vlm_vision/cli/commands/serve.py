@@ -2,7 +2,7 @@
 
 import argparse
 
-from vlm_vision.serve.settings import TOKEN_VARIABLE, Settings, read_token
+from vlm_vision.serve.settings import TOKEN_VARIABLE, ServerSettings, read_token
 
 
 def add_to(serve: argparse.ArgumentParser) -> None:
@@ -14,9 +14,12 @@ def add_to(serve: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of statistics saved with it, which clients send as unnorm_key",
     )
-    serve.add_argument("--host", default=Settings.host, help="address to listen on (default: %(default)s)")
+    serve.add_argument("--host", default=ServerSettings.host, help="address to listen on (default: %(default)s)")
     serve.add_argument(
-        "--port", type=int, default=Settings.port, help="port to listen on, 0 for a free one (default: %(default)s)"
+        "--port",
+        type=int,
+        default=ServerSettings.port,
+        help="port to listen on, 0 for a free one (default: %(default)s)",
     )
     serve.add_argument(
         "--map",
@@ -68,16 +71,16 @@ def add_to(serve: argparse.ArgumentParser) -> None:
         ("stall_s", float, "seconds that a message may take to arrive"),
         ("grace_s", float, "seconds that requests in flight may take when stopped"),
     ):
-        default = getattr(Settings, name)
+        default = getattr(ServerSettings, name)
         option = "--" + name.replace("_", "-")
         serve.add_argument(option, type=kind, default=default, help=f"{meaning} (default: %(default)s)")
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> ServerSettings:
     """What was asked for. Raises ValueError, or OSError for a token file that cannot be read."""
-    names = set(Settings.__dataclass_fields__) - {"token", "keys"}
+    names = set(ServerSettings.__dataclass_fields__) - {"token", "keys"}
     chosen = {name: getattr(options, name) for name in names}
-    return Settings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
+    return ServerSettings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
 
 
 def _keys(pairs: list[str]) -> dict[str, str]:

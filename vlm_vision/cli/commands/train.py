@@ -29,9 +29,10 @@ def run(options: argparse.Namespace) -> None:
         what = hint(options.name, names(), f"expected one of {', '.join(names())}")
         raise ValueError(f"there is no recipe {options.name}: {what}")
     module = recipe(options.name)
-    from vlm_vision.train.settings import run as run_recipe
 
-    run_recipe(f"vlm-vision train {options.name}", lambda: module.main(module.parse(options.settings)))
+    from vlm_vision.train.settings import run_cli
+
+    run_cli(f"vlm-vision train {options.name}", lambda: module.main(module.parse(options.settings)))
 
 
 def names() -> list[str]:
