@@ -116,7 +116,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     color: Color | None = OPENVLA_COLOR if config.color else None
     collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    rates |= {"language": config.lr_language, "action": config.lr_action}
+    rates |= {"language": config.lr_language, "hands": config.lr_action}
     step = vla_step(config, accelerator, model, rates=rates)
 
     # The loop.
