@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -65,10 +66,10 @@ def test_a_misspelled_key_of_a_config_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("name", train.names())
 def test_every_setting_of_every_recipe_has_a_help_text(name):
     module = train.recipe(name)
-    parser = settings_parser(module.Config, name, module.__doc__)
+    parser = settings_parser(get_type_hints(module.parse)["return"], name, module.__doc__)
     assert not [action.dest for action in parser._actions if not (action.help or "").strip()]
     assert module.__doc__
-    commands = [line for line in module.__doc__.splitlines() if f"recipes.{name}" in line]
+    commands = [line for line in module.__doc__.splitlines() if f"vlm-vision train {name}" in line]
     assert commands and all(line in parser.format_help() for line in commands)  # on lines of their own
 
 
