@@ -52,7 +52,12 @@ def prepared(tmp_path_factory) -> Path:
     """A folder with what a reader of the pages has: images, and in place of the hub a few small models."""
     folder = tmp_path_factory.mktemp("reader")
     random = np.random.default_rng(0)
-    for name, (height, width) in {"image.png": (90, 120), "cat.jpg": (80, 80), "wide.jpg": (40, 120), "tall.jpg": (120, 40)}.items():
+    for name, (height, width) in {
+        "image.png": (90, 120),
+        "cat.jpg": (80, 80),
+        "wide.jpg": (40, 120),
+        "tall.jpg": (120, 40),
+    }.items():
         Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
     words = "what is this ? which color has the shape a an red green blue circle square it shows describe image assistant user"
     tokenizer = word_tokenizer([words])
@@ -96,7 +101,11 @@ def replaced() -> dict[str, str]:
     with socket.socket() as line:
         line.bind(("127.0.0.1", 0))
         port = line.getsockname()[1]
-    return REPLACED | {"PORT = 8000": f"PORT = {port}", "--port 8000": f"--port {port}", "127.0.0.1:8000": f"127.0.0.1:{port}"}
+    return REPLACED | {
+        "PORT = 8000": f"PORT = {port}",
+        "--port 8000": f"--port {port}",
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+    }
 
 
 def page_blocks(page: str) -> list[Block]:
@@ -125,7 +134,9 @@ def test_blocks_that_do_not_run_say_why_and_are_counted():
     found: dict[str, int] = {}
     for page in PAGES:
         for block in page_blocks(page):
-            assert block.language in (*RUN, *SHOWN), f"{page}, line {block.line}: a block of {block.language or 'no language'}"
+            assert block.language in (*RUN, *SHOWN), (
+                f"{page}, line {block.line}: a block of {block.language or 'no language'}"
+            )
             if "not run" in block.marks:
                 assert len(block.marks["not run"]) > 10, f"{page}, line {block.line}: the mark gives no reason"
                 found[page] = found.get(page, 0) + 1
@@ -208,7 +219,9 @@ def _hook(name: str):
 
 
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
-    said = "\n".join(_strings(path) for path in [*(ROOT / "vlm_vision").rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
+    said = "\n".join(
+        _strings(path) for path in [*(ROOT / "vlm_vision").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    )
     for quoted in re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE):
         for part in re.split(r"\s*\.\.\.\s*", quoted):
             assert part in said, part
@@ -216,7 +229,11 @@ def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
 
 def _strings(path: Path) -> str:
     """The fixed parts of all texts of a module."""
-    return "\n".join(node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return "\n".join(
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 def _needs_simulator(text: str) -> None:

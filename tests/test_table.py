@@ -1,4 +1,4 @@
-"""README's table of families and formats is what the code says, and every cell of it loads here."""
+"""The table of families and formats in docs/encoders.md is what the code says, and every cell of it loads here."""
 
 import json
 import warnings
@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.sniff import FORMATS
 from vlm_vision.cli.main import main
 from vlm_vision.encoder import Origin
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "encoders.md").read_text()
 
 GOLDEN = {
     ("hf", "vit"): "hf_vit", ("hf", "deit"): "hf_deit_distilled", ("hf", "vit_mae"): "hf_vit_mae",
@@ -37,9 +37,9 @@ GOLDEN = {
 CELLS = [(form, family) for form, families in FORMATS.items() for family in families]
 
 
-def test_the_table_in_the_readme_is_the_one_of_the_code(capsys):
+def test_the_table_in_the_docs_is_the_one_of_the_code(capsys):
     assert main(["formats"]) == 0
-    assert capsys.readouterr().out in README
+    assert capsys.readouterr().out in PAGE
 
 
 @pytest.mark.parametrize(("form", "family"), CELLS)

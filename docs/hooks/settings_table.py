@@ -54,7 +54,7 @@ def _groups(prefix: str, kind: type) -> Iterator[tuple[str, type]]:
             yield prefix, one
     for field in fields(kind):
         inner = _hint(kind, field)
-        if is_dataclass(inner):
+        if isinstance(inner, type) and is_dataclass(inner):
             yield from _groups(f"{prefix}{field.name}.", inner)
 
 

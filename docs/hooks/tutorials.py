@@ -10,7 +10,7 @@ TUTORIALS = Path(__file__).parents[1] / "tutorials"
 
 def on_files(files: Any, config: Any) -> Any:
     """Add a page and a notebook for each script."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]  # where the extra docs is installed
 
     for script in sorted(TUTORIALS.glob("*.py")):
         for suffix, make in ((".md", page), (".ipynb", notebook)):

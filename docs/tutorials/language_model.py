@@ -61,7 +61,9 @@ def conversations(count: int, start: int) -> list[Conversation]:
         color, shape = list(COLORS)[i % 4], SHAPES[(i // 4) % 2]
         path = Path("tutorial_shapes") / f"{i}.png"
         draw(path, color, shape, i)
-        question, answer, kind = ("what color is it?", color, "color") if i % 3 else ("what shape is it?", shape, "shape")
+        question, answer, kind = (
+            ("what color is it?", color, "color") if i % 3 else ("what shape is it?", shape, "shape")
+        )
         made.append(Conversation((str(path),), ((f"<image>\n{question}", answer),), kind))
     return made
 

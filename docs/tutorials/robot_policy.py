@@ -85,7 +85,9 @@ import json
 
 from recipes import vla
 
-encoder = dict(image_size=SIDE, patch_size=8, embed_dim=96, depth=3, num_heads=3, mlp_dim=384, class_token=False, pool="none")
+encoder = dict(
+    image_size=SIDE, patch_size=8, embed_dim=96, depth=3, num_heads=3, mlp_dim=384, class_token=False, pool="none"
+)
 language = dict(model_type="llama", hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2)
 language |= dict(num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True)
 settings = ["--out", "runs/tutorial_robot", "--data.train", json.dumps({"dots": "tutorial_recordings"})]

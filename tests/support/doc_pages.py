@@ -111,7 +111,9 @@ def run_command(words: list[str]) -> None:
         recipe = import_module(words[2])
         recipe.main(recipe.parse(words[3:]))
     else:
-        raise AssertionError(f"{' '.join(words)} is no command of this project: mark its block as not run, with a reason")
+        raise AssertionError(
+            f"{' '.join(words)} is no command of this project: mark its block as not run, with a reason"
+        )
 
 
 def _cli(arguments: list[str]) -> int:
