@@ -168,7 +168,7 @@ wanted = policy.act([Observation({"top": world.image()}, world.instruction)]).va
 assert np.allclose(np.stack(actions), wanted, atol=1e-5)
 
 server.terminate()
-server.wait()
+server.communicate()
 
 # %% [markdown]
 # Next: [robots](../robots.md) for simulators, published policies and what a real run needs; [serving](../serving.md) for tokens, limits

@@ -65,6 +65,7 @@ class Page:
         for server in self.servers:
             server.terminate()
             server.wait(20)
+            server.stdout.close()
 
     def run(self, block: Block) -> None:
         """Raises what the block raises."""
