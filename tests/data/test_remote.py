@@ -24,10 +24,10 @@ from vlm_vision.data.shards import fetch
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.data.stored_image import opened
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.prefetch import FetchAhead
 from vlm_vision.train.loop.sampler import StepBatches
-from vlm_vision.train.settings import Training
+from vlm_vision.train.settings import ImageData, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the server
 SIZES = (5, 4, 6, 5, 3, 5)
@@ -132,8 +132,8 @@ def rows_seen(samples: Samples, *, steps: int, first_step: int = 0, rank: int = 
     """Captions of every batch, as a process of a recipe draws them."""
     settings = Training(out="", batch_size=4, micro_batch_size=2, steps=steps, seed=7, workers=workers)
     accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, device=SimpleNamespace(type="cpu"))
-    loader, _ = batches_of_steps(settings, accelerator, samples, [VIEW], first_step=first_step)  # type: ignore[arg-type]
-    return [batch.captions for batch in loader]
+    batches = image_batches(settings, accelerator, samples, [VIEW], first_step=first_step)  # type: ignore[arg-type]
+    return [piece.captions for pieces in batches for piece in pieces]
 
 
 def files(folder: Path) -> list[str]:
@@ -205,8 +205,8 @@ def test_what_comes_is_what_is_drawn_from_next():
 
 
 def test_a_remote_epoch_equals_the_local_one_of_the_same_order(server, tmp_path):
-    remote, _ = read_data(Data(train=server.shards, cache=str(tmp_path / "cache"), shuffle_shards=2))
-    local, _ = read_data(Data(train=str(tmp_path / "served"), shuffle_shards=2))
+    remote, _ = read_data(ImageData(train=server.shards, cache=str(tmp_path / "cache"), shuffle_shards=2))
+    local, _ = read_data(ImageData(train=str(tmp_path / "served"), shuffle_shards=2))
     assert rows_seen(remote, steps=14) == rows_seen(local, steps=14)
 
 
@@ -259,11 +259,11 @@ def test_a_cache_too_small_for_the_shards_that_are_shuffled_is_refused(server, t
     with pytest.raises(ValueError, match="holds 0 shards .* 6 are shuffled together: raise data.cache_gb"):
         read_samples(server.shards, cache=cache(tmp_path, 1e-6))
     with pytest.raises(ValueError, match="0 GB: it must have more"):
-        Data(train="x", cache_gb=0)
+        ImageData(train="x", cache_gb=0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(encoded(0))
     with pytest.raises(ValueError, match="has no shards: leave data.shuffle_shards empty"):
-        read_data(Data(train=str(tmp_path / "a"), shuffle_shards=2))
+        read_data(ImageData(train=str(tmp_path / "a"), shuffle_shards=2))
 
 
 def test_a_broken_connection_goes_on_where_it_broke(server, tmp_path):
@@ -320,9 +320,9 @@ def test_the_samples_of_a_missing_or_cut_shard_are_bad_and_replaced_by_those_of_
 
     settings = Training(out="", batch_size=4, micro_batch_size=4, steps=7, workers=workers)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=SimpleNamespace(type="cpu"))
-    loader, _ = batches_of_steps(settings, accelerator, samples, [VIEW], first_step=0)  # type: ignore[arg-type]
-    for batch in loader:
-        skipped.add(batch)
+    batches = image_batches(settings, accelerator, samples, [VIEW], first_step=0)  # type: ignore[arg-type]
+    for (piece,) in batches:
+        skipped.add(piece)
     assert (skipped.bad, skipped.seen) == (7, 35)
 
 
@@ -385,8 +385,9 @@ def test_a_disk_that_is_full_stops_the_run_too(server, tmp_path, monkeypatch):
 def test_what_the_cache_may_fill_does_not_make_another_run(server):
     from recipes.mae import Config, Model
 
+    encoder = dict(image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, mlp_dim=8)
     one, other, third = (
-        Config(out="a", data=Data(train="x", **changes), model=Model(encoder={"embed_dim": 8})).decisive()
+        Config(out="a", data=ImageData(train="x", **changes), model=Model(encoder=encoder)).decisive()
         for changes in ({}, {"cache": "elsewhere", "cache_gb": 2}, {"shuffle_shards": 4})
     )
     assert one == other != third
