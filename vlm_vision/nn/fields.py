@@ -30,20 +30,21 @@ def _types(config: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(config) if field.init}
 
 
-_VIT = _types(ViTConfig) | {"image_size": int | tuple[int, int]}
-_TEXT = {
+VIT_FIELDS = _types(ViTConfig) | {"image_size": int | tuple[int, int]}
+TEXT_FIELDS = {
     name: hint
     for name, hint in _types(TextConfig).items()
     if name not in ("vocab_size", "eos_id", "pad_id", "proj_dim")
 }
+"""Name -> type of what `vit_config` and `text_config` take."""
 
 if TYPE_CHECKING:
     ViTFields = dict[str, Any]
     TextFields = dict[str, Any]
 else:
-    ViTFields = TypedDict("ViTFields", _VIT, total=False)
+    ViTFields = TypedDict("ViTFields", VIT_FIELDS, total=False)
     """Fields of `ViTConfig`, any of which may be left out; image_size may be one side in pixels."""
-    TextFields = TypedDict("TextFields", _TEXT, total=False)
+    TextFields = TypedDict("TextFields", TEXT_FIELDS, total=False)
     """Fields of `TextConfig`, any of which may be left out, without those that follow from tokenizer and image tower."""
 
 
@@ -53,9 +54,10 @@ def vit_config(given: ViTFields) -> ViTConfig:
     Raises:
         ValueError: fields that are unknown, missing or impossible.
     """
-    _check_fields(ViTConfig, given, _VIT)
-    side = given["image_size"]
-    return ViTConfig(**(given | {"image_size": (side, side) if isinstance(side, int) else side}))
+    _check_fields(ViTConfig, given, VIT_FIELDS)
+    side: Any = given["image_size"]
+    size: dict[str, Any] = {"image_size": (side, side) if isinstance(side, int) else side}
+    return ViTConfig(**(given | size))
 
 
 def text_config(given: TextFields, **fixed: Any) -> TextConfig:
@@ -64,7 +66,7 @@ def text_config(given: TextFields, **fixed: Any) -> TextConfig:
     Raises:
         ValueError: fields that are unknown, missing or impossible.
     """
-    _check_fields(TextConfig, given, _TEXT)
+    _check_fields(TextConfig, given, TEXT_FIELDS)
     return TextConfig(**given, **fixed)
 
 
