@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
 from projectors.fused_mlp import FusedMLP
-from projectors.linear import Linear
-from projectors.mlp import Mlp
+from projectors.linear import LinearProjector
+from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
@@ -26,8 +26,8 @@ __all__ = [
     "CAbstractor",
     "FusedMLP",
     "Grid",
-    "Linear",
-    "Mlp",
+    "LinearProjector",
+    "MlpProjector",
     "PatchMerger",
     "Perceiver",
     "PixelShuffle",
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 PROJECTORS: dict[str, type[Projector]] = {
-    "linear": Linear,
-    "mlp": Mlp,
+    "linear": LinearProjector,
+    "mlp": MlpProjector,
     "fused_mlp": FusedMLP,
     "pixel_shuffle": PixelShuffle,
     "patch_merger": PatchMerger,

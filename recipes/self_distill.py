@@ -1,4 +1,4 @@
-"""Train an encoder to say of one crop of a picture what its own average says of another: DINO, iBOT, DINOv2.
+"""Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
 
     python -m benchmarks.emoji --out emoji
     python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
@@ -9,9 +9,9 @@ Caron et al. 2021, "Emerging properties in self-supervised vision transformers" 
 et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104),
 whose later phases each `start` from the run before: dinov3_gram.yaml and dinov3_high_res.yaml.
 
-What a picture shows and which of its patches are masked follow from the seed, the step and the picture alone. Sinkhorn, the
-centres and KoLeo compare the pictures of a micro-batch in all processes: where processes times micro_batch_size is the same,
-losses are (without drop_path, which is drawn in each process). A picture that is damaged gives way to the next one, and is
+What an image shows and which of its patches are masked follow from the seed, the step and the image alone. Sinkhorn, the
+centers and KoLeo compare the images of a micro-batch in all processes: where processes times micro_batch_size is the same,
+losses are (without drop_path, which is drawn in each process). An image that is damaged gives way to the next one, and is
 counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (the teacher's encoder, for vlm_vision.load and for transformers' Dinov2Model,
@@ -40,33 +40,33 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
-from vlm_vision.probe.features import picture_features
-from vlm_vision.probe.neighbours import Known, labelled, neighbours, share_told
-from vlm_vision.train.command import parsed, run
+from vlm_vision.probe.features import image_features
+from vlm_vision.probe.neighbours import LabeledImages, knn_accuracy, labeled_images, neighbors
+from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
 from vlm_vision.train.settings import ImageData, Training
-from vlm_vision.train.start import begin
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.self_distill import (
-    Heads,
-    Masks,
-    SelfDistilled,
+    BlockMaskSettings,
+    DinoHeadSettings,
+    LossWeights,
+    SelfDistillation,
     Sharpen,
-    Weights,
     earlier_of,
     prepare,
-    self_distilling,
+    self_distill_step,
     student_of,
     teacher_of,
     tensors,
 )
-from vlm_vision.train.tasks.self_distill_gram import Gram, earlier_teacher
+from vlm_vision.train.tasks.self_distill_gram import GramSettings, earlier_teacher
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class SelfDistillStudent:
     """The encoder that is trained; the teacher starts from the same weights."""
 
     fields: ViTFields = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crops:
+class CropSettings:
     """Crops of an image: two large ones, of the encoder's image_size, and several small ones."""
 
     small: int = 8
@@ -111,22 +111,22 @@ class Crops:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class SelfDistillConfig(Training):
     """One run."""
 
     data: ImageData
     """Images."""
-    student: Student
+    student: SelfDistillStudent
     """Encoder that is trained."""
-    crops: Crops = Crops()
+    crops: CropSettings = CropSettings()
     """Crops of each image."""
-    masks: Masks = Masks()
+    masks: BlockMaskSettings = BlockMaskSettings()
     """Masks of the student's large crops."""
-    heads: Heads = Heads()
+    heads: DinoHeadSettings = DinoHeadSettings()
     """Heads of student and teacher."""
-    patch_heads: Heads | None = None
+    patch_heads: DinoHeadSettings | None = None
     """Heads for patches, as in DINOv3; empty for one head for class token and patches."""
-    weights: Weights = Weights()
+    weights: LossWeights = LossWeights()
     """Weights of the parts of the loss."""
     teacher: Sharpen = "sinkhorn"
     """How the teacher's logits become probabilities that do not collapse: sinkhorn (DINOv2, DINOv3) or center (DINO)."""
@@ -136,7 +136,7 @@ class Config(Training):
     """Steps in which the temperature goes from first to last, in a straight line; 0 for the last at once."""
     momentum: tuple[float, float] = (0.992, 1.0)
     """First and last share of the teacher that a step keeps, along a cosine."""
-    gram: Gram = Gram()
+    gram: GramSettings = GramSettings()
     """Gram anchoring (DINOv3), for weights.gram above 0."""
     start: str = ""
     """Folder of a finished run to start from, with student, teacher and heads; positions are resized to image_size and AdamW's
@@ -161,12 +161,12 @@ class Config(Training):
     """Last weight decay, to which it goes along a cosine."""
     max_grad_norm: float = 3.0
     """Largest norm of the gradient, which is scaled down to it; .inf for no limit."""
-    eval_neighbours: int = 2000
+    eval_neighbors: int = 2000
     """Labeled images of each of training and test data, for nearest-neighbor tests; 0 for no such test."""
 
     def __post_init__(self):
         super().__post_init__()
-        self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbours")
+        self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbors")
         if self.crops.small < 0:
             raise ValueError(f"crops.small is {self.crops.small}: expected at least 0")
         if min(self.temperature) <= 0:
@@ -183,10 +183,10 @@ class Config(Training):
         return self.base_lr * math.sqrt(self.batch_size / 1024)
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: SelfDistillConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     with accelerator.main_process_first():
@@ -197,7 +197,7 @@ def main(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             as_published(encoder).save_pretrained(Path(folder) / "model")
-    step = self_distilling(
+    step = self_distill_step(
         config,
         accelerator,
         model,
@@ -212,7 +212,7 @@ def main(config: Config) -> dict[str, Any]:
     momentum = partial(cosine, start=config.momentum[0], end=config.momentum[1], steps=config.steps)
     weight_decay = partial(cosine, start=config.weight_decay, end=config.weight_decay_end, steps=config.steps)
     masks = config.masks if config.weights.ibot else None
-    looked = labelled_pictures(config, train, test) if config.eval_every else None
+    looked = evaluation_images(config, train, test) if config.eval_every else None
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
@@ -235,7 +235,7 @@ def main(config: Config) -> dict[str, Any]:
         if done % config.log_every == 0:
             progress.note(done, parts_of_the_loss(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
-            progress.note(done, {"neighbours": look(config, step, *looked)})
+            progress.note(done, {"neighbours": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -248,21 +248,21 @@ def main(config: Config) -> dict[str, Any]:
     trained = step.whole_model(lambda: model_of(config))
     accelerator.end_training()
     if accelerator.is_main_process:
-        assert isinstance(trained, SelfDistilled)
+        assert isinstance(trained, SelfDistillation)
         save_networks(trained, out)
         with whole(out / "model") as staging:
             as_published(teacher_of(trained).encoder).save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
-        if test and train.classes and config.eval_neighbours:
+        if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
-            found = neighbours(kept, train, test, limit=config.eval_neighbours, seed=config.seed)
+            found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbours": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
-def model_of(config: Config) -> SelfDistilled:
+def model_of(config: SelfDistillConfig) -> SelfDistillation:
     """Student and teacher, with equal weights.
 
     Raises:
@@ -277,8 +277,8 @@ def model_of(config: Config) -> SelfDistilled:
         encoder.model.reset_parameters()
     if encoder.config.layer_scale is not None:
         encoder.origin = Origin(family, "transformers")
-    encoder.preprocess = shown(encoder.config.image_size, config.student.crop_ratio)
-    return SelfDistilled(
+    encoder.preprocess = eval_preprocess(encoder.config.image_size, config.student.crop_ratio)
+    return SelfDistillation(
         encoder,
         config.heads,
         config.weights,
@@ -290,8 +290,8 @@ def model_of(config: Config) -> SelfDistilled:
     )
 
 
-def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
-    """What the encoder sees in the test: the middle of a picture, in ImageNet's normalisation."""
+def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
+    """What the encoder sees in the test: the middle of an image, in ImageNet's normalization."""
     mean, std = IMAGENET
     side = round(max(size) / crop_ratio)
     return Preprocess(
@@ -305,8 +305,8 @@ def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
     )
 
 
-def views_of(config: Config, encoder: vv.Encoder) -> tuple[View, ...]:
-    """Crops of a picture: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
+def views_of(config: SelfDistillConfig, encoder: vv.Encoder) -> tuple[View, ...]:
+    """Crops of an image: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
 
     Raises:
         ValueError: crops that are no squares of whole patches.
@@ -337,38 +337,41 @@ def as_published(encoder: vv.Encoder) -> vv.Encoder:
     return vv.Encoder(model, preprocess=encoder.preprocess, origin=encoder.origin)
 
 
-def parts_of_the_loss(accelerator: Accelerator, model: SelfDistilled) -> dict[str, float]:
+def parts_of_the_loss(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
     """Of the last micro-batch; every process must ask."""
     return {
-        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item() for name, part in model.told.items()
+        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item()
+        for name, part in model.loss_parts.items()
     }
 
 
-def labelled_pictures(config: Config, train: Samples, test: Samples | None) -> tuple[Known, Known] | None:
+def evaluation_images(
+    config: SelfDistillConfig, train: Samples, test: Samples | None
+) -> tuple[LabeledImages, LabeledImages] | None:
     """To be looked at while the run goes on; None where there are fewer than five."""
     if test is None or not train.classes:
         return None
-    known, asked = (labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test))
+    known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     return (known, asked) if min(len(known.labels), len(asked.labels)) >= 5 else None
 
 
-def look(config: Config, step: Step, known: Known, asked: Known) -> float:
-    """Share of pictures whose nearest neighbours tell their class, by the teacher; every process must call it, and sees
+def neighbor_accuracy(config: SelfDistillConfig, step: Step, known: LabeledImages, asked: LabeledImages) -> float:
+    """Share of images whose nearest neighbors tell their class, by the teacher; every process must call it, and sees
     all of them, as a sharded model is gathered by all."""
     with step.measured(), step.accelerator.autocast():
-        return share_told(partial(picture_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
+        return knn_accuracy(partial(image_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Nearest neighbours, by who looks."""
+    """Nearest neighbors, by who looks."""
     found = metrics.get("neighbours", {})
-    return "".join(f"nearest neighbours, {name:20} {share:7.1%}\n" for name, share in found.items())
+    return "".join(f"nearest neighbors, {name:20} {share:7.1%}\n" for name, share in found.items())
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> SelfDistillConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.self_distill", __doc__, arguments)
+    return parse_config(SelfDistillConfig, "recipes.self_distill", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.self_distill", lambda: main(parse()))
+    run_cli("recipes.self_distill", lambda: main(parse()))

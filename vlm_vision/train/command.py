@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 S = TypeVar("S")
 
 
-def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
+def parse_config(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
     """Typed settings from --config FILE.yaml and --key value.
 
     Raises:
@@ -40,7 +40,7 @@ def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | N
     return kind(**{key: value for key, value in settings.items() if key != "config"})
 
 
-def run(name: str, job: Callable[[], object]) -> None:
+def run_cli(name: str, job: Callable[[], object]) -> None:
     """Do the job of a script; what the user can put right is said in one sentence, with exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -10,7 +10,7 @@ from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.train.packing import check_packing
 from vlm_vision.train.settings import ConversationData, ConversationSettings, VlmSettings
-from vlm_vision.train.vlm import joined
+from vlm_vision.train.vlm import build_vlm
 from vlm_vision.vlm.model import VisionLanguageModel
 
 
@@ -28,16 +28,16 @@ def build_model(
     pack_length: int = 0,
     gradient_checkpointing: bool = False,
 ) -> VisionLanguageModel:
-    """As `joined`; a new language model knows the words of the conversations.
+    """As `build_vlm`; a new language model knows the words of the conversations.
 
     Args:
         pack_length: tokens of the rows into which conversations are packed; 0 where they are not.
 
     Raises:
-        ValueError: as `joined`; a language model that cannot train on packed rows where they are asked for.
+        ValueError: as `build_vlm`; a language model that cannot train on packed rows where they are asked for.
     """
     texts = (text for one in train for turn in one.turns for text in turn)
-    model = joined(settings, texts, gradient_checkpointing=gradient_checkpointing)
+    model = build_vlm(settings, texts, gradient_checkpointing=gradient_checkpointing)
     if pack_length:
         check_packing(model)
     return model
@@ -60,10 +60,10 @@ def feature_cache(
     trains = any(weight.requires_grad for weight in model.encoder.parameters())
     if not settings.cache_features or trains or model.processor.image_processor.canvas_size is None:
         return None
-    pictures = [picture for one in conversations for picture in one.images]
-    if not pictures:
+    images = [image for one in conversations for image in one.images]
+    if not images:
         return None
     model.encoder.to(accelerator.device)
     folder = settings.feature_folder or out / "features"
     with accelerator.main_process_first():
-        return FeatureCache.build(folder, model.encoder, pictures, dtype=settings.feature_dtype)
+        return FeatureCache.build(folder, model.encoder, images, dtype=settings.feature_dtype)

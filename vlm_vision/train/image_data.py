@@ -8,12 +8,12 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from vlm_vision.data.images.batches import Batch, Draws, Pictures, collate
+from vlm_vision.data.images.batches import Draws, ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.sample import Samples
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.train.loop.batches import batches_of_steps
-from vlm_vision.train.loop.prefetch import FetchAhead
+from vlm_vision.train.loop.prefetch import Prefetcher
 from vlm_vision.train.loop.sampler import own_batches
 from vlm_vision.train.settings import ImageData, Training
 
@@ -50,7 +50,7 @@ def image_batches(
     needs: tuple[Literal["caption", "label"], ...] = (),
     copies: int = 1,
     alike: Mapping[int, int] = MappingProxyType({}),
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[ImageBatch]]:
     """This process's micro-batches of each step, from `first_step` on.
 
     Args:
@@ -65,11 +65,11 @@ def image_batches(
     shards = samples.shards
     sizes = {"shards": shards.sizes, "together": shards.together} if shards else {}
     order = own_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
-    batches = FetchAhead(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
+    batches = Prefetcher(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
     return batches_of_steps(
         settings,
         accelerator,
-        Pictures(samples, views, needs=needs, seed=settings.seed, alike=alike),
+        ImageDataset(samples, views, needs=needs, seed=settings.seed, alike=alike),
         Draws(batches, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
         collate,
         steps=range(first_step, settings.steps),

@@ -70,7 +70,7 @@ class Training:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
-    def decisive(self) -> dict[str, Any]:
+    def resume_fields(self) -> dict[str, Any]:
         """What must stay the same for a stopped run to go on, as YAML and JSON write it."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:

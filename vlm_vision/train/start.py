@@ -21,7 +21,7 @@ LONGEST_WAIT = timedelta(hours=6)
 """For which a process waits for another one, which may encode all images or load a large model meanwhile."""
 
 
-def begin(settings: Training) -> Accelerator:
+def start_run(settings: Training) -> Accelerator:
     """The processes, the seed and the run's folder.
 
     Raises:

@@ -15,7 +15,9 @@ from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
 
 
-def joined(settings: VlmSettings, texts: Iterable[str], *, gradient_checkpointing: bool = False) -> VisionLanguageModel:
+def build_vlm(
+    settings: VlmSettings, texts: Iterable[str], *, gradient_checkpointing: bool = False
+) -> VisionLanguageModel:
     """Encoder, projector and language model, each loaded or made new; or the saved model that `start` names.
 
     Args:
@@ -31,13 +33,13 @@ def joined(settings: VlmSettings, texts: Iterable[str], *, gradient_checkpointin
             raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
         model = VisionLanguageModel.from_pretrained(folder, dtype=torch.float32)
     else:
-        model = _joined(settings, texts)
+        model = _build_new_vlm(settings, texts)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _joined(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguageModel:
+def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguageModel:
     layer = settings.encoder.tap_layer
     tap = None if layer is None else Tap(layer, settings.encoder.tap_norm)
     if settings.encoder.source:

@@ -20,7 +20,7 @@ LARGEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class ContrastiveLossSettings:
     """The contrastive loss, and how processes share its work."""
 
     loss: Literal["siglip", "clip"] = "siglip"
@@ -33,13 +33,13 @@ class Contrast:
     """Logits that a process computes for the clip loss: those of its own rows (local) or of all rows (global)."""
 
 
-class Contrasted(nn.Module):
+class PairWithLoss(nn.Module):
     """A pair whose output is its loss, so that wrappers for several processes see one forward.
 
     Scale and bias become vectors of one value: a scalar cannot be sharded.
     """
 
-    def __init__(self, pair: Pair, contrast: Contrast):
+    def __init__(self, pair: Pair, contrast: ContrastiveLossSettings):
         super().__init__()
         for value in (pair.logit_scale, pair.logit_bias):
             if value is not None:
@@ -58,8 +58,13 @@ class Contrasted(nn.Module):
         )
 
 
-def contrasting(
-    settings: Training, accelerator: Accelerator, pair: Pair, contrast: Contrast, *, rates: dict[str, float]
+def contrastive_step(
+    settings: Training,
+    accelerator: Accelerator,
+    pair: Pair,
+    contrast: ContrastiveLossSettings,
+    *,
+    rates: dict[str, float],
 ) -> Step:
     """Steps that train a pair.
 
@@ -103,7 +108,7 @@ def contrasting(
         layers=frozenset({"Block"}),
         aside=() if "image" in rates else (pair.image,),
     )
-    return Step(settings, accelerator, Contrasted(pair, contrast), task)
+    return Step(settings, accelerator, PairWithLoss(pair, contrast), task)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from vlm_vision.train.settings import Training
 from vlm_vision.train.trainable import group_modules, unwrapped
 
 
-def answering(settings: Training, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
+def vqa_step(settings: Training, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
     """Steps that train answers.
 
     Args:
@@ -50,8 +50,8 @@ def answering(settings: Training, accelerator: Accelerator, model: nn.Module, *,
     return Step(settings, accelerator, model, task)
 
 
-class WithPicture:
-    """A collator whose batches always show a picture, so that all processes run the same parts of the model.
+class EnsureImage:
+    """A collator whose batches always show an image, so that all processes run the same parts of the model.
 
     Where none of the conversations has one, `witness` is added as a row without labels: its gradient is zero.
     """
@@ -90,7 +90,7 @@ def answer_batches(
         accelerator,
         conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
         order,
-        WithPicture(collate, witness),
+        EnsureImage(collate, witness),
         steps=range(first_step, settings.steps),
         micro_batches=order.micro_batches,
     )
