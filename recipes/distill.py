@@ -34,8 +34,8 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
-from vlm_vision.probe.labelled import LabeledFeatures
-from vlm_vision.probe.neighbours import knn_accuracy, labeled_images
+from vlm_vision.probe.labeled import LabeledFeatures
+from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
@@ -174,7 +174,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
             student = vv.load(str(out / "model"), device=accelerator.device)
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
             towers = {"student": student, **dict(zip(called, teachers, strict=True))}
-            metrics |= {"neighbours": neighbors(config, towers, train, test)}
+            metrics |= {"neighbors": neighbors(config, towers, train, test)}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -221,7 +221,7 @@ def table(metrics: dict[str, Any]) -> str:
         constant, untrained = (metrics[key.replace("cosine", other)] for other in ("constant", "untrained"))
         told = f"cosine {metrics[key]:.3f}, best constant {constant:.3f}, untrained {untrained:.3f}"
         lines.append(f"{key.removeprefix('eval_cosine/'):32} {told}")
-    for name, share in metrics.get("neighbours", {}).items():
+    for name, share in metrics.get("neighbors", {}).items():
         lines.append(f"nearest neighbors, {name:30} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 

@@ -28,7 +28,7 @@ from vlm_vision.files import whole, write_json
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
-from vlm_vision.probe.neighbours import neighbors
+from vlm_vision.probe.neighbors import neighbors
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
@@ -157,7 +157,7 @@ def main(config: MaeConfig) -> dict[str, Any]:
         if test and train.classes and config.eval_neighbors:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(encoder, train, test, limit=config.eval_neighbors, seed=config.seed)
-            metrics |= {"neighbours": found}
+            metrics |= {"neighbors": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -197,7 +197,7 @@ def table(metrics: dict[str, Any]) -> str:
     lines = []
     if "eval_loss" in metrics:
         lines.append(f"held-out loss: {metrics['eval_loss_at_start']:.4f} before, {metrics['eval_loss']:.4f} after")
-    for name, share in metrics.get("neighbours", {}).items():
+    for name, share in metrics.get("neighbors", {}).items():
         lines.append(f"nearest neighbors, {name:20} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 

@@ -29,7 +29,7 @@ from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.correspondence import image_correspondence
 from vlm_vision.probe.features import Kind, block_features, image_features, patch_features
 from vlm_vision.probe.knn import NEIGHBORS, knn
-from vlm_vision.probe.labelled import LabeledFeatures, held_out
+from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.sampler import StepBatches

@@ -41,7 +41,7 @@ from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.probe.features import image_features
-from vlm_vision.probe.neighbours import LabeledImages, knn_accuracy, labeled_images, neighbors
+from vlm_vision.probe.neighbors import LabeledImages, knn_accuracy, labeled_images, neighbors
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
@@ -235,7 +235,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         if done % config.log_every == 0:
             progress.note(done, parts_of_the_loss(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
-            progress.note(done, {"neighbours": neighbor_accuracy(config, step, *looked)})
+            progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -256,7 +256,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
-            metrics |= {"neighbours": found}
+            metrics |= {"neighbors": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -364,7 +364,7 @@ def neighbor_accuracy(config: SelfDistillConfig, step: Step, known: LabeledImage
 
 def table(metrics: dict[str, Any]) -> str:
     """Nearest neighbors, by who looks."""
-    found = metrics.get("neighbours", {})
+    found = metrics.get("neighbors", {})
     return "".join(f"nearest neighbors, {name:20} {share:7.1%}\n" for name, share in found.items())
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.probe.labelled import LabeledFeatures, accuracy, held_out
+from vlm_vision.probe.labeled import LabeledFeatures, accuracy, held_out
 from vlm_vision.probe.seeded import seeded
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
