@@ -17,6 +17,7 @@ import vlm_vision as vv
 from recipes import vqa
 from vlm_vision.train import start as training
 from vlm_vision.train.adapters import load_adapter
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.conversations import build_model, read_data
 from vlm_vision.train.loop import resume
 

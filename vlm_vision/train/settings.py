@@ -13,8 +13,8 @@ from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
 from vlm_vision.vlm.layout import layout_from_dict
 
-RENAMED: dict[str, str] = {}
-"""Old key -> key today, of every recipe."""
+RENAMED = {"lr_hands": "lr_action", "eval_neighbours": "eval_neighbors", "neighbours": "neighbors"}
+"""Key of version 0.0 -> key today, of every recipe: a YAML file with the old key is told the new one, a stopped run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
