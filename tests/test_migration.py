@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 import vlm_vision as vv
 from vlm_vision.mae import load_mae
 from vlm_vision.robot.observation import Observation
+from vlm_vision.train import settings
 from vlm_vision.train.adapters import load_adapter, merge
-from vlm_vision.train.agglomerate import Agglomerate
+from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 from vlm_vision.vla import load_policy
 
 SAVED = Path(__file__).parent / "data" / "saved_0_0"
@@ -31,7 +32,7 @@ IMAGES = ("red-green.png", "blue-red.png", "green-blue.png")
 TEXTS = ["<image> what color is this ?", "is it red ?", "<image> the left <image>"]
 CONFIGS = sorted((SAVED / "configs").glob("*/*.yaml"))
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = settings.RENAMED
 """Old key of a recipe's YAML -> its key today, both with dots: {"lr_hands": "lr_action"}. "vla:lr_hands" is of one recipe."""
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {}
 """Old key -> {old value, or item of a list: today's}: {"teacher": {"centre": "center"}}."""
@@ -136,7 +137,7 @@ def check_run(root: Path, name: str, out: Path) -> None:
         encoder = vv.load(out / "average")
         check("supervised.average", encoder(encoder.preprocess(shown)).logits)
     elif name == "distill":
-        heads = Agglomerate.load(out / "model").heads.state_dict()
+        heads = AgglomerativeStudent.load(out / "model").heads.state_dict()
         check("distill.heads", torch.cat([value.flatten() for value in heads.values()]))
     elif name == "contrastive":
         pair = vv.load_pair(out / "model")
