@@ -29,7 +29,7 @@ from PIL import Image
 
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.settings import run_cli
+from vlm_vision.train.command import run_cli
 
 PACKAGES = ("openmoji-17.0.0", "emoji-datasource-google-16.0.0", "emoji-datasource-twitter-16.0.0")
 """As `npm pack` names them, for openmoji/, noto/ and twemoji/."""
