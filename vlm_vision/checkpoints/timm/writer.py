@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import to_timm
 from vlm_vision.nn.config import ViTConfig
@@ -40,7 +41,10 @@ def describe(family: str, config: ViTConfig) -> Json:
     if config.norm == "rms" and family != "aimv2_vision_model":
         raise ValueError(f"timm's config cannot name an RMSNorm for {family}")
     arguments["global_pool"] = _POOLS[config.pool]
-    name = _architecture(family, config)
+    named = FAMILIES[family].timm
+    if named is None:
+        raise ValueError(f"timm has no architecture for {family}: save it with format='hf'")
+    name = named(config)
     if family == "siglip2_vision_model":
         del arguments["img_size"]
         arguments |= dict(pos_embed_grid_size=list(config.grid), act_layer=config.mlp)
@@ -92,32 +96,6 @@ def tensors(family: str, config: ViTConfig, state: State) -> State:
 def preprocess_config(spec: Preprocess, config: ViTConfig) -> Json:
     """timm's pretrained_cfg."""
     return to_timm(spec) | dict(num_classes=config.num_classes, classifier="head", custom_load=False)
-
-
-def _architecture(family: str, config: ViTConfig) -> str:
-    """A timm name whose switches, under our arguments, give our numbers."""
-    names = {
-        "vit": "vit_base_patch16_224",
-        "vit_mae": "vit_base_patch16_224",
-        "dino": "vit_base_patch16_224",
-        "ijepa": "vit_base_patch16_224",
-        "deit": "deit_base_distilled_patch16_224" if config.pool == "cls_dist" else "deit3_base_patch16_224",
-        "clip_vision_model": "vit_base_patch16_clip_quickgelu_224"
-        if config.mlp == "quick_gelu"
-        else "vit_base_patch16_clip_224",
-        "siglip_vision_model": "vit_base_patch16_siglip_224",
-        "idefics3_vision": "vit_base_patch16_siglip_224",
-        "smolvlm_vision": "vit_base_patch16_siglip_224",
-        "siglip2_vision_model": "naflexvit_base_patch16_siglip",
-        "dinov2": "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch14_dinov2",
-        "dinov2_with_registers": "vit_giant_patch14_reg4_dinov2"
-        if config.mlp == "swiglu"
-        else "vit_base_patch14_reg4_dinov2",
-        "dinov3_vit": ("vit_small_plus_patch16_dinov3" if config.mlp == "swiglu" else "vit_small_patch16_dinov3")
-        + ("_qkvb" if config.qkv_bias else ""),
-        "aimv2_vision_model": "aimv2_large_patch14_224",
-    }
-    return names[family]
 
 
 def _ratio(config: ViTConfig) -> float:
