@@ -4,6 +4,7 @@ from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style,
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
+    CLIP_PROCESSOR,
     activation,
     activation_back,
     block_keys,
@@ -89,6 +90,7 @@ CLIP = Family(
         size={"shortest_edge": min(config.image_size)},
         crop_size=square(config),
     ),
+    image_processors=dict.fromkeys(("CLIPImageProcessor", "LlavaNextImageProcessor"), CLIP_PROCESSOR),
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "open_clip": BICUBIC_ANTIALIAS},
     timm=lambda config: (
         "vit_base_patch16_clip_quickgelu_224" if config.mlp == "quick_gelu" else "vit_base_patch16_clip_224"

@@ -4,6 +4,7 @@ from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style,
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
+    CLIP_PROCESSOR,
     IMAGENET,
     activation,
     activation_back,
@@ -150,6 +151,7 @@ DINOV2 = Family(
     write_config=_config_back,
     keys=dinov2_keys,
     preprocessor=_preprocessor,
+    image_processors={"BitImageProcessor": CLIP_PROCESSOR},
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic_offset"},
     timm=lambda config: "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch14_dinov2",
     presets=(  # Oquab et al. 2023 (arXiv:2304.07193)

@@ -123,6 +123,7 @@ DINOV3 = Family(
     write_config=_config_back,
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="DINOv3ViTImageProcessor", size=square(config)) | IMAGENET,
+    image_processors={"DINOv3ViTImageProcessor": IMAGENET | dict(size=[224, 224], resample=2, kernel="float")},
     resize=dict.fromkeys(("transformers", "timm", "original"), "bicubic"),  # which has nothing to do
     rotary=True,
     timm=_timm,

@@ -91,6 +91,9 @@ class Family:
 
     preprocessor: Callable[[ViTConfig], Json]
     """The usual preprocessor_config.json, for a folder without one."""
+    image_processors: Mapping[str, Json] = field(default_factory=dict)
+    """Class of transformers that came with the family -> what it does where preprocessor_config.json is silent: keys of that
+    file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""
     resize: Mapping[str, str]
     """Reference by name -> its rule in `vlm_vision.nn.position.RESIZE` for positions off the native grid."""
     rotary: bool = False

@@ -6,12 +6,20 @@ from typing import Any
 from vlm_vision.checkpoints.families.family import Json, Style
 from vlm_vision.checkpoints.keys import Key, layer
 from vlm_vision.nn.config import Activation, ViTConfig
+from vlm_vision.preprocess import spec
 
 BASE: Json = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=224)
 """Defaults that the families share."""
 
-IMAGENET: Json = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+HALF, IMAGENET, OPENAI = (
+    dict(image_mean=list(mean), image_std=list(std)) for mean, std in (spec.HALF, spec.IMAGENET, spec.OPENAI)
+)
 """Mean and deviation, as preprocessor_config.json has them."""
+
+CLIP_PROCESSOR: Json = OPENAI | dict(
+    do_center_crop=True, crop_size=224, size={"shortest_edge": 224}, default_to_square=False, resample=3
+)
+"""What CLIPImageProcessor and its copies do where preprocessor_config.json is silent."""
 
 BICUBIC_ANTIALIAS = "bicubic_antialias"
 """timm's rule of every family with a table of positions but NaFlex."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
-from vlm_vision.checkpoints.families.fields import BICUBIC_ANTIALIAS, square
+from vlm_vision.checkpoints.families.fields import BICUBIC_ANTIALIAS, HALF, square
 from vlm_vision.checkpoints.families.siglip import DEFAULTS, LANDMARK, siglip_config, siglip_config_back, siglip_keys
 from vlm_vision.nn.config import ViTConfig
 
@@ -18,10 +18,19 @@ def _config_back(config: ViTConfig) -> Json:
     return back
 
 
+_TILES: Json = HALF | dict(max_image_size={"longest_edge": 364}, resample=1)
+
 IDEFICS3 = Family(
     name="idefics3_vision",
     aliases={"idefics2_vision": dict(hidden_size=768, num_attention_heads=12)},
-    whole_models=(WholeModel(model_type="idefics2", tower="idefics2_vision"), WholeModel(model_type="idefics3")),
+    whole_models=(
+        WholeModel(
+            model_type="idefics2",
+            tower="idefics2_vision",
+            preprocessor={"image_processor_type": "Idefics2ImageProcessor"},
+        ),
+        WholeModel(model_type="idefics3"),
+    ),
     siblings=("model.text_model.", "model.connector.", "lm_head."),
     architecture="Idefics3VisionTransformer",
     landmarks=(LANDMARK,),
@@ -30,6 +39,10 @@ IDEFICS3 = Family(
     write_config=_config_back,
     keys=siglip_keys,
     preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    image_processors={
+        "Idefics2ImageProcessor": HALF | dict(size=dict(shortest_edge=378, longest_edge=980), resample=2),
+        "Idefics3ImageProcessor": _TILES,
+    },
     resize={"transformers": "bucket", "timm": BICUBIC_ANTIALIAS, "original": "zoom"},
     timm=lambda config: "vit_base_patch16_siglip_224",
 )
@@ -41,4 +54,5 @@ SMOLVLM = replace(
     aliases={},
     whole_models=(WholeModel(model_type="smolvlm"),),
     architecture="SmolVLMVisionTransformer",
+    image_processors={"SmolVLMImageProcessor": _TILES},
 )

@@ -8,6 +8,7 @@ from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style,
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
+    HALF,
     activation,
     activation_back,
     block_keys,
@@ -124,6 +125,11 @@ SIGLIP = Family(
     write_config=siglip_config_back,
     keys=siglip_keys,
     preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    image_processors={
+        "SiglipImageProcessor": HALF | dict(size=[224, 224], default_to_square=False, resample=3),
+        "PI0ImageProcessor": HALF
+        | dict(size=dict(max_height=224, max_width=224), pad_size=[224, 224], do_pad=True, resample=3, kernel="torch"),
+    },
     resize={
         "transformers": "bicubic",
         "timm": BICUBIC_ANTIALIAS,
@@ -174,6 +180,7 @@ SIGLIP2 = Family(
         patch_size=config.patch_size,
         max_num_patches=math.prod(config.grid),
     ),
+    image_processors={"Siglip2ImageProcessor": HALF | dict(patch_size=16, max_num_patches=256, resample=2)},
     resize=dict.fromkeys(("transformers", "timm", "original", "big_vision"), "bilinear_antialias"),
     timm=lambda config: "naflexvit_base_patch16_siglip",
     presets=(

@@ -80,6 +80,7 @@ TIPSV2 = Family(
     write_config=_config_back,
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="Tipsv2ImageProcessor", size=square(config)),
+    image_processors={"Tipsv2ImageProcessor": dict(size=[448, 448], resample=2, do_normalize=False, kernel="torch")},
     resize={"transformers": _RESIZE},
     presets=(
         Presets(

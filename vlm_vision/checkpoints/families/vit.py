@@ -6,6 +6,7 @@ from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style,
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
+    HALF,
     IMAGENET,
     activation,
     activation_back,
@@ -128,6 +129,7 @@ VIT = Family(
     write_config=_config_back,
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)),
+    image_processors={"ViTImageProcessor": HALF | dict(size=[224, 224], resample=2)},
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "zoom", "big_vision": "zoom"},
     timm=lambda config: "vit_base_patch16_224",
     presets=(
@@ -165,6 +167,9 @@ DEIT = replace(
         )
         | IMAGENET
     ),
+    image_processors={
+        "DeiTImageProcessor": HALF | dict(do_center_crop=True, crop_size=224, size=[256, 256], resample=3)
+    },
     resize=_SMALL,
     timm=lambda config: "deit_base_distilled_patch16_224" if config.pool == "cls_dist" else "deit3_base_patch16_224",
     presets=(
