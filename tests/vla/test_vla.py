@@ -10,9 +10,11 @@ from PIL import Image
 import vlm_vision as vv
 from vlm_vision.fused import add_film
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
+from vlm_vision.preprocess import images
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.statistics import Statistics
 from vlm_vision.robot.window import Window
+from vlm_vision.serve.key_map import KeyMap
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy, load_policy
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.crop import OPENVLA_COLOR, Sight
@@ -48,6 +50,19 @@ def made(head: str, *, encoder=None, language: dict | None = None, spec: PolicyS
 def observation(seed: int, words: str = "push a red block") -> Observation:
     images = {name: rng(seed + i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i, name in enumerate(SPEC.cameras)}
     return Observation(images, words, rng(seed).normal(size=2))
+
+
+def test_a_served_image_is_converted_once(monkeypatch) -> None:
+    calls = []
+    for name in ("_from_array", "_upright"):
+        convert = getattr(images, name)
+        monkeypatch.setattr(images, name, lambda image, convert=convert: calls.append(1) or convert(image))
+    policy, sent = VLAPolicy(made("parallel")), observation(1)
+    message = {**sent.images, "instruction": sent.instruction, "state": sent.state}
+    received = KeyMap.of(policy.spec, {}).observation(message)
+    actions = policy.act([received]).values
+    assert len(calls) == len(policy.spec.cameras)
+    np.testing.assert_array_equal(actions, policy.act([sent]).values)
 
 
 def windows(count: int, chunk: int = 4) -> list[tuple[Window, int]]:
