@@ -1,6 +1,7 @@
 """Towers in timm's own folder layout: an architecture name, the arguments that make it ours, weights by timm's names."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +42,7 @@ def describe(family: str, config: ViTConfig) -> Json:
     if config.norm == "rms" and family != "aimv2_vision_model":
         raise ValueError(f"timm's config cannot name an RMSNorm for {family}")
     arguments["global_pool"] = _POOLS[config.pool]
-    named = FAMILIES[family].timm
-    if named is None:
-        raise ValueError(f"timm has no architecture for {family}: save it with format='hf'")
-    name = named(config)
+    name = _named(family)(config)
     if family == "siglip2_vision_model":
         del arguments["img_size"]
         arguments |= dict(pos_embed_grid_size=list(config.grid), act_layer=config.mlp)
@@ -70,7 +68,12 @@ def describe(family: str, config: ViTConfig) -> Json:
 
 
 def fitted(family: str, config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
-    """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added."""
+    """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added.
+
+    Raises:
+        ValueError: timm has no architecture for the family.
+    """
+    _named(family)
     if config.mask_token:
         warnings.warn(
             "timm has no mask token: it is left out of the file, nothing but masked training needs it", stacklevel=5
@@ -96,6 +99,13 @@ def tensors(family: str, config: ViTConfig, state: State) -> State:
 def preprocess_config(spec: Preprocess, config: ViTConfig) -> Json:
     """timm's pretrained_cfg."""
     return to_timm(spec) | dict(num_classes=config.num_classes, classifier="head", custom_load=False)
+
+
+def _named(family: str) -> Callable[[ViTConfig], str]:
+    named = FAMILIES[family].timm
+    if named is None:
+        raise ValueError(f"timm has no architecture for {family}: save it with format='hf'")
+    return named
 
 
 def _ratio(config: ViTConfig) -> float:
