@@ -43,7 +43,7 @@ def make(model_type: str, **fields):
 CHANGED = {
     "vit_mae": {"mask_ratio": 0.0}, "dinov2": {"mlp_ratio": 2},
     "dinov2_with_registers": {"mlp_ratio": 2, "use_swiglu_ffn": True}, "dinov3_vit": {"num_register_tokens": 2},
-    "tipsv2_vision_model": {"mlp_ratio": 2}, "clip_vision_model": {"hidden_act": "gelu"},
+    "clip_vision_model": {"hidden_act": "gelu"},
     "aimv2_vision_model": {"is_native": True},
 }  # fmt: skip
 """Fields of a tiny model beside `VISION`."""

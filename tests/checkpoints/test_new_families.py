@@ -1,11 +1,13 @@
 """Families that came after the golden cases, made tiny by transformers itself: tokens equal at every size."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.golden import TOLERANCE, error, with_prefix
 from test_formats import TEXT, VISION
 
@@ -150,8 +152,7 @@ def test_idefics2_prepares_images_as_its_own_processor(size):
 @torch.inference_mode()
 def test_tipsv2_tower(tmp_path, fields):
     theirs = made("Tipsv2VisionModel", **TIPS, **({"mlp_ratio": 2} | fields))
-    encode = lambda pixels: theirs(pixels).last_hidden_state  # noqa: E731
-    encoder = compare(theirs, tmp_path / "hub", encode, reads="tipsv2_vision_model")
+    encoder = compare(theirs, tmp_path / "hub", lambda x: theirs(x).last_hidden_state, reads="tipsv2_vision_model")
     pixels = torch.randn(2, 3, 24, 16)
     mask = torch.rand(2, 24) < 0.5
     wanted = theirs(pixels, bool_masked_pos=mask).last_hidden_state
@@ -164,6 +165,14 @@ def test_tipsv2_tower(tmp_path, fields):
     assert vv.load(tmp_path / "saved").preprocess == encoder.preprocess
     with pytest.raises(ValueError, match="timm has no architecture for tipsv2_vision_model"):
         encoder.save_pretrained(tmp_path / "timm", format="timm")
+
+
+def test_both_names_of_the_mlp_of_tipsv2_load(tmp_path):
+    made("Tipsv2VisionModel", **TIPS, mlp_ratio=2).save_pretrained(tmp_path)
+    wanted, file = vv.load(tmp_path).state_dict(), tmp_path / "model.safetensors"
+    stored = {name.replace("c_fc", "fc1").replace("c_proj", "fc2"): value for name, value in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    assert all(torch.equal(value, wanted[name]) for name, value in vv.load(tmp_path).state_dict().items())
 
 
 @torch.inference_mode()
@@ -208,3 +217,16 @@ def test_every_record_writes_what_it_reads_back():
             names = frozenset(name for row in family.keys(config) for name in row.theirs)
             again = family.read_config(family.defaults | described, names)
             assert (again.embed_dim, again.grid, again.mlp) == (32, (4, 4), config.mlp), presets.name
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-family.md"
+
+
+def test_the_code_in_the_guide_is_the_code_of_the_files():
+    """Each block of Python stands, line for line, in the file that the guide names last before it."""
+    text, checked = GUIDE.read_text(encoding="utf-8"), 0
+    for block in re.finditer(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        file = GUIDE.parents[1] / re.findall(r"`([\w/]+\.py)`", text[: block.start()])[-1]
+        assert block[1] in file.read_text(encoding="utf-8"), f"{file} has no such lines:\n{block[1]}"
+        checked += 1
+    assert checked > 10
