@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.projectors import find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Tower, build, state_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, state_of
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Remainder, Tap, ViTConfig
@@ -54,7 +54,7 @@ def load(
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
-            towers also a list with one for each. A tower of pictures of any shape takes as many patches as fit that size.
+            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
         remainder: what becomes of pixels past the last whole patch: "floor" (not seen; the default, as every reference),
             "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
@@ -85,8 +85,8 @@ def load(
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
-        return _fuse(names, [_found(name, options) for name in names], tap, image_size, options)
-    found = _found(source, options)
+        return _fuse(names, [_find_towers(name, options) for name in names], tap, image_size, options)
+    found = _find_towers(source, options)
     if len(found) > 1:
         return _fuse([str(source)] * len(found), [[one] for one in found], tap, image_size, options)
     if tap is not None and not isinstance(tap, Tap):
@@ -107,19 +107,19 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LoadedTower:
     tower: Tower
     sidecar: dict[str, Any]
     """What `Encoder.save_pretrained` kept beside the public layout."""
 
 
-def _found(source: str | Path | Checkpoint, options: _Options) -> list[_Found]:
+def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_LoadedTower]:
     checkpoint = Checkpoint.at(source, options.revision)
     sidecar = _sidecar(checkpoint) if checkpoint.has(SIDECAR) else {}
     if "towers" in sidecar:
         towers = [checkpoint.other(resolve(checkpoint.path / name, None)) for name in sidecar["towers"]]
-        return [found for tower in towers for found in _found(tower, options)]
-    return [_Found(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
+        return [found for tower in towers for found in _find_towers(tower, options)]
+    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
 
 
 _KINDS: dict[str, type] = {
@@ -145,7 +145,7 @@ def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
     return sidecar
 
 
-def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
+def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
     tower, sidecar = found.tower, found.sidecar
     family = sidecar.get("family", tower.family)  # a public layout may hold a family under another's name: DINO as ViT
     reference = str(options.reference or sidecar.get("reference", tower.reference))
@@ -172,7 +172,7 @@ def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _
 
 def _fuse(
     sources: Sequence[str],
-    towers: Sequence[list[_Found]],
+    towers: Sequence[list[_LoadedTower]],
     tap: Tap | Sequence[Tap] | None,
     image_size: Size | list[Size] | None,
     options: _Options,
@@ -247,7 +247,7 @@ def load_projector(
     checkpoint = Checkpoint.at(source, revision)
     try:
         found = find(checkpoint, weights_of(checkpoint))
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{checkpoint} describes its projector in another way than expected ({error!r})") from None
     with torch.device("meta"):
         projector = projectors.build(found.name, **found.options)

@@ -1,4 +1,4 @@
-"""Stage one: the projector alone learns, from pictures and captions, and stage two begins where it ended."""
+"""Stage one: the projector alone learns, from images and captions, and stage two begins where it ended."""
 
 import json
 
@@ -31,16 +31,16 @@ checkpoint_every: 20
 lr_projector: 0.03
 tracker: none
 """
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """Nine plain pictures and their colours, as LLaVA's stage one writes them; returns the arguments of the recipe."""
+    """Nine plain images and their colors, as LLaVA's stage one writes them; returns the arguments of the recipe."""
     records = []
     for i in range(9):
-        name = list(COLOURS)[i % 3]
-        Image.new("RGB", (20 + i, 16), COLOURS[name]).save(tmp_path / f"{i}.png")
+        name = list(COLORS)[i % 3]
+        Image.new("RGB", (20 + i, 16), COLORS[name]).save(tmp_path / f"{i}.png")
         turns = [{"from": "human", "value": "Describe the picture.\n<image>"}, {"from": "gpt", "value": f"all {name}"}]
         records.append({"image": f"{i}.png", "conversations": turns})
     (tmp_path / "train.json").write_text(json.dumps(records))
@@ -65,7 +65,7 @@ def begun(arguments: list[str]) -> vv.VisionLanguageModel:
 
 
 @pytest.mark.parametrize("layout", ["whole", "anyres"])
-def test_the_projector_alone_learns_and_pictures_help(settings, tmp_path, layout):
+def test_the_projector_alone_learns_and_images_help(settings, tmp_path, layout):
     tiles = ["--layout", '{"name": "anyres", "pinpoints": [[16, 32], [32, 16]]}'] * (layout == "anyres")
     metrics = run(settings(*tiles))
     before, after = begun(settings(*tiles)), vv.VisionLanguageModel.from_pretrained(tmp_path / "run/model")
@@ -93,7 +93,7 @@ def test_the_figures_are_those_of_the_saved_model(settings, tmp_path):
     assert metrics["eval_accuracy/right"] == pytest.approx(found.accuracy)
 
 
-def test_a_caption_is_learned_after_its_picture_and_nothing_else(encoder):
+def test_a_caption_is_learned_after_its_image_and_nothing_else(encoder):
     model = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     asked = [Conversation(("a.png",), (("what is this ?\n<image>", "a red dog"), ("is it ?", "yes")))]
     (one,) = align.captions(asked)
@@ -128,7 +128,7 @@ def test_stage_two_begins_where_stage_one_ended(settings, tmp_path):
 def test_what_cannot_be_aligned_is_refused(settings, tmp_path):
     talk = [{"conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "blue"}]}]
     (tmp_path / "train.json").write_text(json.dumps(talk * 4))
-    with pytest.raises(ValueError, match="record 0 has no picture: captions need one in every record"):
+    with pytest.raises(ValueError, match="record 0 has no image: captions need one in every record"):
         run(settings())
     with pytest.raises(ValueError, match="has no config.json: give the folder that save_pretrained wrote"):
         run(["--out", str(tmp_path / "x"), "--data.train", str(tmp_path / "test.json"), "--start", str(tmp_path)])

@@ -14,7 +14,7 @@ import vlm_vision as vv
 from recipes import contrastive
 from vlm_vision.new_models import learn_tokenizer, new_pair
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
 IMAGE = dict(image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64)
@@ -32,14 +32,14 @@ tracker: none
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sixteen pictures of two colours, side by side, and what they show."""
+    """Sixteen images of two colors, side by side, and what they show."""
     folder = tmp_path_factory.mktemp("pairs")
     rows = []
     for left, value in COLORS.items():
         for right, other in COLORS.items():
-            picture = Image.new("RGB", (20, 16), value)
-            picture.paste(other, (10, 0, 20, 16))
-            picture.save(folder / f"{left}-{right}.png")
+            image = Image.new("RGB", (20, 16), value)
+            image.paste(other, (10, 0, 20, 16))
+            image.save(folder / f"{left}-{right}.png")
             rows.append({"picture": f"{left}-{right}.png", "caption": f"{left} left, {right} right"})
     with (folder / "pairs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["picture", "caption"])
@@ -95,7 +95,7 @@ def test_two_processes_equal_one(folder, together, name, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [[], CLIP])
-def test_pictures_and_captions_find_each_other(folder, tmp_path, kind):
+def test_images_and_captions_find_each_other(folder, tmp_path, kind):
     test = [
         "--data.test",
         str(folder / "pairs.csv"),
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder, tmp_path, monke
     assert rest["first_step"] == 4 and rest["losses"] == whole["losses"][4:]
 
 
-def test_a_locked_picture_tower_stays_as_it_is(folder, tmp_path):
+def test_a_locked_image_tower_stays_as_it_is(folder, tmp_path):
     trained(folder, tmp_path / "first", "--steps", "2")
     before = vv.load(tmp_path / "first" / "model").state_dict()
     trained(folder, tmp_path / "second", "--start", str(tmp_path / "first/model"), "--lock_image", "true")
@@ -160,8 +160,8 @@ def test_transformers_reads_a_new_pair(tmp_path, kind):
 
 def test_bad_samples_are_counted_and_the_run_goes_on(folder, tmp_path):
     rows = (folder / "pairs.csv").read_text()
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "pairs.csv").write_text(rows + "red-red.png,\n" + f"{tmp_path}/bad.png,a picture\n")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "pairs.csv").write_text(rows + "red-red.png,\n" + f"{tmp_path}/bad.png,an image\n")
     changes = ["--data.train", str(tmp_path / "pairs.csv"), "--data.images", str(folder), "--batch_size", "9"]
     found = trained(folder, tmp_path / "run", *changes, "--micro_batch_size", "9")
     assert found["skipped"] > 0 and len(found["losses"]) == 12
@@ -171,7 +171,7 @@ WRONG = [
     (["--micro_batch_size", "4"], "batch_size 8 is cut into pieces of 4, which would not be compared"),
     (["--towers.kind", "clip"], "the siglip loss needs a pair with a logit_bias"),
     (["--towers.text", "{}"], "there is no text tower: give start, or towers.text"),
-    (["--lock_image", "true"], "lock_image keeps a picture tower as it is: give start or towers.image_source"),
+    (["--lock_image", "true"], "lock_image keeps an image tower as it is: give start or towers.image_source"),
     (["--crop_scale", "[0.5, 1.5]"], "scale of Crop is"),
     (["--towers.text", '{"width": 3}'], "these are not the fields of a TextConfig"),
     (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
@@ -181,7 +181,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "says"), WRONG)
 def test_wrong_settings_are_one_sentence(folder, tmp_path, capsys, change, says):
     with pytest.raises(SystemExit, match="2"):
-        run("recipes.contrastive", lambda: trained(folder, tmp_path / "run", *change))
+        run_cli("recipes.contrastive", lambda: trained(folder, tmp_path / "run", *change))
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert not (tmp_path / "run" / "model").exists()

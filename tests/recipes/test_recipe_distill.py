@@ -8,21 +8,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from support.models import picture
+from support.models import make_image
 from support.two_processes import launch
 from transformers import AutoModel
 
 import vlm_vision as vv
 from recipes import distill
-from vlm_vision.data.images.batches import Batch
+from vlm_vision.data.images.batches import ImageBatch
 from vlm_vision.data.images.views import Plain
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
-from vlm_vision.train.tasks.distill import AS_DRAWN, Distilled, middle, space_of, standardise, told_by
-from vlm_vision.train.tasks.distill_student import Agglomerate, Heads, Space, on_grid, summary_of
-from vlm_vision.train.tasks.supervised import as_seen_by
+from vlm_vision.train.settings import run_cli
+from vlm_vision.train.tasks.distill import (
+    AS_DRAWN,
+    StudentWithLoss,
+    center_crop_preprocess,
+    space_of,
+    standardize,
+    teacher_outputs,
+)
+from vlm_vision.train.tasks.distill_student import (
+    AgglomerativeStudent,
+    TeacherFeatures,
+    TeacherHeads,
+    on_grid,
+    summary_of,
+)
+from vlm_vision.train.tasks.supervised import renormalize
 
 STUDENT = dict(image_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, position_prefix=1)
 TINY = f"""
@@ -37,18 +50,18 @@ micro_batch_size: 8
 statistics_steps: 2
 lr: 0.003
 warmup_steps: 2
-eval_neighbours: 0
+eval_neighbors: 0
 tracker: none
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sixteen pictures of two labels, and two teachers: one of CLS on a finer grid, one that pools without CLS."""
+    """Sixteen images of two labels, and two teachers: one of CLS on a finer grid, one that pools without CLS."""
     folder = tmp_path_factory.mktemp("distill")
     rows = []
     for i in range(16):
-        picture(i, 24, 20 + i).resize((20 + i, 24)).save(folder / f"{i}.png")
+        make_image(i, 24, 20 + i).resize((20 + i, 24)).save(folder / f"{i}.png")
         rows.append({"picture": f"{i}.png", "label": ["even", "odd"][i % 2]})
     with (folder / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["picture", "label"])
@@ -82,7 +95,7 @@ def alone(folder) -> dict:
 
 
 def looks(found: dict) -> dict[str, float]:
-    """What was measured on test pictures."""
+    """What was measured on test images."""
     return {key: value for key, value in found.items() if key.startswith("eval_")}
 
 
@@ -91,7 +104,7 @@ def check_same(folder: Path, found: dict, name: str, wanted: dict) -> None:
     assert len(found["losses"]) == 8 and len(looks(wanted)) == 3 * 4
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
     assert looks(found) == pytest.approx(looks(wanted), rel=2e-3, abs=2e-4)
-    ours, theirs = (Agglomerate.load(folder / one / "model").state_dict() for one in (name, "one"))
+    ours, theirs = (AgglomerativeStudent.load(folder / one / "model").state_dict() for one in (name, "one"))
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -161,20 +174,20 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder, tmp_path, monke
     assert looks(rest) == looks(whole)
 
 
-def spoken(teacher: vv.Encoder, name: str = "one") -> tuple[Agglomerate, torch.Tensor]:
-    """A student that is the teacher, with heads for it, standardised by the pixels that come along."""
-    student = Agglomerate(teacher, [space_of(name, teacher)])
+def spoken(teacher: vv.Encoder, name: str = "one") -> tuple[AgglomerativeStudent, torch.Tensor]:
+    """A student that is the teacher, with heads for it, standardized by the pixels that come along."""
+    student = AgglomerativeStudent(teacher, [space_of(name, teacher)])
     views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    standardise(Accelerator(), student, [teacher], [Batch((views,), [], torch.zeros(3), [], [])])
+    standardize(Accelerator(), student, [teacher], [ImageBatch((views,), [], torch.zeros(3), [], [])])
     return student, views
 
 
 @torch.no_grad()
 def test_the_teacher_itself_with_heads_that_change_nothing_has_no_loss(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
     for head in heads.each().values():
-        head.forward = head.standardised
+        head.forward = head.standardized
     assert heads.loss(told, told).item() == pytest.approx(0, abs=1e-6)
     said = heads(told)
     torch.testing.assert_close(said.patch_tokens, told.patch_tokens)
@@ -186,8 +199,8 @@ def test_the_teacher_itself_with_heads_that_change_nothing_has_no_loss(encoder):
 @torch.no_grad()
 def test_statistics_make_every_channel_of_a_teacher_alike(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
-    standard = heads.patches.standardised(told.patch_tokens).flatten(0, 1)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
+    standard = heads.patches.standardized(told.patch_tokens).flatten(0, 1)
     torch.testing.assert_close(standard.mean(dim=0), torch.zeros(32), rtol=0, atol=1e-4)
     torch.testing.assert_close(standard.std(dim=0, correction=0), torch.ones(32), rtol=1e-4, atol=0)
 
@@ -195,8 +208,8 @@ def test_statistics_make_every_channel_of_a_teacher_alike(encoder):
 @torch.no_grad()
 def test_no_constant_is_nearer_than_the_best(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
-    best = heads.nearness(student.seen(encoder.preprocess([picture(i) for i in range(3)])), told)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
+    best = heads.nearness(student.encode(encoder.preprocess([make_image(i) for i in range(3)])), told)
     best = best["eval_constant/one/patches"].norm().item() / 3
     tokens = told.patch_tokens.flatten(0, 1)
     found = [F.cosine_similarity(tokens, way, dim=-1).mean() for way in (tokens.mean(0), *torch.randn(9, 32))]
@@ -208,23 +221,25 @@ def test_no_constant_is_nearer_than_the_best(encoder):
 @torch.no_grad()
 def test_the_loss_of_several_teachers_is_the_weighted_sum_of_each_alone(folder):
     towers = [vv.load(folder / "wide"), vv.load(folder / "map")]
-    student = Agglomerate(new_encoder(STUDENT), [space_of(str(i), tower) for i, tower in enumerate(towers)])
-    pixels, told = torch.randn(3, 3, 16, 16), told_by(towers, torch.rand(3, 3, 24, 24) * 255)
-    both = Distilled(student, [0.5, 3.0])(pixels, told)
-    seen = student.seen(pixels)
+    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of(str(i), tower) for i, tower in enumerate(towers)])
+    pixels, told = torch.randn(3, 3, 16, 16), teacher_outputs(towers, torch.rand(3, 3, 24, 24) * 255)
+    both = StudentWithLoss(student, [0.5, 3.0])(pixels, told)
+    seen = student.encode(pixels)
     first, second = (heads.loss(seen, one) for heads, one in zip(student.each(), told, strict=True))
     assert both.item() == pytest.approx((0.5 * first + 3 * second).item(), rel=1e-6)
     assert first != second
 
 
 @torch.no_grad()
-def test_the_loss_of_a_batch_is_the_mean_of_its_pictures(folder):
+def test_the_loss_of_a_batch_is_the_mean_of_its_images(folder):
     tower = vv.load(folder / "wide")
-    student = Agglomerate(new_encoder(STUDENT), [space_of("one", tower)])
+    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of("one", tower)])
     pixels, views = torch.randn(3, 3, 16, 16), torch.rand(3, 3, 24, 24) * 255
-    model = Distilled(student, [1.0])
-    alone = [model(pixels[i : i + 1], told_by([tower], views[i : i + 1])) for i in range(3)]
-    assert model(pixels, told_by([tower], views)).item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+    model = StudentWithLoss(student, [1.0])
+    alone = [model(pixels[i : i + 1], teacher_outputs([tower], views[i : i + 1])) for i in range(3)]
+    assert model(pixels, teacher_outputs([tower], views)).item() == pytest.approx(
+        torch.stack(alone).mean().item(), rel=1e-5
+    )
 
 
 def test_tokens_keep_a_slope_on_another_grid():
@@ -241,7 +256,7 @@ def test_tokens_keep_a_slope_on_another_grid():
 def test_widths_are_those_of_what_a_teacher_gives(folder, tap):
     for name in ("wide", "map"):
         tower = vv.load(folder / name, tap=tap)
-        (out,), space = told_by([tower], torch.zeros(1, 3, 24, 24)), space_of(name, tower)
+        (out,), space = teacher_outputs([tower], torch.zeros(1, 3, 24, 24)), space_of(name, tower)
         assert space.width == out.patch_tokens.shape[-1]
         assert bool(space.summary) == (out.pooled is not None or out.cls_token is not None)
         assert not space.summary or space.summary == summary_of(out).shape[-1]
@@ -249,7 +264,7 @@ def test_widths_are_those_of_what_a_teacher_gives(folder, tap):
 
 def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
     wide = ["--teachers", json.dumps([{"source": f"{folder}/wide"}]), "--data.test", f"{folder}/train.csv"]
-    changes = [*wide, "--crop_scale", "[0.9, 1.0]", "--flip", "0", "--eval_neighbours", "12"]
+    changes = [*wide, "--crop_scale", "[0.9, 1.0]", "--flip", "0", "--eval_neighbors", "12"]
     found = trained(folder, tmp_path, *changes, "--steps", "150", "--batch_size", "16", "--micro_batch_size", "16")
     assert found["losses"][-1] < 0.7 * found["losses"][0]
     for part in ("patches", "summary"):
@@ -263,12 +278,12 @@ def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
 
 @torch.no_grad()
 def test_saved_heads_give_the_features_that_were_measured(folder, alone):
-    student = Agglomerate.load(folder / "one" / "model")
+    student = AgglomerativeStudent.load(folder / "one" / "model")
     tower = vv.load(folder / "map", image_size=20)
     cosines = []
     for i in range(0, 16, 3):
-        views = Plain(middle(24))(load_image(folder / f"{i}.png"), 0)[None]
-        (told,), said = told_by([tower], views), student(as_seen_by(student.encoder, views, AS_DRAWN))
+        views = Plain(center_crop_preprocess(24))(load_image(folder / f"{i}.png"), 0)[None]
+        (told,), said = teacher_outputs([tower], views), student(renormalize(student.encoder, views, AS_DRAWN))
         out = said["pooling"]
         assert out.grid == (4, 4) and out.patch_tokens.shape == (1, 16, 40)
         ours = on_grid(out.patch_tokens, out.grid, told.grid)
@@ -278,13 +293,15 @@ def test_saved_heads_give_the_features_that_were_measured(folder, alone):
 
 @torch.no_grad()
 def test_saving_and_loading_changes_no_feature(tmp_path):
-    student = Agglomerate(new_encoder(STUDENT), [Space("a", 24, 0), Space("b.c", 8, 12)]).eval()
+    student = AgglomerativeStudent(
+        new_encoder(STUDENT), [TeacherFeatures("a", 24, 0), TeacherFeatures("b.c", 8, 12)]
+    ).eval()
     for heads in student.each():
         for head in heads.each().values():
             head.mean.normal_()
             head.std.uniform_(1, 2)
     student.save(tmp_path / "student")
-    again, pixels = Agglomerate.load(tmp_path / "student"), torch.randn(2, 3, 16, 16)
+    again, pixels = AgglomerativeStudent.load(tmp_path / "student"), torch.randn(2, 3, 16, 16)
     ours, theirs = student(pixels), again(pixels)
     assert list(theirs) == ["a", "b.c"] and theirs["a"].pooled is None
     for name, out in ours.items():
@@ -292,7 +309,7 @@ def test_saving_and_loading_changes_no_feature(tmp_path):
     assert torch.equal(ours["b.c"].pooled, theirs["b.c"].pooled)
     (tmp_path / "student/heads.json").write_text('{"teachers": [{"name": "a", "width": 24, "summary": 0}]}')
     with pytest.raises(ValueError, match="are not those of its heads.json: save the student again"):
-        Agglomerate.load(tmp_path / "student")
+        AgglomerativeStudent.load(tmp_path / "student")
 
 
 @torch.no_grad()
@@ -313,12 +330,12 @@ def test_a_run_starts_from_a_saved_student(folder, alone, tmp_path):
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-def test_bad_pictures_are_counted_and_the_run_goes_on(folder, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_bad_images_are_counted_and_the_run_goes_on(folder, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     for name in ("train", "test"):
         (tmp_path / f"{name}.csv").write_text((folder / "train.csv").read_text() + f"{tmp_path}/bad.png,odd\n")
     data = [f"--data.{name}={tmp_path}/{name}.csv" for name in ("train", "test")]
-    changes = ["--data.images", str(folder), "--eval_limit", "9", "--eval_neighbours", "40"]
+    changes = ["--data.images", str(folder), "--eval_limit", "9", "--eval_neighbors", "40"]
     found = trained(folder, tmp_path / "run", *data, *changes)
     assert found["skipped"] > 0 and len(found["losses"]) == 8 and found["neighbours"]
 
@@ -349,12 +366,12 @@ WRONG = [
 def test_wrong_settings_are_one_sentence(folder, tmp_path, capsys, change, says):
     change = [text.replace("FOLDER", str(folder)) for text in change]
     with pytest.raises(SystemExit, match="2"):
-        run("recipes.distill", lambda: trained(folder, tmp_path / "run", *change))
+        run_cli("recipes.distill", lambda: trained(folder, tmp_path / "run", *change))
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_teacher_without_summary_has_no_head_for_it():
-    heads = Heads(32, Space("one", 24, 0))
+    heads = TeacherHeads(32, TeacherFeatures("one", 24, 0))
     assert heads.summary is None and list(heads.each()) == ["patches"]

@@ -13,13 +13,13 @@ from transformers import AutoModelForPreTraining
 
 import vlm_vision as vv
 from recipes import mae
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Plain
 from vlm_vision.mae import load_mae
 from vlm_vision.objectives.mae import mae_loss
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.mae import noise_of, tensors
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
@@ -41,14 +41,14 @@ tracker: none
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sixteen pictures of two colours, side by side, labelled by the left one."""
+    """Sixteen images of two colors, side by side, labeled by the left one."""
     folder = tmp_path_factory.mktemp("pictures")
     rows = []
     for left, value in COLORS.items():
         for right, other in COLORS.items():
-            picture = Image.new("RGB", (20, 16), value)
-            picture.paste(other, (10, 0, 20, 16))
-            picture.save(folder / f"{left}-{right}.png")
+            image = Image.new("RGB", (20, 16), value)
+            image.paste(other, (10, 0, 20, 16))
+            image.save(folder / f"{left}-{right}.png")
             rows.append({"picture": f"{left}-{right}.png", "label": left})
     with (folder / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["picture", "label"])
@@ -126,7 +126,7 @@ def test_micro_batches_of_any_size_give_the_same(folder, alone, size):
     check_same(folder, found, f"by {size}", alone)
 
 
-def test_the_noise_of_a_picture_is_its_own():
+def test_the_noise_of_an_image_is_its_own():
     together = noise_of([5, 2**63 - 1, 7], 9)
     assert torch.equal(together[1:2], noise_of([2**63 - 1], 9)) and not torch.equal(together[0], together[2])
 
@@ -151,8 +151,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder, tmp_path, monke
 
 
 def test_the_loss_falls_and_metrics_tell_it(folder, tmp_path):
-    labelled = ["--data.test", f"{folder}/train.csv", "--eval_neighbours", "12"]
-    found = trained(folder, tmp_path, *labelled, "--steps", "150", "--batch_size", "16", "--norm_pix_loss", "false")
+    labeled = ["--data.test", f"{folder}/train.csv", "--eval_neighbors", "12"]
+    found = trained(folder, tmp_path, *labeled, "--steps", "150", "--batch_size", "16", "--norm_pix_loss", "false")
     assert found["losses"][-1] < 0.3 * found["losses"][0]
     assert found["eval_loss"] < 0.5 * found["eval_loss_at_start"]
     told = json.loads((tmp_path / "metrics.json").read_text())
@@ -169,8 +169,8 @@ def test_transformers_loads_the_result_with_the_loss_that_was_measured(folder, a
     assert (ours.config.mask_ratio, ours.config.normalize) == (0.75, True)
     assert ours.encoder.preprocess.mean == (0.5, 0.4, 0.6) and ours.encoder.preprocess.std == (0.2, 0.3, 0.25)
     samples = read_samples(f"{folder}/test.csv")
-    pictures = Pictures(samples, [Plain(ours.encoder.preprocess)])
-    batch = tensors(collate([pictures[row] for row in range(len(samples))]), ours)
+    images = ImageDataset(samples, [Plain(ours.encoder.preprocess)])
+    batch = tensors(collate([images[row] for row in range(len(samples))]), ours)
     predicted, mask = ours(batch["pixels"], batch["noise"])
     loss = mae_loss(predicted, batch["pixels"], mask, patch_size=4)
     assert loss.item() == pytest.approx(alone["eval_loss"], rel=1e-5)
@@ -191,8 +191,8 @@ def test_a_run_starts_from_a_saved_folder(folder, alone, tmp_path):
     assert other["eval_loss_at_start"] != found["eval_loss_at_start"]
 
 
-def test_bad_pictures_are_counted_and_the_run_goes_on(folder, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_bad_images_are_counted_and_the_run_goes_on(folder, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     for name in ("train", "test"):
         (tmp_path / f"{name}.csv").write_text((folder / "train.csv").read_text() + f"{tmp_path}/bad.png,red\n")
     data = [f"--data.{name}={tmp_path}/{name}.csv" for name in ("train", "test")]
@@ -220,7 +220,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "says"), WRONG)
 def test_wrong_settings_are_one_sentence(folder, tmp_path, capsys, change, says):
     with pytest.raises(SystemExit, match="2"):
-        run("recipes.mae", lambda: trained(folder, tmp_path / "run", *change))
+        run_cli("recipes.mae", lambda: trained(folder, tmp_path / "run", *change))
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert not (tmp_path / "run" / "model").exists()

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 import vlm_vision as vv
 from recipes import self_distill
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.new_models import new_encoder
 from vlm_vision.objectives.gram import gram_loss
@@ -20,12 +20,12 @@ from vlm_vision.objectives.ibot import ibot_loss
 from vlm_vision.objectives.koleo import koleo_loss
 from vlm_vision.objectives.sharpen import Center, sinkhorn_knopp
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.self_distill import (
-    Masks,
-    SelfDistilled,
+    BlockMaskSettings,
+    SelfDistillation,
     masks_of,
-    of_all_pairs,
+    pairwise_dino_loss,
     student_of,
     teacher_of,
     tensors,
@@ -45,7 +45,7 @@ micro_batch_size: 8
 base_lr: 0.05
 warmup_steps: 2
 frozen_steps: 2
-eval_neighbours: 12
+eval_neighbors: 12
 log_every: 3
 tracker: none
 """
@@ -55,14 +55,14 @@ CENTER = ["--teacher", "center", *OWN]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sixteen pictures of two colours, side by side, labelled by the left one."""
+    """Sixteen images of two colors, side by side, labeled by the left one."""
     folder = tmp_path_factory.mktemp("pictures")
     rows = []
     for left, value in COLORS.items():
         for right, other in COLORS.items():
-            picture = Image.new("RGB", (24, 20), value)
-            picture.paste(other, (14, 0, 24, 20))
-            picture.save(folder / f"{left}-{right}.png")
+            image = Image.new("RGB", (24, 20), value)
+            image.paste(other, (14, 0, 24, 20))
+            image.save(folder / f"{left}-{right}.png")
             rows.append({"picture": f"{left}-{right}.png", "label": left})
     with (folder / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["picture", "label"])
@@ -81,22 +81,22 @@ def trained(folder: Path, out: Path | str, *changes: str) -> dict:
     return self_distill.main(self_distill.parse(arguments(folder, out, *changes)))
 
 
-def made(folder: Path, *changes: str) -> tuple[SelfDistilled, dict]:
-    """A model whose teacher differs from the student, and a batch of all pictures."""
+def made(folder: Path, *changes: str) -> tuple[SelfDistillation, dict]:
+    """A model whose teacher differs from the student, and a batch of all images."""
     config = self_distill.parse(arguments(folder, "none", *changes))
     torch.manual_seed(0)
     model = self_distill.model_of(config)
     for weight in model.student.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
-    pictures = Pictures(read_samples(config.data.train), self_distill.views_of(config, model.student.encoder))
-    drawn = collate([pictures[row] for row in range(16)])
+    images = ImageDataset(read_samples(config.data.train), self_distill.views_of(config, model.student.encoder))
+    drawn = collate([images[row] for row in range(16)])
     return model, tensors(drawn, model.student.encoder, 0.05, config.masks)
 
 
 SHARED = {
     "copies": [],
     "parts": ["--sharding", "fsdp2", "--checkpoint_every", "3", "--eval_every", "3"],
-    "parts by centre": [*CENTER, "--sharding", "fsdp2", "--gradient_checkpointing", "true", "--checkpoint_every", "3"],
+    "parts by center": [*CENTER, "--sharding", "fsdp2", "--gradient_checkpointing", "true", "--checkpoint_every", "3"],
 }
 """What two processes do, each with half of every batch."""
 
@@ -104,7 +104,7 @@ SHARED = {
 @pytest.fixture(scope="module")
 def together(folder) -> dict[str, dict]:
     runs = {name: arguments(folder, f"two {name}", "--micro_batch_size", "4", *SHARED[name]) for name in SHARED}
-    runs |= {f"{name}, again": runs[name] for name in ("parts", "parts by centre")}  # from their last checkpoints
+    runs |= {f"{name}, again": runs[name] for name in ("parts", "parts by center")}  # from their last checkpoints
     half = ["--sharding", "fsdp2", "--mixed_precision", "bf16", "--eval_every", "4", "--micro_batch_size", "4"]
     runs["half parts"] = arguments(folder, "two half parts", *half)
     done = launch(folder, "two", [{"recipe": "self_distill", "arguments": given} for given in runs.values()])
@@ -114,7 +114,7 @@ def together(folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def alone(folder) -> dict[str, dict]:
-    return {"sinkhorn": trained(folder, "one sinkhorn"), "centre": trained(folder, "one centre", *CENTER)}
+    return {"sinkhorn": trained(folder, "one sinkhorn"), "centre": trained(folder, "one center", *CENTER)}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -127,7 +127,7 @@ def test_two_processes_equal_one(folder, together, alone, name):
         torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", ["parts", "parts by centre"])
+@pytest.mark.parametrize("name", ["parts", "parts by center"])
 def test_a_run_in_parts_goes_on_as_if_it_was_not_stopped(together, name):
     first, again = together[name], together[f"{name}, again"]
     assert (first["first_step"], again["first_step"]) == (0, 6) and again["losses"] == first["losses"][6:]
@@ -182,14 +182,14 @@ def test_the_loss_is_that_of_its_parts_by_hand(folder, changes):
     ibot = ibot_loss(own[student](patches[0]), chosen, mask.flatten(0, 1))
     koleo = koleo_loss(seen[0].cls_token) + koleo_loss(seen[1].cls_token)
     for name, part in {"dino": dino, "ibot": ibot, "koleo": koleo}.items():
-        torch.testing.assert_close(model.told[name], part, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.loss_parts[name], part, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, dino + ibot + 0.1 * koleo, rtol=1e-4, atol=1e-5)
 
 
 def test_pairs_without_small_crops_are_those_of_the_large_ones():
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5).softmax(dim=-1)
     crosses = [-(teacher[1 - i] * (student[i] / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean() for i in range(2)]
-    torch.testing.assert_close(of_all_pairs(student, teacher), torch.stack(crosses).mean())
+    torch.testing.assert_close(pairwise_dino_loss(student, teacher), torch.stack(crosses).mean())
 
 
 def test_the_teacher_has_no_gradient_and_moves_by_the_closed_form(folder):
@@ -214,17 +214,17 @@ def test_gram_anchoring_holds_to_an_earlier_teacher(folder, alone):
         earlier = vv.load(folder / "one sinkhorn" / "model", tap=vv.Tap())
         seen = model.student.encoder(batch["large"].flatten(0, 1), mask=batch["mask"].flatten(0, 1))
         wanted = gram_loss(seen.patch_tokens, earlier(batch["large"].flatten(0, 1)).patch_tokens)
-    torch.testing.assert_close(model.told["gram"], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.loss_parts["gram"], wanted, rtol=1e-4, atol=1e-6)
     assert model.train().earlier is not None and not any(
         one.requires_grad for one in model.get_submodule("earlier").parameters()
     )
     assert len(trained(folder, "anchored", *weights, "--steps", "2")["losses"]) == 2
 
 
-def test_masks_are_a_picture_s_own_and_hide_their_share():
-    masks = masks_of(range(300), (8, 8), Masks(share=0.5, ratios=(0.25, 0.5)))
+def test_masks_are_an_image_s_own_and_hide_their_share():
+    masks = masks_of(range(300), (8, 8), BlockMaskSettings(share=0.5, ratios=(0.25, 0.5)))
     assert masks.shape == (2, 300, 64)
-    assert torch.equal(masks_of([7], (8, 8), Masks(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
+    assert torch.equal(masks_of([7], (8, 8), BlockMaskSettings(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
     assert not torch.equal(masks[0], masks[1])
     counts = masks.sum(dim=-1)
     assert ((counts == 0) | ((counts >= 16) & (counts <= 32))).all()
@@ -307,8 +307,8 @@ def test_the_teacher_collapses_without_sharpening_alone(folder, tmp_path, sharpe
     assert set(told["neighbours"]) == {"encoder", "random weights", "pixels", "most frequent class"}
 
 
-def test_bad_pictures_are_counted_and_the_run_goes_on(folder, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_bad_images_are_counted_and_the_run_goes_on(folder, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "train.csv").write_text((folder / "train.csv").read_text() + f"{tmp_path}/bad.png,red\n")
     data = ["--data.train", f"{tmp_path}/train.csv", "--data.images", str(folder)]
     found = trained(folder, tmp_path / "run", *data)
@@ -341,7 +341,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "says"), WRONG)
 def test_wrong_settings_are_one_sentence(folder, tmp_path, capsys, change, says):
     with pytest.raises(SystemExit, match="2"):
-        run("recipes.self_distill", lambda: trained(folder, tmp_path / "run", *change))
+        run_cli("recipes.self_distill", lambda: trained(folder, tmp_path / "run", *change))
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert not (tmp_path / "run" / "model").exists()
@@ -350,4 +350,4 @@ def test_wrong_settings_are_one_sentence(folder, tmp_path, capsys, change, says)
 def test_weights_choose_the_parts(folder):
     model, batch = made(folder, *DINO)
     model(batch["large"], 0.05, small=batch["small"])
-    assert set(model.told) == {"dino"} and model.student.patch_head is None
+    assert set(model.loss_parts) == {"dino"} and model.student.patch_head is None

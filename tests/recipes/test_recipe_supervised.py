@@ -13,12 +13,12 @@ from transformers import AutoModelForImageClassification, DeiTForImageClassifica
 
 import vlm_vision as vv
 from recipes import supervised
-from vlm_vision.data.images.views import normalised
+from vlm_vision.data.images.views import normalize_views
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.spec import IMAGENET
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
-from vlm_vision.train.tasks.supervised import Classified, Distill, as_seen_by, classifier
+from vlm_vision.train.settings import run_cli
+from vlm_vision.train.tasks.supervised import ClassifierWithLoss, DistillLossSettings, classifier, renormalize
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
 FIELDS = dict(image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, position_prefix=1)
@@ -41,14 +41,14 @@ PLAIN = ["--crop_scale", "[1.0, 1.0]", "--randaugment.number", "0", "--erase.pro
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sixteen pictures of two colours, whose left one is the class; and the same where labels tell nothing."""
+    """Sixteen images of two colors, whose left one is the class; and the same where labels tell nothing."""
     folder = tmp_path_factory.mktemp("classes")
     rows = []
     for left, value in COLORS.items():
         for right, other in COLORS.items():
-            picture = Image.new("RGB", (20, 20), value)
-            picture.paste(other, (12, 0, 20, 20))
-            picture.save(folder / f"{left}-{right}.png")
+            image = Image.new("RGB", (20, 20), value)
+            image.paste(other, (12, 0, 20, 20))
+            image.save(folder / f"{left}-{right}.png")
             rows.append({"picture": f"{left}-{right}.png", "label": left})
     write(folder / "classes.csv", rows)
     write(folder / "useless.csv", [row | {"label": list(COLORS)[i % 4]} for i, row in enumerate(rows)])
@@ -74,7 +74,7 @@ def trained(folder: Path, out: Path | str, *changes: str) -> dict:
 
 @pytest.fixture(scope="module")
 def teacher(folder) -> Path:
-    """A classifier that has learned the left colour."""
+    """A classifier that has learned the left color."""
     found = trained(folder, "teacher", "--steps", "80", *PLAIN, "--flip", "0")
     assert found["test"]["last"]["top1"] == 1
     return folder / "teacher" / "model"
@@ -180,16 +180,16 @@ def test_a_student_learns_its_teacher_where_labels_tell_nothing(folder, teacher,
     changes = ["--distill.alpha", "1", "--steps", "80", "--student.fields", json.dumps(DISTILLED), "--flip", "0"]
     trained(folder, tmp_path / "run", *useless, *changes, *PLAIN)
     student, right = vv.load(tmp_path / "run" / "model"), vv.load(teacher)
-    pictures = sorted(folder.glob("*.png"))
+    images = sorted(folder.glob("*.png"))
     with torch.no_grad():
-        seen = student(student.preprocess(pictures))
-        told = right(right.preprocess(pictures)).logits.argmax(dim=1)
+        seen = student(student.preprocess(images))
+        told = right(right.preprocess(images)).logits.argmax(dim=1)
         follows = student.model.head_dist(seen.register_tokens[:, 0]).argmax(dim=1)
     assert torch.equal(follows, told) and len(told.unique()) == 4
 
 
 def test_a_distilled_student_learns_labels_and_teacher_each_by_its_own_head():
-    model = Classified(classifier(new_encoder(DISTILLED), 4, {}), Distill(alpha=0.25)).eval()
+    model = ClassifierWithLoss(classifier(new_encoder(DISTILLED), 4, {}), DistillLossSettings(alpha=0.25)).eval()
     pixels, targets, told = torch.randn(5, 3, 16, 16), torch.rand(5, 4).softmax(dim=1), torch.randn(5, 4)
     out, vit = model.encoder(pixels), model.encoder.model
     labels = -(targets * vit.head(out.cls_token).log_softmax(dim=1)).sum(dim=1).mean()
@@ -204,9 +204,9 @@ def test_a_teacher_sees_what_its_own_preprocessing_makes(folder, teacher):
     one, other = vv.load(teacher).preprocess, new_encoder(FIELDS)
     assert one.mean == IMAGENET[0] and other.preprocess.mean != one.mean
     views = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    found = as_seen_by(other, normalised(views, one), one)
-    torch.testing.assert_close(found, normalised(views, other.preprocess), rtol=1e-5, atol=1e-5)
-    assert as_seen_by(new_encoder(FIELDS | {"image_size": 24}), found, one).shape == (2, 3, 24, 24)
+    found = renormalize(other, normalize_views(views, one), one)
+    torch.testing.assert_close(found, normalize_views(views, other.preprocess), rtol=1e-5, atol=1e-5)
+    assert renormalize(new_encoder(FIELDS | {"image_size": 24}), found, one).shape == (2, 3, 24, 24)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_an_encoder_of_any_family_becomes_a_classifier_that_transformers_reads(t
 
 
 def test_bad_samples_are_counted_and_the_run_goes_on(folder, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     rows = (folder / "classes.csv").read_text() + "red-red.png,\n" + f"{tmp_path}/bad.png,red\n"
     (tmp_path / "classes.csv").write_text(rows)
     both = [f"--data.{split}={tmp_path}/classes.csv" for split in ("train", "test")]
@@ -300,7 +300,7 @@ def test_wrong_settings_are_one_sentence(folder, teacher, tmp_path, capsys, chan
         change += ["--student.fields", json.dumps({"num_registers": 1})]
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        run("recipes.supervised", lambda: trained(folder, tmp_path / "run", *change))
+        run_cli("recipes.supervised", lambda: trained(folder, tmp_path / "run", *change))
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
     assert not (tmp_path / "run" / "model").exists()

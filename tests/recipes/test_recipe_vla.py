@@ -13,7 +13,7 @@ from recipes import vla
 from vlm_vision.data.lerobot import read_dataset, write_dataset
 from vlm_vision.robot.episode import Episode
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 from vlm_vision.vla import load_policy
 
 TINY = """
@@ -29,7 +29,7 @@ train_language: full
 lr_vision: 2.0e-3
 lr_projector: 2.0e-3
 lr_language: 2.0e-3
-lr_hands: 2.0e-3
+lr_action: 2.0e-3
 steps: 8
 batch_size: 8
 micro_batch_size: 8
@@ -40,15 +40,15 @@ WAYS = {"left": -1.0, "right": 1.0}
 
 
 def episode(number: int) -> Episode:
-    """A bright square on one side of the picture: the hand goes there, as fast as the words say."""
+    """A bright square on one side of the image: the hand goes there, as fast as the words say."""
     rng = np.random.default_rng(number)
     side, fast = list(WAYS)[rng.integers(2)], bool(rng.integers(2))
     length = 5 + number % 3
-    pictures = rng.integers(0, 40, (length, 16, 16, 3), dtype=np.uint8)
-    pictures[:, 4:12, slice(1, 7) if side == "left" else slice(9, 15)] = 230
+    images = rng.integers(0, 40, (length, 16, 16, 3), dtype=np.uint8)
+    images[:, 4:12, slice(1, 7) if side == "left" else slice(9, 15)] = 230
     states = rng.normal(size=(length, 1)).astype(np.float32)
     actions = np.column_stack([np.full(length, WAYS[side]), rng.uniform(0.5, 1, length) if fast else np.zeros(length)])
-    return Episode("go fast" if fast else "go slow", {"top": pictures}, actions.astype(np.float32), states)
+    return Episode("go fast" if fast else "go slow", {"top": images}, actions.astype(np.float32), states)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def alone(folder) -> dict[str, dict]:
     return {head: trained(folder, f"one {head}", *given) for head, given in HEADS.items()}
 
 
-def hands(folder: Path, name: Path | str) -> torch.Tensor:
+def action_modules(folder: Path, name: Path | str) -> torch.Tensor:
     """What a saved policy does at three moments."""
     policy, data = load_policy(folder / name / "model"), read_dataset(folder / "data")
     return torch.from_numpy(policy.act([data.frame(i).observation for i in (0, 20, 40)]).values)
@@ -109,7 +109,9 @@ def test_two_processes_equal_one(folder, together, alone, head):
     kept = json.loads((folder / f"two {head}/metrics.json").read_text())
     for name in ("right", "shuffled", "blank"):
         assert kept[f"action_error/{name}"] == pytest.approx(alone[head][f"action_error/{name}"], rel=1e-3)
-    torch.testing.assert_close(hands(folder, f"two {head}"), hands(folder, f"one {head}"), rtol=1e-2, atol=5e-3)
+    torch.testing.assert_close(
+        action_modules(folder, f"two {head}"), action_modules(folder, f"one {head}"), rtol=1e-2, atol=5e-3
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -135,10 +137,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(folder, tmp_path, monke
     monkeypatch.undo()
     rest = trained(folder, tmp_path / "part", *changes)
     assert rest["first_step"] == 3 and rest["losses"] == whole["losses"][3:]
-    assert torch.equal(hands(folder, tmp_path / "part"), hands(folder, tmp_path / "whole"))
+    assert torch.equal(action_modules(folder, tmp_path / "part"), action_modules(folder, tmp_path / "whole"))
 
 
-def test_what_was_shown_is_learned_and_pictures_and_words_are_used(folder, tmp_path):
+def test_what_was_shown_is_learned_and_images_and_words_are_used(folder, tmp_path):
     metrics = trained(
         folder,
         tmp_path / "run",
@@ -157,7 +159,7 @@ def test_what_was_shown_is_learned_and_pictures_and_words_are_used(folder, tmp_p
     assert metrics["action_error/right"] < 0.7 * metrics["action_error/blank"]
     policy, data = load_policy(tmp_path / "run/model", statistics="mine"), read_dataset(folder / "data")
     seen = data.frame(0).observation
-    assert policy.spec.fps == 10 and policy.spec.state_dim == 0 and policy.model.sight.area == 0.81
+    assert policy.spec.fps == 10 and policy.spec.state_dim == 0 and policy.model.crop_config.area == 0.81
     side = np.sign(data.column("action")[0, 0])
     fast, slow = (policy.act([replace(seen, instruction=words)]).values[0, 0] for words in ("go fast", "go slow"))
     assert fast[0] * side > 0.5 and slow[0] * side > 0.5 and fast[1] > 0.4 and slow[1] < 0.2
@@ -177,7 +179,7 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
     }
     for sentence, changes in cases.items():
         with pytest.raises(SystemExit) as stopped:
-            run("recipes.vla", lambda changes=changes: trained(folder, tmp_path / "wrong", *changes))
+            run_cli("recipes.vla", lambda changes=changes: trained(folder, tmp_path / "wrong", *changes))
         told = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in told, (sentence, told)
         assert told.count("\n") == 1
@@ -186,7 +188,7 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
 def test_adapters_beside_film_are_merged(folder, tmp_path):
     changes = ["--film", "true", "--train_vision", "lora", "--train_language", "lora", "--lora_rank", "2"]
     losses = trained(folder, tmp_path / "film", *changes, "--steps", "2")["losses"]
-    assert np.isfinite(losses).all() and hands(folder, tmp_path / "film").isfinite().all()
+    assert np.isfinite(losses).all() and action_modules(folder, tmp_path / "film").isfinite().all()
     seeing = load_policy(tmp_path / "film/model").model.plain_vlm.encoder
     films = {name: part for name, part in seeing.named_parameters() if ".film." in name}
     assert len(films) == 4 and all(part.abs().max() > 0 for part in films.values())  # biases too: in full
@@ -200,10 +202,12 @@ def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
     still = [word for part in ("vision", "projector", "language", "hands") for word in (f"--lr_{part}", "0")]
     changes = [*HEADS[head], *BEGUN, str(folder / f"one {head}/model"), "--steps", "1"]
     trained(folder, tmp_path / "on", *changes, *still)
-    assert torch.equal(hands(folder, tmp_path / "on"), hands(folder, f"one {head}"))
+    assert torch.equal(action_modules(folder, tmp_path / "on"), action_modules(folder, f"one {head}"))
     trained(folder, tmp_path / "new", *changes, *still, "--new_head", "true")
     if head != "tokens":  # which is its words, but for the state's token
-        assert not torch.allclose(hands(folder, tmp_path / "new"), hands(folder, f"one {head}"), atol=1e-3)
+        assert not torch.allclose(
+            action_modules(folder, tmp_path / "new"), action_modules(folder, f"one {head}"), atol=1e-3
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_a_policy_with_other_hands_is_not_gone_on_from_in_silence(folder, tmp_pa
     ):
         trained(folder, tmp_path / "on", *given)
     trained(folder, tmp_path / "new", *given, "--new_head", "true")
-    assert hands(folder, tmp_path / "new").isfinite().all()
+    assert action_modules(folder, tmp_path / "new").isfinite().all()
 
 
 def test_an_expert_cannot_look_into_layers_that_are_computed_again(folder, tmp_path):
@@ -233,7 +237,7 @@ def test_an_expert_cannot_look_into_layers_that_are_computed_again(folder, tmp_p
         trained(folder, tmp_path / "again", *HEADS["flow"], "--gradient_checkpointing", "true", "--steps", "1")
 
 
-def test_numbers_that_are_not_normalised_pass(folder, tmp_path):
+def test_numbers_that_are_not_normalized_pass(folder, tmp_path):
     trained(folder, tmp_path / "raw", "--data.raw_actions", "[1]", "--data.read_state", "false", "--steps", "2")
     policy = load_policy(tmp_path / "raw/model")
     assert policy.spec.state_dim == 0

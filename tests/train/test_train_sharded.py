@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import picture
+from support.models import make_image
 from support.two_processes import launch, run
 
 import vlm_vision as vv
@@ -63,12 +63,12 @@ DROPOUT = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Pictures, conversations of which every third has no picture, and captions."""
+    """Images, conversations of which every third has no image, and captions."""
     folder = tmp_path_factory.mktemp("sharded")
     records = []
     for i in range(9):
-        picture(i, 20, 16 + i).save(folder / f"{i}.png")
-        for question, answer in (("what colour ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
+        make_image(i, 20, 16 + i).save(folder / f"{i}.png")
+        for question, answer in (("what color ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
             records.append({"image": f"{i}.png", "conversations": turns})
     (folder / "captions.json").write_text(json.dumps(records))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.checkpoints.towers import Part, Weights
+from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -26,10 +26,10 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A projector in a checkpoint, recognised by the name of one weight."""
+    """A projector in a checkpoint, recognized by the name of one weight."""
 
     checkpoint: Checkpoint
-    weights: Weights
+    weights: WeightSource
     """All of the checkpoint."""
     before: str
     """What its names have before those of the form: "model.", say."""
@@ -39,9 +39,9 @@ class Candidate:
         """config.json; empty for a file alone."""
         return self.checkpoint.config
 
-    def part(self, prefix: str, *beside: str) -> Part:
+    def part(self, prefix: str, *beside: str) -> TowerWeights:
         """The weights under the prefix; and those beside, under their whole names."""
-        return Part(self.weights, self.before + prefix, beside=beside)
+        return TowerWeights(self.weights, self.before + prefix, beside=beside)
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
@@ -60,60 +60,60 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Connector:
+class ProjectorSpec:
     """A projector that was found: what to build, and where its numbers are."""
 
     name: str
     options: dict[str, Any]
     """With the name, the arguments of `projectors.build`."""
     keys: list[Key]
-    weights: Part
+    weights: TowerWeights
 
 
-def _stack(name: str, part: Part, *layers: str, **options: Any) -> Connector:
+def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> ProjectorSpec:
     """Linear layers, which we call fc1, fc2, ..., with biases unless the options say bias=False."""
     _, in_dim = _shape(part, f"{layers[0]}.weight", 2)
     out_dim, _ = _shape(part, f"{layers[-1]}.weight", 2)
     bias = options.get("bias", True)
     rows = [row for i, theirs in enumerate(layers, 1) for row in layer(f"fc{i}", theirs, bias=bias)]
-    return Connector(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
+    return ProjectorSpec(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
 
 
-def _llava(one: Candidate) -> Connector:
-    act = one.activation(one.config, "projector_hidden_act", "gelu")
-    bias = bool(one.config.get("multimodal_projector_bias", True))
-    part = one.part("multi_modal_projector.")
+def _llava(candidate: Candidate) -> ProjectorSpec:
+    act = candidate.activation(candidate.config, "projector_hidden_act", "gelu")
+    bias = bool(candidate.config.get("multimodal_projector_bias", True))
+    part = candidate.part("multi_modal_projector.")
     return _stack("mlp", part, "linear_1", "linear_2", bias=bias, activation=act)
 
 
-def _llava_own(one: Candidate) -> Connector:
+def _llava_own(candidate: Candidate) -> ProjectorSpec:
     """LLaVA's own mlpNx_gelu: layers 0, 2, ..., with the activations in between."""
-    kind = one.config.get("mm_projector_type", "mlp2x_gelu")
+    kind = candidate.config.get("mm_projector_type", "mlp2x_gelu")
     if not re.fullmatch(r"mlp\d+x_gelu", kind):
-        raise ValueError(f"{one.checkpoint} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
-    part = one.part("mm_projector.")
+        raise ValueError(f"{candidate.checkpoint} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
+    part = candidate.part("mm_projector.")
     depth = _count(part, r"(\d+)\.weight$")
     return _stack("mlp", part, *(str(2 * i) for i in range(depth)), depth=depth)
 
 
-def _llava_linear(one: Candidate) -> Connector:
-    part = one.part("mm_projector.")
+def _llava_linear(candidate: Candidate) -> ProjectorSpec:
+    part = candidate.part("mm_projector.")
     rows = [key("fc1.weight", "weight"), key("fc1.bias", "bias")]
     out_dim, in_dim = _shape(part, "weight", 2)
-    return Connector("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
+    return ProjectorSpec("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
 
 
-def _idefics3(one: Candidate) -> Connector:
-    part = one.part("connector.modality_projection.")
+def _idefics3(candidate: Candidate) -> ProjectorSpec:
+    part = candidate.part("connector.modality_projection.")
     out_dim, channels = _shape(part, "proj.weight", 2)
-    shapes = one.weights.shapes
+    shapes = candidate.weights.shapes
     width = next((shape[0] for name, shape in shapes.items() if name.endswith("patch_embedding.weight")), 0)
     scale = math.isqrt(channels // width) if width else 0
     if not width or scale * scale * width != channels:
         raise ValueError(
-            f"{one.checkpoint}: its connector takes {channels} channels, no square number of the tower's {width}"
+            f"{candidate.checkpoint}: its connector takes {channels} channels, no square number of the tower's {width}"
         )
-    return Connector(
+    return ProjectorSpec(
         "pixel_shuffle",
         {"in_dim": width, "out_dim": out_dim, "scale": scale},
         layer("fc1", "proj", bias=False),
@@ -121,13 +121,15 @@ def _idefics3(one: Candidate) -> Connector:
     )
 
 
-def _idefics2(one: Candidate) -> Connector:
-    config = one.section("perceiver_config")
-    part = one.part("connector.")
-    act = one.activation(config, "hidden_act", "silu")
-    first = one.activation(one.section("text_config"), "hidden_act", "silu")
+def _idefics2(candidate: Candidate) -> ProjectorSpec:
+    config = candidate.section("perceiver_config")
+    part = candidate.part("connector.")
+    act = candidate.activation(config, "hidden_act", "silu")
+    first = candidate.activation(candidate.section("text_config"), "hidden_act", "silu")
     if act != first:
-        raise ValueError(f"{one.checkpoint} has {first} before its resampler and {act} in it, expected one for both")
+        raise ValueError(
+            f"{candidate.checkpoint} has {first} before its resampler and {act} in it, expected one for both"
+        )
     hidden_dim, in_dim = _shape(part, "modality_projection.gate_proj.weight", 2)
     num_latents, out_dim = _shape(part, "perceiver_resampler.latents", 2)
     options = {
@@ -154,19 +156,19 @@ def _idefics2(one: Candidate) -> Connector:
     for i in range(options["depth"]):
         theirs = f"perceiver_resampler.layers.{i}"
         rows += [key(f"layers.{i}.{ours}.weight", f"{theirs}.{name}.weight") for ours, name in names.items()]
-    return Connector("perceiver", options, rows, part)
+    return ProjectorSpec("perceiver", options, rows, part)
 
 
-def _qformer(one: Candidate) -> Connector:
-    config = one.section("qformer_config")
-    query_tokens, last = f"{one.before}query_tokens", f"{one.before}language_projection"
-    part = one.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
+def _qformer(candidate: Candidate) -> ProjectorSpec:
+    config = candidate.section("qformer_config")
+    query_tokens, last = f"{candidate.before}query_tokens", f"{candidate.before}language_projection"
+    part = candidate.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
     if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
         raise ValueError(
-            f"{one.checkpoint}: its Q-Former reads the question beside the picture, which a projector cannot: expected BLIP-2's"
+            f"{candidate.checkpoint}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
         )
-    if one.activation(config, "hidden_act", "gelu") != "gelu":
-        raise ValueError(f"{one.checkpoint}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
+    if candidate.activation(config, "hidden_act", "gelu") != "gelu":
+        raise ValueError(f"{candidate.checkpoint}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
     _, num_queries, width = _shape(part, query_tokens, 3)
     hidden_dim, _ = _shape(part, "encoder.layer.0.intermediate_query.dense.weight", 2)
     _, in_dim = _shape(part, "encoder.layer.0.crossattention.attention.key.weight", 2)
@@ -191,7 +193,7 @@ def _qformer(one: Candidate) -> Connector:
         rows += layer(f"{ours}.fc1", f"{theirs}.intermediate_query.dense")
         rows += layer(f"{ours}.fc2", f"{theirs}.output_query.dense")
         rows += layer(f"{ours}.mlp_norm", f"{theirs}.output_query.LayerNorm")
-    return Connector("qformer", options, rows, part)
+    return ProjectorSpec("qformer", options, rows, part)
 
 
 def _bert_attention(ours: str, theirs: str) -> list[Key]:
@@ -202,19 +204,19 @@ def _bert_attention(ours: str, theirs: str) -> list[Key]:
     )
 
 
-def _qwen2_vl(one: Candidate) -> Connector:
+def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
     """Qwen2-VL's, with a layer norm, and Qwen2.5-VL's, whose norm has no bias."""
-    part = one.part("visual.merger.")
+    part = candidate.part("visual.merger.")
     layer_norm = "ln_q.bias" in part.shapes
     (in_dim,) = _shape(part, "ln_q.weight", 1)
     out_dim, channels = _shape(part, "mlp.2.weight", 2)
     options: dict[str, Any] = {"in_dim": in_dim, "out_dim": out_dim, "merge": math.isqrt(channels // in_dim)}
     options["norm"] = "layer" if layer_norm else "rms"
     rows = layer("norm", "ln_q", bias=layer_norm) + layer("fc1", "mlp.0") + layer("fc2", "mlp.2")
-    return Connector("patch_merger", options, rows, part)
+    return ProjectorSpec("patch_merger", options, rows, part)
 
 
-def _shape(part: Part, name: str, dims: int) -> tuple[int, ...]:
+def _shape(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
     shape = part.shapes[name]
     if len(shape) != dims:
         raise ValueError(
@@ -223,12 +225,12 @@ def _shape(part: Part, name: str, dims: int) -> tuple[int, ...]:
     return shape
 
 
-def _count(part: Part, pattern: str) -> int:
+def _count(part: TowerWeights, pattern: str) -> int:
     """How many different numbers the pattern finds at the beginning of names."""
     return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 
-Reader = Callable[[Candidate], Connector]
+Reader = Callable[[Candidate], ProjectorSpec]
 
 FORMS: dict[str, Reader] = {
     "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
@@ -249,7 +251,7 @@ FORMS: dict[str, Reader] = {
 """The weight by which a form is known -> its reader."""
 
 
-def find(checkpoint: Checkpoint, weights: Weights) -> Connector:
+def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
     """The projector in a checkpoint, among all its weights.
 
     Raises:

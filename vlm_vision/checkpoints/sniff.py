@@ -8,7 +8,7 @@ from vlm_vision.checkpoints.open_clip import reader as open_clip
 from vlm_vision.checkpoints.openvla import reader as openvla
 from vlm_vision.checkpoints.original import reader as original
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import Format, Hints, Tower, Weights
+from vlm_vision.checkpoints.towers import Format, Hints, Tower, WeightSource
 from vlm_vision.checkpoints.weights import SUFFIXES
 
 READERS: tuple[Format, ...] = (
@@ -50,7 +50,7 @@ def is_open_clip(checkpoint: Checkpoint, format: str | None) -> bool:
     return own and not (checkpoint.is_folder and format == "hf")
 
 
-def weights_of(checkpoint: Checkpoint) -> Weights:
+def weights_of(checkpoint: Checkpoint) -> WeightSource:
     """All weights of a folder or file of any format but npz."""
     if open_clip.recognises(checkpoint) and not checkpoint.has("config.json"):
         return open_clip.own_weights(checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_vision.checkpoints.big_vision import flax_keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
-from vlm_vision.checkpoints.towers import Format, Hints, Part, Tower, only
+from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 
@@ -35,7 +35,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     only(checkpoint, hints, "num_heads")
     path, file = checkpoint.path, checkpoint.arrays
     prefix = "img/" if "img/embedding/kernel" in file.shapes else ""
-    part = Part(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
+    part = TowerWeights(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
     if "embedding/kernel" not in part.shapes:
         raise ValueError(f"{path} holds no array embedding/kernel: it is no vision transformer of big_vision")
     names = part.shapes
@@ -66,11 +66,11 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     return [tower]
 
 
-def _spelling(part: Part, choices: tuple[str, ...], stem: str) -> str:
+def _spelling(part: TowerWeights, choices: tuple[str, ...], stem: str) -> str:
     return next(name for name in choices if any(stored.startswith(f"{stem}{name}") for stored in part.shapes))
 
 
-def _config(part: Part, num_heads: int, naflex: bool) -> ViTConfig:
+def _config(part: TowerWeights, num_heads: int, naflex: bool) -> ViTConfig:
     shapes = part.shapes
     dim = shapes["embedding/kernel"][0]
     table = shapes[_spelling(part, _POSITION, "")]
@@ -107,7 +107,7 @@ def _config(part: Part, num_heads: int, naflex: bool) -> ViTConfig:
     )
 
 
-def _keys(config: ViTConfig, part: Part) -> list[Key]:
+def _keys(config: ViTConfig, part: TowerWeights) -> list[Key]:
     naflex = len(part.shapes["embedding/kernel"]) == 2
     position = _spelling(part, _POSITION, "")
     keys = [

@@ -13,7 +13,7 @@ from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families import all as families
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.hf.preprocess import from_hf
-from vlm_vision.checkpoints.towers import WRONG_KIND, Format, Hints, Part, Tower, only
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -40,7 +40,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
     beside = [stored for stored in outside if stored in family.beside or not stored.startswith(families.SIBLINGS)]
-    part = Part(
+    part = TowerWeights(
         weights,
         prefix,
         beside=beside,
@@ -51,7 +51,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     try:
         vit = family.read_config(fields, frozenset(part.shapes))
         table = family.keys(vit, family.style_of(part.shapes))
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{where} has a value of the wrong kind ({error!r}): download it again") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -154,7 +154,7 @@ def _preprocess(checkpoint: Checkpoint, default: Json) -> Preprocess:
         return from_hf(described)
     except ValueError as error:
         raise ValueError(f"{checkpoint.path / name}: {error}") from None
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(
             f"{checkpoint.path / name} has a value of the wrong kind ({error!r}): download it again"
         ) from None

@@ -15,7 +15,7 @@ from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.fields import activation, activation_back, block_keys
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
-from vlm_vision.checkpoints.towers import Part
+from vlm_vision.checkpoints.towers import TowerWeights
 from vlm_vision.nn.text import TextConfig
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -89,7 +89,7 @@ def read(checkpoint: Checkpoint) -> TextTower:
     weights = checkpoint.weights
     prefix = _prefix(checkpoint)
     beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
-    part = Part(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
+    part = TowerWeights(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
     try:
         text = _config(family, _fields(family, config), part.shapes)
         scale, bias = scalar(weights, "logit_scale"), scalar(weights, "logit_bias")

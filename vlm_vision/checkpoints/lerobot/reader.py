@@ -12,7 +12,7 @@ from typing import Any
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES as RECORDS
 from vlm_vision.checkpoints.references import resize_rule
-from vlm_vision.checkpoints.towers import Format, Hints, Part, Tower, only
+from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 
@@ -65,7 +65,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     prefixes = [name.removesuffix(_LANDMARK) for name in weights.shapes if name.endswith(_LANDMARK)]
     if len(prefixes) != 1:
         raise ValueError(f"{folder} should hold one tower with {_LANDMARK}, found {len(prefixes)}")
-    part = Part(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
+    part = TowerWeights(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
     family = POLICIES[str(config.get("type", "pi0"))]
     try:
         vit = _config(part.shapes, family, hints)
@@ -87,7 +87,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 def _preprocess(folder: Path, config: Json) -> Preprocess:
     """The aspect ratio kept, black bars, values in -1..1.
 
-    openpi (`resize_with_pad` of its client): Pillow's bilinear filter, the picture in the middle. LeRobot: two by two
+    openpi (`resize_with_pad` of its client): Pillow's bilinear filter, the image in the middle. LeRobot: two by two
     pixels without antialiasing; pi0, pi0.5 and pi0-FAST in the middle (`image_resolution`), SmolVLA and the first pi0 at the
     bottom right (`resize_imgs_with_padding`, width before height; null: as it comes).
     """

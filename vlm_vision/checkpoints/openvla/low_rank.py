@@ -5,7 +5,7 @@ import re
 from torch import Tensor
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.towers import WeightSource
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _BASE = re.compile(r"(.+)\.base_layer(\..+)")
@@ -13,7 +13,7 @@ _BASE = re.compile(r"(.+)\.base_layer(\..+)")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class Merged:
+class MergedLowRank:
     """W + scale B A for every weight W that has factors, W for every other; read one at a time, sums in float32.
 
     Args:
@@ -27,7 +27,7 @@ class Merged:
             of their own.
     """
 
-    def __init__(self, weights: Weights, factors: Weights, *, scale: float | None, source: str):
+    def __init__(self, weights: WeightSource, factors: WeightSource, *, scale: float | None, source: str):
         self._weights, self._factors, self._scale = weights, factors, scale
         found = {name: _FACTOR.fullmatch(name) for name in factors.shapes}
         other = [name for name, match in found.items() if match is None]
@@ -74,6 +74,6 @@ def described(adapter: Checkpoint) -> tuple[str, float]:
     return str(config.get("base_model_name_or_path")), float(alpha) / float(rank)  # type: ignore[arg-type]
 
 
-def on_base(weights: Weights, adapter: Checkpoint) -> Merged:
-    """The base's weights with an adapter's; errors as `Merged` and `described`."""
-    return Merged(weights, adapter.weights_in(WEIGHTS), scale=described(adapter)[1], source=str(adapter))
+def on_base(weights: WeightSource, adapter: Checkpoint) -> MergedLowRank:
+    """The base's weights with an adapter's; errors as `MergedLowRank` and `described`."""
+    return MergedLowRank(weights, adapter.weights_in(WEIGHTS), scale=described(adapter)[1], source=str(adapter))

@@ -9,8 +9,8 @@ that these are the base's.
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla import low_rank
-from vlm_vision.checkpoints.openvla.low_rank import Merged
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.openvla.low_rank import MergedLowRank
+from vlm_vision.checkpoints.towers import WeightSource
 
 ADAPTER = "lora_adapter"
 
@@ -32,13 +32,13 @@ def base(run: Checkpoint) -> Checkpoint:
         raise ValueError(f"{run} is an adapter of {name}, which is not to be had: {error}") from None
 
 
-def weights(run: Checkpoint) -> Weights:
+def weights(run: Checkpoint) -> WeightSource:
     """All weights, those of the adapter added where they are not merged."""
     whole, adapter = base(run), _adapter(run)
     return whole.weights if whole is run or adapter is None else low_rank.on_base(whole.weights, adapter)
 
 
-def tower_weights(run: Checkpoint) -> Weights | None:
+def tower_weights(run: Checkpoint) -> WeightSource | None:
     """Towers with FiLM in a file of their own; None if there is none.
 
     Raises:
@@ -51,4 +51,4 @@ def tower_weights(run: Checkpoint) -> Weights | None:
         return None
     stored, adapter = run.weights_in(names[0]), _adapter(run)
     scale = None if adapter is None else low_rank.described(adapter)[1]
-    return Merged(stored, stored, scale=scale, source=str(run.path / names[0]))
+    return MergedLowRank(stored, stored, scale=scale, source=str(run.path / names[0]))
