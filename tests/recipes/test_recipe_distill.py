@@ -273,7 +273,7 @@ def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told == {name: value for name, value in found.items() if name != "losses"}
     who = {"student", "teacher wide", "random weights", "pixels", "most frequent class"}
-    assert set(told["neighbours"]) == who
+    assert set(told["neighbors"]) == who
 
 
 @torch.no_grad()
@@ -337,7 +337,7 @@ def test_bad_images_are_counted_and_the_run_goes_on(folder, tmp_path):
     data = [f"--data.{name}={tmp_path}/{name}.csv" for name in ("train", "test")]
     changes = ["--data.images", str(folder), "--eval_limit", "9", "--eval_neighbors", "40"]
     found = trained(folder, tmp_path / "run", *data, *changes)
-    assert found["skipped"] > 0 and len(found["losses"]) == 8 and found["neighbours"]
+    assert found["skipped"] > 0 and len(found["losses"]) == 8 and found["neighbors"]
 
 
 def taught(*teachers: dict) -> list[str]:

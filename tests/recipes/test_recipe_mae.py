@@ -157,7 +157,7 @@ def test_the_loss_falls_and_metrics_tell_it(folder, tmp_path):
     assert found["eval_loss"] < 0.5 * found["eval_loss_at_start"]
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told == {name: value for name, value in found.items() if name != "losses"}
-    assert set(told["neighbours"]) == {"encoder", "random weights", "pixels", "most frequent class"}
+    assert set(told["neighbors"]) == {"encoder", "random weights", "pixels", "most frequent class"}
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def test_bad_images_are_counted_and_the_run_goes_on(folder, tmp_path):
         (tmp_path / f"{name}.csv").write_text((folder / "train.csv").read_text() + f"{tmp_path}/bad.png,red\n")
     data = [f"--data.{name}={tmp_path}/{name}.csv" for name in ("train", "test")]
     found = trained(folder, tmp_path / "run", *data, "--data.images", str(folder), "--eval_limit", "9")
-    assert found["skipped"] > 0 and len(found["losses"]) == 8 and found["neighbours"]
+    assert found["skipped"] > 0 and len(found["losses"]) == 8 and found["neighbors"]
 
 
 def changed(**fields) -> list[str]:
