@@ -32,7 +32,7 @@ from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, state_of
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.blocks import Block, Context, norm
 from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
