@@ -107,10 +107,10 @@ print({name: round(value, 4) for name, value in metrics.items() if name.startswi
 # The policy's actions are executed now, on seeds that no recording has.
 
 # %%
+import vlm_vision as vv
 from vlm_vision.robot.observation import Observation
-from vlm_vision.vla import load_policy
 
-policy = load_policy("runs/tutorial_robot/model", statistics="dots")
+policy = vv.load_policy("runs/tutorial_robot/model", statistics="dots")
 
 
 def succeeds(seed: int, *, blank: bool = False) -> bool:

@@ -12,8 +12,8 @@ from support.two_processes import launch
 from recipes import vla
 from vlm_vision.data.lerobot import read_dataset, write_dataset
 from vlm_vision.robot.episode import Episode
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.vla import load_policy
 
 TINY = """
@@ -171,7 +171,7 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
         "has no camera 'wrist': it has 'top'": ["--data.cameras", '{"wrist": "wrist"}'],
         "raw_actions names [7]": ["--data.raw_actions", "[7]"],
         "choose train_vision lora": ["--film", "true", "--train_vision", "frozen"],
-        "these are not the options of action head 'parallel'": ["--head_options", '{"colour": 1}'],
+        "action head 'parallel' has no 'colour'": ["--head_options", '{"colour": 1}'],
         "there is no folder nowhere": ["--data.train", '{"mine": "nowhere"}'],
         "data.train names no data": ["--data.train", "{}"],
         "memory is -1": ["--data.memory", "-1"],
@@ -199,7 +199,7 @@ BEGUN = ["--encoder.new", "{}", "--language.new", "{}", "--start"]
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
-    still = [word for part in ("vision", "projector", "language", "hands") for word in (f"--lr_{part}", "0")]
+    still = [word for part in ("vision", "projector", "language", "action") for word in (f"--lr_{part}", "0")]
     changes = [*HEADS[head], *BEGUN, str(folder / f"one {head}/model"), "--steps", "1"]
     trained(folder, tmp_path / "on", *changes, *still)
     assert torch.equal(action_modules(folder, tmp_path / "on"), action_modules(folder, f"one {head}"))

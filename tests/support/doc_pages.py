@@ -102,11 +102,7 @@ class Page:
 
 def run_command(words: list[str]) -> None:
     """A command of this project, in this process."""
-    if words[:2] == ["vlm-vision", "record"]:
-        from vlm_vision.sim.record import main as record
-
-        assert record(words[2:]) == 0, words
-    elif words[0] == "vlm-vision":
+    if words[0] == "vlm-vision":
         assert _cli(words[1:]) == 0, words
     elif words[:2] == ["python", "-m"] and words[2].startswith("recipes."):
         recipe = import_module(words[2])
