@@ -19,7 +19,7 @@ from pathlib import Path
 from vlm_vision.data import emoji
 from vlm_vision.data.conversations.easy_vqa import described
 from vlm_vision.files import whole
-from vlm_vision.train.settings import run_cli
+from vlm_vision.train.command import run_cli
 
 STYLES = ("noto", "twemoji")
 

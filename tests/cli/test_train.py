@@ -14,7 +14,7 @@ import pytest
 import vlm_vision
 from vlm_vision.cli.commands import train
 from vlm_vision.cli.main import main
-from vlm_vision.train.command_line import settings_parser
+from vlm_vision.train.command import settings_parser
 
 RECIPES = Path(train._folder())
 
@@ -58,9 +58,17 @@ def test_configs_are_given_by_name_by_file_name_or_by_path(tmp_path, monkeypatch
 def test_a_misspelled_key_of_a_config_is_one_line(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("out: x\nmodel:\n  decoder:\n    depht: 3\n")
     with pytest.raises(SystemExit, match="2"):
-        train.recipe("mae").parse(["--config", str(tmp_path / "a.yaml"), "--data.train", "x"])
-    says = "vlm-vision train mae: unrecognized argument --model.decoder.depht: did you mean --model.decoder.depth?\n"
-    assert capsys.readouterr().err == says
+        main(["train", "mae", "--config", str(tmp_path / "a.yaml"), "--data.train", "x"])
+    says = capsys.readouterr().err
+    assert says.count("\n") == 1
+    assert "a.yaml has model.decoder.depht, which is no setting of this recipe; did you mean 'depth'?" in says
+
+
+def test_a_misspelled_flag_is_one_line_with_its_near_match(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "mae", "--config", "mae_smoke", "--stepps", "5"])
+    says = capsys.readouterr().err
+    assert says.count("\n") == 1 and "--stepps, which is no setting of this recipe; did you mean 'steps'?" in says
 
 
 @pytest.mark.parametrize("name", train.names())

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 import vlm_vision as vv
 from recipes import contrastive
 from vlm_vision.new_models import learn_tokenizer, new_pair
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
 IMAGE = dict(image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64)
@@ -173,7 +173,7 @@ WRONG = [
     (["--towers.text", "{}"], "there is no text tower: give start, or towers.text"),
     (["--lock_image", "true"], "lock_image keeps an image tower as it is: give start or towers.image_source"),
     (["--crop_scale", "[0.5, 1.5]"], "scale of Crop is"),
-    (["--towers.text", '{"width": 3}'], "these are not the fields of a TextConfig"),
+    (["--towers.text", '{"width": 3}'], "--towers.text.width, which is no field of TextConfig"),
     (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
 ]
 

@@ -18,8 +18,8 @@ from vlm_vision.data.images.batches import ImageBatch
 from vlm_vision.data.images.views import Plain
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.images import load_image
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.distill import (
     AS_DRAWN,
     StudentWithLoss,
@@ -356,7 +356,7 @@ WRONG = [
     (taught({"source": "FOLDER/wide", "tap_layer": 7}), "outside this encoder of 2 blocks"),
     (["--student.fields", "{}"], "expected one student: give student.source, or student.fields"),
     (["--student.fields", json.dumps(STUDENT | {"pre_norm": True})], "this layout cannot express the architecture"),
-    (["--student.fields", json.dumps(STUDENT | {"width": 3})], "these are not the fields of a ViTConfig"),
+    (["--student.fields", json.dumps(STUDENT | {"width": 3})], "width, which is no field of ViTConfig"),
     (["--statistics_steps", "0"], "statistics_steps is 0: it must be at least 1"),
     (["--batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
 ]

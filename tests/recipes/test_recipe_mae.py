@@ -18,8 +18,8 @@ from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Plain
 from vlm_vision.mae import load_mae
 from vlm_vision.objectives.mae import mae_loss
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.mae import noise_of, tensors
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
@@ -207,7 +207,7 @@ def changed(**fields) -> list[str]:
 WRONG = [
     (changed(image_size=18), "crops of 18 pixels are no whole number of patches of 4: choose image_size 16 or 20"),
     (changed(pre_norm=True), "this layout cannot express the architecture"),
-    (changed(width=3), "these are not the fields of a ViTConfig"),
+    (changed(width=3), "width, which is no field of ViTConfig"),
     (["--mask_ratio", "1.5"], "mask_ratio is 1.5: expected a share above 0 and below 1"),
     (["--model.encoder", "{}"], "there is nothing to train: give start, or model.encoder"),
     (["--model.decoder.num_heads", "3"], "num_heads 3 does not divide embed_dim 16"),

@@ -19,8 +19,8 @@ from vlm_vision.objectives.gram import gram_loss
 from vlm_vision.objectives.ibot import ibot_loss
 from vlm_vision.objectives.koleo import koleo_loss
 from vlm_vision.objectives.sharpen import Center, sinkhorn_knopp
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.self_distill import (
     BlockMaskSettings,
     SelfDistillation,
@@ -321,7 +321,7 @@ def changed(**fields) -> list[str]:
 
 WRONG = [
     (["--student.fields", "{}"], "there is no student: give student.fields"),
-    (changed(width=3), "these are not the fields of a ViTConfig"),
+    (changed(width=3), "width, which is no field of ViTConfig"),
     (changed(class_token=False, position_prefix=0, pool="mean"), "leave out the class token or the mask token"),
     (changed(pre_norm=True), "this layout cannot express the architecture"),
     (changed(image_size=18), "crops of 18 pixels are no whole number of patches of 4: choose 16 or 20"),

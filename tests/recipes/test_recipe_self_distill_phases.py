@@ -17,8 +17,8 @@ from recipes import self_distill
 from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.gram import gram_loss
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.self_distill import SelfDistillation, earlier_of, pairwise_dino_loss, teacher_of, tensors
 from vlm_vision.train.tasks.self_distill_gram import GramSettings, on_grid
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks

@@ -16,8 +16,8 @@ from recipes import supervised
 from vlm_vision.data.images.views import normalize_views
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.spec import IMAGENET
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.train.tasks.supervised import ClassifierWithLoss, DistillLossSettings, classifier, renormalize
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 230), "yellow": (240, 220, 20)}
@@ -275,7 +275,7 @@ def test_bad_samples_are_counted_and_the_run_goes_on(folder, tmp_path):
 
 WRONG = [
     (["--student.fields", "{}"], "there is no student: give student.source, or student.fields"),
-    (["--student.fields", '{"width": 3}'], "these are not the fields of a ViTConfig"),
+    (["--student.fields", '{"width": 3}'], "--student.fields.width, which is no field of ViTConfig"),
     (["--student.crop_ratio", "2"], "student.crop_ratio is 2.0: expected a part above 0"),
     (["--student.source", "TEACHER"], "of a loaded encoder need other weights, as registers"),
     (["--student.fields", json.dumps(FIELDS | {"pool": "mean"})], "transformers cannot express this architecture"),

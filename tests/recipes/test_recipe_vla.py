@@ -12,8 +12,8 @@ from support.two_processes import launch
 from recipes import vla
 from vlm_vision.data.lerobot import read_dataset, write_dataset
 from vlm_vision.robot.episode import Episode
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 from vlm_vision.vla import load_policy
 
 TINY = """
@@ -171,7 +171,7 @@ def test_settings_that_cannot_be_are_said_in_one_sentence(folder, tmp_path, caps
         "has no camera 'wrist': it has 'top'": ["--data.cameras", '{"wrist": "wrist"}'],
         "raw_actions names [7]": ["--data.raw_actions", "[7]"],
         "choose train_vision lora": ["--film", "true", "--train_vision", "frozen"],
-        "these are not the options of action head 'parallel'": ["--head_options", '{"colour": 1}'],
+        "action head 'parallel' has no 'colour'": ["--head_options", '{"colour": 1}'],
         "there is no folder nowhere": ["--data.train", '{"mine": "nowhere"}'],
         "data.train names no data": ["--data.train", "{}"],
         "memory is -1": ["--data.memory", "-1"],

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"there is no recipe {options.name}: {what}")
     module = recipe(options.name)
 
-    from vlm_vision.train.settings import run_cli
+    from vlm_vision.train.command import run_cli
 
     run_cli(f"vlm-vision train {options.name}", lambda: module.main(module.parse(options.settings)))
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
 
 import projectors
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.towers import TowerWeights, state_of
 from vlm_vision.checkpoints.weights import WeightFiles
@@ -77,7 +78,8 @@ def read_llava(
     """
     dtype, device, path = known_dtype(dtype), known_device(device), resolve(folder, revision)
     config = _config(path)
-    encoder = load(path, tap=_tap(config, path), dtype=dtype, device=device)
+    checkpoint = Checkpoint(path)
+    encoder = load(checkpoint, tap=_tap(config, path), dtype=dtype, device=device)
     assert isinstance(encoder, Encoder)
     strategy, wanted = config.vision_feature_select_strategy, "default" if encoder.config.class_token else "full"
     if strategy != wanted:
@@ -86,7 +88,7 @@ def read_llava(
             f"{path} has vision_feature_select_strategy {strategy!r}, which {what} of a {encoder.origin.family}: "
             f"expected {wanted!r}"
         )
-    weights = WeightFiles(path)
+    weights = checkpoint.weights
     projector = _projector(config, path, weights, dtype, device)
     text_config = config.text_config
     text_config.tie_word_embeddings = config.tie_word_embeddings  # LLaVA's class ties by its own configuration
