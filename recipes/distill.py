@@ -1,6 +1,6 @@
 """Bring the features of several frozen teachers into one smaller student: DINOv2's and SigLIP's for the cost of one tower.
 
-    python -m benchmarks.emoji --out emoji
+    vlm-vision emoji --out emoji
     python -m recipes.distill --config recipes/configs/distill_smoke.yaml
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.distill --config recipes/configs/distill_dinov2_siglip.yaml
 

@@ -1,6 +1,6 @@
 """Train an encoder to paint what it does not see of images: masked autoencoding, without captions or labels.
 
-    python -m benchmarks.emoji --out emoji
+    vlm-vision emoji --out emoji
     python -m recipes.mae --config recipes/configs/mae_smoke.yaml
     torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
 

@@ -1,6 +1,6 @@
 """Judge an encoder by its frozen features: nearest neighbors, linear and attentive probes, patch correspondence.
 
-    python -m benchmarks.emoji --out emoji
+    vlm-vision emoji --out emoji
     python -m recipes.probe --config recipes/configs/probe_smoke.yaml --encoder FOLDER
     python -m recipes.probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
 

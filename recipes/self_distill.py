@@ -1,6 +1,6 @@
 """Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
 
-    python -m benchmarks.emoji --out emoji
+    vlm-vision emoji --out emoji
     python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.self_distill --config recipes/configs/dinov2_vit_l.yaml
 

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from support.models import tiny_llm, tiny_tokenizer
+from support.package import prepare
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
+
+prepare()
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def apart(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     """What each of several processes finds."""
     folder = tmp_path_factory.mktemp("apart")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(Path(__file__).resolve()), str(folder)],
         capture_output=True,

@@ -199,7 +199,7 @@ BEGUN = ["--encoder.new", "{}", "--language.new", "{}", "--start"]
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
-    still = [word for part in ("vision", "projector", "language", "hands") for word in (f"--lr_{part}", "0")]
+    still = [word for part in ("vision", "projector", "language", "action") for word in (f"--lr_{part}", "0")]
     changes = [*HEADS[head], *BEGUN, str(folder / f"one {head}/model"), "--steps", "1"]
     trained(folder, tmp_path / "on", *changes, *still)
     assert torch.equal(action_modules(folder, tmp_path / "on"), action_modules(folder, f"one {head}"))

@@ -16,7 +16,6 @@ def launch(folder: Path, name: str, runs: list[dict]) -> subprocess.CompletedPro
     (folder / f"{name}.json").write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     command += [str(Path(__file__).resolve()), str(folder / f"{name}.json")]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 

@@ -9,7 +9,7 @@ import torch
 import projectors
 from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
 from vlm_vision.files import read_json
-from vlm_vision.load import load, load_projector
+from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.nn.config import Tap
 from vlm_vision.train.settings import VlmSettings

@@ -13,7 +13,7 @@ from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap, VisionOutput
 from vlm_vision.nn.modes import evaluating
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess

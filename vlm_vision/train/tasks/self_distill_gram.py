@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap
 from vlm_vision.nn.position import Grid
 from vlm_vision.nn.vit import VisionTransformer

@@ -1,61 +1,71 @@
-"""The arguments of `vlm-vision serve`."""
+"""`vlm-vision serve`."""
 
 import argparse
 
-from vlm_vision.load import known_device
 from vlm_vision.serve.settings import TOKEN_VARIABLE, ServerSettings, read_token
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command, among the others."""
-    serve = commands.add_parser("serve", help="a policy for robots: openpi's websocket and OpenVLA's /act on one port")
+def add_to(serve: argparse.ArgumentParser) -> None:
+    """Its arguments."""
     serve.add_argument("--model", required=True, metavar="FOLDER", help="folder of a policy")
     serve.add_argument(
-        "--statistics", required=True, metavar="NAME", help="of those saved with it; clients' unnorm_key"
+        "--statistics",
+        required=True,
+        metavar="NAME",
+        help="name of statistics saved with it, which clients send as unnorm_key",
     )
     serve.add_argument("--host", default=ServerSettings.host, help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=ServerSettings.port, help="0 for a free one (default: %(default)s)")
+    serve.add_argument(
+        "--port",
+        type=int,
+        default=ServerSettings.port,
+        help="port to listen on, 0 for a free one (default: %(default)s)",
+    )
     serve.add_argument(
         "--map",
         action="append",
         default=[],
         metavar="KEY=CAMERA",
-        help="what a client calls a camera, or the 'instruction' or the 'state'; KEY= to ignore it; may be repeated",
+        help="client's key of a camera, of the 'instruction' or of the 'state'; KEY= to ignore it; may be repeated",
     )
-    serve.add_argument("--token-file", metavar="FILE", help=f"what clients must show (default: ${TOKEN_VARIABLE})")
+    serve.add_argument(
+        "--token-file", metavar="FILE", help=f"file with the token that clients must send (default: ${TOKEN_VARIABLE})"
+    )
     serve.add_argument("--no-token", action="store_true", help="serve to other machines without a token")
-    serve.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    serve.add_argument("--device", default="cpu", help="device that computes (default: %(default)s)")
     serve.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of the weights (default: as saved, float32 of published folders)",
+        help="dtype of the weights (default: as saved, float32 of published folders)",
     )
     serve.add_argument(
         "--graphs",
         type=int,
         default=0,
         metavar="N",
-        help="on a CUDA device, shapes of batches that are kept as CUDA graphs (default: %(default)s)",
+        help="number of batch shapes kept as CUDA graphs, on a CUDA device (default: %(default)s)",
     )
     published = serve.add_argument_group(
-        "for folders that OpenVLA and OpenVLA-OFT published", "a folder of our own tells all of it"
+        "for folders that OpenVLA and OpenVLA-OFT published", "a folder of vlm_vision stores all of these"
     )
     published.add_argument(
-        "--cameras", nargs="+", metavar="NAME", help="of the images, in the order in which the policy was taught"
+        "--cameras", nargs="+", metavar="NAME", help="names of the images, in the order of the policy's training"
     )
-    published.add_argument("--chunk", type=int, metavar="N", help="actions that one look gives; OFT's: 8 on LIBERO")
-    published.add_argument("--normalization", metavar="KIND", help="of states and actions, by the statistics")
+    published.add_argument("--chunk", type=int, metavar="N", help="actions in a chunk; OFT on LIBERO: 8")
     published.add_argument(
-        "--evaluation", metavar="NAME", help="what becomes of a camera's image first: openvla or openvla_oft"
+        "--normalization", metavar="KIND", help="normalization of states and actions: quantiles or min_max"
     )
     published.add_argument(
-        "--crop", action="store_true", default=None, help="the middle of it, as policies for LIBERO were taught"
+        "--evaluation", metavar="NAME", help="preprocessing of camera images in the evaluation: openvla or openvla_oft"
+    )
+    published.add_argument(
+        "--crop", action="store_true", default=None, help="crop the center of images, as LIBERO policies were trained"
     )
     for name, kind, meaning in (
         ("max_batch", int, "observations in one call of the policy"),
-        ("max_wait_ms", float, "how long the first of a batch waits for others"),
-        ("max_queue", int, "observations that may wait"),
-        ("max_connections", int, "open at once"),
+        ("max_wait_ms", float, "milliseconds that the first of a batch waits for others"),
+        ("max_queue", int, "observations that may wait; more are refused"),
+        ("max_connections", int, "connections open at once"),
         ("max_message_mb", float, "size of one message, MiB"),
         ("rate", float, "requests a second from one address"),
         ("stall_s", float, "seconds that a message may take to arrive"),
@@ -64,7 +74,6 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         default = getattr(ServerSettings, name)
         option = "--" + name.replace("_", "-")
         serve.add_argument(option, type=kind, default=default, help=f"{meaning} (default: %(default)s)")
-    serve.set_defaults(run=_run)
 
 
 def _settings(options: argparse.Namespace) -> ServerSettings:
@@ -84,7 +93,7 @@ def _keys(pairs: list[str]) -> dict[str, str]:
     return keys
 
 
-def _run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     chosen = _settings(options)
     if options.crop and not options.evaluation:
         raise ValueError("--crop is part of an evaluation: name it by --evaluation too, openvla or openvla_oft")
@@ -92,6 +101,7 @@ def _run(options: argparse.Namespace) -> None:
         from vlm_vision.serve.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'vlm-vision[serve]'") from None
+    from vlm_vision.load_encoder import known_device
     from vlm_vision.vla import load_policy
 
     device = known_device(options.device)

@@ -1,15 +1,28 @@
-"""What every family of a HuggingFace folder needs: a `Family`, and the fields and rows that families share."""
+"""Fields of config.json and rows of key tables that families share."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from vlm_vision.checkpoints.keys import Key
+from vlm_vision.checkpoints.families.family import Json, Style
+from vlm_vision.checkpoints.keys import Key, layer
 from vlm_vision.nn.config import Activation, ViTConfig
+from vlm_vision.preprocess import spec
 
-Json = dict[str, Any]
-Style = Literal["hub", "memory"]
-"""Key layout: of the public hub, which `save_pretrained` writes; or of transformers 5 in memory, as a bare state dict."""
+BASE: Json = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=224)
+"""Defaults that the families share."""
+
+HALF, IMAGENET, OPENAI = (
+    dict(image_mean=list(mean), image_std=list(std)) for mean, std in (spec.HALF, spec.IMAGENET, spec.OPENAI)
+)
+"""Mean and deviation, as preprocessor_config.json has them."""
+
+CLIP_PROCESSOR: Json = OPENAI | dict(
+    do_center_crop=True, crop_size=224, size={"shortest_edge": 224}, default_to_square=False, resample=3
+)
+"""What CLIPImageProcessor and its copies do where preprocessor_config.json is silent."""
+
+BICUBIC_ANTIALIAS = "bicubic_antialias"
+"""timm's rule of every family with a table of positions but NaFlex."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -18,31 +31,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
 }
 ACTIVATION_NAMES: dict[str, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
-
-
-@dataclass(frozen=True)
-class Family:
-    """One `model_type` of transformers: how its `config.json` becomes a `ViTConfig`, and its key table, both ways."""
-
-    landmark: str
-    """A weight that every checkpoint of the family has; what precedes it is the prefix of the vision part."""
-    beside: tuple[str, ...]
-    """Weights of the vision part that stand outside the prefix."""
-    defaults: Json
-    """Values that transformers assumes where config.json is silent."""
-    read_config: Callable[[Json, frozenset[str]], ViTConfig]
-    """(config with defaults, stored names without prefix) -> ours"""
-    write_config: Callable[[ViTConfig], Json]
-    keys: Callable[..., list[Key]]
-    """(our config, style of the names, default "hub") -> key table"""
-    architecture: str
-    """Class of transformers that reads the bare tower."""
-    preprocessor: Callable[[ViTConfig], Json]
-    """The family's usual preprocessor_config.json, for a folder without one."""
-    memory_mark: str = ".attention.q_proj."
-    """Part of a name that only the layout of transformers in memory has."""
-    prefix: str = ""
-    """Prefix of the bare tower's weights on the public hub."""
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -111,11 +99,6 @@ def qkv(block: str, style: Style) -> tuple[str, ...]:
     return tuple(f"{block}.attention.attention.{part}" for part in ("query", "key", "value"))
 
 
-def style_of(family: Family, names: Iterable[str]) -> Style:
-    """The layout that stored names are in."""
-    return "memory" if any(family.memory_mark in name for name in names) else "hub"
-
-
 def num_labels(config: Json) -> int:
     """Classes of a classification head."""
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
@@ -126,5 +109,17 @@ def square(config: ViTConfig) -> Json:
     return {"height": config.image_size[0], "width": config.image_size[1]}
 
 
-BASE: Json = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=224)
-"""Defaults that the families share."""
+def block_keys(depth: int) -> list[Key]:
+    """Rows of the blocks of an image or text tower."""
+    keys = []
+    for i in range(depth):
+        ours, theirs = f"blocks.{i}", f"encoder.layers.{i}"
+        keys += [
+            *layer(f"{ours}.norm1", f"{theirs}.layer_norm1"),
+            *layer(f"{ours}.attn.qkv", tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")),
+            *layer(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj"),
+            *layer(f"{ours}.norm2", f"{theirs}.layer_norm2"),
+            *layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
+            *layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
+        ]
+    return keys

@@ -10,14 +10,14 @@ import torch
 import projectors
 from projectors import Projector
 from vlm_vision.checkpoints import sniff
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.projectors import ProjectorCheckpoint, find
+from vlm_vision.checkpoints.projectors import find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, state_of
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
-from vlm_vision.files import read_json
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Remainder, Tap, ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
@@ -26,7 +26,7 @@ Size = int | tuple[int, int]
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
     tap: Tap | Sequence[Tap] | None = None,
     reference: str | None = None,
@@ -47,7 +47,8 @@ def load(
             open_clip, OpenVLA, OpenVLA-OFT and Prismatic, LeRobot, openpi) or file (`.pth` and `.pt` of the original code,
             big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order written. Of a whole model
             (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA) only the vision part is read, with the
-            preprocessing of that model's code; what an evaluation does before it is chosen by `with_evaluation`.
+            preprocessing of that model's code; what an evaluation does before it is chosen by `with_evaluation`. Or a
+            `vlm_vision.checkpoints.checkpoint.Checkpoint`, whose files are opened once for all that is loaded from it.
         tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
             the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
@@ -71,7 +72,7 @@ def load(
         ValueError: nothing at `source`, a format that is not known or not told, configuration and weights that disagree,
             a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
     """
-    if not isinstance(source, str | Path) or not str(source).strip():
+    if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
     if format not in (None, "hf", "open_clip"):
         raise ValueError(f'format is {format!r}, expected "hf" or "open_clip", for a folder that holds both')
@@ -112,12 +113,13 @@ class _LoadedTower:
     """What `Encoder.save_pretrained` kept beside the public layout."""
 
 
-def _find_towers(source: str | Path, options: _Options) -> list[_LoadedTower]:
-    path = resolve(source, options.revision)
-    sidecar = _sidecar(path / SIDECAR) if path.is_dir() and (path / SIDECAR).is_file() else {}
+def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_LoadedTower]:
+    checkpoint = Checkpoint.at(source, options.revision)
+    sidecar = _sidecar(checkpoint) if checkpoint.has(SIDECAR) else {}
     if "towers" in sidecar:
-        return [found for name in sidecar["towers"] for found in _find_towers(path / name, options)]
-    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(path, options.hints)]
+        towers = [checkpoint.other(resolve(checkpoint.path / name, None)) for name in sidecar["towers"]]
+        return [found for tower in towers for found in _find_towers(tower, options)]
+    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
 
 
 _KINDS: dict[str, type] = {
@@ -125,9 +127,9 @@ _KINDS: dict[str, type] = {
 }  # fmt: skip
 
 
-def _sidecar(file: Path) -> dict[str, Any]:
+def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `save_pretrained` left. Raises ValueError if it could not have written it."""
-    sidecar = read_json(file)
+    sidecar = checkpoint.json(SIDECAR)
     wrong = [name for name, kind in _KINDS.items() if not isinstance(sidecar.get(name, kind()), kind)]
     names = sidecar.get("towers", ["a"])
     if not wrong and not (names and all(isinstance(name, str) and Path(name).name == name for name in names)):
@@ -137,7 +139,9 @@ def _sidecar(file: Path) -> dict[str, Any]:
     if not wrong and sidecar.get("family", "vit") not in RESIZE_BY_FAMILY:
         wrong = ["family"]
     if wrong:
-        raise ValueError(f"{file} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again")
+        raise ValueError(
+            f"{checkpoint.path / SIDECAR} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again"
+        )
     return sidecar
 
 
@@ -216,7 +220,7 @@ def _height_width(image_size: Any, vit: ViTConfig) -> tuple[int, int]:
 
 
 def load_projector(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -240,17 +244,16 @@ def load_projector(
     Raises:
         ValueError: no projector of a known form in it, or a weight too many or too few.
     """
-    path = resolve(source, revision)
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    checkpoint = Checkpoint.at(source, revision)
     try:
-        found = find(ProjectorCheckpoint(str(path), config, weights_of(path)))
+        found = find(checkpoint, weights_of(checkpoint))
     except MALFORMED_ERRORS as error:
-        raise ValueError(f"{path} describes its projector in another way than expected ({error!r})") from None
+        raise ValueError(f"{checkpoint} describes its projector in another way than expected ({error!r})") from None
     with torch.device("meta"):
         projector = projectors.build(found.name, **found.options)
     shapes = {name: value.shape for name, value in projector.state_dict().items()}
     state = state_of(
-        found.keys, shapes, found.weights, source=str(path), dtype=known_dtype(dtype), device=known_device(device)
+        found.keys, shapes, found.weights, source=str(checkpoint), dtype=known_dtype(dtype), device=known_device(device)
     )
     projector.load_state_dict(state, strict=True, assign=True)
     return projector.eval()

@@ -1,6 +1,14 @@
-"""AIMv2 in HuggingFace folders: RMSNorm, SwiGLU, a norm between patches and positions, a query that pools."""
+"""AIMv2: RMSNorm, SwiGLU, a norm between patches and positions, a query that pools."""
 
-from vlm_vision.checkpoints.hf.family import BASE, Family, Json, Style, blocks, common, common_back, square
+from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style, WholeModel, row
+from vlm_vision.checkpoints.families.fields import (
+    BASE,
+    BICUBIC_ANTIALIAS,
+    blocks,
+    common,
+    common_back,
+    square,
+)
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -69,8 +77,11 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
 
 
 AIMV2 = Family(
-    landmark="embeddings.patch_embed.weight",
-    beside=(),
+    name="aimv2_vision_model",
+    whole_models=(WholeModel(model_type="aimv2"),),
+    siblings=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
+    architecture="Aimv2VisionModel",
+    landmarks=("embeddings.patch_embed.weight",),
     defaults=BASE
     | dict(
         hidden_size=1024,
@@ -88,10 +99,40 @@ AIMV2 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    architecture="Aimv2VisionModel",
     preprocessor=lambda config: dict(
         image_processor_type="CLIPImageProcessor",
         size={"shortest_edge": min(config.image_size)},
         crop_size=square(config),
+    ),
+    resize={"transformers": "native", "timm": BICUBIC_ANTIALIAS},
+    timm=lambda config: "aimv2_large_patch14_224",
+    presets=(
+        Presets(  # Fini et al. 2024 (arXiv:2411.14402)
+            name="aimv2",
+            fields=dict(
+                class_token=False,
+                patch_norm=True,
+                norm="rms",
+                norm_eps=1e-5,
+                mlp="swiglu",
+                qkv_bias=False,
+                proj_bias=False,
+                mlp_bias=False,
+                pool="query",
+                position_resize="native",
+            ),
+            rows=(
+                row("large", "14:224,336,448"),
+                row("huge", "14:224,336,448"),
+                row("1b", "14:224,336,448"),
+                row("3b", "14:224,336,448"),
+            ),
+            sizes={
+                "large": dict(embed_dim=1024, depth=24, num_heads=8, mlp_dim=2816),
+                "huge": dict(embed_dim=1536, depth=24, num_heads=12, mlp_dim=4096),
+                "1b": dict(embed_dim=2048, depth=24, num_heads=16, mlp_dim=5632),
+                "3b": dict(embed_dim=3072, depth=24, num_heads=24, mlp_dim=8192),
+            },
+        ),
     ),
 )

@@ -1,7 +1,7 @@
 """Real images with captions: every emoji drawn in three styles, from npm packages, split by emoji.
 
-    python -m benchmarks.emoji --out emoji
-    python -m benchmarks.emoji --out emoji_112 --size 112 --packages FOLDER_WITH_THE_THREE_TGZ
+    vlm-vision emoji --out emoji
+    vlm-vision emoji --out emoji_112 --size 112 --packages FOLDER_WITH_THE_THREE_TGZ
 
 Needs `pip install resvg-py` and, unless the packages are given, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
 by code points for each emoji, laid on white, and emoji.csv with the columns picture, caption, label, style, hexcode and
@@ -9,7 +9,6 @@ split; train.csv and test.csv are its two parts, train_without_STYLE.csv and tes
 hash of the emoji without its skin tone: no emoji is in both parts, in any style or tone.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -17,10 +16,8 @@ import json
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,6 @@ from PIL import Image
 
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.command import run_cli
 
 PACKAGES = ("openmoji-17.0.0", "emoji-datasource-google-16.0.0", "emoji-datasource-twitter-16.0.0")
 """As `npm pack` names them, for openmoji/, noto/ and twemoji/."""
@@ -41,7 +37,7 @@ COLUMNS = ("picture", "caption", "label", "style", "hexcode", "split")
 TAGS = 4
 """Words added to a caption, at most."""
 
-README = """Emoji in three styles, one image of {size}x{size} pixels each, made by `python -m benchmarks.emoji`.
+README = """Emoji in three styles, one image of {size}x{size} pixels each, made by `vlm-vision emoji`.
 
 | folder | drawings | package | license |
 |---|---|---|---|
@@ -77,7 +73,7 @@ def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
     Raises:
         ValueError: a package that is missing or damaged, or an `out` that holds other things.
     """
-    if not made(out, size):
+    if not is_complete(out, size):
         with whole(out) as staging:
             rows = sorted(_drawn(staging, packages, size))
             for name, kept in _tables(rows).items():
@@ -89,7 +85,7 @@ def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
         return dict(Counter(f"{row['style']} {row['split']}" for row in csv.DictReader(file)))
 
 
-def made(out: Path, size: int) -> bool:
+def is_complete(out: Path, size: int) -> bool:
     """Whether `out` is complete. Raises ValueError if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -200,23 +196,3 @@ def fetch(folder: Path) -> Path:
     if done.returncode:
         raise ValueError(f"npm pack failed: {done.stderr.strip() or done.stdout.strip()}")
     return folder
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
-    parser.add_argument("--packages", type=Path, help="folder with the three .tgz files; default: fetched by npm pack")
-    options = parser.parse_args(arguments)
-    if options.size < 1:
-        parser.error(f"--size is {options.size}, expected at least one pixel")
-    with ExitStack() as stack:
-        packages = options.packages
-        if packages is None and not made(options.out, options.size):
-            packages = fetch(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        for name, count in build(options.out, packages or Path(), size=options.size).items():
-            print(f"{name:14} {count:5}")
-
-
-if __name__ == "__main__":
-    run_cli("benchmarks.emoji", main)

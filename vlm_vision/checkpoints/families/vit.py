@@ -1,12 +1,13 @@
-"""ViT, DeiT, MAE and I-JEPA in HuggingFace folders."""
+"""ViT, DeiT, MAE, I-JEPA and DINO."""
 
 from dataclasses import replace
 
-from vlm_vision.checkpoints.hf.family import (
+from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style, row
+from vlm_vision.checkpoints.families.fields import (
     BASE,
-    Family,
-    Json,
-    Style,
+    BICUBIC_ANTIALIAS,
+    HALF,
+    IMAGENET,
     activation,
     activation_back,
     blocks,
@@ -16,6 +17,7 @@ from vlm_vision.checkpoints.hf.family import (
     qkv,
     square,
 )
+from vlm_vision.checkpoints.families.sizes import GIANT_CLIP
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -118,44 +120,121 @@ _DEFAULTS = BASE | dict(
 )
 
 VIT = Family(
-    landmark="embeddings.patch_embeddings.projection.weight",
+    name="vit",
+    architecture="ViTModel",
+    landmarks=("embeddings.patch_embeddings.projection.weight",),
     beside=("classifier.weight", "classifier.bias"),
     defaults=_DEFAULTS,
     read_config=_vit_config,
     write_config=_config_back,
     keys=_keys,
-    architecture="ViTModel",
     preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)),
+    image_processors={"ViTImageProcessor": HALF | dict(size=[224, 224], resample=2)},
+    resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "zoom", "big_vision": "zoom"},
+    timm=lambda config: "vit_base_patch16_224",
+    presets=(
+        Presets(  # Dosovitskiy et al. 2020 (arXiv:2010.11929), Steiner et al. 2021; transformers' epsilon
+            name="vit",
+            fields=dict(position_prefix=1, norm_eps=1e-12),
+            rows=(
+                row("tiny", "16:224"),
+                row("small", "16:224 32:224"),
+                row("base", "16:224,384 32:224 8:224"),
+                row("large", "16:224,384 14:224"),
+                row("huge", "14:224"),
+            ),
+        ),
+    ),
 )
+
+_SMALL = {"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic"}
 
 DEIT = replace(
     VIT,
+    name="deit",
+    architecture="DeiTModel",
     beside=tuple(
         f"{name}.{part}"
         for name in ("cls_classifier", "distillation_classifier", "classifier")
         for part in ("weight", "bias")
     ),
     read_config=_deit_config,
-    architecture="DeiTModel",
-    preprocessor=lambda config: dict(
-        image_processor_type="DeiTImageProcessor",
-        size={side: round(length / 0.875) for side, length in square(config).items()},
-        crop_size=square(config),
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
+    preprocessor=lambda config: (
+        dict(
+            image_processor_type="DeiTImageProcessor",
+            size={side: round(length / 0.875) for side, length in square(config).items()},
+            crop_size=square(config),
+        )
+        | IMAGENET
+    ),
+    image_processors={
+        "DeiTImageProcessor": HALF | dict(do_center_crop=True, crop_size=224, size=[256, 256], resample=3)
+    },
+    resize=_SMALL,
+    timm=lambda config: "deit_base_distilled_patch16_224" if config.pool == "cls_dist" else "deit3_base_patch16_224",
+    presets=(
+        Presets(  # Touvron et al. 2020 (arXiv:2012.12877), with distillation token
+            name="deit",
+            fields=dict(position_prefix=2, num_registers=1, pool="cls_dist"),
+            rows=(row("tiny", "16:224"), row("small", "16:224"), row("base", "16:224,384")),
+        ),
+        Presets(  # Touvron et al. 2022 (arXiv:2204.07118)
+            name="deit3",
+            fields=dict(layer_scale=1e-4),
+            rows=(
+                row("small", "16:224,384"),
+                row("base", "16:224,384"),
+                row("large", "16:224,384"),
+                row("huge", "14:224"),
+            ),
+        ),
     ),
 )
 
 MAE = replace(
     VIT,
-    beside=(),
+    name="vit_mae",
+    siblings=("decoder.",),
     architecture="ViTMAEModel",
-    preprocessor=lambda config: dict(
-        image_processor_type="ViTImageProcessor",
-        size=square(config),
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
+    beside=(),
+    preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)) | IMAGENET,
+    resize=_SMALL,
+    presets=(
+        Presets(  # He et al. 2021 (arXiv:2111.06377)
+            name="mae",
+            fields=dict(position_prefix=1),
+            rows=(row("base", "16:224"), row("large", "16:224"), row("huge", "14:224")),
+        ),
     ),
 )
 
-IJEPA = replace(VIT, read_config=_ijepa_config, architecture="IJepaModel")
+IJEPA = replace(
+    VIT,
+    name="ijepa",
+    architecture="IJepaModel",
+    read_config=_ijepa_config,
+    resize=_SMALL,
+    presets=(
+        Presets(  # Assran et al. 2023 (arXiv:2301.08243)
+            name="ijepa",
+            fields=dict(class_token=False, pool="mean"),
+            rows=(row("huge", "14:224 16:448"), row("giant", "16:224")),
+            sizes={"giant": GIANT_CLIP},
+        ),
+    ),
+)
+
+DINO = replace(
+    VIT,
+    name="dino",
+    written_as="vit",
+    resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic_offset"},
+    presets=(
+        Presets(  # Caron et al. 2021 (arXiv:2104.14294)
+            name="dino",
+            fields=dict(position_prefix=1, position_resize="bicubic_offset"),
+            rows=(row("small", "16:224 8:224"), row("base", "16:224 8:224")),
+        ),
+    ),
+)
+"""transformers has it as a ViT."""

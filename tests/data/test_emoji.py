@@ -8,7 +8,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from benchmarks import emoji
+from vlm_vision.cli.main import main
+from vlm_vision.data import emoji
 
 pytest.importorskip("resvg_py", reason="pip install resvg-py")
 
@@ -105,10 +106,10 @@ def test_no_emoji_is_on_both_sides_in_any_style_or_tone(packages, tmp_path):
 
 def test_a_second_run_does_nothing_and_needs_no_packages(packages, tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "out"), "--size", "16"]
-    emoji.main([*arguments, "--packages", str(packages)])
+    assert main(["emoji", *arguments, "--packages", str(packages)]) == 0
     first = capsys.readouterr().out
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
-    emoji.main(arguments)
+    assert main(["emoji", *arguments]) == 0
     assert capsys.readouterr().out == first and "twemoji test" in first
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == stamps
     with pytest.raises(ValueError, match="no folder of emoji of 64 pixels: give a new folder"):
