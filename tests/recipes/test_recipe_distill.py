@@ -356,7 +356,7 @@ WRONG = [
     (taught({"source": "FOLDER/wide", "tap_layer": 7}), "outside this encoder of 2 blocks"),
     (["--student.fields", "{}"], "expected one student: give student.source, or student.fields"),
     (["--student.fields", json.dumps(STUDENT | {"pre_norm": True})], "this layout cannot express the architecture"),
-    (["--student.fields", json.dumps(STUDENT | {"width": 3})], "width, which is no field of ViTConfig"),
+    (["--student.fields", json.dumps(STUDENT | {"width": 3})], "width, which is no field of student.fields"),
     (["--statistics_steps", "0"], "statistics_steps is 0: it must be at least 1"),
     (["--batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
 ]

@@ -275,7 +275,7 @@ def test_bad_samples_are_counted_and_the_run_goes_on(folder, tmp_path):
 
 WRONG = [
     (["--student.fields", "{}"], "there is no student: give student.source, or student.fields"),
-    (["--student.fields", '{"width": 3}'], "--student.fields.width, which is no field of ViTConfig"),
+    (["--student.fields", '{"width": 3}'], "--student.fields.width, which is no field of student.fields"),
     (["--student.crop_ratio", "2"], "student.crop_ratio is 2.0: expected a part above 0"),
     (["--student.source", "TEACHER"], "of a loaded encoder need other weights, as registers"),
     (["--student.fields", json.dumps(FIELDS | {"pool": "mean"})], "transformers cannot express this architecture"),
