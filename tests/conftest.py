@@ -1,7 +1,4 @@
-"""Fixtures shared by the tests: golden files, and models small enough to make in milliseconds."""
-
-import os
-from pathlib import Path
+"""Fixtures shared by the tests: models small enough to make in milliseconds."""
 
 import pytest
 import torch
@@ -9,15 +6,6 @@ from support.models import tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with golden cases and real weights; VLM_VISION_SHARED names another than ../shared."""
-    folder = Path(os.environ.get("VLM_VISION_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"no golden cases: {folder} has no folder golden; set VLM_VISION_SHARED to the one that has")
-    return folder
 
 
 @pytest.fixture(autouse=True)

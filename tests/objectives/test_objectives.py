@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from support.golden import golden_case
 from torch import Tensor
 
 from vlm_vision.objectives.clip import clip_loss
@@ -197,8 +198,8 @@ def test_under_autocast_and_in_half_precision_it_is_computed_in_float32(name):
 
 
 @pytest.fixture(scope="module")
-def golden(shared) -> Callable[[str], dict[str, Tensor]]:
-    return lambda name: load_file(shared / "golden" / name / "golden.safetensors")
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    return lambda name: load_file(golden_case(name) / "golden.safetensors")
 
 
 def same(ours: Tensor, reference: Tensor) -> None:
@@ -329,10 +330,10 @@ def test_the_loss_of_masked_pixels_is_transformers(golden, run):
     same(loss, reference[f"mae_loss.{run}"])
 
 
-def test_the_head_is_dinov2s(golden, shared):
+def test_the_head_is_dinov2s(golden):
     reference = golden("dinov2_head")
     head = DinoHead(32, 20, hidden_dim=48, bottleneck_dim=24)
-    head.load_state_dict(torch.load(shared / "golden/dinov2_head/dino_head.pth", weights_only=True))
+    head.load_state_dict(torch.load(golden_case("dinov2_head") / "dino_head.pth", weights_only=True))
     x = reference["x"].requires_grad_()
     y = head(x)
     same(y.detach(), reference["y"])
