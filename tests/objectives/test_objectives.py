@@ -1,11 +1,5 @@
-"""Every objective: its golden case, what holds in any number of processes and precisions, and formulas by hand.
+"""Every objective: its golden case, what holds in any number of processes and precisions, and formulas by hand."""
 
-Run as a script under torch.distributed.run, this file computes every case on each process's part of a batch.
-"""
-
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.golden import golden_case
+from support.processes import run_together
 from torch import Tensor
 
 from vlm_vision.objectives.clip import clip_loss
@@ -128,7 +123,7 @@ UNEVEN = ((0, 7), (7, 12), (12, 12))
 """Rows of the teacher in each process: masked patches are as many as they are."""
 
 
-def main(folder: Path) -> None:
+def in_each_process(folder: Path) -> None:
     """In one of several processes."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -145,16 +140,7 @@ def main(folder: Path) -> None:
 def apart(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     """What each of several processes finds."""
     folder = tmp_path_factory.mktemp("apart")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [*command, str(Path(__file__).resolve()), str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(in_each_process, folder, folder=folder, count=PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
@@ -396,7 +382,3 @@ def test_what_does_not_belong_together_is_refused():
         ibot_loss(torch.ones(4, 2), torch.ones(4, 2), torch.tensor([[True, True, True, False]]))
     with pytest.raises(ValueError, match="pixels are 6x4, expected multiples of the patch size 4"):
         patches(torch.ones(1, 3, 6, 4), 4)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
