@@ -25,12 +25,17 @@ SECONDS = 120
 """Of all processes that run together, before they are stopped."""
 
 
-def start(function: Callable, *arguments: object, output: Path, **environment: str) -> BaseProcess:
-    """Start function(*arguments) in a new process, with one thread. What it prints goes to the file `output`."""
+def fresh_context() -> multiprocessing.context.ForkServerContext:
+    """Where new processes come from: forks that have the imports and nothing else of this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def start(function: Callable, *arguments: object, output: Path, **environment: str) -> BaseProcess:
+    """Start function(*arguments) in a new process, with one thread. What it prints goes to the file `output`."""
     settings = dict(os.environ) | environment
-    process = context.Process(target=_run, args=(function, arguments, str(output), settings), daemon=True)
+    process = fresh_context().Process(target=_run, args=(function, arguments, str(output), settings), daemon=True)
     process.start()
     return process
 
@@ -45,7 +50,7 @@ def run_together(function: Callable, *arguments: object, folder: Path, count: in
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
     }
-    end = multiprocessing.get_context("forkserver").Barrier(count)
+    end = fresh_context().Barrier(count)
     outputs = [folder / f"process_{rank}.txt" for rank in range(count)]
     processes = [
         start(

@@ -16,9 +16,11 @@ def encoded(seed: int) -> bytes:
     return file.getvalue()
 
 
-def write_tar(file: Path, members: dict[str, bytes]) -> None:
+def write_tar(file: Path, members: dict[str, bytes]) -> str:
+    """Write a tar file. Returns its path."""
     with tarfile.open(file, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    return str(file)
