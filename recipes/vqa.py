@@ -187,7 +187,7 @@ def examine(
             group_modules(model)[name].requires_grad_(how == "full")
         with accelerator.autocast():
             found = image_use(model, looked_at, cache=cache, batch_size=config.micro_batch_size, seed=config.seed)
-        print(f"\n{found.table()}\n{found.warning or 'The model uses its pictures.'}")
+        print(f"\n{found.table()}\n{found.warning or 'The model uses its images.'}")
         metrics |= {"image_use": asdict(found), "warning": found.warning}
     return metrics
 

@@ -12,7 +12,6 @@ from support.models import tiny_llm, tiny_tokenizer
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
 
-
 LONGEST = (
     "tests/recipes/",
     "tests/projectors/test_projectors_learn.py",

@@ -11,7 +11,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import answers, right, teacher_forced
-from vlm_vision.measure.image_use import blanked, gradient_norms, image_use, token_ratio
+from vlm_vision.measure.image_use import LARGEST_RATIO, blanked, gradient_norms, image_use, token_ratio
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules, set_trainable
 from vlm_vision.vlm.layout import AnyRes, Native
@@ -66,18 +66,26 @@ def test_a_model_that_cannot_use_its_pictures_is_told_so(vlm, talk, spoiled, gra
     warning = found.warning or ""
     assert gradient in warning
     if gradient != "No gradient":  # where only the gradient is cut, other pictures still are other noise
-        assert "ignores its pictures" in warning and found.right.loss == pytest.approx(found.shuffled.loss)
+        assert "ignores its images" in warning and found.right.loss == pytest.approx(found.shuffled.loss)
 
 
 @torch.no_grad()
-def test_image_tokens_of_another_size_than_words_are_told(vlm, talk):
+def test_the_size_of_image_tokens_is_their_rms_over_that_of_words(vlm, talk):
     batch = Collator(vlm.processor)(talk[:3])
     tokens = vlm.projector(vlm.encoder(batch["pixel_values"]).patch_tokens, (4, 4))
     words = batch["attention_mask"].bool() & (batch["input_ids"] != vlm.config.image_token_id)
     embeds = vlm.get_input_embeddings()(batch["input_ids"])[words]
     assert token_ratio(vlm, batch) == pytest.approx((tokens.square().mean() / embeds.square().mean()).sqrt().item())
-    vlm.projector.register_forward_hook(lambda _, __, out: 1000 * out)
-    assert "times as large as words" in (image_use(vlm, talk).warning or "")
+
+
+def test_large_image_tokens_are_a_reason_for_ignored_images_and_no_fault_of_a_model_that_uses_them(vlm, talk):
+    vlm.projector.register_forward_hook(lambda _, __, out: 100 * out)
+    learn(vlm, talk)
+    good = image_use(vlm, talk)
+    assert good.token_ratio > LARGEST_RATIO and good.right.accuracy == 1 and good.warning is None
+    vlm.encoder.register_forward_pre_hook(lambda _, pixels: (torch.zeros_like(pixels[0]),))  # a covered lens
+    bad = image_use(vlm, talk).warning or ""
+    assert "ignores its images" in bad and "times as large as words" in bad
 
 
 @pytest.mark.parametrize("steps", [0, 6, 40])

@@ -9,14 +9,29 @@ from PIL import Image
 from support.policies import HEADS, LLAMA, SPEC, made, observation, rng
 
 from vlm_vision.fused import add_film
+from vlm_vision.preprocess import images
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.statistics import Statistics
 from vlm_vision.robot.window import Window
+from vlm_vision.serve.key_map import KeyMap
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy, load_policy
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.crop import OPENVLA_COLOR, Sight
 from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.heads.prefix import open_end
+
+
+def test_a_served_image_is_converted_once(monkeypatch) -> None:
+    calls = []
+    for name in ("_from_array", "_upright"):
+        convert = getattr(images, name)
+        monkeypatch.setattr(images, name, lambda image, convert=convert: calls.append(1) or convert(image))
+    policy, sent = VLAPolicy(made("parallel")), observation(1)
+    message = {**sent.images, "instruction": sent.instruction, "state": sent.state}
+    received = KeyMap.of(policy.spec, {}).observation(message)
+    actions = policy.act([received]).values
+    assert len(calls) == len(policy.spec.cameras)
+    np.testing.assert_array_equal(actions, policy.act([sent]).values)
 
 
 def windows(count: int, chunk: int = 4) -> list[tuple[Window, int]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.foreign import load_llava, load_prismatic
 from support.golden import golden_case
 from support.models import picture, tiny_llm, tiny_tokenizer
 from support.prismatic_reader import Reader
@@ -15,8 +16,6 @@ from support.prismatic_reader import Reader
 import projectors
 import vlm_vision as vv
 from vlm_vision.vlm.formats.export import export
-from vlm_vision.vlm.formats.llava import load_llava
-from vlm_vision.vlm.formats.prismatic import load_prismatic
 from vlm_vision.vlm.layout import AnyRes, Native
 
 BEFORE_NORM = vv.Tap(-2, norm=False)
@@ -279,7 +278,7 @@ def test_a_published_folder_comes_out_of_prismatics_layout_as_it_went_in(tmp_pat
 
 
 def test_published_shapes_need_no_key_of_ours():
-    from vlm_vision.vlm.formats.prismatic import SHAPES, _backbone
+    from vlm_vision.vlm.formats.prismatic_export import SHAPES, _backbone
 
     def of(name: str) -> vv.ViTConfig:
         dim, depth, heads, hidden, patch, registers = SHAPES[name]

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.foreign import load_llava, load_prismatic
 from support.golden import golden_case
 from support.models import picture, tiny_tokenizer
 
 import vlm_vision as vv
-from vlm_vision.vlm.formats.llava import load_llava
-from vlm_vision.vlm.formats.prismatic import load_prismatic
 from vlm_vision.vlm.layout import AnyRes
 
 LLAVA = ["hf_llava_clip", "hf_llava_siglip_fp16"]

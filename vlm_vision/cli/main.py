@@ -233,7 +233,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     conversations = read_conversations(options.data, images=options.images, split="test")[: options.limit or None]
     found = image_use(_model(options.model, options.device), conversations, batch_size=options.batch_size)
     print(found.table())
-    print(found.warning or "The model uses its pictures.")
+    print(found.warning or "The model uses its images.")
 
 
 def _sizes(options: argparse.Namespace) -> None:

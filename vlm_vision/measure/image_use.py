@@ -55,26 +55,34 @@ class ImageUse:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong and what to try, one sentence for each finding; None if the model uses its pictures."""
-        found = []
+        """What is wrong and what to try, one sentence for each fault; None if the model uses its images.
+
+        The size of image tokens is a reason that is named where images are ignored, and no fault of its own: each block
+        normalizes what it reads, so that a model which learned with large tokens works (the demo's are some 140 times as
+        large as its words).
+        """
+        sentences = []
         gap = self.shuffled.loss_per_token - self.right.loss_per_token
         if not gap > SMALLEST_GAP * self.shuffled.loss_per_token:
-            found.append(
-                f"The model ignores its pictures: other ones raise the loss by {gap:.2g} per answer token, less than "
+            sentences.append(
+                f"The model ignores its images: other images raise the loss by {gap:.2g} per answer token, less than "
                 f"{SMALLEST_GAP:.0%} of it; train the projector alone first and at a higher rate, unfreeze the encoder, or "
-                "look whether the questions can be answered without the pictures."
+                "check whether the questions can be answered without the images."
             )
+            if (
+                not SMALLEST_RATIO <= self.token_ratio <= LARGEST_RATIO
+            ):  # a likely cause; harmless in a model that learned
+                sentences.append(
+                    f"Image tokens are {self.token_ratio:.2g} times as large as words, where {SMALLEST_RATIO:g} to "
+                    f"{LARGEST_RATIO:g} is usual: take tokens after the encoder's final norm (tap), scale the projector's last "
+                    "layer, or warm up longer."
+                )
         if not self.gradients["projector"]:
-            found.append(
+            sentences.append(
                 "No gradient reaches the projector: look for a detach, a multiplication by zero or a frozen path between "
                 "projector and language model."
             )
-        if not SMALLEST_RATIO <= self.token_ratio <= LARGEST_RATIO:
-            found.append(
-                f"Image tokens are {self.token_ratio:.2g} times as large as words, where {SMALLEST_RATIO:g} to {LARGEST_RATIO:g} is "
-                "usual: take tokens after the encoder's final norm (tap), scale the projector's last layer, or warm up longer."
-            )
-        return " ".join(found) or None
+        return " ".join(sentences) or None
 
 
 def image_use(
@@ -112,7 +120,7 @@ def image_use(
         return {name: value.to(model.device) for name, value in collate(chosen).items()}
 
     right = shuffled = blank = Forced()
-    for start in tqdm(range(0, len(pairs), batch_size), desc="looking", unit="batch"):
+    for start in tqdm(range(0, len(pairs), batch_size), desc="image use", unit="batch", leave=False):
         own, others = zip(*pairs[start : start + batch_size], strict=True)
         batch = batch_of(own)
         right += teacher_forced(model, batch)

@@ -1,8 +1,9 @@
 """What an encoder is, where it is tapped and what it gives: `ViTConfig`, `Tap`, `VisionOutput`."""
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -114,11 +115,8 @@ class ViTConfig:
             raise ValueError(
                 f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
             )
-        _known("position_resize", self.position_resize, RESIZE)
-        _known("mlp", self.mlp, get_args(Activation))
-        _known("pool", self.pool, get_args(Pool))
-        _known("class_input", self.class_input, get_args(ClassInput))
-        _known("remainder", self.remainder, get_args(Remainder))
+        check_choices(self)
+        _check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
         for name in ("patch_drop", "drop_path"):
             share = getattr(self, name)
             if not isinstance(share, int | float) or not 0 <= share < 1:
@@ -237,11 +235,18 @@ def check_whole(field: str, value: object, least: int, most: int = 2**17) -> Non
         raise ValueError(f"{field} is {value!r}: it must be a whole number of at least {least} and at most {most}")
 
 
-def _known(field: str, name: object, known) -> None:
-    if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known)
+def check_choices(config: object) -> None:
+    """Raise ValueError if a field of a dataclass whose type is a Literal has a value that is none of its choices."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            _check_choice(f"{type(config).__name__}.{name}", getattr(config, name), get_args(hint))
+
+
+def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        near = difflib.get_close_matches(str(value), choices)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"ViTConfig.{field} is {name!r}, expected one of {', '.join(known)}{hint}")
+        raise ValueError(f"{field} is {value!r}, expected one of {', '.join(choices)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,5 +268,6 @@ class DecoderConfig:
     def __post_init__(self):
         for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):
             check_whole(f"DecoderConfig.{name}", getattr(self, name), 1)
+        check_choices(self)
         if not isinstance(self.mask_ratio, int | float) or not 0 <= self.mask_ratio <= 1:
             raise ValueError(f"DecoderConfig.mask_ratio is {self.mask_ratio!r}, expected a share from 0 to 1")

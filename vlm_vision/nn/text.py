@@ -6,14 +6,14 @@ The blocks are those of the vision transformer. Shapes: B batch, L tokens, D wid
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.nn.blocks import Block, Context, at, norm
-from vlm_vision.nn.config import Activation, check_whole
+from vlm_vision.nn.config import Activation, check_choices, check_whole
 
 TextPool = Literal["last", "argmax", "eos"]
 
@@ -67,9 +67,7 @@ class TextConfig:
             )
         if not isinstance(self.norm_eps, float) or self.norm_eps <= 0:
             raise ValueError(f"TextConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
-        for name, known in (("mlp", get_args(Activation)), ("pool", get_args(TextPool))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"TextConfig.{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        check_choices(self)
 
     @property
     def features_dim(self) -> int:

@@ -3,11 +3,11 @@
 import os
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeGuard, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
@@ -23,10 +23,15 @@ def load_image(image: ImageInput) -> Image.Image:
         image: path of a picture file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
             (H, W) or (C, H, W), on any device. C is 1, 3 or 4.
 
+    Returns:
+        A new image. One that is upright RGB in memory already, such as what this function returns, is only copied.
+
     Raises:
         ValueError: the file is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
             another dtype or shape; the picture has no pixels.
     """
+    if _is_plain(image):
+        return image.copy()
     if isinstance(image, np.ndarray | torch.Tensor):
         picture = _from_array(image)
     elif isinstance(image, str | os.PathLike | Image.Image):
@@ -42,6 +47,13 @@ def load_image(image: ImageInput) -> Image.Image:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
+    """Whether an image is in memory, upright, RGB and opaque, so that nothing is left to convert."""
+    if type(image) is not Image.Image or image.mode != "RGB" or 0 in image.size:
+        return False
+    return "transparency" not in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:

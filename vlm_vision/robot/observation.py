@@ -1,7 +1,7 @@
 """What a robot knows at one moment, and what a policy wants to know."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,20 +61,26 @@ class PolicySpec:
                 f"there are {len(self.action_names)} action_names for {self.action_dim} numbers: name each"
             )
 
-    def check(self, observation: Observation) -> None:
-        """Raise ValueError, in one sentence, for an observation that a policy of this kind cannot use."""
+    def check(self, observation: Observation) -> Observation:
+        """The observation with each image as upright RGB in memory, so that nobody after this converts it again.
+
+        Raises:
+            ValueError: a policy of this kind cannot use the observation, and why, in one sentence.
+        """
         given, wanted = set(observation.images), set(self.cameras)
         if given != wanted:
             raise ValueError(
                 f"the observation has cameras {sorted(given)}, this policy looks at {list(self.cameras)}: give exactly these"
             )
+        images = {}
         for name, image in observation.images.items():
             try:
-                load_image(image)
+                images[name] = load_image(image)
             except ValueError as error:
                 raise ValueError(f"camera {name}: {error}") from None
         _check_instruction(observation.instruction)
         self._check_state(observation.state)
+        return replace(observation, images=images)
 
     def _check_state(self, state: np.ndarray | None) -> None:
         if not self.state_dim:

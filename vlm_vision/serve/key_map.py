@@ -62,7 +62,7 @@ class KeyMap:
         return cls(spec, targets, states)
 
     def observation(self, message: object) -> Observation:
-        """A checked observation.
+        """A checked observation, its images converted.
 
         Raises:
             ValueError: unknown keys, a camera or the instruction missing or given twice, a picture that is too large or too
@@ -81,9 +81,7 @@ class KeyMap:
                 f"{[key for key, target in self.targets.items() if target]}; the server's --map KEY=CAMERA adds one"
             )
         images = {camera: _image(camera, self._one(camera, values)) for camera in self.spec.cameras}
-        observation = Observation(images, self._one(INSTRUCTION, values), self._state(values))
-        self.spec.check(observation)
-        return observation
+        return self.spec.check(Observation(images, self._one(INSTRUCTION, values), self._state(values)))
 
     def _one(self, target: str, values: Mapping[str, object]) -> Any:
         keys = self._keys(target)

@@ -49,8 +49,7 @@ class VLAPolicy:
         if not observations:
             raise ValueError("there are no observations: give at least one")
         clock = _Clock(self.device)
-        for observation in observations:
-            self.spec.check(observation)
+        observations = [self.spec.check(observation) for observation in observations]
         pictures = [[self.read.sight.middle(one) for one in self.read.pictures(o)] for o in observations]
         batch = self.read([one.instruction for one in observations], pictures)
         if self.state is not None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -21,16 +20,17 @@ from transformers.utils.import_utils import is_tracing
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig, as_json
+from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.generation import Speech
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
+from vlm_vision.vlm.loading import LoadingMixin, describe
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 from vlm_vision.vlm.remote_code import OnHub
 from vlm_vision.vlm.vision import Eyes, Newline, trained
 
 
-class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin):
+class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin):
     """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
@@ -140,20 +140,10 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
             )
         layout = layout or _own_layout(encoder)
         layout.check(encoder, projector)
-        config = VisionLanguageConfig(
-            encoder_config=encoder.to_dict(),
-            projector_config=options,
-            layout_config=layout.to_dict(),
-            text_config=llm.config,
-            image_token_id=image_token_id,
-            encoder_in_fp32=encoder.dtype == torch.float32 != llm.dtype,
-            dtype=llm.dtype,
-            attn_implementation=llm.config._attn_implementation,
-        )
+        in_fp32 = encoder.dtype == torch.float32 != llm.dtype
+        config = describe(encoder, options, layout, llm, image_token_id, encoder_in_fp32=in_fp32)
         projector = projector.to(device=llm.device, dtype=encoder.dtype if config.encoder_in_fp32 else llm.dtype)
-        for module in (*encoder.modules(), *projector.modules(), *llm.modules()):
-            module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
-        model = cls(config, encoder=encoder.to(llm.device), projector=projector, language_model=llm)
+        model = cls._assemble(config, encoder.to(llm.device), projector, llm)
         model.generation_config = copy.deepcopy(llm.generation_config)
         if model.generation_config.pad_token_id is None:
             model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -310,63 +300,6 @@ class VisionLanguageModel(OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin)
         super().save_pretrained(save_directory, **kwargs)
         if self.processor is not None and kwargs.get("is_main_process", True):
             self.processor.save_pretrained(save_directory)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
-
-        A public LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint becomes a model of this class; dtype, device and
-        revision are what can be said of it.
-
-        Raises:
-            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing. With
-                ignore_mismatched_sizes the language model's may have other sizes, and are then made anew.
-        """
-        kind = _model_type(pretrained_model_name_or_path, kwargs)
-        if kind in STOCK_TYPES:
-            from vlm_vision.vlm.formats.load import load_stock  # it imports this module
-
-            return load_stock(pretrained_model_name_or_path, model_type=kind, **kwargs)
-        wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
-        try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): get it anew"
-            ) from None
-        model, info = loaded
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            faults = sorted(map(str, info.get(kind) or ()))
-            if kind == "mismatched_keys" and forgiving:
-                faults = [fault for fault in faults if "language_model." not in fault]
-            if found := ", ".join(faults[:5]):
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
-                )
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
-            origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-            try:
-                model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
-            except Exception as error:  # each file fails in its own way; tokenizers raise plain Exception
-                raise ValueError(
-                    f"the processor's files in {folder} cannot be read ({error}): get them anew"
-                ) from error
-            if model._processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path}: the processor's preprocessing {model._processor.image_processor.fingerprint} "
-                    f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
-                )
-        return (model, info) if wants_info else model
-
-
-def _model_type(source: str | Path, options: dict[str, Any]) -> str | None:
-    """What config.json says a checkpoint is."""
-    origin = {name: options[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in options}
-    described, _ = PreTrainedConfig.get_config_dict(source, **origin)
-    return described.get("model_type")
 
 
 def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:

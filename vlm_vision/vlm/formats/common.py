@@ -18,9 +18,7 @@ from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
-from vlm_vision.vlm.config import VisionLanguageConfig
 from vlm_vision.vlm.layout import Layout
-from vlm_vision.vlm.model import VisionLanguageModel
 
 Json = dict[str, Any]
 State = dict[str, Tensor]
@@ -49,6 +47,22 @@ class Folder:
     files: dict[str, Json]
     """Other JSON files by name."""
     tokenizer: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A model out of a foreign layout: what `VisionLanguageModel.from_parts` joins."""
+
+    encoder: Encoder | FusedEncoder
+    projector: projectors.Projector
+    language_model: PreTrainedModel
+    layout: Layout
+    tokenizer: Any
+    """None where the folder has no tokenizer's files."""
+    image_token_id: int
+    """Stands for an image in `input_ids` where there is no tokenizer."""
+    newline: Tensor | None = None
+    """(D,), after each row of tiles, for a layout with newlines."""
 
 
 def canvas(spec: Preprocess, what: str) -> int:
@@ -155,38 +169,9 @@ def load_language_model(
                 f"the language model in {source} has {problem.replace('_', ' ')}: {found}; its configuration is for "
                 "another model, or the folder is incomplete"
             )
+    if (source / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
     return model.to(device)
-
-
-def join(
-    encoder: Encoder | FusedEncoder,
-    projector: projectors.Projector,
-    llm: PreTrainedModel,
-    layout: Layout,
-    *,
-    path: Path,
-    tokenizer: Any,
-    image_token_id: int,
-) -> VisionLanguageModel:
-    """The parts as one model; without a tokenizer its processor is None and `image_token_id` marks pictures."""
-    if (path / "generation_config.json").is_file():
-        llm.generation_config = GenerationConfig.from_pretrained(path)
-    if tokenizer is not None:
-        return VisionLanguageModel.attach(encoder, llm, projector=projector, tokenizer=tokenizer, layout=layout)
-    config = VisionLanguageConfig(
-        encoder_config=encoder.to_dict(),
-        projector_config=projectors.describe(projector),
-        layout_config=layout.to_dict(),
-        text_config=llm.config,
-        image_token_id=image_token_id,
-        dtype=llm.dtype,
-        attn_implementation=llm.config._attn_implementation,
-    )
-    for module in (*encoder.modules(), *projector.modules(), *llm.modules()):
-        module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
-    model = VisionLanguageModel(config, encoder=encoder, projector=projector, language_model=llm)
-    model.generation_config = llm.generation_config
-    return model.eval()
 
 
 def has_tokenizer(path: Path) -> bool:

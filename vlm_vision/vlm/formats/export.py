@@ -6,13 +6,13 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 
 from vlm_vision.files import whole, write_json
-from vlm_vision.vlm.formats import llava_export, prismatic
+from vlm_vision.vlm.formats import llava_export, prismatic_export
 from vlm_vision.vlm.formats.common import Folder
 from vlm_vision.vlm.model import VisionLanguageModel
 
 FORMATS: dict[str, tuple[Callable[[VisionLanguageModel], Folder], Callable[[VisionLanguageModel, Path], None]]] = {
     "llava": (llava_export.to_folder, llava_export.verify),
-    "prismatic": (prismatic.to_folder, prismatic.verify),
+    "prismatic": (prismatic_export.to_folder, prismatic_export.verify),
 }
 """format -> (how it is expressed, how it is read back and compared)"""
 
@@ -25,9 +25,9 @@ def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify:
         format: "llava" is transformers' LlavaForConditionalGeneration (also of vLLM and others), with the layout AnyRes
             LlavaNextForConditionalGeneration: one CLIP or SigLIP tower tapped before the final norm, projector "mlp".
             "prismatic" is the layout of Prismatic and OpenVLA: DINOv2 with registers and SigLIP fused, or one tower, and
-            one picture, right after the first token; see `vlm_vision.vlm.formats.prismatic`.
+            one picture, right after the first token; see `vlm_vision.vlm.formats.prismatic_export`.
         folder: made if absent; on an error nothing is left in it.
-        verify: load what was written ("llava" in unmodified transformers, "prismatic" with `load_prismatic`) and compare
+        verify: load what was written ("llava" in unmodified transformers, "prismatic" with this library) and compare
             weights' names, inputs and logits. Needs memory for the model once more.
 
     Raises:

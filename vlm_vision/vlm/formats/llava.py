@@ -1,4 +1,4 @@
-"""LLaVA and LLaVA-NeXT checkpoints of transformers as `VisionLanguageModel`s; `llava_export` writes them.
+"""LLaVA and LLaVA-NeXT checkpoints of transformers, read part by part; `llava_export` writes them.
 
 Liu et al. 2023 (arXiv:2310.03744); NeXT has the same parts, tiles and a newline token. On disk:
 `vision_tower.vision_model.*`, `multi_modal_projector.linear_{1,2}.*`, `language_model.model.*`,
@@ -20,9 +20,8 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
 from vlm_vision.load import known_device, known_dtype, load
 from vlm_vision.nn.config import Tap
-from vlm_vision.vlm.formats.common import has_tokenizer, join, load_language_model
-from vlm_vision.vlm.layout import AnyRes, Whole
-from vlm_vision.vlm.model import VisionLanguageModel
+from vlm_vision.vlm.formats.common import Parts, has_tokenizer, load_language_model
+from vlm_vision.vlm.layout import AnyRes, Layout, Whole
 from vlm_vision.vlm.processor import IMAGE_TOKEN
 
 PROCESSORS: dict[str, Any] = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}
@@ -54,14 +53,14 @@ FLATTEN = (
 """Jinja before a chat template of strings: a content list becomes `<image>` lines and text, as in our own processor."""
 
 
-def load_llava(
+def read_llava(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
-) -> VisionLanguageModel:
-    """A LLaVA or LLaVA-NeXT checkpoint of transformers, in its layout on disk or in memory, as a `VisionLanguageModel`.
+) -> Parts:
+    """The parts of a LLaVA or LLaVA-NeXT checkpoint of transformers, in its layout on disk or in memory.
 
     Args:
         folder: local folder or hub id.
@@ -70,7 +69,7 @@ def load_llava(
         revision: branch, tag or commit of a hub id.
 
     Returns:
-        The model, for LLaVA-NeXT with the layout `AnyRes`. Without a tokenizer's files its processor is None.
+        The parts, for LLaVA-NeXT with the layout `AnyRes`. Without a tokenizer's files the tokenizer is None.
 
     Raises:
         ValueError: features that this library does not take from a tower (several layers, CLS among the patches), a
@@ -93,16 +92,24 @@ def load_llava(
     text_config.tie_word_embeddings = config.tie_word_embeddings  # LLaVA's class ties by its own configuration
     llm = load_language_model(weights, text_config, path, dtype, device)
     tokenizer = _tokenizer(config, folder, path, revision) if has_tokenizer(path) else None
-    layout = Whole()
+    layout: Layout = Whole()
     if config.model_type == "llava_next":
         layout = AnyRes(tuple((height, width) for height, width in config.image_grid_pinpoints))
-    vlm = join(encoder, projector, llm, layout, path=path, tokenizer=tokenizer, image_token_id=config.image_token_index)
-    if vlm.image_newline is not None:
+    newline = None
+    if layout.newline:
         stored = {name.removeprefix("model."): name for name in weights.shapes}
         if "image_newline" not in stored:
-            raise ValueError(f"{path} lacks the weight image_newline of a LLaVA-NeXT: get the folder anew")
-        vlm.image_newline.data = weights.get(stored["image_newline"]).to(device=device, dtype=dtype)
-    return vlm
+            raise ValueError(f"{path} lacks the weight image_newline of a LLaVA-NeXT: download the folder again")
+        newline = weights.get(stored["image_newline"]).to(device=device, dtype=dtype)
+    return Parts(
+        encoder=encoder,
+        projector=projector,
+        language_model=llm,
+        layout=layout,
+        tokenizer=tokenizer,
+        image_token_id=config.image_token_index,
+        newline=newline,
+    )
 
 
 def _config(path: Path) -> Any:

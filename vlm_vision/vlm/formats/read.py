@@ -1,15 +1,15 @@
-"""Public checkpoints of other projects as `VisionLanguageModel`s: what `from_pretrained` does with them."""
+"""Public checkpoints of other projects, read part by part: what `VisionLanguageModel.from_pretrained` joins."""
 
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.vlm.formats.llava import PROCESSORS, load_llava
-from vlm_vision.vlm.formats.prismatic import load_prismatic
-from vlm_vision.vlm.model import VisionLanguageModel
+from vlm_vision.vlm.formats.common import Parts
+from vlm_vision.vlm.formats.llava import PROCESSORS, read_llava
+from vlm_vision.vlm.formats.prismatic import read_prismatic
 
 
-def load_stock(source: str | Path, *, model_type: str, **options: Any) -> VisionLanguageModel:
-    """A LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint.
+def read_parts(source: str | Path, *, model_type: str, **options: Any) -> Parts:
+    """The parts of a LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint.
 
     Args:
         source: hub id or folder.
@@ -24,4 +24,4 @@ def load_stock(source: str | Path, *, model_type: str, **options: Any) -> Vision
             f"{source} is a {model_type} checkpoint and is read with dtype, device and revision alone, got {', '.join(unknown)}: "
             "load it, save it with save_pretrained, and load that folder with all options"
         )
-    return load_llava(source, **options) if model_type in PROCESSORS else load_prismatic(source, **options)
+    return read_llava(source, **options) if model_type in PROCESSORS else read_prismatic(source, **options)

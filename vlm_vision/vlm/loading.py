@@ -1,0 +1,118 @@
+"""How a `VisionLanguageModel` is loaded: strictly, with its processor, or from the parts of a foreign checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoProcessor, PreTrainedConfig
+
+import projectors
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
+from vlm_vision.vlm.formats.common import Parts
+from vlm_vision.vlm.formats.read import read_parts
+from vlm_vision.vlm.layout import Layout
+
+
+class LoadingMixin:
+    """`from_pretrained` and `from_parts` of a `VisionLanguageModel`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
+
+        A public LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint becomes a model of this class; dtype, device and
+        revision are what can be said of it.
+
+        Raises:
+            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing. With
+                ignore_mismatched_sizes the language model's may have other sizes, and are then made anew.
+        """
+        kind = _model_type(pretrained_model_name_or_path, kwargs)
+        if kind in STOCK_TYPES:
+            return cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
+        wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            loaded: Any = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): get it anew"
+            ) from None
+        model, info = loaded
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            faults = sorted(map(str, info.get(kind) or ()))
+            if kind == "mismatched_keys" and forgiving:
+                faults = [fault for fault in faults if "language_model." not in fault]
+            if found := ", ".join(faults[:5]):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
+                )
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
+            origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+            try:
+                model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
+            except Exception as error:  # each file fails in its own way; tokenizers raise plain Exception
+                raise ValueError(
+                    f"the processor's files in {folder} cannot be read ({error}): get them anew"
+                ) from error
+            if model._processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the processor's preprocessing {model._processor.image_processor.fingerprint} "
+                    f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
+                )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Any:
+        """The parts of a foreign checkpoint as one model; without a tokenizer its processor is None."""
+        encoder, projector, llm, layout = parts.encoder, parts.projector, parts.language_model, parts.layout
+        if parts.tokenizer is not None:
+            made: Any = cls
+            model = made.attach(encoder, llm, projector=projector, tokenizer=parts.tokenizer, layout=layout)
+        else:
+            config = describe(encoder, projectors.describe(projector), layout, llm, parts.image_token_id)
+            model = cls._assemble(config, encoder, projector, llm)
+            model.generation_config = llm.generation_config
+        if parts.newline is not None and model.image_newline is not None:
+            model.image_newline.data = parts.newline
+        return model.eval()
+
+    @classmethod
+    def _assemble(cls, config: VisionLanguageConfig, encoder: Encoder | FusedEncoder, projector: Any, llm: Any) -> Any:
+        """The parts as they are, no weight changed."""
+        for module in (*encoder.modules(), *projector.modules(), *llm.modules()):
+            module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
+        made: Any = cls
+        return made(config, encoder=encoder, projector=projector, language_model=llm)
+
+
+def describe(
+    encoder: Encoder | FusedEncoder,
+    projector: dict[str, Any],
+    layout: Layout,
+    llm: Any,
+    image_token_id: int,
+    **more: Any,
+) -> VisionLanguageConfig:
+    """The configuration of a model with these parts."""
+    return VisionLanguageConfig(
+        encoder_config=encoder.to_dict(),
+        projector_config=projector,
+        layout_config=layout.to_dict(),
+        text_config=llm.config,
+        image_token_id=image_token_id,
+        dtype=llm.dtype,
+        attn_implementation=llm.config._attn_implementation,
+        **more,
+    )
+
+
+def _model_type(source: str | Path, options: dict[str, Any]) -> str | None:
+    """What config.json says a checkpoint is."""
+    origin = {name: options[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in options}
+    described, _ = PreTrainedConfig.get_config_dict(source, **origin)
+    return described.get("model_type")
