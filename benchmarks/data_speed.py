@@ -1,11 +1,11 @@
-"""Pictures a second that one worker reads and changes, beside a training step's forward and backward on the same core.
+"""Images a second that one worker reads and changes, beside a training step's forward and backward on the same core.
 
     python -m benchmarks.data_speed
     python -m benchmarks.data_speed --data imagenet --split train --number 256
     python -m benchmarks.data_speed --device cuda --dtype bfloat16 --batch 128  # workers that one GPU wants
 
 Reading is what the recipes do: a WebDataset shard of JPEGs, decoded, then the views of each recipe. The last column is the
-number of workers that keep one device busy. Without --data the pictures are --number photo-like JPEGs of --side pixels.
+number of workers that keep one device busy. Without --data the images are --number photo-like JPEGs of --side pixels.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.timing import interleaved, machine
 from vlm_vision import presets
 from vlm_vision.data.images.augment import RandAugment
-from vlm_vision.data.images.batches import Draw, Pictures
+from vlm_vision.data.images.batches import Draw, ImageDataset
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Crop, View, dino_views
 
@@ -43,7 +43,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", default="", help="pictures, as read_samples takes them")
+    parser.add_argument("--data", default="", help="images, as read_samples takes them")
     parser.add_argument("--split", default="train")
     parser.add_argument("--number", type=int, default=64)
     parser.add_argument("--side", type=int, default=500, help="pixels, about ImageNet's")
@@ -58,7 +58,7 @@ def main() -> None:
         samples = read_samples(args.data or str(shard(Path(folder), args.number, args.side)), args.split)
         number = min(args.number, len(samples))
         seconds = {
-            name: per_picture(Pictures(samples, views, needs=(), seed=0), number) for name, views in VIEWS.items()
+            name: per_image(ImageDataset(samples, views, needs=(), seed=0), number) for name, views in VIEWS.items()
         }
     step = training_step(args)
     took = interleaved({"step": step}, rounds=5, device=args.device)["step"] / args.batch
@@ -76,9 +76,9 @@ def shard(folder: Path, number: int, side: int) -> Path:
         for i in range(number):
             layers = [draw.normal(size=(size, size, 3)) * 400 / size for size in (8, 32, 128, 512)]
             whole = sum(np.stack([_enlarged(layer[..., c], side) for c in range(3)], axis=-1) for layer in layers)
-            picture = Image.fromarray(np.clip(128 + whole, 0, 255).astype(np.uint8))
+            image = Image.fromarray(np.clip(128 + whole, 0, 255).astype(np.uint8))
             held = io.BytesIO()
-            picture.save(held, "JPEG", quality=90)
+            image.save(held, "JPEG", quality=90)
             info = tarfile.TarInfo(f"{i:08d}.jpg")
             info.size = held.tell()
             held.seek(0)
@@ -90,13 +90,13 @@ def _enlarged(values: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def per_picture(pictures: Pictures, number: int) -> float:
+def per_image(images: ImageDataset, number: int) -> float:
     """Seconds; the best of three passes, since a worker alone decides it."""
     passes = []
     for step in range(3):
         start = time.perf_counter()
         for row in range(number):
-            pictures[Draw(row, step)]
+            images[Draw(row, step)]
         passes.append((time.perf_counter() - start) / number)
     return min(passes)
 

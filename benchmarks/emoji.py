@@ -1,11 +1,11 @@
-"""Real pictures with captions: every emoji drawn in three styles, from npm packages, split by emoji.
+"""Real images with captions: every emoji drawn in three styles, from npm packages, split by emoji.
 
     python -m benchmarks.emoji --out emoji
     python -m benchmarks.emoji --out emoji_112 --size 112 --packages FOLDER_WITH_THE_THREE_TGZ
 
 Needs `pip install resvg-py` and, unless the packages are given, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
 by code points for each emoji, laid on white, and emoji.csv with the columns picture, caption, label, style, hexcode and
-split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv leave a style for the test. Flags and pictures outside Unicode's list are left out. The split is a
+split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv leave a style for the test. Flags and images outside Unicode's list are left out. The split is a
 hash of the emoji without its skin tone: no emoji is in both parts, in any style or tone.
 """
 
@@ -29,34 +29,34 @@ from PIL import Image
 
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 
 PACKAGES = ("openmoji-17.0.0", "emoji-datasource-google-16.0.0", "emoji-datasource-twitter-16.0.0")
 """As `npm pack` names them, for openmoji/, noto/ and twemoji/."""
 FOLDERS = {"openmoji": "package/color/svg/", "noto": "package/img/google/64/", "twemoji": "package/img/twitter/64/"}
-"""Where each style's pictures lie in its package."""
+"""Where each style's images lie in its package."""
 LEFT_OUT = ("flags", "extras-openmoji", "extras-unicode")
 """Groups of OpenMoji."""
 COLUMNS = ("picture", "caption", "label", "style", "hexcode", "split")
 TAGS = 4
 """Words added to a caption, at most."""
 
-README = """Emoji in three styles, one picture of {size}x{size} pixels each, made by `python -m benchmarks.emoji`.
+README = """Emoji in three styles, one image of {size}x{size} pixels each, made by `python -m benchmarks.emoji`.
 
-| folder | drawings | package | licence |
+| folder | drawings | package | license |
 |---|---|---|---|
 | openmoji | OpenMoji, https://openmoji.org | npm {0} | CC BY-SA 4.0 |
 | noto | Noto Emoji by Google | npm {1} | Apache 2.0 |
 | twemoji | Twemoji by Twitter and contributors | npm {2} | CC BY 4.0 |
 
-Changed: rasterised or resized, and laid on white. Captions and labels in emoji.csv are OpenMoji's annotations, tags and
+Changed: rasterized or resized, and laid on white. Captions and labels in emoji.csv are OpenMoji's annotations, tags and
 subgroups (CC BY-SA 4.0).
 """
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """What OpenMoji says of a picture."""
+    """What OpenMoji says of an image."""
 
     caption: str
     label: str
@@ -69,10 +69,10 @@ def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
     Args:
         out: the folder; it appears whole or not at all.
         packages: folder with the three `PACKAGES`, as .tgz.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Returns:
-        Pictures by style and split.
+        Images by style and split.
 
     Raises:
         ValueError: a package that is missing or damaged, or an `out` that holds other things.
@@ -103,7 +103,7 @@ def _config(size: int) -> dict[str, Any]:
 
 
 def _drawn(staging: Path, packages: Path, size: int) -> Iterator[tuple[str, ...]]:
-    """Write the pictures; rows of emoji.csv."""
+    """Write the images; rows of emoji.csv."""
     about = _annotations(packages / f"{PACKAGES[0]}.tgz")
     for (style, inside), package in zip(FOLDERS.items(), PACKAGES, strict=True):
         (staging / style).mkdir()
@@ -111,10 +111,10 @@ def _drawn(staging: Path, packages: Path, size: int) -> Iterator[tuple[str, ...]
             hexcode = _key(Path(name).stem)
             if hexcode not in about:
                 continue
-            picture = f"{style}/{hexcode}.png"
-            _on_white(data, size).save(staging / picture)
+            image = f"{style}/{hexcode}.png"
+            _on_white(data, size).save(staging / image)
             one = about[hexcode]
-            yield picture, one.caption, one.label, style, hexcode, one.split
+            yield image, one.caption, one.label, style, hexcode, one.split
 
 
 def _tables(rows: list[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
@@ -155,19 +155,19 @@ def _caption(annotation: str, tags: str) -> str:
 
 
 def _key(hexcode: str) -> str:
-    """Code points without the mark that asks for a coloured picture: packages set it differently."""
+    """Code points without the mark that asks for a colored image: packages set it differently."""
     return hexcode.upper().replace("-FE0F", "")
 
 
 def _on_white(data: bytes, size: int) -> Image.Image:
-    """A PNG or SVG as an RGB picture."""
+    """A PNG or SVG as an RGB image."""
     if not data.startswith(b"\x89PNG"):
-        data = _rasterised(data.decode(), size)
-    picture = load_image(Image.open(io.BytesIO(data)))
-    return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.LANCZOS)
+        data = _rasterized(data.decode(), size)
+    image = load_image(Image.open(io.BytesIO(data)))
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _rasterised(svg: str, size: int) -> bytes:
+def _rasterized(svg: str, size: int) -> bytes:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
@@ -205,7 +205,7 @@ def fetch(folder: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--packages", type=Path, help="folder with the three .tgz files; default: fetched by npm pack")
     options = parser.parse_args(arguments)
     if options.size < 1:
@@ -219,4 +219,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run("benchmarks.emoji", main)
+    run_cli("benchmarks.emoji", main)

@@ -5,7 +5,7 @@
     python -m benchmarks.encoder_forward --device cuda --models dinov2_large siglip_so400m_patch14_224 --compile
 
 Contestants: ours as loaded; ours with LayerScale folded and weights packed for this shape (`pack_for_cpu`; on a GPU only
-folded); transformers; timm, made for this picture size; onnxruntime on our export; and the floor: the same matrix products
+folded); transformers; timm, made for this image size; onnxruntime on our export; and the floor: the same matrix products
 and attention by PyTorch with nothing in between. All compute what transformers' model returns, pooled output included. Outputs
 are compared before anything is timed, each with that reference's own resize of the positions.
 """
@@ -77,7 +77,7 @@ def floor(config: vv.ViTConfig, batch: int, side: int, dtype: torch.dtype, devic
 
 
 def timm_of(folder: Path, ours: vv.Encoder, side: int) -> torch.nn.Module:
-    """timm's model of our weights, its position table resized once for pictures of `side` pixels."""
+    """timm's model of our weights, its position table resized once for images of `side` pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about preprocessing and the mask token
         ours.save_pretrained(folder, format="timm")
@@ -85,7 +85,7 @@ def timm_of(folder: Path, ours: vv.Encoder, side: int) -> torch.nn.Module:
 
 
 def onnx_of(file: Path, ours: vv.Encoder, side: int) -> Callable[[Tensor], list]:
-    """onnxruntime on our export for pictures of `side` pixels, with as many threads as PyTorch."""
+    """onnxruntime on our export for images of `side` pixels, with as many threads as PyTorch."""
     onnxruntime = import_peer("onnxruntime")
     export_onnx(ours, file, height=side, width=side)
     options = onnxruntime.SessionOptions()

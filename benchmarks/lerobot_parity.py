@@ -65,7 +65,7 @@ def in_lerobot(python: str, *arguments: str) -> None:
 
 
 def compare(folder: Path, theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """Feature -> largest difference between what lerobot and this library read; pictures in 0..255."""
+    """Feature -> largest difference between what lerobot and this library read; images in 0..255."""
     from vlm_vision.data.lerobot import read_dataset
     from vlm_vision.data.lerobot.layout import camera_key
 
@@ -137,7 +137,7 @@ def moving(side: int, length: int, number: int) -> np.ndarray:
 
 
 def write_fixture(path: Path, python: str, decoder: str) -> None:
-    """lerobot's data set of tiny pictures, and what lerobot reads from it, zipped; of pictures every eighth pixel."""
+    """lerobot's data set of tiny images, and what lerobot reads from it, zipped; of images every eighth pixel."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "lerobot_v3")
         in_lerobot(python, "write", str(root), "100", "64")
@@ -174,7 +174,7 @@ def write_by_lerobot(folder: str, megabytes: str, side: str) -> None:
         seen = {"top": moving(top, length, number), "wrist": moving(wrist, length, number + 3)}
         for step in range(length):
             dataset.add_frame(
-                {f"observation.images.{camera}": pictures[step] for camera, pictures in seen.items()}
+                {f"observation.images.{camera}": images[step] for camera, images in seen.items()}
                 | {
                     "observation.state": rng.normal(size=3).astype(np.float32),
                     "observation.grid": rng.normal(size=(2, 2)).astype(np.float32),

@@ -4,7 +4,7 @@
     python -m benchmarks.llava_step --device cuda --dtype bfloat16 --batch 16
 
 A CLIP ViT tower, frozen; an MLP projector; a Llama of the size of SmolLM2-135M. Both train what the row says with AdamW
-on the same batch: pictures, a question, an answer of some words. Ours computes logits where there is an answer, and
+on the same batch: images, a question, an answer of some words. Ours computes logits where there is an answer, and
 knows what is frozen; "cached" reads the tower's tokens instead of running it, "packed" puts the rows one after another.
 """
 
@@ -27,7 +27,7 @@ IMAGE = 49151
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llava_step", description=__doc__)
-    parser.add_argument("--batch", type=int, default=4, help="conversations of one picture")
+    parser.add_argument("--batch", type=int, default=4, help="conversations of one image")
     parser.add_argument("--side", type=int, default=224, help="pixels")
     parser.add_argument("--words", type=int, default=48, help="tokens of the longest text")
     parser.add_argument("--answer", type=int, default=8, help="tokens of an answer")
@@ -151,7 +151,7 @@ def ours_trains(model: vv.VisionLanguageModel, trains: tuple[str, ...]) -> list[
 
 
 def step(model: nn.Module, parts: list[nn.Module], loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """One optimiser step that trains `parts` alone. The learning rate is zero, so that every run sees the same weights."""
+    """One optimizer step that trains `parts` alone. The learning rate is zero, so that every run sees the same weights."""
     weights = list({id(weight): weight for part in parts for weight in part.parameters()}.values())
 
     def run() -> None:

@@ -1,12 +1,12 @@
-"""The pictures and captions that `vv.load("mini")` was trained on.
+"""The images and captions that `vv.load("mini")` was trained on.
 
     python -m benchmarks.mini_data --out mini_data
 
 Needs what `benchmarks.emoji` needs, and `pip install easy-vqa`. Writes emoji/ as `benchmarks.emoji` makes it, shapes/ with
-the 4000 training pictures of easy-VQA, and train.csv with the columns picture and caption: the training emoji of Noto
-and Twemoji, and the shapes. Emoji of the test split, all of OpenMoji's drawings and easy-VQA's test pictures stay unseen.
+the 4000 training images of easy-VQA, and train.csv with the columns picture and caption: the training emoji of Noto
+and Twemoji, and the shapes. Emoji of the test split, all of OpenMoji's drawings and easy-VQA's test images stay unseen.
 
-A shape's caption says its size, colour, form and place ("a small blue circle at the top left"), measured in the picture.
+A shape's caption says its size, color, form and place ("a small blue circle at the top left"), measured in the image.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from pathlib import Path
 from benchmarks import emoji
 from vlm_vision.data.conversations.easy_vqa import described
 from vlm_vision.files import whole
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 
 STYLES = ("noto", "twemoji")
 
 
 def build(out: Path, packages: Path) -> int:
-    """Make the folder; it appears whole or not at all. Returns the number of training pictures."""
+    """Make the folder; it appears whole or not at all. Returns the number of training images."""
     with whole(out) as staging:
         emoji.build(staging / "emoji", packages)
         with (staging / "emoji" / "train.csv").open(newline="", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def build(out: Path, packages: Path) -> int:
 
 
 def _shapes(staging: Path) -> Iterator[tuple[str, str]]:
-    """Copy easy-VQA's training pictures; rows of train.csv."""
+    """Copy easy-VQA's training images; rows of train.csv."""
     for path, caption, _ in described("train"):
         name = f"shapes/{Path(path).name}"
         shutil.copyfile(path, staging / name)
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--packages", type=Path, help="folder with the three .tgz files; default: fetched by npm pack")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{build(options.out, options.packages or emoji.fetch(Path(folder)))} pictures in {options.out}")
+        print(f"{build(options.out, options.packages or emoji.fetch(Path(folder)))} images in {options.out}")
 
 
 if __name__ == "__main__":
-    run("benchmarks.mini_data", main)
+    run_cli("benchmarks.mini_data", main)

@@ -15,12 +15,12 @@ from torch import Tensor
 import vlm_vision as vv
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.siglip import siglip_loss
-from vlm_vision.probe.features import picture_embeddings, text_embeddings
-from vlm_vision.train.settings import run
+from vlm_vision.probe.features import image_embeddings, text_embeddings
+from vlm_vision.train.settings import run_cli
 
 
 def fitted(seen: Tensor, read: Tensor, scale: Tensor, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """Logarithm of the scale, and bias, of the least loss over embeddings (N, E) of pictures and of their texts."""
+    """Logarithm of the scale, and bias, of the least loss over embeddings (N, E) of images and of their texts."""
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))
     values = torch.stack([scale.float(), torch.tensor(-10.0)]).detach().requires_grad_()
     optimizer = torch.optim.LBFGS([values], max_iter=50, line_search_fn="strong_wolfe")
@@ -40,12 +40,12 @@ def fitted(seen: Tensor, read: Tensor, scale: Tensor, *, batch_size: int = 128) 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained pair")
-    parser.add_argument("--pairs", required=True, help="pictures with captions to fit scale and bias to")
+    parser.add_argument("--pairs", required=True, help="images with captions to fit scale and bias to")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     pair, samples = vv.load_pair(options.model), list(read_samples(options.pairs))
     with torch.no_grad():
-        seen = picture_embeddings(pair, [sample.picture for sample in samples])
+        seen = image_embeddings(pair, [sample.image for sample in samples])
         read = text_embeddings(pair, [sample.caption for sample in samples])
     scale, bias = fitted(seen, read, pair.logit_scale.reshape(()))
     pair.logit_scale.data, pair.logit_bias.data = scale.reshape(1), bias.reshape(1)  # type: ignore[union-attr]
@@ -56,4 +56,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run("benchmarks.mini_pack", main)
+    run_cli("benchmarks.mini_pack", main)

@@ -1,4 +1,4 @@
-"""Pictures of mixed shapes through SigLIP2 NaFlex: ours packed in one sequence against transformers' padded batch.
+"""Images of mixed shapes through SigLIP2 NaFlex: ours packed in one sequence against transformers' padded batch.
 
     python -m benchmarks.naflex
 
@@ -21,7 +21,7 @@ GRIDS = {
     "mixed sizes": [(16, 16), (8, 12), (20, 12), (6, 24), (10, 10), (14, 18), (4, 16), (12, 9)],
     "full budget": [(16, 16), (12, 21), (9, 28), (21, 12), (18, 14), (14, 18), (16, 16), (11, 23)],
 }
-"""(rows, columns) of patches, at most 256: pictures of all sizes, and pictures that each fill the budget."""
+"""(rows, columns) of patches, at most 256: images of all sizes, and images that each fill the budget."""
 
 
 @torch.inference_mode()
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{machine(options.device)}\n")
     print(
-        "| model | dtype | pictures | patches of 256 each | ours packed ms | transformers padded ms | ratio | difference |"
+        "| model | dtype | images | patches of 256 each | ours packed ms | transformers padded ms | ratio | difference |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in options.models:
@@ -56,15 +56,15 @@ def main() -> None:
 def row(label: str, ours: vv.Encoder, theirs, grids: list[tuple[int, int]], dtype: torch.dtype, options) -> None:
     """Compare, time and print one batch."""
     patch, most = ours.config.patch_size, 256
-    pictures = [torch.randn(3, h * patch, w * patch, dtype=dtype, device=options.device) for h, w in grids]
+    images = [torch.randn(3, h * patch, w * patch, dtype=dtype, device=options.device) for h, w in grids]
     vectors = torch.zeros(len(grids), most, 3 * patch * patch, dtype=dtype, device=options.device)
     mask = torch.zeros(len(grids), most, dtype=torch.int64, device=options.device)
-    for i, picture in enumerate(pictures):
-        seen = rearrange(picture, "c (h p) (w q) -> (h w) (p q c)", p=patch, q=patch)
+    for i, image in enumerate(images):
+        seen = rearrange(image, "c (h p) (w q) -> (h w) (p q c)", p=patch, q=patch)
         vectors[i, : len(seen)], mask[i, : len(seen)] = seen, 1
     shapes = torch.tensor(grids, device=options.device)
     wanted = theirs(vectors, mask, shapes)
-    outs = ours.packed(pictures)
+    outs = ours.packed(images)
     pairs = [
         (out.patch_tokens[0], row[: out.patch_tokens.shape[1]])
         for out, row in zip(outs, wanted.last_hidden_state, strict=True)
@@ -73,7 +73,7 @@ def row(label: str, ours: vv.Encoder, theirs, grids: list[tuple[int, int]], dtyp
     difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
     if difference > (1e-5 if dtype == torch.float32 and options.device == "cpu" else 5e-2):
         raise SystemExit(f"{label}: outputs differ by {difference:.1e}")
-    contestants = {"ours": lambda: ours.packed(pictures), "theirs": lambda: theirs(vectors, mask, shapes)}
+    contestants = {"ours": lambda: ours.packed(images), "theirs": lambda: theirs(vectors, mask, shapes)}
     took = interleaved(contestants, rounds=options.rounds, device=options.device)
     share = sum(h * w for h, w in grids) / (most * len(grids))
     cells = [

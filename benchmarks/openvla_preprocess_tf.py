@@ -1,8 +1,8 @@
 """The steps of OpenVLA's evaluation by TensorFlow's own operations; run by `benchmarks.openvla_preprocess_parity` in another
 environment, which has tensorflow and numpy and not this library.
 
-python openvla_preprocess_tf.py IN.npz OUT.npz SIDE: for every uint8 picture "i" of IN, in OUT "i.jpeg", "i.resized", "i.cropped",
-and in "seconds" the mean time of a picture, all three.
+python openvla_preprocess_tf.py IN.npz OUT.npz SIDE: for every uint8 image "i" of IN, in OUT "i.jpeg", "i.resized", "i.cropped",
+and in "seconds" the mean time of an image, all three.
 """
 
 import sys
@@ -27,14 +27,14 @@ def steps(pixels: np.ndarray, side: int) -> list[np.ndarray]:
 
 def main() -> None:
     source, target, side = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    pictures = np.load(source)
+    images = np.load(source)
     found = {}
-    steps(pictures[pictures.files[0]], side)  # what the first call sets up is not timed
+    steps(images[images.files[0]], side)  # what the first call sets up is not timed
     start = time.perf_counter()
-    for name in pictures.files:
-        made = steps(pictures[name], side)
+    for name in images.files:
+        made = steps(images[name], side)
         found |= {f"{name}.{step}": one for step, one in zip(("jpeg", "resized", "cropped"), made, strict=True)}
-    seconds = (time.perf_counter() - start) / len(pictures.files)
+    seconds = (time.perf_counter() - start) / len(images.files)
     np.savez_compressed(target, seconds=seconds, version=tf.__version__, **found)
 
 

@@ -1,7 +1,7 @@
 """Large, masked crops and small ones through a student, forward and backward: one packed sequence against two batches.
 
     OMP_NUM_THREADS=1 python -m benchmarks.packed_crops
-    python -m benchmarks.packed_crops --device cuda --pictures 32 --rounds 20
+    python -m benchmarks.packed_crops --device cuda --images 32 --rounds 20
 
 On a GPU under bfloat16, where packed attention has a kernel of its own.
 """
@@ -30,7 +30,7 @@ CASES = {
         1,
     ),
 }
-"""Name -> (fields, side of small crops, how many for each picture, times as many pictures)."""
+"""Name -> (fields, side of small crops, how many for each image, times as many images)."""
 
 
 def learn(encoder: Encoder, large: Tensor, small: Tensor, mask: Tensor, *, pack: bool) -> None:
@@ -49,18 +49,18 @@ def learn(encoder: Encoder, large: Tensor, small: Tensor, mask: Tensor, *, pack:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pictures", type=int, default=2, help="in a batch; more where crops are small")
+    parser.add_argument("--images", type=int, default=2, help="in a batch; more where crops are small")
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     print(
         machine(given.device),
-        "\n\n| student | pictures | two batches ms | packed ms | packed / two |\n|---|---|---|---|---|",
+        "\n\n| student | images | two batches ms | packed ms | packed / two |\n|---|---|---|---|---|",
     )
     for name, (fields, side, count, times) in CASES.items():
-        encoder, pictures = new_encoder(fields).to(given.device).train(), given.pictures * times
+        encoder, images = new_encoder(fields).to(given.device).train(), given.images * times
         size = encoder.config.image_size
-        large = torch.randn(2 * pictures, 3, *size, device=given.device)
-        small = torch.randn(count * pictures, 3, side, side, device=given.device)
+        large = torch.randn(2 * images, 3, *size, device=given.device)
+        small = torch.randn(count * images, 3, side, side, device=given.device)
         mask = torch.rand(len(large), encoder.num_patch_tokens(*size), device=given.device) < 0.3
         took = interleaved(
             {
@@ -71,7 +71,7 @@ def main() -> None:
             device=given.device,
         )
         two, packed = (1e3 * took[str(pack)] for pack in (False, True))
-        print(f"| {name} | {pictures} | {two:.1f} | {packed:.1f} | {packed / two:.2f} |", flush=True)
+        print(f"| {name} | {images} | {two:.1f} | {packed:.1f} | {packed / two:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python -m benchmarks.policy_latency --device cuda --dtype bfloat16 --towers large --language 7b --cameras 1
 
 A DINOv2 and a SigLIP tower, fused, a Llama, and an action head: OpenVLA-OFT's (parallel) or OpenVLA's (tokens). The plain path
-is what their authors' code does, with transformers' modules: each picture through each tower's image processor and all
-blocks of each tower, one picture after another; hidden states of all layers and logits of all tokens; for tokens `generate`.
+is what their authors' code does, with transformers' modules: each image through each tower's image processor and all
+blocks of each tower, one image after another; hidden states of all layers and logits of all tokens; for tokens `generate`.
 Actions are compared before anything is timed. "packed" has its weights laid out for the CPU; "graphs" is captured.
 """
 
@@ -173,10 +173,10 @@ class Plain:
             now = self._now()
             seconds[stage], since = now - since, now
 
-        pictures = [Image.fromarray(np.asarray(one)) for one in seen.images.values()]
+        images = [Image.fromarray(np.asarray(one)) for one in seen.images.values()]
         pixels = [
-            [processor(picture, return_tensors="pt")["pixel_values"] for _, processor, _ in self.towers]
-            for picture in pictures
+            [processor(image, return_tensors="pt")["pixel_values"] for _, processor, _ in self.towers]
+            for image in images
         ]
         text = self.policy.model.prompt.format(instruction=seen.instruction)
         ids = self.vlm.processor.tokenizer(text, return_tensors="pt")["input_ids"].to(self.device)  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
 """What `benchmarks.pretraining_peers` compares: models and steps of open_clip and lightly, and ours on the same weights.
 
 For each objective `write` makes the peer's model with random weights and saves it, `theirs` and `ours` read that folder and
-give a function that takes one optimiser step on a batch and returns its loss. The peers' steps are those of open_clip's
-training loop and of lightly's examples, made of their own parts. Shapes: B pictures, L tokens of a text, S small crops.
+give a function that takes one optimizer step on a batch and returns its loss. The peers' steps are those of open_clip's
+training loop and of lightly's examples, made of their own parts. Shapes: B images, L tokens of a text, S small crops.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.train.loop.step import Step
 from vlm_vision.train.optim.groups import warmup_cosine
 from vlm_vision.train.settings import Training
-from vlm_vision.train.tasks.contrastive import LARGEST_SCALE, Contrast, contrasting, keep_scale
-from vlm_vision.train.tasks.mae import painting
-from vlm_vision.train.tasks.self_distill import Heads, SelfDistilled, Weights, prepare, self_distilling, student_of
+from vlm_vision.train.tasks.contrastive import LARGEST_SCALE, ContrastiveLossSettings, contrastive_step, keep_scale
+from vlm_vision.train.tasks.mae import mae_step
+from vlm_vision.train.tasks.self_distill import DinoHeadSettings, SelfDistillation, LossWeights, prepare, self_distill_step, student_of
 
 Batch = dict[str, Tensor]
 Take = Callable[[Batch], Tensor]
-"""One optimiser step; the loss before it."""
+"""One optimizer step; the loss before it."""
 
 PARTS = (
     "open_clip",
@@ -46,7 +46,7 @@ PARTS = (
 RATE = 1e-3
 MOMENTUM, TEMPERATURE = 0.99, 0.04
 """Of DINO's teacher."""
-HEADS = Heads(prototypes=8192, hidden_dim=1024, bottleneck_dim=256)
+HEADS = DinoHeadSettings(prototypes=8192, hidden_dim=1024, bottleneck_dim=256)
 MASK_RATIO, DECODER_DEPTH, DECODER_HEADS = 0.75, 4, 4
 VOCABULARY, CONTEXT = 8192, 32
 
@@ -212,17 +212,17 @@ def _their_pair(folder: Path, options: argparse.Namespace, model: Any, loss: nn.
 
 
 def our_clip(folder: Path, options: argparse.Namespace) -> Take:
-    return _our_pair(folder, options, Contrast(loss="clip"))
+    return _our_pair(folder, options, ContrastiveLossSettings(loss="clip"))
 
 
 def our_siglip(folder: Path, options: argparse.Namespace) -> Take:
-    return _our_pair(folder, options, Contrast(loss="siglip"))
+    return _our_pair(folder, options, ContrastiveLossSettings(loss="siglip"))
 
 
-def _our_pair(folder: Path, options: argparse.Namespace, contrast: Contrast) -> Take:
+def _our_pair(folder: Path, options: argparse.Namespace, contrast: ContrastiveLossSettings) -> Take:
     pair, rates = vv.load_pair(folder), {part: RATE for part in ("image", "text", "logits")}
     return our_step(
-        lambda settings, accelerator: contrasting(settings, accelerator, pair, contrast, rates=rates),
+        lambda settings, accelerator: contrastive_step(settings, accelerator, pair, contrast, rates=rates),
         options,
         folder,
         after=lambda step: keep_scale(pair),
@@ -278,7 +278,7 @@ def their_mae(folder: Path, options: argparse.Namespace) -> Take:
 
 def our_mae(folder: Path, options: argparse.Namespace) -> Take:
     model = load_mae(folder / "mae.pth", num_heads=options.heads, decoder_num_heads=DECODER_HEADS)
-    return our_step(lambda settings, accelerator: painting(settings, accelerator, model, RATE), options, folder)
+    return our_step(lambda settings, accelerator: mae_step(settings, accelerator, model, RATE), options, folder)
 
 
 # Self-distillation: lightly.
@@ -341,13 +341,13 @@ def their_dino_together(folder: Path, options: argparse.Namespace) -> Take:
 def our_dino(folder: Path, options: argparse.Namespace) -> Take:
     encoder = vv.load(folder, reference="timm")
     assert isinstance(encoder, Encoder)
-    model = SelfDistilled(encoder, HEADS, Weights(ibot=0, koleo=0), sharpen="center")
+    model = SelfDistillation(encoder, HEADS, LossWeights(ibot=0, koleo=0), sharpen="center")
     head = {name.replace("layers", "mlp"): value for name, value in torch.load(folder / "head.bin").items()}
     for network in (model.student, model.teacher.module):
         network.get_submodule("head").load_state_dict(head)
 
     def step(settings: Training, accelerator: Accelerator) -> Step:
-        return self_distilling(settings, accelerator, model, lr=RATE, layer_decay=1.0, patch_embed_rate=1.0)
+        return self_distill_step(settings, accelerator, model, lr=RATE, layer_decay=1.0, patch_embed_rate=1.0)
 
     return our_step(
         step,

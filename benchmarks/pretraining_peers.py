@@ -34,7 +34,7 @@ from transformers import AutoTokenizer
 from benchmarks.peers import import_peer
 from benchmarks.pretraining_models import CONTEXT, OBJECTIVES, PARTS, TEMPERATURE, VOCABULARY, Batch, Take
 from benchmarks.timing import interleaved, machine
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.new_models import learn_tokenizer
@@ -51,7 +51,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
-    parser.add_argument("--data", default="", help="pictures with captions: what read_samples takes; default: noise")
+    parser.add_argument("--data", default="", help="images with captions: what read_samples takes; default: noise")
     parser.add_argument("--side", type=int, default=64, help="pixels; DINO's small crops have half of it")
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--width", type=int, default=192)
@@ -87,7 +87,7 @@ def row(name: str, options: argparse.Namespace) -> str:
         folder = Path(path)
         torch.manual_seed(0)
         objective.write(folder, options)
-        seen = pictures(name, options, folder) if options.data else noise(name, options)
+        seen = images(name, options, folder) if options.data else noise(name, options)
         batches = list(islice(seen, max(options.steps, KEPT)))
         torch.save(batches[:KEPT], folder / "batches.bin")
         memory = {who: alone(name, who, options, folder) for who in ("ours", "theirs")}
@@ -128,15 +128,15 @@ def noise(name: str, options: argparse.Namespace) -> Iterator[Batch]:
             yield {"pixels": torch.randn(shape, generator=draw), "ids": ids}
 
 
-def pictures(name: str, options: argparse.Namespace, folder: Path) -> Iterator[Batch]:
-    """Random views of pictures, and their captions by a tokenizer that is learned from them."""
+def images(name: str, options: argparse.Namespace, folder: Path) -> Iterator[Batch]:
+    """Random views of images, and their captions by a tokenizer that is learned from them."""
     samples, size = read_samples(options.data), options.side
     crops = dino_views(size=size, local_size=size // 2, num_local=options.small)
     views = crops if name.startswith("dino") else [View(crop=Crop(size, (0.5, 1.0)))]
     learn_tokenizer((one.caption for one in samples), folder / "words", kind="siglip", vocab_size=VOCABULARY)
     words: Any = AutoTokenizer.from_pretrained(folder / "words")
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
-    drawn = Pictures(samples, views, needs=("caption",))
+    drawn = ImageDataset(samples, views, needs=("caption",))
     for batch in DataLoader(drawn, options.batch, sampler=order, collate_fn=collate, drop_last=True):
         seen = [view / 127.5 - 1 for view in batch.views]
         if name.startswith("dino"):

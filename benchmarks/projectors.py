@@ -2,10 +2,10 @@
 
     python -m benchmarks.projectors --encoder FOLDER
 
-Cost: on the 24 x 24 grid of a large tower (1024 channels) into a language model 2048 wide; milliseconds of one picture's
+Cost: on the 24 x 24 grid of a large tower (1024 channels) into a language model 2048 wide; milliseconds of one image's
 forward. Task: easy-VQA with the tokens of a real frozen tower, encoded once, and a small Llama from nothing that learns
 together with the projector; every row sees the same batches. Answers count as right when greedy decoding gives them;
-"shuffled" is the same model shown other pictures.
+"shuffled" is the same model shown other images.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.timing import interleaved, machine
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, easy_vqa
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.measure.answers import Forced, exchanged, teacher_forced
+from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.new_models import new_language_model, word_tokenizer
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
@@ -74,7 +74,7 @@ def main() -> None:
         assert size is not None
         cells = [str(model.num_image_tokens(*size)), f"{model.projector.num_parameters / 1e6:.2f} M"]
         cells += [f"{right[kind].accuracy:.1%}" for kind in KINDS]
-        cells += [f"{sum(found.values(), Forced()).accuracy:.1%}" for found in (right, shuffled)]
+        cells += [f"{sum(found.values(), TeacherForcedCounts()).accuracy:.1%}" for found in (right, shuffled)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -133,18 +133,18 @@ def fit(
 
 def answered(
     model: vv.VisionLanguageModel, cache: FeatureCache, test: list[Conversation], batch_size: int
-) -> tuple[dict[str, Forced], dict[str, Forced]]:
-    """Right answers by kind of question, with the right pictures and with exchanged ones."""
+) -> tuple[dict[str, TeacherForcedCounts], dict[str, TeacherForcedCounts]]:
+    """Right answers by kind of question, with the right images and with exchanged ones."""
     assert model.processor is not None
     collate = Collator(model.processor, cache=cache, pack_length=512)
-    other = exchanged([one.images for one in test], seed=0)
+    other = shuffled_images([one.images for one in test], seed=0)
     shuffled = [replace(one, images=images) for one, images in zip(test, other, strict=True) if images is not None]
 
-    def count(asked: list[Conversation]) -> dict[str, Forced]:
+    def count(asked: list[Conversation]) -> dict[str, TeacherForcedCounts]:
         found = {}
         for kind in KINDS:
             rows = iter(one for one in asked if one.kind == kind)
-            found[kind] = Forced()
+            found[kind] = TeacherForcedCounts()
             while chosen := list(islice(rows, batch_size)):
                 batch = {key: value.to(model.device) for key, value in collate(chosen).items()}
                 found[kind] += teacher_forced(model, batch)

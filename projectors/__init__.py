@@ -10,8 +10,8 @@ import difflib
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
 from projectors.fused_mlp import FusedMLP
-from projectors.linear import Linear
-from projectors.mlp import Mlp
+from projectors.linear import LinearProjector
+from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
@@ -24,8 +24,8 @@ __all__ = [
     "CAbstractor",
     "FusedMLP",
     "Grid",
-    "Linear",
-    "Mlp",
+    "LinearProjector",
+    "MlpProjector",
     "PatchMerger",
     "Perceiver",
     "PixelShuffle",
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 PROJECTORS: dict[str, type[Projector]] = {
-    "linear": Linear,
-    "mlp": Mlp,
+    "linear": LinearProjector,
+    "mlp": MlpProjector,
     "fused_mlp": FusedMLP,
     "pixel_shuffle": PixelShuffle,
     "patch_merger": PatchMerger,

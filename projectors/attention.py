@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from projectors.projector import weight_flops
 
 
-class Attention(nn.Module):
+class CrossAttention(nn.Module):
     """Scaled dot-product attention with several heads.
 
     Args:

@@ -1,14 +1,14 @@
-"""Fewer tokens: the mean of neighbours, then a perceptron."""
+"""Fewer tokens: the mean of neighbors, then a perceptron."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from projectors.mlp import Mlp
+from projectors.mlp import MlpProjector
 from projectors.projector import Grid, Projector, at_least_one
 
 
 class AvgPool(Projector):
-    """Adaptive average pooling by `factor` in rows and columns, then the two layers of `Mlp`.
+    """Adaptive average pooling by `factor` in rows and columns, then the two layers of `MlpProjector`.
 
     DeCo (Yao et al. 2024, arXiv:2405.20985). A side that the factor does not divide is rounded up, ceil(rows / factor):
     the windows of adaptive pooling then overlap by a patch here and there, and no patch is left out.
@@ -21,7 +21,7 @@ class AvgPool(Projector):
         super().__init__(in_dim, out_dim)
         at_least_one("avg_pool", factor=factor)
         self.factor = factor
-        self.mlp = Mlp(in_dim, out_dim)
+        self.mlp = MlpProjector(in_dim, out_dim)
 
     @property
     def options(self) -> dict:

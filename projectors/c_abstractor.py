@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.mlp import Mlp
+from projectors.mlp import MlpProjector
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -52,7 +52,7 @@ class CAbstractor(Projector):
         hidden_dim: channels of the convolutions.
         depth: blocks before, and again after, the pooling.
         mlp_depth: linear layers after them.
-        positions: rows and columns of the table, best those of the tower's pictures (24 for 336 pixels by patches of 14).
+        positions: rows and columns of the table, best those of the tower's images (24 for 336 pixels by patches of 14).
 
     Raises:
         ValueError: a number below 1.
@@ -77,7 +77,7 @@ class CAbstractor(Projector):
         self.positions = nn.Parameter(0.02 * torch.randn(positions, positions, in_dim))
         self.before = nn.Sequential(*(RegNetBlock(hidden_dim if i else in_dim, hidden_dim) for i in range(depth)))
         self.after = nn.Sequential(*(RegNetBlock(hidden_dim, hidden_dim) for _ in range(depth)))
-        self.mlp = Mlp(hidden_dim, out_dim, depth=mlp_depth, activation="silu")
+        self.mlp = MlpProjector(hidden_dim, out_dim, depth=mlp_depth, activation="silu")
 
     @property
     def options(self) -> dict:

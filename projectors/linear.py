@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from projectors.projector import Grid, Projector, weight_flops
 
 
-class Linear(Projector):
+class LinearProjector(Projector):
     """Each token by itself through one linear map: LLaVA's first version (Liu et al. 2023, arXiv:2304.08485), PaliGemma."""
 
     def __init__(self, in_dim: int, out_dim: int):

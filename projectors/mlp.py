@@ -6,7 +6,7 @@ from projectors.activation import activation as activation_called
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
-class Mlp(Projector):
+class MlpProjector(Projector):
     """Linear layers fc1, fc2, ..., an activation between them, as wide as the language model.
 
     Depth 2 with exact GELU is LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744).

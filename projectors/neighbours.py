@@ -1,4 +1,4 @@
-"""Squares of neighbouring tokens."""
+"""Squares of neighboring tokens."""
 
 from einops import rearrange
 from torch import Tensor
@@ -18,7 +18,7 @@ def squares_of(projector: str, grid: Grid, *, side: int, option: str) -> Grid:
     if grid[0] % side or grid[1] % side:
         raise ValueError(
             f"{projector} with {option} {side} needs a grid of multiples of it, got {grid[0]}x{grid[1]}: "
-            f"choose another picture size or {option}"
+            f"choose another image size or {option}"
         )
     return grid[0] // side, grid[1] // side
 

@@ -1,4 +1,4 @@
-"""Fewer, wider tokens: each square of neighbours becomes one, then a perceptron."""
+"""Fewer, wider tokens: each square of neighbors becomes one, then a perceptron."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
 class PatchMerger(Projector):
-    """Norm, merge x merge neighbours side by side in the channels, then linear, exact GELU, linear.
+    """Norm, merge x merge neighbors side by side in the channels, then linear, exact GELU, linear.
 
     Qwen2-VL (Wang et al. 2024, arXiv:2409.12191), whose patches already lie square by square, row by row within each;
-    ours lie row by row over the picture and are put into that order. The tokens out lie row by row as well.
+    ours lie row by row over the image and are put into that order. The tokens out lie row by row as well.
 
     Args:
         merge: side of the square.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from projectors.activation import activation as activation_called
-from projectors.attention import Attention
+from projectors.attention import CrossAttention
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -30,7 +30,7 @@ class PerceiverLayer(nn.Module):
         self.latents_norm = nn.RMSNorm(width, eps=eps)
         self.context_norm = nn.RMSNorm(width, eps=eps)
         heads = dict(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
-        self.attn = Attention(width, width, **heads, bias=False)
+        self.attn = CrossAttention(width, width, **heads, bias=False)
         self.mlp_norm = nn.RMSNorm(width, eps=eps)
         self.mlp = GatedMLP(width, 4 * width, width, activation)
 

@@ -1,4 +1,4 @@
-"""Fewer, wider tokens: each square of neighbours becomes one, then one linear map."""
+"""Fewer, wider tokens: each square of neighbors becomes one, then one linear map."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
 class PixelShuffle(Projector):
-    """scale x scale neighbours side by side in the channels, row by row, then a linear map without bias.
+    """scale x scale neighbors side by side in the channels, row by row, then a linear map without bias.
 
     Idefics3 (Laurençon et al. 2024, arXiv:2408.12637) and SmolVLM; a fourth of the tokens at scale 2.
 

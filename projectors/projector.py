@@ -46,7 +46,7 @@ class Projector(nn.Module):
         return out[0] * out[1]
 
     def flops(self, grid: Grid) -> int:
-        """Operations for one picture: matrix products and convolutions, attention's included, a multiply-add as two."""
+        """Operations for one image: matrix products and convolutions, attention's included, a multiply-add as two."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:

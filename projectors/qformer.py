@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.attention import Attention
+from projectors.attention import CrossAttention
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -18,11 +18,11 @@ class QFormerLayer(nn.Module):
     def __init__(self, width: int, context_width: int | None, *, num_heads: int, hidden_dim: int, eps: float):
         super().__init__()
         heads = dict(num_heads=num_heads, num_kv_heads=num_heads, head_dim=width // num_heads)
-        self.attn = Attention(width, width, **heads, bias=True)
+        self.attn = CrossAttention(width, width, **heads, bias=True)
         self.attn_norm = nn.LayerNorm(width, eps=eps)
         self.looks = context_width is not None
         if context_width is not None:
-            self.cross = Attention(width, context_width, **heads, bias=True)
+            self.cross = CrossAttention(width, context_width, **heads, bias=True)
             self.cross_norm = nn.LayerNorm(width, eps=eps)
         self.fc1 = nn.Linear(width, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, width)

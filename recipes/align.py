@@ -3,7 +3,7 @@
     python -m recipes.align --config recipes/configs/align_demo.yaml --data.train captions.json --data.test held_out.json
     torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
 
-As LLaVA does it: the prompt is the picture and nothing else, the answer its caption, whatever was asked in the data. A
+As LLaVA does it: the prompt is the image and nothing else, the answer its caption, whatever was asked in the data. A
 layout's newline token learns with the projector. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (stage two begins there: recipes.vqa with `start`), metrics.json, config.yaml, logs/ for
@@ -22,10 +22,10 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, LazyConversations
 from vlm_vision.files import whole, write_json
 from vlm_vision.measure.during_training import figures, watch
-from vlm_vision.train.conversations import Settings, build_model, feature_cache, read_data
+from vlm_vision.train.conversations import ConversationTraining, build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.tasks.vqa import answering, batches_of_steps
+from vlm_vision.train.settings import start_run, parse_config, run_cli
+from vlm_vision.train.tasks.vqa import vqa_step, batches_of_steps
 from vlm_vision.train.trainable import set_trainable, trainable_table, unwrapped
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
@@ -37,28 +37,28 @@ CAPTION_TEMPLATE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class AlignConfig(ConversationTraining):
     """One run."""
 
     lr_projector: float = 1e-3
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: AlignConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     read, held_out = read_data(config.data)
     train, test = captions(read), captions(held_out[: config.eval_limit or None])
 
-    # The model, of which the projector trains; and what it is shown: a picture, then its caption.
-    model = aligned(config, read)
+    # The model, of which the projector trains; and what it is shown: an image, then its caption.
+    model = align_model(config, read)
     accelerator.print(trainable_table(model))
     cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
     collate = Collator(
         caption_processor(model), max_length=config.max_length, cache=cache, pack_length=config.pack_length
     )
-    step = answering(config, accelerator, model, rates={"projector": config.lr_projector})
+    step = vqa_step(config, accelerator, model, rates={"projector": config.lr_projector})
 
     # The loop.
     first_step = step.resume()
@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     progress.close()
 
     # The end: the whole model, for stage two.
-    model = step.whole_model(lambda: aligned(config, read))
+    model = step.whole_model(lambda: align_model(config, read))
     accelerator.end_training()
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes} | found
     metrics |= {"final_loss": progress.losses[-1] if progress.losses else None, "seconds": time.monotonic() - started}
@@ -93,22 +93,22 @@ def main(config: Config) -> dict[str, Any]:
     return metrics | {"losses": progress.losses}
 
 
-def aligned(config: Config, train: Sequence[Conversation]) -> nn.Module:
+def align_model(config: AlignConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model whose projector alone trains."""
     return set_trainable(build_model(config, train), vision="frozen", projector="full", language="frozen")
 
 
 def captions(conversations: Sequence[Conversation]) -> Sequence[Conversation]:
-    """Each conversation as its pictures alone, answered by its first answer.
+    """Each conversation as its images alone, answered by its first answer.
 
     Raises:
-        ValueError: when read, one without a picture.
+        ValueError: when read, one without an image.
     """
-    return LazyConversations(Captioned(conversations), range(len(conversations)))
+    return LazyConversations(CaptionConversations(conversations), range(len(conversations)))
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionConversations:
     """Row -> the conversation as a caption."""
 
     conversations: Sequence[Conversation]
@@ -116,21 +116,21 @@ class Captioned:
     def __call__(self, row: int) -> Conversation:
         one = self.conversations[row]
         if not one.images:
-            raise ValueError(f"{one.name or f'record {row}'} has no picture: captions need one in every record")
+            raise ValueError(f"{one.name or f'record {row}'} has no image: captions need one in every record")
         return replace(one, turns=(("<image>" * len(one.images), one.turns[0][1]),))
 
 
 def caption_processor(model: nn.Module) -> VisionLanguageProcessor:
-    """The model's processor, with a template that writes pictures and caption and nothing else."""
+    """The model's processor, with a template that writes images and caption and nothing else."""
     own = unwrapped(model).processor
     assert own is not None
     return VisionLanguageProcessor(own.image_processor, own.tokenizer, chat_template=CAPTION_TEMPLATE)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> AlignConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.align", __doc__, arguments)
+    return parse_config(AlignConfig, "recipes.align", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.align", lambda: main(parse()))
+    run_cli("recipes.align", lambda: main(parse()))

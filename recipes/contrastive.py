@@ -1,11 +1,11 @@
-"""Train a picture tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked picture tower.
+"""Train an image tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked image tower.
 
     python -m recipes.contrastive --config recipes/configs/contrastive_smoke.yaml
     torchrun --nproc_per_node 8 -m recipes.contrastive --config recipes/configs/siglip_b16.yaml \
         --data.train 'laion/{00000..00999}.tar'
 
 Every step compares all pairs of all processes; the siglip loss holds a slice of them at a time, so that its memory does not
-grow with the square of the batch. A sample whose picture is damaged or whose caption is missing gives way to the next one,
+grow with the square of the batch. A sample whose image is damaged or whose caption is missing gives way to the next one,
 and is counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (for vlm_vision.load_pair, vlm_vision.load and transformers), metrics.json, config.yaml, logs/ for
@@ -21,30 +21,30 @@ from typing import Any, Literal
 import torch
 
 import vlm_vision as vv
-from vlm_vision.data.images.batches import Batch as Drawn
+from vlm_vision.data.images.batches import ImageBatch
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
-from vlm_vision.data.images.views import Crop, View, normalised
+from vlm_vision.data.images.views import Crop, View, normalize_views
 from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import Kind, learn_tokenizer, new_pair
 from vlm_vision.pair import Pair
-from vlm_vision.probe.features import picture_embeddings, text_embeddings
+from vlm_vision.probe.features import image_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.tasks.contrastive import Contrast, Contrasted, contrasting, keep_scale
+from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.tasks.contrastive import ContrastiveLossSettings, PairWithLoss, contrastive_step, keep_scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class Towers:
+class PairSettings:
     """Who is trained, where `start` names no pair."""
 
     kind: Kind = "siglip"
     image_source: str = ""
     """Argument of vlm_vision.load; empty to start from `image`."""
     image: dict[str, Any] = field(default_factory=dict)
-    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim of a picture tower with random weights."""
+    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim of an image tower with random weights."""
     text: dict[str, Any] = field(default_factory=dict)
     """embed_dim, depth, num_heads, mlp_dim, context_length of the text tower, which has random weights."""
     tokenizer: str = ""
@@ -56,18 +56,18 @@ class Towers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class ContrastiveConfig(Training):
     """One run."""
 
-    data: Data
+    data: ImageData
     start: str = ""
     """Folder or hub id of a pair to go on from."""
-    towers: Towers = Towers()
-    contrast: Contrast = Contrast()
+    towers: PairSettings = PairSettings()
+    contrast: ContrastiveLossSettings = ContrastiveLossSettings()
     lock_image: bool = False
-    """Locked-image tuning (Zhai et al. 2022, LiT): the picture tower stays as it is."""
+    """Locked-image tuning (Zhai et al. 2022, LiT): the image tower stays as it is."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Area of the random part of a picture that is seen."""
+    """Area of the random part of an image that is seen."""
     flip: float = 0.0
     """How often left and right are exchanged."""
     lr: float = 1e-3
@@ -80,19 +80,19 @@ class Config(Training):
         if not self.start and not self.towers.text:
             raise ValueError("there is no text tower: give start, or towers.text")
         if self.lock_image and not (self.start or self.towers.image_source):
-            raise ValueError("lock_image keeps a picture tower as it is: give start or towers.image_source")
+            raise ValueError("lock_image keeps an image tower as it is: give start or towers.image_source")
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: ContrastiveConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     with accelerator.main_process_first():
         pair = pair_of(config, train)
     trains = ["text", "logits"] if config.lock_image else ["image", "text", "logits"]
-    step = contrasting(config, accelerator, pair, config.contrast, rates=dict.fromkeys(trains, config.lr))
+    step = contrastive_step(config, accelerator, pair, config.contrast, rates=dict.fromkeys(trains, config.lr))
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
@@ -108,13 +108,13 @@ def main(config: Config) -> dict[str, Any]:
         keep_scale(pair)
         if config.eval_every and done % config.eval_every == 0 and test is not None:
             with step.measured():
-                progress.note(done, figures(look(config, pair, test)))
+                progress.note(done, figures(evaluate_pair(config, pair, test)))
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
 
     # The end: a folder that loads elsewhere, and what it is worth.
-    pair = step.whole_model(lambda: Contrasted(pair_of(config, train), config.contrast)).get_submodule("pair")
+    pair = step.whole_model(lambda: PairWithLoss(pair_of(config, train), config.contrast)).get_submodule("pair")
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
     bad = torch.as_tensor(accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum"))
     metrics |= {"skipped": int(bad), "final_loss": progress.losses[-1] if progress.losses else None}
@@ -126,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         metrics |= {"train_seconds": time.monotonic() - started}
         if test is not None:
             saved = vv.load_pair(str(out / "model"), device=accelerator.device)
-            found = look(config, saved, test)
+            found = evaluate_pair(config, saved, test)
             metrics |= {"test": asdict(found)}
             print(table(found))
         write_json(out / "metrics.json", metrics)
@@ -134,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
     return metrics | {"losses": progress.losses}
 
 
-def pair_of(config: Config, train: Samples) -> Pair:
+def pair_of(config: ContrastiveConfig, train: Samples) -> Pair:
     """The pair to train: loaded, or made new with a tokenizer that knows the captions and is kept in `out`."""
     if config.start:
         return vv.load_pair(config.start)
@@ -152,37 +152,37 @@ def pair_of(config: Config, train: Samples) -> Pair:
     return new_pair(towers.kind, image=image, text=towers.text, tokenizer=folder, logit_bias=bias)
 
 
-def view_of(config: Config, pair: Pair) -> View:
-    """What is seen of a picture.
+def view_of(config: ContrastiveConfig, pair: Pair) -> View:
+    """What is seen of an image.
 
     Raises:
         ValueError: a tower that does not see squares of one size.
     """
     size = pair.image.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the picture tower sees {size or 'any size'}: expected one square size, as crops are")
+        raise ValueError(f"the image tower sees {size or 'any size'}: expected one square size, as crops are")
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
 
 
-def tensors(drawn: Drawn, pair: Pair) -> Batch:
+def tensors(drawn: ImageBatch, pair: Pair) -> Batch:
     """What the pair sees and reads."""
     (views,) = drawn.views
-    pixels = normalised(views.to(pair.image.device), pair.image.preprocess)
+    pixels = normalize_views(views.to(pair.image.device), pair.image.preprocess)
     return {"pixels": pixels, "ids": pair.text.tokenizer(drawn.captions)}
 
 
-def look(config: Config, pair: Pair, test: Samples) -> Retrieval:
-    """Test pictures and captions, ranked for each other; pictures of one caption are all right for it."""
+def evaluate_pair(config: ContrastiveConfig, pair: Pair, test: Samples) -> Retrieval:
+    """Test images and captions, ranked for each other; images of one caption are all right for it."""
     shown = test[: config.test_limit or None]
     place = {caption: i for i, caption in enumerate(dict.fromkeys(sample.caption for sample in shown))}
-    pictures, texts = (
-        picture_embeddings(pair, [sample.picture for sample in shown]),
+    images, texts = (
+        image_embeddings(pair, [sample.image for sample in shown]),
         text_embeddings(pair, list(place)),
     )
-    of_picture, of_text = torch.tensor([place[sample.caption] for sample in shown]), torch.arange(len(place))
+    of_image, of_text = torch.tensor([place[sample.caption] for sample in shown]), torch.arange(len(place))
     return Retrieval(
-        image_to_text=ranking(pictures, texts, of_picture, of_text),
-        text_to_image=ranking(texts, pictures, of_text, of_picture),
+        image_to_text=ranking(images, texts, of_image, of_text),
+        text_to_image=ranking(texts, images, of_text, of_image),
     )
 
 
@@ -201,10 +201,10 @@ def table(found: Retrieval) -> str:
     return "\n".join(lines)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> ContrastiveConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.contrastive", __doc__, arguments)
+    return parse_config(ContrastiveConfig, "recipes.contrastive", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.contrastive", lambda: main(parse()))
+    run_cli("recipes.contrastive", lambda: main(parse()))

@@ -5,9 +5,9 @@
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.distill --config recipes/configs/distill_dinov2_siglip.yaml
 
 Ranzinger et al. 2024, "AM-RADIO: agglomerative vision foundation model" (arXiv:2312.06709). Every teacher sees the same view
-as the student, in its own size and normalisation, and says its patch tokens and its vector for the whole picture; the student
-learns both by a pair of heads for each teacher. No captions or labels are needed. What is seen of a picture follows from the
-seed, the step and the picture alone: the number of processes and the size of micro-batches change no loss. A picture that is
+as the student, in its own size and normalization, and says its patch tokens and its vector for the whole image; the student
+learns both by a pair of heads for each teacher. No captions or labels are needed. What is seen of an image follows from the
+seed, the step and the image alone: the number of processes and the size of micro-batches change no loss. An image that is
 damaged gives way to the next one, and is counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (the student for vlm_vision.load and transformers, with its heads for
@@ -32,27 +32,27 @@ from vlm_vision.data.images.views import Crop, View
 from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
-from vlm_vision.probe.features import picture_features
-from vlm_vision.probe.labelled import Labelled
-from vlm_vision.probe.neighbours import labelled, share_told
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.probe.features import image_features
+from vlm_vision.probe.labelled import LabeledFeatures
+from vlm_vision.probe.neighbours import labeled_images, knn_accuracy
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
 from vlm_vision.train.tasks.distill import (
-    Distilled,
+    StudentWithLoss,
     Teacher,
-    distilling,
-    likeness,
-    middle,
+    distill_step,
+    teacher_cosine,
+    center_crop_preprocess,
     side_of,
     space_of,
-    standardise,
+    standardize,
 )
-from vlm_vision.train.tasks.distill_student import Agglomerate
+from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class DistillStudent:
     """Who is trained."""
 
     source: str = ""
@@ -64,30 +64,30 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class DistillConfig(Training):
     """One run."""
 
-    data: Data
+    data: ImageData
     teachers: list[Teacher]
-    student: Student
+    student: DistillStudent
     crop_scale: tuple[float, float] = (0.4, 1.0)
-    """Area of the random part of a picture that is seen."""
+    """Area of the random part of an image that is seen."""
     flip: float = 0.5
     """How often left and right are exchanged."""
     statistics_steps: int = 10
-    """Steps whose pictures say how large each channel of the teachers is, before training."""
+    """Steps whose images say how large each channel of the teachers is, before training."""
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.02
     eval_limit: int = 0
-    """Test pictures to compare with the teachers on, spread evenly; 0 for all."""
-    eval_neighbours: int = 2000
-    """Labelled pictures, of training and of test each, for nearest neighbours at the end; 0 for none."""
+    """Test images to compare with the teachers on, spread evenly; 0 for all."""
+    eval_neighbors: int = 2000
+    """Labeled images, of training and of test each, for nearest neighbors at the end; 0 for none."""
 
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "statistics_steps")
-        self._at_least(0, "eval_limit", "eval_neighbours")
+        self._at_least(0, "eval_limit", "eval_neighbors")
         if not self.teachers:
             raise ValueError("there is no teacher: give teachers, a list of {source: ...}")
         if bool(self.student.source) == bool(self.student.fields):
@@ -97,10 +97,10 @@ class Config(Training):
             raise ValueError(f"several teachers are called {', '.join(twice)}: give each a name of its own")
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: DistillConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
@@ -113,12 +113,12 @@ def main(config: Config) -> dict[str, Any]:
     side = max(side_of(tower, "the student") for tower in (model.student.encoder, *teachers))
     view = View(crop=Crop(side, config.crop_scale), flip=config.flip)
     first, in_a_step = batches_of_steps(config, accelerator, train, [view], first_step=0)
-    standardise(accelerator, model.student, teachers, islice(first, config.statistics_steps * in_a_step))
+    standardize(accelerator, model.student, teachers, islice(first, config.statistics_steps * in_a_step))
     metrics: dict[str, Any] = {"processes": accelerator.num_processes}
     if measured:
-        untrained = likeness(config, accelerator, model.student, teachers, measured, side)
+        untrained = teacher_cosine(config, accelerator, model.student, teachers, measured, side)
         metrics |= {key.replace("cosine", "untrained"): untrained[key] for key in untrained if "cosine" in key}
-    step = distilling(config, accelerator, model, teachers, config.lr)
+    step = distill_step(config, accelerator, model, teachers, config.lr)
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
@@ -134,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
         progress.took(done, step(index, micro_batches))
         if measured and config.eval_every and done % config.eval_every == 0 and done < config.steps:
             with step.measured():
-                progress.note(done, likeness(config, accelerator, model.student, teachers, measured, side))
+                progress.note(done, teacher_cosine(config, accelerator, model.student, teachers, measured, side))
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -142,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     # The end: a folder that loads elsewhere, and what it is worth.
     if measured:
         with step.measured():
-            found = likeness(config, accelerator, model.student, teachers, measured, side)
+            found = teacher_cosine(config, accelerator, model.student, teachers, measured, side)
         progress.note(config.steps, found)
         metrics |= found
     bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
@@ -151,20 +151,20 @@ def main(config: Config) -> dict[str, Any]:
     trained = step.whole_model(lambda: model_of(config, teachers))
     accelerator.end_training()
     if accelerator.is_main_process:
-        assert isinstance(trained, Distilled)
+        assert isinstance(trained, StudentWithLoss)
         trained.student.save(out / "model")
         metrics |= {"train_seconds": time.monotonic() - started}
-        if test and train.classes and config.eval_neighbours:
+        if test and train.classes and config.eval_neighbors:
             student = vv.load(str(out / "model"), device=accelerator.device)
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
             towers = {"student": student, **dict(zip(called, teachers, strict=True))}
-            metrics |= {"neighbours": neighbours(config, towers, train, test)}
+            metrics |= {"neighbours": neighbors(config, towers, train, test)}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
-def model_of(config: Config, teachers: Sequence[vv.Encoder]) -> Distilled:
+def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWithLoss:
     """The student, loaded or new, with heads for each teacher.
 
     Raises:
@@ -177,43 +177,43 @@ def model_of(config: Config, teachers: Sequence[vv.Encoder]) -> Distilled:
             raise ValueError(f"student.source {student.source} is several towers: expected one")
     else:
         encoder = new_encoder(student.fields)
-        encoder.preprocess = middle(encoder.config.image_size[0])
+        encoder.preprocess = center_crop_preprocess(encoder.config.image_size[0])
     spaces = [space_of(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
-    return Distilled(Agglomerate(encoder, spaces), [teacher.weight for teacher in config.teachers])
+    return StudentWithLoss(AgglomerativeStudent(encoder, spaces), [teacher.weight for teacher in config.teachers])
 
 
-def neighbours(
-    config: Config, towers: dict[str, vv.Encoder | vv.FusedEncoder], train: Samples, test: Samples
+def neighbors(
+    config: DistillConfig, towers: dict[str, vv.Encoder | vv.FusedEncoder], train: Samples, test: Samples
 ) -> dict[str, float]:
-    """Share of test pictures whose nearest training pictures tell their class, by who looks; nothing for fewer than five
-    labelled pictures. Towers are judged by the mean of their patch tokens, which all of them have."""
-    known, asked = (labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test))
+    """Share of test images whose nearest training images tell their class, by who looks; nothing for fewer than five
+    labeled images. Towers are judged by the mean of their patch tokens, which all of them have."""
+    known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     if min(len(known.labels), len(asked.labels)) < 5:
         return {}
     towers = towers | {"random weights": random_twin(towers["student"], seed=config.seed)}
-    looks = {name: partial(picture_features, tower, kind="mean") for name, tower in towers.items()}
-    found = {name: share_told(see, known, asked, seed=config.seed) for name, see in looks.items()}
-    blind = (Labelled(torch.zeros(len(part.labels), 1), part.labels) for part in (known, asked))
-    found["pixels"] = share_told(pixel_features, known, asked, seed=config.seed)
+    looks = {name: partial(image_features, tower, kind="mean") for name, tower in towers.items()}
+    found = {name: knn_accuracy(see, known, asked, seed=config.seed) for name, see in looks.items()}
+    blind = (LabeledFeatures(torch.zeros(len(part.labels), 1), part.labels) for part in (known, asked))
+    found["pixels"] = knn_accuracy(pixel_features, known, asked, seed=config.seed)
     return found | {"most frequent class": most_frequent(*blind)}
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """How near the student is to its teachers, and nearest neighbours."""
+    """How near the student is to its teachers, and nearest neighbors."""
     lines = []
     for key in (key for key in metrics if key.startswith("eval_cosine/")):
         constant, untrained = (metrics[key.replace("cosine", other)] for other in ("constant", "untrained"))
         told = f"cosine {metrics[key]:.3f}, best constant {constant:.3f}, untrained {untrained:.3f}"
         lines.append(f"{key.removeprefix('eval_cosine/'):32} {told}")
     for name, share in metrics.get("neighbours", {}).items():
-        lines.append(f"nearest neighbours, {name:30} {share:7.1%}")
+        lines.append(f"nearest neighbors, {name:30} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> DistillConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.distill", __doc__, arguments)
+    return parse_config(DistillConfig, "recipes.distill", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.distill", lambda: main(parse()))
+    run_cli("recipes.distill", lambda: main(parse()))

@@ -1,12 +1,12 @@
-"""Train an encoder to paint what it does not see of pictures: masked autoencoding, without captions or labels.
+"""Train an encoder to paint what it does not see of images: masked autoencoding, without captions or labels.
 
     python -m benchmarks.emoji --out emoji
     python -m recipes.mae --config recipes/configs/mae_smoke.yaml
     torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
 
-He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What a picture shows and which of its
-patches are masked follow from the seed, the step and the picture alone: the number of processes and the size of
-micro-batches change no loss. A picture that is damaged gives way to the next one, and is counted. A stopped run goes on
+He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What an image shows and which of its
+patches are masked follow from the seed, the step and the image alone: the number of processes and the size of
+micro-batches change no loss. An image that is damaged gives way to the next one, and is counted. A stopped run goes on
 where it was when the same command is given again.
 
 Writes to `out`: model/ (for vlm_vision.load, vlm_vision.mae.load_mae and transformers' ViTMAEForPreTraining), metrics.json,
@@ -28,15 +28,15 @@ from vlm_vision.data.images.views import Crop, View
 from vlm_vision.files import whole, write_json
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.preprocess.spec import HALF
-from vlm_vision.probe.neighbours import neighbours
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.probe.neighbours import neighbors
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, begin, parsed, run
-from vlm_vision.train.tasks.mae import Masked, held_out_loss, painting, tensors
+from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.tasks.mae import MaeWithLoss, held_out_loss, mae_step, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
+class DecoderSettings:
     """Sizes of the part that paints."""
 
     embed_dim: int = 512
@@ -46,55 +46,55 @@ class Decoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class MaeModelSettings:
     """What is trained, where `start` names nothing."""
 
     encoder: dict[str, Any] = field(default_factory=dict)
     """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, and other fields of ViTConfig."""
-    decoder: Decoder = Decoder()
+    decoder: DecoderSettings = DecoderSettings()
     mean: tuple[float, float, float] = HALF[0]
     """Of red, green and blue in 0..1: pixels are (value - mean) / std."""
     std: tuple[float, float, float] = HALF[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class MaeConfig(Training):
     """One run."""
 
-    data: Data
+    data: ImageData
     start: str = ""
     """Folder, hub id or file of a masked autoencoder to go on from."""
-    model: Model = Model()
+    model: MaeModelSettings = MaeModelSettings()
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     norm_pix_loss: bool = True
-    """Whether the pixels of each patch are normalised before they are painted."""
+    """Whether the pixels of each patch are normalized before they are painted."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the random part of a picture that is seen."""
+    """Area of the random part of an image that is seen."""
     flip: float = 0.5
     """How often left and right are exchanged."""
     blr: float = 1.5e-4
-    """Learning rate for each 256 pictures of a batch: the rate is blr * batch_size / 256."""
+    """Learning rate for each 256 images of a batch: the rate is blr * batch_size / 256."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     eval_limit: int = 0
-    """Test pictures to measure the loss on, spread evenly; 0 for all."""
-    eval_neighbours: int = 2000
-    """Labelled pictures, of training and of test each, for nearest neighbours at the end; 0 for none."""
+    """Test images to measure the loss on, spread evenly; 0 for all."""
+    eval_neighbors: int = 2000
+    """Labeled images, of training and of test each, for nearest neighbors at the end; 0 for none."""
 
     def __post_init__(self):
         super().__post_init__()
-        self._at_least(0, "eval_limit", "eval_neighbours")
+        self._at_least(0, "eval_limit", "eval_neighbors")
         if not self.start and not self.model.encoder:
             raise ValueError("there is nothing to train: give start, or model.encoder")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is {self.mask_ratio}: expected a share above 0 and below 1, such as 0.75")
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: MaeConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             model.save_pretrained(Path(folder) / "model")
-    step = painting(config, accelerator, model, config.blr * config.batch_size / 256)
+    step = mae_step(config, accelerator, model, config.blr * config.batch_size / 256)
     metrics: dict[str, Any] = {"processes": accelerator.num_processes}
     if measured:
         metrics |= {"eval_loss_at_start": held_out_loss(step, model, measured)}
@@ -133,23 +133,23 @@ def main(config: Config) -> dict[str, Any]:
     bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
     metrics |= {"first_step": first_step, "skipped": int(torch.as_tensor(bad))}
     metrics |= {"final_loss": progress.losses[-1] if progress.losses else None}
-    trained = step.whole_model(lambda: Masked(model_of(config))).get_submodule("mae")
+    trained = step.whole_model(lambda: MaeWithLoss(model_of(config))).get_submodule("mae")
     accelerator.end_training()
     if accelerator.is_main_process:
         assert isinstance(trained, MaskedAutoencoder)
         with whole(out / "model") as staging:
             trained.save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
-        if test and train.classes and config.eval_neighbours:
+        if test and train.classes and config.eval_neighbors:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
-            found = neighbours(encoder, train, test, limit=config.eval_neighbours, seed=config.seed)
+            found = neighbors(encoder, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbours": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
-def model_of(config: Config) -> MaskedAutoencoder:
+def model_of(config: MaeConfig) -> MaskedAutoencoder:
     """The masked autoencoder to train: loaded, or new."""
     if config.start:
         model = load_mae(config.start)
@@ -161,8 +161,8 @@ def model_of(config: Config) -> MaskedAutoencoder:
     return model
 
 
-def view_of(config: Config, model: MaskedAutoencoder) -> View:
-    """What is seen of a picture.
+def view_of(config: MaeConfig, model: MaskedAutoencoder) -> View:
+    """What is seen of an image.
 
     Raises:
         ValueError: an encoder that does not see squares of one size, in whole patches.
@@ -179,19 +179,19 @@ def view_of(config: Config, model: MaskedAutoencoder) -> View:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The loss on held-out pictures before and after, and nearest neighbours."""
+    """The loss on held-out images before and after, and nearest neighbors."""
     lines = []
     if "eval_loss" in metrics:
         lines.append(f"held-out loss: {metrics['eval_loss_at_start']:.4f} before, {metrics['eval_loss']:.4f} after")
     for name, share in metrics.get("neighbours", {}).items():
-        lines.append(f"nearest neighbours, {name:20} {share:7.1%}")
+        lines.append(f"nearest neighbors, {name:20} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> MaeConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.mae", __doc__, arguments)
+    return parse_config(MaeConfig, "recipes.mae", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.mae", lambda: main(parse()))
+    run_cli("recipes.mae", lambda: main(parse()))

@@ -1,11 +1,11 @@
-"""Judge an encoder by its frozen features: nearest neighbours, linear and attentive probes, patch correspondence.
+"""Judge an encoder by its frozen features: nearest neighbors, linear and attentive probes, patch correspondence.
 
     python -m benchmarks.emoji --out emoji
     python -m recipes.probe --config recipes/configs/probe_smoke.yaml --encoder FOLDER
     python -m recipes.probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
 
 Beside the encoder stand the same encoder with random weights, plain pixels and the most frequent class: what a figure is
-worth is its distance from theirs. Choices of a probe are made on a part of the training pictures.
+worth is its distance from theirs. Choices of a probe are made on a part of the training images.
 
 Prints one table and writes metrics.json and config.yaml to `out`. One process.
 """
@@ -22,29 +22,29 @@ from torch import Tensor
 
 import vlm_vision as vv
 from vlm_vision.data.images.samples import Samples, read_samples
-from vlm_vision.data.stored_image import Picture
+from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.files import write_json
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
-from vlm_vision.probe.correspondence import picture_correspondence
-from vlm_vision.probe.features import Kind, block_features, patch_features, picture_features
-from vlm_vision.probe.knn import NEIGHBOURS, knn
-from vlm_vision.probe.labelled import Labelled, held_out
+from vlm_vision.probe.correspondence import image_correspondence
+from vlm_vision.probe.features import Kind, block_features, patch_features, image_features
+from vlm_vision.probe.knn import NEIGHBORS, knn
+from vlm_vision.probe.labelled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.train.loop.sampler import StepBatches
-from vlm_vision.train.settings import parsed, run
+from vlm_vision.train.settings import parse_config, run_cli
 
 Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """One judgement."""
+class ProbeConfig:
+    """One judgment."""
 
     encoder: str
     """Argument of vlm_vision.load."""
     train: str
-    """Pictures with labels to learn from, as vlm_vision.data.images.samples.read_samples takes them."""
+    """Images with labels to learn from, as vlm_vision.data.images.samples.read_samples takes them."""
     test: str
     """The same, to be asked about; labels are of the same classes."""
     out: str = "runs/probe"
@@ -57,45 +57,45 @@ class Config:
     tap_norm: bool = True
     """Whether the final norm is applied to them."""
     features: Kind = "cls+mean"
-    """Of nearest neighbours and logistic regression."""
+    """Of nearest neighbors and logistic regression."""
     probes: tuple[Probe, ...] = ("knn", "logistic", "correspondence")
     """knn; logistic: regression on all data at once; linear: DINOv2's grid; attentive: a learned query over patches, which
-    are held in memory; correspondence: crops against whole test pictures."""
-    neighbours: tuple[int, ...] = NEIGHBOURS
+    are held in memory; correspondence: crops against whole test images."""
+    neighbors: tuple[int, ...] = NEIGHBORS
     train_limit: int = 0
-    """Training pictures to take, drawn at random; 0 for all."""
+    """Training images to take, drawn at random; 0 for all."""
     test_limit: int = 0
-    """Test pictures to take, drawn at random; 0 for all."""
+    """Test images to take, drawn at random; 0 for all."""
     places_limit: int = 100
-    """Test pictures whose patches are compared."""
+    """Test images whose patches are compared."""
     batch_size: int = 64
     device: str = "cpu"
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Part:
-    """Pictures and their labels."""
+class ProbeSplit:
+    """Images and their labels."""
 
-    pictures: Sequence[Picture]
+    images: Sequence[ImageSource]
     labels: Tensor
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: ProbeConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started = time.monotonic()
     learned = read_samples(config.train, config.train_split)
     asked = read_samples(config.test, config.test_split)
     if learned.classes:
         asked = asked.with_classes(learned.classes)
-    train, test = drawn(learned, config.train_limit, config.seed), drawn(asked, config.test_limit, config.seed)
+    train, test = sample_images(learned, config.train_limit, config.seed), sample_images(asked, config.test_limit, config.seed)
 
     size, tap = config.image_size or None, vv.Tap(config.tap_layer, config.tap_norm)
     encoder = vv.load(config.encoder, tap=tap, image_size=size, device=config.device)
     found: dict[str, dict[str, float]] = {}
     for name, tower in {"encoder": encoder, "random weights": random_twin(encoder, seed=config.seed)}.items():
-        found[name] = judged(config, tower, train, test)
-    small = [Labelled(pixel_features(one.pictures), one.labels) for one in (train, test)]
+        found[name] = probe_encoder(config, tower, train, test)
+    small = [LabeledFeatures(pixel_features(one.images), one.labels) for one in (train, test)]
     found["pixels"] = of_vectors(config, *small)
     frequent = most_frequent(*small)
     found["most frequent class"] = {name: frequent for name in config.probes if name != "correspondence"}
@@ -111,7 +111,7 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def drawn(samples: Samples, limit: int, seed: int) -> Part:
+def sample_images(samples: Samples, limit: int, seed: int) -> ProbeSplit:
     """All samples, or `limit` of them. Raises ValueError for one without a label."""
     rows = range(len(samples))
     if 0 < limit < len(samples):
@@ -119,38 +119,38 @@ def drawn(samples: Samples, limit: int, seed: int) -> Part:
         (rows,) = StepBatches(len(samples), batch_size=limit, micro_batch_size=limit, steps=1, seed=seed, **order)
     taken = [samples[row] for row in rows]
     if missing := [one for one in taken if one.label < 0]:
-        raise ValueError(f"{missing[0].name} has no label: probes of classes need one for each picture")
-    return Part([one.picture for one in taken], torch.tensor([one.label for one in taken]))
+        raise ValueError(f"{missing[0].name} has no label: probes of classes need one for each image")
+    return ProbeSplit([one.image for one in taken], torch.tensor([one.label for one in taken]))
 
 
-def judged(config: Config, encoder: vv.Encoder | vv.FusedEncoder, train: Part, test: Part) -> dict[str, float]:
+def probe_encoder(config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder, train: ProbeSplit, test: ProbeSplit) -> dict[str, float]:
     """Every probe of an encoder, by name."""
 
-    def features(make: Any, **options: Any) -> tuple[Labelled, Labelled]:
-        made = (make(encoder, one.pictures, batch_size=config.batch_size, **options) for one in (train, test))
-        first, second = (Labelled(one, part.labels) for one, part in zip(made, (train, test), strict=True))
+    def features(make: Any, **options: Any) -> tuple[LabeledFeatures, LabeledFeatures]:
+        made = (make(encoder, one.images, batch_size=config.batch_size, **options) for one in (train, test))
+        first, second = (LabeledFeatures(one, part.labels) for one, part in zip(made, (train, test), strict=True))
         return first.to(config.device), second.to(config.device)
 
     found: dict[str, float] = {}
     if {"knn", "logistic"} & set(config.probes):
-        found |= of_vectors(config, *features(picture_features, kind=config.features))
+        found |= of_vectors(config, *features(image_features, kind=config.features))
     if "linear" in config.probes:
         learn, ask = features(block_features)
         found["linear"] = linear_probe(*held_out(learn, 0.1, seed=config.seed), ask, seed=config.seed).accuracy
     if "attentive" in config.probes:
         found["attentive"] = attentive_probe(*features(patch_features), seed=config.seed).accuracy
     if "correspondence" in config.probes:
-        places = picture_correspondence(encoder, test.pictures[: config.places_limit], seed=config.seed)
+        places = image_correspondence(encoder, test.images[: config.places_limit], seed=config.seed)
         found |= {"correspondence": places.share, "correspondence by chance": places.chance}
     return found
 
 
-def of_vectors(config: Config, train: Labelled, test: Labelled) -> dict[str, float]:
-    """The probes of one vector for each picture."""
+def of_vectors(config: ProbeConfig, train: LabeledFeatures, test: LabeledFeatures) -> dict[str, float]:
+    """The probes of one vector for each image."""
     found: dict[str, float] = {}
     if "knn" in config.probes:
-        tried = knn(*held_out(train, 0.2, seed=config.seed), ks=config.neighbours).by_k
-        by_k = knn(train, test, ks=config.neighbours).by_k
+        tried = knn(*held_out(train, 0.2, seed=config.seed), ks=config.neighbors).by_k
+        by_k = knn(train, test, ks=config.neighbors).by_k
         found |= {f"knn {k}": share for k, share in by_k.items()}
         found["knn"] = by_k[max(tried, key=lambda k: tried[k])]
     if "logistic" in config.probes:
@@ -159,22 +159,22 @@ def of_vectors(config: Config, train: Labelled, test: Labelled) -> dict[str, flo
 
 
 def table(probes: Sequence[str], found: dict[str, dict[str, float]]) -> str:
-    """One row for each who was judged; k-NN at the k that was best on a part of the training pictures."""
+    """One row for each who was judged; k-NN at the k that was best on a part of the training images."""
     lines = ["".join([f"{'':20}", *(f"{probe:>16}" for probe in probes)])]
     for name, shares in found.items():
         lines.append("".join([f"{name:20}", *(f"{shares[p]:16.1%}" if p in shares else " " * 16 for p in probes)]))
     return "\n".join(lines)
 
 
-def plain(config: Config) -> dict[str, Any]:
+def plain(config: ProbeConfig) -> dict[str, Any]:
     """The settings as YAML writes them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> ProbeConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.probe", __doc__, arguments)
+    return parse_config(ProbeConfig, "recipes.probe", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.probe", lambda: main(parse()))
+    run_cli("recipes.probe", lambda: main(parse()))

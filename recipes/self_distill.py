@@ -1,4 +1,4 @@
-"""Train an encoder to say of one crop of a picture what its own average says of another: DINO, iBOT, DINOv2.
+"""Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
 
     python -m benchmarks.emoji --out emoji
     python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
@@ -9,9 +9,9 @@ Caron et al. 2021, "Emerging properties in self-supervised vision transformers" 
 et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104),
 whose later phases each `start` from the run before: dinov3_gram.yaml and dinov3_high_res.yaml.
 
-What a picture shows and which of its patches are masked follow from the seed, the step and the picture alone. Sinkhorn, the
-centres and KoLeo compare the pictures of a micro-batch in all processes: where processes times micro_batch_size is the same,
-losses are (without drop_path, which is drawn in each process). A picture that is damaged gives way to the next one, and is
+What an image shows and which of its patches are masked follow from the seed, the step and the image alone. Sinkhorn, the
+centers and KoLeo compare the images of a micro-batch in all processes: where processes times micro_batch_size is the same,
+losses are (without drop_path, which is drawn in each process). An image that is damaged gives way to the next one, and is
 counted. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (the teacher's encoder, for vlm_vision.load and for transformers' Dinov2Model,
@@ -40,31 +40,31 @@ from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
-from vlm_vision.probe.features import picture_features
-from vlm_vision.probe.neighbours import Known, labelled, neighbours, share_told
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.probe.features import image_features
+from vlm_vision.probe.neighbours import LabeledImages, labeled_images, neighbors, knn_accuracy
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
-from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
 from vlm_vision.train.tasks.self_distill import (
-    Heads,
-    Masks,
-    SelfDistilled,
+    DinoHeadSettings,
+    BlockMaskSettings,
+    SelfDistillation,
     Sharpen,
-    Weights,
+    LossWeights,
     earlier_of,
     prepare,
-    self_distilling,
+    self_distill_step,
     student_of,
     teacher_of,
     tensors,
 )
-from vlm_vision.train.tasks.self_distill_gram import Gram, earlier_teacher
+from vlm_vision.train.tasks.self_distill_gram import GramSettings, earlier_teacher
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class SelfDistillStudent:
     """Whose weights are trained; the teacher begins with the same."""
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -72,19 +72,19 @@ class Student:
     init: Literal["fan_in", "published"] = "fan_in"
     """Deviation of linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DINOv2."""
     crop_ratio: float = 0.875
-    """Side of a picture in the test, as a part of the resized picture's shorter side."""
+    """Side of an image in the test, as a part of the resized image's shorter side."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crops:
-    """What is seen of a picture: two large crops, as large as the encoder's pictures, and small ones."""
+class CropSettings:
+    """What is seen of an image: two large crops, as large as the encoder's images, and small ones."""
 
     small: int = 8
     """How many."""
     small_size: int = 96
     """Their side in pixels."""
     scale: float = 0.32
-    """Area of a picture that parts large and small crops; 0.4 in DINO."""
+    """Area of an image that parts large and small crops; 0.4 in DINO."""
     flip: float = 0.5
     """How often left and right are exchanged; never in DINOv3."""
     pack_crops: bool = False
@@ -94,17 +94,17 @@ class Crops:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class SelfDistillConfig(Training):
     """One run."""
 
-    data: Data
-    student: Student
-    crops: Crops = Crops()
-    masks: Masks = Masks()
-    heads: Heads = Heads()
-    patch_heads: Heads | None = None
+    data: ImageData
+    student: SelfDistillStudent
+    crops: CropSettings = CropSettings()
+    masks: BlockMaskSettings = BlockMaskSettings()
+    heads: DinoHeadSettings = DinoHeadSettings()
+    patch_heads: DinoHeadSettings | None = None
     """Of patches, where they have a head of their own."""
-    weights: Weights = Weights()
+    weights: LossWeights = LossWeights()
     teacher: Sharpen = "sinkhorn"
     """How the teacher's logits become probabilities that are not all the same."""
     temperature: tuple[float, float] = (0.04, 0.07)
@@ -113,14 +113,14 @@ class Config(Training):
     """In which the one becomes the other, in a straight line."""
     momentum: tuple[float, float] = (0.992, 1.0)
     """What stays of the teacher in each step: first and last, by a cosine."""
-    gram: Gram = Gram()
+    gram: GramSettings = GramSettings()
     start: str = ""
     """Folder of a finished run to begin from: student, teacher and heads; positions are resized to image_size. AdamW's
     moments begin anew. Empty for random weights."""
     start_student: Literal["student", "teacher"] = "student"
     """Whose weights of that run the student takes."""
     base_lr: float = 4e-3
-    """Learning rate for 1024 pictures in a step; it grows with the square root of their number."""
+    """Learning rate for 1024 images in a step; it grows with the square root of their number."""
     lr_end: float = 0.0
     """Part of it that is left in the end, by a cosine; 1 keeps it."""
     layer_decay: float = 0.9
@@ -134,12 +134,12 @@ class Config(Training):
     weight_decay_end: float = 0.4
     """Weight decay goes there by a cosine."""
     max_grad_norm: float = 3.0
-    eval_neighbours: int = 2000
-    """Labelled pictures, of training and of test each, for nearest neighbours; 0 for none."""
+    eval_neighbors: int = 2000
+    """Labeled images, of training and of test each, for nearest neighbors; 0 for none."""
 
     def __post_init__(self):
         super().__post_init__()
-        self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbours")
+        self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbors")
         if not self.student.fields:
             raise ValueError("there is no student: give student.fields, such as image_size, patch_size and embed_dim")
         if not 0 < self.student.crop_ratio <= 1:
@@ -160,10 +160,10 @@ class Config(Training):
         return self.base_lr * math.sqrt(self.batch_size / 1024)
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: SelfDistillConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     with accelerator.main_process_first():
@@ -174,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             as_published(encoder).save_pretrained(Path(folder) / "model")
-    step = self_distilling(
+    step = self_distill_step(
         config,
         accelerator,
         model,
@@ -189,7 +189,7 @@ def main(config: Config) -> dict[str, Any]:
     momentum = partial(cosine, start=config.momentum[0], end=config.momentum[1], steps=config.steps)
     weight_decay = partial(cosine, start=config.weight_decay, end=config.weight_decay_end, steps=config.steps)
     masks = config.masks if config.weights.ibot else None
-    looked = labelled_pictures(config, train, test) if config.eval_every else None
+    looked = evaluation_images(config, train, test) if config.eval_every else None
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
@@ -212,7 +212,7 @@ def main(config: Config) -> dict[str, Any]:
         if done % config.log_every == 0:
             progress.note(done, parts_of_the_loss(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
-            progress.note(done, {"neighbours": look(config, step, *looked)})
+            progress.note(done, {"neighbours": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -225,21 +225,21 @@ def main(config: Config) -> dict[str, Any]:
     trained = step.whole_model(lambda: model_of(config))
     accelerator.end_training()
     if accelerator.is_main_process:
-        assert isinstance(trained, SelfDistilled)
+        assert isinstance(trained, SelfDistillation)
         save_networks(trained, out)
         with whole(out / "model") as staging:
             as_published(teacher_of(trained).encoder).save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
-        if test and train.classes and config.eval_neighbours:
+        if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
-            found = neighbours(kept, train, test, limit=config.eval_neighbours, seed=config.seed)
+            found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbours": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
-def model_of(config: Config) -> SelfDistilled:
+def model_of(config: SelfDistillConfig) -> SelfDistillation:
     """Student and teacher, with equal weights.
 
     Raises:
@@ -257,8 +257,8 @@ def model_of(config: Config) -> SelfDistilled:
         encoder.model.reset_parameters()
     if encoder.config.layer_scale is not None:
         encoder.origin = Origin(family, "transformers")
-    encoder.preprocess = shown(encoder.config.image_size, config.student.crop_ratio)
-    return SelfDistilled(
+    encoder.preprocess = eval_preprocess(encoder.config.image_size, config.student.crop_ratio)
+    return SelfDistillation(
         encoder,
         config.heads,
         config.weights,
@@ -270,8 +270,8 @@ def model_of(config: Config) -> SelfDistilled:
     )
 
 
-def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
-    """What the encoder sees in the test: the middle of a picture, in ImageNet's normalisation."""
+def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
+    """What the encoder sees in the test: the middle of an image, in ImageNet's normalization."""
     mean, std = IMAGENET
     side = round(max(size) / crop_ratio)
     return Preprocess(
@@ -285,8 +285,8 @@ def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
     )
 
 
-def views_of(config: Config, encoder: vv.Encoder) -> tuple[View, ...]:
-    """Crops of a picture: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
+def views_of(config: SelfDistillConfig, encoder: vv.Encoder) -> tuple[View, ...]:
+    """Crops of an image: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
 
     Raises:
         ValueError: crops that are no squares of whole patches.
@@ -317,38 +317,38 @@ def as_published(encoder: vv.Encoder) -> vv.Encoder:
     return vv.Encoder(model, preprocess=encoder.preprocess, origin=encoder.origin)
 
 
-def parts_of_the_loss(accelerator: Accelerator, model: SelfDistilled) -> dict[str, float]:
+def parts_of_the_loss(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
     """Of the last micro-batch; every process must ask."""
     return {
-        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item() for name, part in model.told.items()
+        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item() for name, part in model.loss_parts.items()
     }
 
 
-def labelled_pictures(config: Config, train: Samples, test: Samples | None) -> tuple[Known, Known] | None:
+def evaluation_images(config: SelfDistillConfig, train: Samples, test: Samples | None) -> tuple[LabeledImages, LabeledImages] | None:
     """To be looked at while the run goes on; None where there are fewer than five."""
     if test is None or not train.classes:
         return None
-    known, asked = (labelled(samples, config.eval_neighbours, config.seed) for samples in (train, test))
+    known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     return (known, asked) if min(len(known.labels), len(asked.labels)) >= 5 else None
 
 
-def look(config: Config, step: Step, known: Known, asked: Known) -> float:
-    """Share of pictures whose nearest neighbours tell their class, by the teacher; every process must call it, and sees
+def neighbor_accuracy(config: SelfDistillConfig, step: Step, known: LabeledImages, asked: LabeledImages) -> float:
+    """Share of images whose nearest neighbors tell their class, by the teacher; every process must call it, and sees
     all of them, as a sharded model is gathered by all."""
     with step.measured(), step.accelerator.autocast():
-        return share_told(partial(picture_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
+        return knn_accuracy(partial(image_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Nearest neighbours, by who looks."""
+    """Nearest neighbors, by who looks."""
     found = metrics.get("neighbours", {})
-    return "".join(f"nearest neighbours, {name:20} {share:7.1%}\n" for name, share in found.items())
+    return "".join(f"nearest neighbors, {name:20} {share:7.1%}\n" for name, share in found.items())
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> SelfDistillConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.self_distill", __doc__, arguments)
+    return parse_config(SelfDistillConfig, "recipes.self_distill", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.self_distill", lambda: main(parse()))
+    run_cli("recipes.self_distill", lambda: main(parse()))

@@ -10,7 +10,7 @@ Touvron et al. 2021, "Training data-efficient image transformers & distillation 
 are functions of (seed, step, row), so that a stopped run goes on as if it had not when the same command is given again. What
 depends on how a batch is cut is Mixup and CutMix alone, which mix within a micro-batch, one share for each: with
 `mix.probability` 0 (and no drop_path, which is drawn in each process) any number of processes and any micro-batch give the
-same losses. A sample whose picture is damaged or that has no label gives way to the next one, and is counted.
+same losses. A sample whose image is damaged or that has no label gives way to the next one, and is counted.
 
 Where `ema` is set, the average of the weights is measured and saved beside the last ones, not in their place: which of them
 is better depends on the length of the run, and to choose by the test data would be to learn from it.
@@ -32,24 +32,24 @@ from torch.utils.data import DataLoader
 
 import vlm_vision as vv
 from vlm_vision.data.images.augment import RandAugment
-from vlm_vision.data.images.batches import Batch as Drawn
-from vlm_vision.data.images.batches import Pictures, Skipped, collate
+from vlm_vision.data.images.batches import ImageBatch
+from vlm_vision.data.images.batches import ImageDataset, Skipped, collate
 from vlm_vision.data.images.mixing import Erase, Mix
 from vlm_vision.data.images.samples import Samples
-from vlm_vision.data.images.views import Crop, Plain, View, normalised
-from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.images.views import Crop, Plain, View, normalize_views
+from vlm_vision.data.seeds import derive_seed
 from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, begin, parsed, run
+from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
 from vlm_vision.train.tasks.supervised import (
-    Classified,
-    Distill,
+    ClassifierWithLoss,
+    DistillLossSettings,
     average_of,
     classifier,
-    classifying,
+    supervised_step,
     encoder_of,
     read_teacher,
     save_classifier,
@@ -57,7 +57,7 @@ from vlm_vision.train.tasks.supervised import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class SupervisedStudent:
     """Who is trained."""
 
     source: str = ""
@@ -69,20 +69,20 @@ class Student:
     init: Literal["fan_in", "published"] = "fan_in"
     """Deviation of a new one's linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DeiT."""
     crop_ratio: float = 0.875
-    """Side of a new one's picture in the test, as a part of the resized picture's shorter side."""
+    """Side of a new one's image in the test, as a part of the resized image's shorter side."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Training):
+class SupervisedConfig(Training):
     """One run."""
 
-    data: Data
-    student: Student
+    data: ImageData
+    student: SupervisedStudent
     teacher: str = ""
     """Argument of vlm_vision.load, a classifier of the same classes in the same order; empty for none."""
-    distill: Distill = Distill()
+    distill: DistillLossSettings = DistillLossSettings()
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random part of a picture that is seen."""
+    """Area of the random part of an image that is seen."""
     flip: float = 0.5
     """How often left and right are exchanged."""
     randaugment: RandAugment = RandAugment()
@@ -90,7 +90,7 @@ class Config(Training):
     erase: Erase = Erase()
     mix: Mix = Mix()
     repeats: int = 1
-    """Views of every picture in a step (repeated augmentation); batch_size and micro_batch_size count pictures."""
+    """Views of every image in a step (repeated augmentation); batch_size and micro_batch_size count images."""
     base_lr: float = 5e-4
     """Learning rate for 512 views in a step; it grows with their number."""
     layer_decay: float = 1.0
@@ -115,20 +115,20 @@ class Config(Training):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Parts of the test pictures, 0 to 1."""
+    """Parts of the test images, 0 to 1."""
 
     top1: float
     top5: float
     most_frequent: float
     """Of the class that is the most frequent in the test: what a model that sees nothing could reach."""
     skipped: int
-    """Pictures that were damaged or had no label; others were counted twice in their place."""
+    """Images that were damaged or had no label; others were counted twice in their place."""
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: SupervisedConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
     classes = train.classes
@@ -137,9 +137,9 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.data.train} has no labels: expected class folders, a table with a column label, or data.classes for shards by URL"
         )
     teacher = read_teacher(config.teacher, len(classes)) if config.teacher else None
-    model = classified(config, classes)
+    model = new_classifier(config, classes)
     preprocess, view = model.encoder.preprocess, view_of(config, model.encoder)
-    step = classifying(config, accelerator, model, lr=config.lr, layer_decay=config.layer_decay, teacher=teacher)
+    step = supervised_step(config, accelerator, model, lr=config.lr, layer_decay=config.layer_decay, teacher=teacher)
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
@@ -159,7 +159,7 @@ def main(config: Config) -> dict[str, Any]:
             average.update(encoder_of(step.model), config.ema)
         if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
             with step.measured():
-                progress.note(done, figures(look(config, accelerator, step.model, test)))
+                progress.note(done, figures(evaluate_classifier(config, accelerator, step.model, test)))
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -171,11 +171,11 @@ def main(config: Config) -> dict[str, Any]:
     metrics |= {"train_seconds": time.monotonic() - started}
     if test is not None:
         with step.measured():
-            found = look(config, accelerator, step.model, test)
+            found = evaluate_classifier(config, accelerator, step.model, test)
         progress.note(config.steps, figures(found))
         metrics |= {"test": {name: asdict(one) for name, one in found.items()}}
         accelerator.print(table(found))
-    trained = step.whole_model(lambda: classified(config, classes))
+    trained = step.whole_model(lambda: new_classifier(config, classes))
     accelerator.end_training()
     if accelerator.is_main_process:
         average = average_of(trained)
@@ -189,7 +189,7 @@ def main(config: Config) -> dict[str, Any]:
     return metrics | {"losses": progress.losses}
 
 
-def classified(config: Config, classes: tuple[str, ...]) -> Classified:
+def new_classifier(config: SupervisedConfig, classes: tuple[str, ...]) -> ClassifierWithLoss:
     """The student with a head for the classes, loaded or new, and its average where there is to be one.
 
     Raises:
@@ -205,14 +205,14 @@ def classified(config: Config, classes: tuple[str, ...]) -> Classified:
         made = new_encoder(student.fields)
         if student.init == "published":
             made.model.reset_parameters()
-        made.preprocess = shown(made.config.image_size, student.crop_ratio)
+        made.preprocess = eval_preprocess(made.config.image_size, student.crop_ratio)
         encoder = classifier(made, len(classes), {})
     encoder.model.gradient_checkpointing = config.gradient_checkpointing
-    return Classified(encoder, config.distill, average=config.ema > 0)
+    return ClassifierWithLoss(encoder, config.distill, average=config.ema > 0)
 
 
-def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
-    """What a new classifier sees in the test: the middle of a picture, in ImageNet's normalisation."""
+def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
+    """What a new classifier sees in the test: the middle of an image, in ImageNet's normalization."""
     mean, std = IMAGENET
     side = round(max(size) / crop_ratio)
     return Preprocess(
@@ -226,8 +226,8 @@ def shown(size: tuple[int, int], crop_ratio: float) -> Preprocess:
     )
 
 
-def view_of(config: Config, encoder: vv.Encoder) -> View:
-    """What is seen of a picture in training.
+def view_of(config: SupervisedConfig, encoder: vv.Encoder) -> View:
+    """What is seen of an image in training.
 
     Raises:
         ValueError: an encoder that does not see squares of one size.
@@ -238,15 +238,15 @@ def view_of(config: Config, encoder: vv.Encoder) -> View:
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip, randaugment=config.randaugment)
 
 
-def tensors(config: Config, drawn: Drawn, preprocess: Preprocess, num_classes: int, device: torch.device) -> Batch:
-    """Pictures with parts erased, mixed with each other, and what is to be said of them; mixed by the seeds of its rows."""
+def tensors(config: SupervisedConfig, drawn: ImageBatch, preprocess: Preprocess, num_classes: int, device: torch.device) -> Batch:
+    """Images with parts erased, mixed with each other, and what is to be said of them; mixed by the seeds of its rows."""
     (views,) = drawn.views
-    pixels = config.erase(normalised(views.to(device), preprocess), drawn.seeds)
-    pixels, targets = config.mix(pixels, drawn.labels.to(device), num_classes, seed=seed_of(*drawn.seeds))
+    pixels = config.erase(normalize_views(views.to(device), preprocess), drawn.seeds)
+    pixels, targets = config.mix(pixels, drawn.labels.to(device), num_classes, seed=derive_seed(*drawn.seeds))
     return {"pixels": pixels, "targets": targets}
 
 
-def look(config: Config, accelerator: Accelerator, model: nn.Module, test: Samples) -> dict[str, Accuracy]:
+def evaluate_classifier(config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples) -> dict[str, Accuracy]:
     """How good the last weights are, and their average; every process must call it."""
     encoder, average = encoder_of(model), average_of(model)
     was_training = encoder.training
@@ -259,14 +259,14 @@ def look(config: Config, accelerator: Accelerator, model: nn.Module, test: Sampl
 
 
 def accuracy(
-    config: Config, accelerator: Accelerator, see: nn.Module, preprocess: Preprocess, test: Samples
+    config: SupervisedConfig, accelerator: Accelerator, see: nn.Module, preprocess: Preprocess, test: Samples
 ) -> Accuracy:
-    """Each process sees its share of the test pictures, all as many batches: a sharded model is gathered by all of them."""
+    """Each process sees its share of the test images, all as many batches: a sharded model is gathered by all of them."""
     size, count = config.micro_batch_size * config.repeats, accelerator.num_processes
     batches = [list(range(start, min(start + size, len(test)))) for start in range(0, len(test), size)]
     turns = range(accelerator.process_index, -(-len(batches) // count) * count, count)
     loader = DataLoader(
-        Pictures(test, [Plain(preprocess)], needs=("label",)),
+        ImageDataset(test, [Plain(preprocess)], needs=("label",)),
         batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
         collate_fn=collate,
         num_workers=config.workers,
@@ -275,7 +275,7 @@ def accuracy(
     sums, frequent = torch.zeros(4), torch.zeros(len(test.classes))
     for turn, drawn in zip(turns, loader, strict=True):
         with accelerator.autocast():
-            logits = see(normalised(drawn.views[0].to(accelerator.device), preprocess)).logits.float().cpu()
+            logits = see(normalize_views(drawn.views[0].to(accelerator.device), preprocess)).logits.float().cpu()
         if turn < len(batches):
             hits = logits.topk(min(5, logits.shape[1])).indices == drawn.labels[:, None]
             sums += torch.tensor([hits[:, 0].sum(), hits.sum(), len(hits), len(drawn.skipped)])
@@ -297,10 +297,10 @@ def table(found: dict[str, Accuracy]) -> str:
     return "\n".join([*lines, f"{'most frequent class':20} {found['last'].most_frequent:7.1%}"])
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> SupervisedConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.supervised", __doc__, arguments)
+    return parse_config(SupervisedConfig, "recipes.supervised", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.supervised", lambda: main(parse()))
+    run_cli("recipes.supervised", lambda: main(parse()))

@@ -5,9 +5,9 @@
     python -m recipes.vla --config recipes/configs/vla_oft.yaml --data.train '{"mine": "FOLDER"}'
 
 Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
-always do. Training sees random parts of the pictures, acting their middle, of the same area. A stopped run goes on where it
+always do. Training sees random parts of the images, acting their middle, of the same area. A stopped run goes on where it
 was when the same command is given again. A new run may `start` at the model/ of another: its head goes on learning where both
-are of one kind and size, and what is not weights (prompt, area, normalisation, statistics) is that of the new run.
+are of one kind and size, and what is not weights (prompt, area, normalization, statistics) is that of the new run.
 
 Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
@@ -33,39 +33,39 @@ from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.tasks.vla import acting, batches_of_steps
+from vlm_vision.train.settings import start_run, parse_config, run_cli
+from vlm_vision.train.tasks.vla import vla_step, batches_of_steps
 from vlm_vision.train.trainable import set_trainable, trainable_table
-from vlm_vision.train.vlm import Joined, joined
+from vlm_vision.train.vlm import VLMTraining, build_vlm
 from vlm_vision.vla.batch import ActionCollator
-from vlm_vision.vla.crop import OPENVLA_COLOR, Sight
+from vlm_vision.vla.crop import OPENVLA_COLOR, CropConfig
 from vlm_vision.vla.model import POLICY, PROMPT, VisionLanguageActionModel
 from vlm_vision.vla.recordings import Recordings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class RobotData:
     """What is learned from."""
 
     train: dict[str, str]
     """Name -> LeRobotDataset v3, a folder or hub id. Statistics are kept by name, and chosen by it when the policy acts."""
     cameras: dict[str, str] = field(default_factory=dict)
-    """Name for the policy -> name in the data, in the order in which pictures are shown; empty for all."""
+    """Name for the policy -> name in the data, in the order in which images are shown; empty for all."""
     test_episodes: int = 0
     """Of each data set, drawn at random, to be measured on and not learned from."""
     memory: int = 256 * 2**20
-    """Bytes of PNG pictures that each process keeps of a data set; see `read_dataset`."""
+    """Bytes of PNG images that each process keeps of a data set; see `read_dataset`."""
     read_state: bool = True
     """Whether the policy reads the robot's state."""
     raw_actions: tuple[int, ...] = ()
-    """Numbers of an action that are not normalised, such as a gripper that is -1 or 1."""
+    """Numbers of an action that are not normalized, such as a gripper that is -1 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Joined):
+class VlaConfig(VLMTraining):
     """One run."""
 
-    data: Data
+    data: RobotData
     head: Literal["tokens", "parallel", "flow"] = "parallel"
     head_options: dict[str, Any] = field(default_factory=dict)
     chunk: int = 8
@@ -73,7 +73,7 @@ class Config(Joined):
     normalization: Kind = "quantiles"
     prompt: str = PROMPT
     area: float = 0.9
-    """Of a picture that is seen: a random part in training, the middle when acting."""
+    """Of an image that is seen: a random part in training, the middle when acting."""
     color: bool = True
     """Whether brightness, contrast, saturation and hue are changed in training, as OpenVLA does."""
     film: bool = False
@@ -87,7 +87,7 @@ class Config(Joined):
     lr_vision: float = 1e-4
     lr_projector: float = 5e-4
     lr_language: float = 5e-4
-    lr_hands: float = 5e-4
+    lr_action: float = 5e-4
     new_head: bool = False
     """Whether head and state's token begin anew where `start` is a policy that this recipe wrote; they go on learning else."""
     eval_limit: int = 256
@@ -105,19 +105,19 @@ class Config(Joined):
             raise ValueError('data.train names no data: give {"NAME": "FOLDER"}')
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: VlaConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     train, test = read_data(config)
     accelerator.print(f"{len(train)} moments to learn from, {len(test)} to be measured on")
-    model = learner(config, train)
+    model = build_policy(config, train)
     accelerator.print(trainable_table(model.vlm))
     color: Color | None = OPENVLA_COLOR if config.color else None
-    collate, plain = ActionCollator(model, color=color), ActionCollator(model, middle=True)
+    collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    rates |= {"language": config.lr_language, "hands": config.lr_hands}
-    step = acting(config, accelerator, model, rates=rates)
+    rates |= {"language": config.lr_language, "action": config.lr_action}
+    step = vla_step(config, accelerator, model, rates=rates)
 
     # The loop.
     first_step = step.resume()
@@ -142,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     metrics |= {"train_seconds": time.monotonic() - learning, "moments": len(train)}
 
     # The end: a policy, and how near it comes to what was recorded.
-    trained = step.whole_model(lambda: learner(config, train))
+    trained = step.whole_model(lambda: build_policy(config, train))
     if accelerator.is_main_process:
         assert isinstance(trained, VisionLanguageActionModel)
         save(trained, Path(config.out) / "model", plain([(train[0], 0)]))
@@ -161,7 +161,7 @@ def main(config: Config) -> dict[str, Any]:
     return metrics | {"losses": progress.losses}
 
 
-def read_data(config: Config) -> tuple[Recordings, Recordings]:
+def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
     """Moments to learn from, and of the episodes that were kept for the test; the latter may be none."""
     data = config.data
     learned, kept = {}, {}
@@ -190,13 +190,13 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
     return sorted({*numbers} - {*kept}), sorted(kept)
 
 
-def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
+def build_policy(config: VlaConfig, train: Recordings) -> VisionLanguageActionModel:
     """The model that sees, with hands, its groups frozen or not.
 
     Raises:
         ValueError: a policy to start from whose head or state is another than what is asked for, and no `new_head`.
     """
-    vlm = joined(config, [config.prompt, *train.tasks])
+    vlm = build_vlm(config, [config.prompt, *train.tasks])
     if config.film and not film_dim(vlm.encoder):
         add_film(vlm.encoder, vlm.projector.out_dim)
     model = VisionLanguageActionModel.attach(
@@ -207,7 +207,7 @@ def learner(config: Config, train: Recordings) -> VisionLanguageActionModel:
         head_options=config.head_options,
         normalization=config.normalization,
         prompt=config.prompt,
-        sight=Sight(config.area),
+        crop_config=CropConfig(config.area),
     )
     if config.start and not config.new_head:
         folder = resolve(config.start, None)
@@ -240,10 +240,10 @@ def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor
     model.save_pretrained(folder)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> VlaConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.vla", __doc__, arguments)
+    return parse_config(VlaConfig, "recipes.vla", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.vla", lambda: main(parse()))
+    run_cli("recipes.vla", lambda: main(parse()))

@@ -1,4 +1,4 @@
-"""Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank pictures and shuffled instructions.
+"""Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank images and shuffled instructions.
 
     python -m recipes.vla_eval --config recipes/configs/vla_eval_metaworld.yaml --policy FOLDER --statistics NAME
     python -m recipes.vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
@@ -22,23 +22,23 @@ from vlm_vision.files import write_json
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.policy import Policy
-from vlm_vision.sim.baselines import Chance, Expert
-from vlm_vision.sim.controls import blank, shuffled
+from vlm_vision.sim.baselines import RandomPolicy, ScriptedExpert
+from vlm_vision.sim.controls import blank_images, shuffled
 from vlm_vision.sim.environment import EVALUATION_SEED, Environment
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.libero import VIEWS, Libero, first_states, instruction
 from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
 from vlm_vision.sim.rollout import rollout
-from vlm_vision.sim.video import Films
-from vlm_vision.train.settings import parsed, run
+from vlm_vision.sim.video import EpisodeVideos
+from vlm_vision.train.settings import parse_config, run_cli
 
 Control = Literal["right", "blank", "shuffled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """One judgement."""
+class VlaEvalConfig:
+    """One judgment."""
 
     policy: str
     """A folder that recipes.vla or `save_pretrained` wrote; or expert, or random."""
@@ -53,17 +53,17 @@ class Config:
     episodes: int = 20
     """Of each task and control."""
     controls: tuple[Control, ...] = ("right", "blank", "shuffled")
-    """right: as it is; blank: mid-grey pictures; shuffled: the instruction of another of the tasks."""
+    """right: as it is; blank: mid-gray images; shuffled: the instruction of another of the tasks."""
     cameras: dict[str, str] = field(default_factory=dict)
-    """The policy's name of each picture -> camera of the scene; empty where they are the same."""
+    """The policy's name of each image -> camera of the scene; empty where they are the same."""
     size: int = 128
-    """Side of the pictures in pixels, as in the recordings."""
+    """Side of the images in pixels, as in the recordings."""
     execute: int = 0
     """Steps of a chunk that are done before the next look; 0 for all."""
     horizon: int = 0
     """Steps after which an episode has failed; 0 for what the benchmark gives."""
     at_once: int = 8
-    """Environments that run together, and pictures of one batch."""
+    """Environments that run together, and images of one batch."""
     films: int = 2
     """Episodes of each task that become videos."""
     film_size: int = 256
@@ -91,19 +91,19 @@ class Config:
             )
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: VlaEvalConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started, out = time.monotonic(), Path(config.out)
-    others = checked(config)
-    policy = loaded(config)
+    others = check_config(config)
+    policy = load_checked_policy(config)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
     found: dict[str, Rollouts] = {}
     metrics: dict[str, Any] = {"policy": config.policy}
-    with Films(out / "videos", per_task=config.films, side=config.film_size) as films:
+    with EpisodeVideos(out / "videos", per_task=config.films, side=config.film_size) as films:
         for control in config.controls:
             watched = None if found else films
-            found[control] = tried(config, policy, control, others if control == "shuffled" else None, watched)
+            found[control] = run_control(config, policy, control, others if control == "shuffled" else None, watched)
             metrics |= {control: found[control].to_dict(), "seconds": time.monotonic() - started}
             write_json(out / "metrics.json", metrics)
     print(table(found))
@@ -117,14 +117,14 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def loaded(config: Config) -> Policy:
+def load_checked_policy(config: VlaEvalConfig) -> Policy:
     """The policy. Raises ValueError for a folder that holds none."""
     if config.policy == "expert":
-        return Expert(tuple(config.cameras or ("corner4",)))
+        return ScriptedExpert(tuple(config.cameras or ("corner4",)))
     if config.policy == "random":
         libero = is_libero(config.tasks[0])
         cameras = tuple(config.cameras or (VIEWS if libero else ("corner4",)))
-        return Chance(PolicySpec(cameras, action_dim=7 if libero else 4), config.seed)
+        return RandomPolicy(PolicySpec(cameras, action_dim=7 if libero else 4), config.seed)
     from vlm_vision.vla import load_policy
 
     try:
@@ -135,7 +135,7 @@ def loaded(config: Config) -> Policy:
         raise ValueError(f"policy_options are {config.policy_options}, which do not fit ({error})") from None
 
 
-def checked(config: Config) -> dict[str, str]:
+def check_config(config: VlaEvalConfig) -> dict[str, str]:
     """What is said to each task in place of its own words, if that is asked for; whatever a task may be refused for is told
     here, before anything runs."""
     told = {task: words(task) for task in config.tasks}
@@ -147,8 +147,8 @@ def checked(config: Config) -> dict[str, str]:
     return shuffled(told) if "shuffled" in config.controls else {}
 
 
-def tried(
-    config: Config, policy: Policy, control: Control, others: dict[str, str] | None, films: Films | None
+def run_control(
+    config: VlaEvalConfig, policy: Policy, control: Control, others: dict[str, str] | None, films: EpisodeVideos | None
 ) -> Rollouts:
     """All tasks and seeds under one control; `others` is what is said in place of the tasks' own words."""
     cameras = config.cameras or {name: VIEWS.get(name, name) for name in policy.spec.cameras}
@@ -174,7 +174,7 @@ def tried(
             at_once=config.at_once,
             execute=config.execute,
             instructions=others,
-            alter=blank if control == "blank" else None,
+            alter=blank_images if control == "blank" else None,
             watch=watch,
         )
 
@@ -205,9 +205,9 @@ def table(found: dict[str, Rollouts]) -> str:
 def advice(found: dict[str, Rollouts]) -> str:
     """What a control that keeps more than half of the success tells; empty where none does."""
     said = {
-        "blank": "warning: with blank pictures more than half of the success remains: the state, or habit, tells the policy "
+        "blank": "warning: with blank images more than half of the success remains: the state, or habit, tells the policy "
         "enough; train without the state, or on tasks whose objects move more",
-        "shuffled": "note: with the instruction of another task more than half of the success remains: pictures tell the policy "
+        "shuffled": "note: with the instruction of another task more than half of the success remains: images tell the policy "
         "its task",
     }
     means = {control: rollouts.mean for control, rollouts in found.items()}
@@ -215,10 +215,10 @@ def advice(found: dict[str, Rollouts]) -> str:
     return "\n".join(line for control, line in said.items() if means.get(control, 0) > half)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> VlaEvalConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.vla_eval", __doc__, arguments)
+    return parse_config(VlaEvalConfig, "recipes.vla_eval", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.vla_eval", lambda: main(parse()))
+    run_cli("recipes.vla_eval", lambda: main(parse()))

@@ -1,4 +1,4 @@
-"""Teach a language model to answer questions about pictures: stage two, or both stages at once.
+"""Teach a language model to answer questions about images: stage two, or both stages at once.
 
     python -m recipes.vqa --config recipes/configs/demo.yaml
     python -m recipes.vqa --config recipes/configs/demo.yaml --out runs/other --steps 500
@@ -7,7 +7,7 @@
 
 Encoder, projector and language model each train in full, by LoRA, or not at all. The loss is on the answers alone and
 weighted by token, so that it does not depend on how a batch is cut into micro-batches. A frozen encoder runs once for
-each picture; its patch tokens are kept on disk. A stopped run goes on where it was when the same command is given again.
+each image; its patch tokens are kept on disk. A stopped run goes on where it was when the same command is given again.
 
 Writes to `out`: model/ (a folder for AutoModelForImageTextToText), adapter/ if there are adapters, metrics.json,
 contact_sheet.png, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
@@ -28,33 +28,33 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.files import whole, write_json
-from vlm_vision.measure.answers import evaluate, exchanged, right
+from vlm_vision.measure.answers import evaluate, shuffled_images, is_correct
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
-from vlm_vision.train.conversations import Data, Settings, build_model, feature_cache, read_data
+from vlm_vision.train.conversations import ConversationData, ConversationTraining, build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import begin, parsed, run
-from vlm_vision.train.tasks.vqa import answering, batches_of_steps
+from vlm_vision.train.settings import start_run, parse_config, run_cli
+from vlm_vision.train.tasks.vqa import vqa_step, batches_of_steps
 from vlm_vision.train.trainable import group_modules, set_trainable, trainable_table, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions(Data):
+class QuestionData(ConversationData):
     """What is asked."""
 
     turns: int = 1
-    """Questions about one picture to ask in one training conversation."""
+    """Questions about one image to ask in one training conversation."""
     test_limit: int = 0
     """Test questions to ask at the end; 0 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class VqaConfig(ConversationTraining):
     """One run."""
 
-    data: Questions
+    data: QuestionData
     train_vision: Literal["frozen", "lora", "full"] = "frozen"
     train_projector: Literal["frozen", "full"] = "full"
     train_language: Literal["frozen", "lora", "full"] = "lora"
@@ -72,24 +72,24 @@ class Config(Settings):
         self._at_least(1, "max_new_tokens", "lora_rank")
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: VqaConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
-    accelerator = begin(config)
+    accelerator = start_run(config)
     train, test = read_data(config.data)
-    metrics, losses, cache = learn(config, accelerator, train, test)
+    metrics, losses, cache = train_model(config, accelerator, train, test)
     accelerator.end_training()  # the other processes have nothing left to do
     accelerator.free_memory()
     if accelerator.is_main_process:
-        metrics |= examine(config, accelerator, test, train, cache)
+        metrics |= evaluate_model(config, accelerator, test, train, cache)
         metrics |= {"seconds": time.monotonic() - started, "final_loss": losses[-1] if losses else None}
         write_json(Path(config.out) / "metrics.json", metrics)
         print(f"\n{metrics['seconds']:.0f} s in all, {metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": losses}
 
 
-def learn(
-    config: Config, accelerator: Accelerator, train: Sequence[Conversation], test: Sequence[Conversation]
+def train_model(
+    config: VqaConfig, accelerator: Accelerator, train: Sequence[Conversation], test: Sequence[Conversation]
 ) -> tuple[dict[str, Any], list[float], FeatureCache | None]:
     """Train and save. Returns figures, the losses of this process's steps, and the patch tokens that were kept."""
     model = trainable(config, train)
@@ -99,7 +99,7 @@ def learn(
     cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
     collate = Collator(processor, max_length=config.max_length, cache=cache, pack_length=config.pack_length)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
-    step = answering(config, accelerator, model, rates=rates)
+    step = vqa_step(config, accelerator, model, rates=rates)
 
     # Batches are a function of the step, so that the run can stop and go on.
     first_step = step.resume()
@@ -126,7 +126,7 @@ def learn(
     return metrics, progress.losses, cache
 
 
-def trainable(config: Config, train: Sequence[Conversation]) -> nn.Module:
+def trainable(config: VqaConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model in peft's wrapper where there are adapters, else the model."""
     return set_trainable(
         build_model(config, train),
@@ -149,14 +149,14 @@ def save(model: nn.Module, out: Path, batch: dict[str, Any]) -> None:
         merged.save_pretrained(staging)
 
 
-def examine(
-    config: Config,
+def evaluate_model(
+    config: VqaConfig,
     accelerator: Accelerator,
     test: Sequence[Conversation],
     train: Sequence[Conversation],
     cache: FeatureCache | None,
 ) -> dict[str, Any]:
-    """Questions answered by the saved model, with controls, and whether it uses its pictures; prints both tables."""
+    """Questions answered by the saved model, with controls, and whether it uses its images; prints both tables."""
     if not test:
         return {}
     out = Path(config.out)
@@ -174,7 +174,7 @@ def examine(
         )
     print(report.table())
     sheet = [
-        (one.images[0], one.turns[0][0], answer, right(answer, one.turns[0][1]))
+        (one.images[0], one.turns[0][0], answer, is_correct(answer, one.turns[0][1]))
         for one, answer in zip(asked, given, strict=True)
         if one.images
     ]
@@ -182,7 +182,7 @@ def examine(
     contact_sheet(out / "contact_sheet.png", sheet[:: max(1, len(sheet) // 24)][:24], title=title)
     metrics = asdict(report)
     looked_at = asked[: config.eval_limit or None]
-    if any(exchanged([one.images for one in looked_at], seed=config.seed)):
+    if any(shuffled_images([one.images for one in looked_at], seed=config.seed)):
         for name, how in (("vision", config.train_vision), ("language", config.train_language)):
             group_modules(model)[name].requires_grad_(how == "full")
         with accelerator.autocast():
@@ -192,10 +192,10 @@ def examine(
     return metrics
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None) -> VqaConfig:
     """A typed Config from --config FILE.yaml and --key value."""
-    return parsed(Config, "recipes.vqa", __doc__, arguments)
+    return parse_config(VqaConfig, "recipes.vqa", __doc__, arguments)
 
 
 if __name__ == "__main__":
-    run("recipes.vqa", lambda: main(parse()))
+    run_cli("recipes.vqa", lambda: main(parse()))

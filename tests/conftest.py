@@ -50,7 +50,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def encoder() -> vv.Encoder:
-    """A 3-block tower that sees 32 px pictures as a grid of 4x4."""
+    """A 3-block tower that sees 32 px images as a grid of 4x4."""
     fields = dict(image_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_dim=64, position_prefix=1)
     return new_encoder(fields).eval()
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from support.golden import golden_case
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 
@@ -20,15 +20,15 @@ def test_fused_tokens_are_the_towers_own():
     dino = vv.load(golden_case("hf_dinov2_reg"), tap=vv.Tap(-2, norm=False), image_size=42)
     siglip = vv.load(golden_case("hf_siglip"), image_size=48)
     fused = vv.FusedEncoder([dino, siglip])
-    pixels = fused.preprocess([picture(0), picture(1)])
+    pixels = fused.preprocess([make_image(0), make_image(1)])
     assert pixels.shape == (2, 6, 48, 48) and fused.preprocess.output_size == (48, 48)
     assert fused.num_patch_tokens(48, 48) == 36 and fused.embed_dim == 96
     out = fused(pixels)
-    own = [tower(tower.preprocess([picture(0), picture(1)])) for tower in (dino, siglip)]
+    own = [tower(tower.preprocess([make_image(0), make_image(1)])) for tower in (dino, siglip)]
     assert out.grid == (6, 6)
     assert torch.equal(out.patch_tokens, torch.cat([one.patch_tokens for one in own], dim=-1))
     assert out.cls_token is None and out.register_tokens is None and out.pooled is None
-    each = [tower.preprocess([picture(0), picture(1)]) for tower in (dino, siglip)]
+    each = [tower.preprocess([make_image(0), make_image(1)]) for tower in (dino, siglip)]
     assert torch.equal(fused(each).patch_tokens, out.patch_tokens)
     both = fused(pixels, tap=vv.Tap())
     assert both.pooled.shape == (2, 96)
@@ -65,7 +65,7 @@ def test_a_saved_pair_loads_as_it_was(tmp_path):
     )
     fused.save_pretrained(tmp_path / "pair")
     again = vv.load(tmp_path / "pair")
-    pixels = fused.preprocess(picture())
+    pixels = fused.preprocess(make_image())
     assert isinstance(again, vv.FusedEncoder) and again.tap == fused.tap
     assert torch.equal(again(pixels).patch_tokens, fused(pixels).patch_tokens)
 
@@ -80,14 +80,14 @@ def test_equal_patches_share_a_canvas_of_any_size(encoder):
     assert fused(torch.zeros(1, 6, 24, 40)).patch_tokens.shape == (1, 15, 48)
 
 
-def test_towers_whose_pictures_may_have_any_size_are_not_fused(encoder):
+def test_towers_whose_images_may_have_any_size_are_not_fused(encoder):
     free = dataclasses.replace(encoder.preprocess, resize="shortest_edge", resize_to=(32, 32))
     loose = vv.Encoder(encoder.model, preprocess=free, origin=encoder.origin)
-    with pytest.raises(ValueError, match="gives pictures of any size"):
+    with pytest.raises(ValueError, match="gives images of any size"):
         vv.FusedEncoder([encoder, loose])
 
 
-def test_each_tower_can_have_its_own_picture_size():
+def test_each_tower_can_have_its_own_image_size():
     fused = vv.load(f"{golden_case('hf_dinov2_reg')} + {golden_case('hf_siglip')}", image_size=[42, 48])
     assert fused.grid(48, 48) == (6, 6)
     with pytest.raises(ValueError, match="2 towers and 3 image sizes"):

@@ -268,7 +268,7 @@ def test_a_new_model_computes_its_positions_for_the_grid_at_hand(model):
 
 
 def test_everything_but_the_positions_learns(model):
-    pixels, drawn = torch.rand(8, 3, 1, 1).round().expand(8, 3, 24, 24), noise(8, (24, 24))  # all of one colour
+    pixels, drawn = torch.rand(8, 3, 1, 1).round().expand(8, 3, 24, 24), noise(8, (24, 24))  # all of one color
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     losses = []
     for _ in range(60):

@@ -41,11 +41,11 @@ def test_transformers_computes_the_same(pair):
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
-def test_it_names_the_colour_and_form_of_pictures_it_never_saw(pair):
+def test_it_names_the_color_and_form_of_images_it_never_saw(pair):
     told = described("test")[:120]
     kinds = sorted({kind for _, _, kind in told})
     likely = pair.similarity([Path(path) for path, _, _ in told], [f"a medium {kind} in the middle" for kind in kinds])
     named = [kinds[i] for i in likely.argmax(dim=1)]
-    colours = [a.split()[0] == kind.split()[0] for a, (_, _, kind) in zip(named, told, strict=True)]
-    assert sum(colours) >= 114
+    colors = [a.split()[0] == kind.split()[0] for a, (_, _, kind) in zip(named, told, strict=True)]
+    assert sum(colors) >= 114
     assert sum(a == kind for a, (_, _, kind) in zip(named, told, strict=True)) >= 84

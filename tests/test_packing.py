@@ -1,11 +1,11 @@
-"""Pictures of any shape: packed in one sequence equals one by one; what becomes of pixels that fill no patch."""
+"""Images of any shape: packed in one sequence equals one by one; what becomes of pixels that fill no patch."""
 
 import dataclasses
 
 import pytest
 import torch
 from support.golden import golden_case
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
@@ -35,9 +35,9 @@ def noisy(**fields) -> vv.Encoder:
 @torch.inference_mode()
 def test_packed_equals_one_by_one(kind, tap):
     encoder = noisy(**KINDS[kind])
-    pictures = [torch.randn(3, *size) for size in SIZES]
-    packed = encoder.packed(pictures, tap=tap)
-    for one, seen in zip(pictures, packed, strict=True):
+    images = [torch.randn(3, *size) for size in SIZES]
+    packed = encoder.packed(images, tap=tap)
+    for one, seen in zip(images, packed, strict=True):
         alone = encoder(one[None], tap=tap)
         assert seen.grid == alone.grid
         for name, value in vars(alone).items():
@@ -65,37 +65,37 @@ def test_batches_seen_together_equal_each_alone(kind):
                     torch.testing.assert_close(getattr(out, name), value, rtol=0, atol=1e-5)
 
 
-def test_gradients_of_packed_pictures_equal_those_one_by_one():
+def test_gradients_of_packed_images_equal_those_one_by_one():
     encoder = noisy(**KINDS["map"])
-    pictures = [torch.randn(3, *size) for size in SIZES]
+    images = [torch.randn(3, *size) for size in SIZES]
 
     def gradients(outs) -> list[torch.Tensor]:
         encoder.zero_grad()
         sum(out.pooled.square().sum() for out in outs).backward()
         return [weight.grad.clone() for weight in encoder.parameters()]
 
-    packed = gradients(encoder.packed(pictures))
-    for one, other in zip(packed, gradients([encoder(one[None]) for one in pictures]), strict=True):
+    packed = gradients(encoder.packed(images))
+    for one, other in zip(packed, gradients([encoder(one[None]) for one in images]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_stochastic_depth_drops_whole_pictures_of_a_pack():
+def test_stochastic_depth_drops_whole_images_of_a_pack():
     encoder = noisy(class_token=False, pool="none", drop_path=0.5).train()
     for block in encoder.model.blocks:
         block.residual1.drop_path = block.residual2.drop_path = 0.5
-    pictures = [torch.randn(3, *size) for size in SIZES]
-    still = [encoder.model.embed(one[None])[0] for one in pictures]
+    images = [torch.randn(3, *size) for size in SIZES]
+    still = [encoder.model.embed(one[None])[0] for one in images]
     tap = vv.Tap(0, norm=False)
     dropped, runs = 0, 60
     for _ in range(runs):
-        for out, before in zip(encoder.packed(pictures, tap=tap), still, strict=True):
+        for out, before in zip(encoder.packed(images, tap=tap), still, strict=True):
             same = (out.patch_tokens == before).all(dim=-1)
-            assert same.all() or not same.any()  # both branches dropped for all of a picture's patches, or for none
+            assert same.all() or not same.any()  # both branches dropped for all of an image's patches, or for none
             dropped += bool(same.all())
-    assert 0.17 < dropped / (runs * len(pictures)) < 0.33  # a quarter: four deviations
+    assert 0.17 < dropped / (runs * len(images)) < 0.33  # a quarter: four deviations
 
 
-def test_nothing_packed_is_nothing_seen_and_bad_pictures_are_named(encoder):
+def test_nothing_packed_is_nothing_seen_and_bad_images_are_named(encoder):
     assert encoder.packed([]) == encoder.together([]) == []
     with pytest.raises(ValueError, match="smaller than one patch"):
         encoder.packed([torch.zeros(3, 4, 40)])
@@ -106,9 +106,9 @@ def test_nothing_packed_is_nothing_seen_and_bad_pictures_are_named(encoder):
 @torch.inference_mode()
 def test_a_budget_of_tokens_keeps_the_aspect_ratio(encoder):
     spec = encoder.preprocess.with_budget(max_patches=24, patch_size=8)
-    pictures = [picture(0, 60, 20), picture(1, 40, 40), picture(2, 20, 100)]
-    pixels = spec.each(pictures)
-    for image, seen in zip(pictures, pixels, strict=True):
+    images = [make_image(0, 60, 20), make_image(1, 40, 40), make_image(2, 20, 100)]
+    pixels = spec.each(images)
+    for image, seen in zip(images, pixels, strict=True):
         rows, columns = encoder.grid(*seen.shape[-2:])
         assert rows * columns <= 24 < (rows + 2) * (columns + 2)
         assert 0.4 < (columns / rows) / (image.width / image.height) < 2.5

@@ -1,4 +1,4 @@
-"""Image and text towers together: their references' embeddings and logits, and pictures against texts."""
+"""Image and text towers together: their references' embeddings and logits, and images against texts."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import golden as cases
 from support.golden import TOLERANCE, error, golden_case, source
-from support.models import picture, tiny_tokenizer
+from support.models import make_image, tiny_tokenizer
 from transformers import AutoModel
 
 from vlm_vision.pair import Pair, load_pair
@@ -43,16 +43,16 @@ def test_scale_and_bias_are_the_stored_ones_and_embeddings_have_length_one(name)
 
 
 @torch.inference_mode()
-def test_a_list_of_pictures_of_one_size_is_the_batch_of_them():
+def test_a_list_of_images_of_one_size_is_the_batch_of_them():
     pair = load_pair(source("hf_siglip"))
     pixels, ids = torch.randn(3, 3, 32, 32), torch.randint(0, 200, (2, 16))
     assert error(pair(list(pixels), ids).logits_per_image, pair(pixels, ids).logits_per_image) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["hf_clip_quickgelu", "hf_siglip", "hf_siglip2_naflex"])
-def test_pictures_are_compared_with_texts(name):
+def test_images_are_compared_with_texts(name):
     pair = load_pair(source(name), tokenizer=letters(16))
-    images, texts = [picture(0), picture(1, 30, 60)], ["a cat", "a dog", "two of them"]
+    images, texts = [make_image(0), make_image(1, 30, 60)], ["a cat", "a dog", "two of them"]
     similarity, probabilities = pair.similarity(images, texts), pair.probabilities(images, texts)
     assert similarity.shape == probabilities.shape == (2, 3) and similarity.abs().max() <= 1 + 1e-6
     assert not similarity.requires_grad and (probabilities >= 0).all() and (probabilities <= 1).all()
@@ -61,7 +61,7 @@ def test_pictures_are_compared_with_texts(name):
         assert torch.allclose(probabilities, logits.softmax(-1), atol=1e-6)
     else:
         assert torch.allclose(probabilities, (logits + pair.logit_bias).sigmoid(), atol=1e-6)
-    assert pair.similarity(picture(0), "a cat").shape == (1, 1)
+    assert pair.similarity(make_image(0), "a cat").shape == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["hf_clip_quickgelu", "hf_clip_gelu_sharded", "hf_siglip", "hf_siglip2_naflex"])
@@ -91,7 +91,7 @@ def test_a_tokenizer_is_saved_with_its_pair(tmp_path):
     tiny_tokenizer().save_pretrained(folder)
     pair = load_pair(source("hf_clip_quickgelu"), tokenizer=folder)
     pair.save_pretrained(tmp_path / "saved")
-    text = ["what colour is this", "the cat"]
+    text = ["what color is this", "the cat"]
     assert torch.equal(load_pair(tmp_path / "saved").text.tokenizer(text), pair.text.tokenizer(text))
     with pytest.raises(ValueError, match="made from a function"):
         load_pair(source("hf_siglip"), tokenizer=letters(16)).save_pretrained(tmp_path / "other")

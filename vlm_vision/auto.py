@@ -21,7 +21,7 @@ _REGISTERS = {
 """Auto module of transformers -> our module that registers a class with it when imported."""
 
 
-class _After(importlib.abc.Loader):
+class _LoaderWithHook(importlib.abc.Loader):
     """Loads a module as its own loader does, then imports one of ours."""
 
     def __init__(self, loader: importlib.abc.Loader, then: str):
@@ -45,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         for finder in sys.meta_path:
             if not isinstance(finder, _Finder) and (spec := finder.find_spec(fullname, path, target)) and spec.loader:
-                spec.loader = _After(spec.loader, _REGISTERS[fullname])
+                spec.loader = _LoaderWithHook(spec.loader, _REGISTERS[fullname])
                 return spec
         return None
 

@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
     Args:
         model: the transformer.
-        preprocess: what turns pictures into its pixels; called as `encoder.preprocess(images)`.
+        preprocess: what turns images into its pixels; called as `encoder.preprocess(images)`.
         tap: the tokens that a call returns unless it asks for others.
         origin: the family and reference of the weights.
     """
@@ -77,12 +77,12 @@ class Encoder(nn.Module):
         pixels, tap = pixels.to(self.dtype), tap or self.tap
         return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches, condition=condition)
 
-    def packed(self, pictures: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
-        """Encode pictures (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.
+    def packed(self, images: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
+        """Encode images (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.
 
         `encoder.packed(encoder.preprocess.each(images))`
         """
-        return self.model.packed([picture.to(self.dtype) for picture in pictures], tap=tap or self.tap, pool=pool)
+        return self.model.packed([image.to(self.dtype) for image in images], tap=tap or self.tap, pool=pool)
 
     def together(
         self,

@@ -39,17 +39,17 @@ class FusedConfig:
 class FusedPreprocess:
     """Each tower's own preprocessing, stacked along the channels.
 
-    Towers whose pictures differ in size share the larger canvas: each picture fills the top left corner of its three
+    Towers whose images differ in size share the larger canvas: each image fills the top left corner of its three
     channels, the rest is zero and never read.
     """
 
     towers: tuple[Preprocess, ...]
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
-        """Pictures -> float32 (B, 3 * towers, H, W)."""
+        """Images -> float32 (B, 3 * towers, H, W)."""
         cameras, towers = {preprocess.camera for preprocess in self.towers}, self.towers
         if len(cameras) == 1 and (camera := cameras.pop()) is not None:  # once for all towers
-            images = [camera(picture) for picture in load_images(images)]
+            images = [camera(image) for image in load_images(images)]
             towers = [replace(preprocess, camera=None) for preprocess in towers]
         each = [preprocess(images) for preprocess in towers]
         height, width = (max(pixels.shape[axis] for pixels in each) for axis in (-2, -1))
@@ -61,7 +61,7 @@ class FusedPreprocess:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of the canvas in pixels; None if it depends on the picture."""
+        """(height, width) of the canvas in pixels; None if it depends on the image."""
         sizes = [preprocess.output_size for preprocess in self.towers]
         return None if None in sizes else (max(h for h, _ in sizes), max(w for _, w in sizes))  # type: ignore[misc]
 
@@ -78,7 +78,7 @@ class FusedPreprocess:
 
 
 class FusedEncoder(nn.Module):
-    """Towers that look at the same picture. Called and saved like an `Encoder`.
+    """Towers that look at the same image. Called and saved like an `Encoder`.
 
     patch_tokens: (B, N, D1 + D2 + ...), in the order given. cls_token and pooled are concatenated where every tower
     has one, else None; register_tokens is None.
@@ -96,7 +96,7 @@ class FusedEncoder(nn.Module):
         for tower, size in zip(towers, sizes, strict=True):
             if size is None:
                 raise ValueError(
-                    f"the preprocessing of {tower.origin.family} gives pictures of any size, so that towers could see "
+                    f"the preprocessing of {tower.origin.family} gives images of any size, so that towers could see "
                     "different grids: load it with image_size=..."
                 )
         _one_grid(list(towers), [size for size in sizes if size is not None])
@@ -197,7 +197,7 @@ class FusedEncoder(nn.Module):
         return [pixels[:, 3 * i : 3 * i + 3, :h, :w] for i, (h, w) in enumerate(windows)]
 
     def windows(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) of the part of a canvas, from its top left, that holds each tower's picture.
+        """(height, width) of the part of a canvas, from its top left, that holds each tower's image.
 
         Raises:
             ValueError: unlike patch sizes and another canvas than that of `preprocess`.

@@ -11,11 +11,11 @@ import projectors
 from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.projectors import Checkpoint, find
+from vlm_vision.checkpoints.projectors import ProjectorCheckpoint, find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Tower, build, state_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, state_of
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.files import read_json
 from vlm_vision.fused import FusedEncoder
@@ -53,7 +53,7 @@ def load(
         reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
-            towers also a list with one for each. A tower of pictures of any shape takes as many patches as fit that size.
+            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
         remainder: what becomes of pixels past the last whole patch: "floor" (not seen; the default, as every reference),
             "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
@@ -84,8 +84,8 @@ def load(
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
-        return _fuse(names, [_found(name, options) for name in names], tap, image_size, options)
-    found = _found(source, options)
+        return _fuse(names, [_find_towers(name, options) for name in names], tap, image_size, options)
+    found = _find_towers(source, options)
     if len(found) > 1:
         return _fuse([str(source)] * len(found), [[one] for one in found], tap, image_size, options)
     if tap is not None and not isinstance(tap, Tap):
@@ -106,18 +106,18 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LoadedTower:
     tower: Tower
     sidecar: dict[str, Any]
     """What `Encoder.save_pretrained` kept beside the public layout."""
 
 
-def _found(source: str | Path, options: _Options) -> list[_Found]:
+def _find_towers(source: str | Path, options: _Options) -> list[_LoadedTower]:
     path = resolve(source, options.revision)
     sidecar = _sidecar(path / SIDECAR) if path.is_dir() and (path / SIDECAR).is_file() else {}
     if "towers" in sidecar:
-        return [found for name in sidecar["towers"] for found in _found(path / name, options)]
-    return [_Found(tower, sidecar) for tower in sniff.towers(path, options.hints)]
+        return [found for name in sidecar["towers"] for found in _find_towers(path / name, options)]
+    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(path, options.hints)]
 
 
 _KINDS: dict[str, type] = {
@@ -141,7 +141,7 @@ def _sidecar(file: Path) -> dict[str, Any]:
     return sidecar
 
 
-def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
+def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
     tower, sidecar = found.tower, found.sidecar
     family = sidecar.get("family", tower.family)  # a public layout may hold a family under another's name: DINO as ViT
     reference = str(options.reference or sidecar.get("reference", tower.reference))
@@ -168,7 +168,7 @@ def _encoder(found: _Found, tap: Tap | None, image_size: Size | None, options: _
 
 def _fuse(
     sources: Sequence[str],
-    towers: Sequence[list[_Found]],
+    towers: Sequence[list[_LoadedTower]],
     tap: Tap | Sequence[Tap] | None,
     image_size: Size | list[Size] | None,
     options: _Options,
@@ -243,8 +243,8 @@ def load_projector(
     path = resolve(source, revision)
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     try:
-        found = find(Checkpoint(str(path), config, weights_of(path)))
-    except WRONG_KIND as error:
+        found = find(ProjectorCheckpoint(str(path), config, weights_of(path)))
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{path} describes its projector in another way than expected ({error!r})") from None
     with torch.device("meta"):
         projector = projectors.build(found.name, **found.options)

@@ -1,4 +1,4 @@
-"""The masked autoencoder: an encoder that sees few patches of a picture, and a decoder that paints all of them.
+"""The masked autoencoder: an encoder that sees few patches of an image, and a decoder that paints all of them.
 
     pixels -> patches kept -> encoder -> [CLS | tokens in their places, mask tokens elsewhere] -> decoder -> pixels
 
@@ -30,7 +30,7 @@ from vlm_vision.checkpoints.mae import (
     public_name,
 )
 from vlm_vision.checkpoints.timm import layout as timm_layout
-from vlm_vision.checkpoints.towers import WRONG_KIND, Part, state_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, state_of
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
@@ -42,7 +42,7 @@ from vlm_vision.nn.position import RESIZE, Grid, PositionTable
 from vlm_vision.objectives.masks import random_masking
 
 
-class Painted(NamedTuple):
+class MaeOutput(NamedTuple):
     """What a masked autoencoder gives."""
 
     predicted: Tensor
@@ -117,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The initialisation of facebookresearch/mae: Xavier for all matrices, normal(0, 0.02) tokens, sin-cos positions."""
+        """The initialization of facebookresearch/mae: Xavier for all matrices, normal(0, 0.02) tokens, sin-cos positions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -130,13 +130,13 @@ class MaskedAutoencoder(nn.Module):
             assert token is not None
             nn.init.normal_(token, std=0.02)
 
-    def forward(self, pixels: Tensor, noise: Tensor | None = None, *, keep: Tensor | None = None) -> Painted:
-        """Paint pictures of which the encoder sees the patches of least noise, or those to keep.
+    def forward(self, pixels: Tensor, noise: Tensor | None = None, *, keep: Tensor | None = None) -> MaeOutput:
+        """Paint images of which the encoder sees the patches of least noise, or those to keep.
 
         Args:
             pixels: (B, C, H, W), any height and width; what is past the last whole patch is not painted.
             noise: (B, N), of `vlm_vision.objectives.masks.patch_noise`: int(N * (1 - mask_ratio)) patches are kept.
-            keep: (B, K) int64, different patches of each picture; instead of noise.
+            keep: (B, K) int64, different patches of each image; instead of noise.
 
         Raises:
             ValueError: neither noise nor keep or both, noise for another number of patches; as `VisionTransformer.forward`.
@@ -152,7 +152,7 @@ class MaskedAutoencoder(nn.Module):
         seen = self.encoder(pixels, tap=Tap(), keep=keep, pool=False)
         tokens = torch.cat([seen.cls_token[:, None], seen.patch_tokens], dim=1)
         mask = torch.ones(shape, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
-        return Painted(self.decoder(tokens, keep, seen.grid), mask)
+        return MaeOutput(self.decoder(tokens, keep, seen.grid), mask)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that transformers' ViTMAEForPreTraining reads, and `load` and `load_mae`.
@@ -185,7 +185,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def new_mae(fields: dict[str, Any], config: DecoderConfig = DecoderConfig()) -> MaskedAutoencoder:
-    """A masked autoencoder to train from nothing, initialised as the paper's.
+    """A masked autoencoder to train from nothing, initialized as the paper's.
 
     Args:
         fields: of the encoder, as `new_encoder` takes them.
@@ -234,7 +234,7 @@ def load_mae(
     prefix = marks[0].removesuffix("decoder_embed.weight")
     others = "decoder." if path.is_dir() else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
     beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
-    part = Part(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
+    part = TowerWeights(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
     try:
         if path.is_dir():
             config = config_from_json(read_json(path / "config.json"))
@@ -244,7 +244,7 @@ def load_mae(
             model = MaskedAutoencoder(encoder, config)
         ours = model.decoder.config
         rows = MAE.keys(ours, style_of(MAE, part.shapes)) if path.is_dir() else timm_layout.key_table(ours, part.shapes)
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{source} has no decoder of a masked autoencoder ({error!r}): download it again") from None
     shapes = {name: value.shape for name, value in model.decoder.state_dict().items()}
     table = decoder_keys(rows, f"{prefix}mask_token")

@@ -16,11 +16,11 @@ from vlm_vision.pair import Pair, TextEncoder
 from vlm_vision.preprocess.spec import HALF, Preprocess
 from vlm_vision.preprocess.tokenizer import TextTokenizer, TokenizerRules
 
-Colour = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
 
-def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: Colour = HALF[0], std: Colour = HALF[1]) -> Encoder:
-    """An encoder with random weights that squashes pictures to its native size and scales them, to [-1, 1] by default.
+def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: RGB = HALF[0], std: RGB = HALF[1]) -> Encoder:
+    """An encoder with random weights that squashes images to its native size and scales them, to [-1, 1] by default.
 
     Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times
     slower at first.

@@ -63,13 +63,13 @@ class TextEncoder(nn.Module):
         return self.model(ids, tokens=tokens)
 
     def encode(self, texts: str | Sequence[str]) -> Tensor:
-        """Features (B, E) of one text or several, not normalised. Raises ValueError without a tokenizer."""
+        """Features (B, E) of one text or several, not normalized. Raises ValueError without a tokenizer."""
         return self(self.tokenizer(texts).to(self.device), tokens=False).features
 
 
 @dataclass
 class PairOutput:
-    """What a pair makes of I pictures and T texts."""
+    """What a pair makes of I images and T texts."""
 
     image_embeds: Tensor
     """(I, E), of length one."""
@@ -105,7 +105,7 @@ class Pair(nn.Module):
         self.logit_bias = None if logit_bias is None else nn.Parameter(logit_bias)
 
     def forward(self, pixels: Pixels, ids: Tensor) -> PairOutput:
-        """Compare pictures with texts.
+        """Compare images with texts.
 
         Args:
             pixels: (I, C, H, W), or a list of (C, H, W) of any sizes for a tower that takes them.
@@ -130,12 +130,12 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def similarity(self, images: Any, texts: str | Sequence[str]) -> Tensor:
-        """Cosine similarity (I, T) of pictures, as `preprocess` takes them, and texts. Without gradients."""
+        """Cosine similarity (I, T) of images, as `preprocess` takes them, and texts. Without gradients."""
         return self._compared(images, texts, lambda seen, ids: self.embed_images(seen) @ self.embed_texts(ids).T)
 
     @torch.no_grad()
     def probabilities(self, images: Any, texts: str | Sequence[str]) -> Tensor:
-        """(I, T). SigLIP: that a text fits a picture, each on its own; CLIP: which one of the texts, rows add up to 1."""
+        """(I, T). SigLIP: that a text fits an image, each on its own; CLIP: which one of the texts, rows add up to 1."""
         logits = self._compared(images, texts, lambda seen, ids: self(seen, ids).logits_per_image)
         return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
 
@@ -172,9 +172,9 @@ class Pair(nn.Module):
         compare: Callable[[Pixels, Tensor], Tensor],
     ) -> Tensor:
         ids = self.text.tokenizer(texts).to(self.text.device)
-        pictures = [picture.to(self.image.device) for picture in self.image.preprocess.each(images)]
-        one_size = len({picture.shape for picture in pictures}) == 1
-        return compare(torch.stack(pictures) if one_size else pictures, ids)
+        pixels = [one.to(self.image.device) for one in self.image.preprocess.each(images)]
+        one_size = len({one.shape for one in pixels}) == 1
+        return compare(torch.stack(pixels) if one_size else pixels, ids)
 
     def _unit(self, features: Tensor) -> Tensor:
         return features / (features.norm(dim=-1, keepdim=True) + self.epsilon)
@@ -250,7 +250,7 @@ def load_pair(
     if image.config.pool == "none" or pooled != text.config.features_dim:
         width = "none" if image.config.pool == "none" else f"of width {pooled}"
         raise ValueError(
-            f"{source}: features of texts are of width {text.config.features_dim}, of pictures {width}: it is no pair"
+            f"{source}: features of texts are of width {text.config.features_dim}, of images {width}: it is no pair"
         )
     bias = tower.logit_bias
     return Pair(

@@ -87,7 +87,7 @@ CHECKPOINTS: dict[str, str] = {
 
 
 _TABLE: dict[str, tuple[str, str, int, int, dict[str, Any]]] = {}
-"""name: (family, size, patch in pixels, native picture side in pixels, what else differs)"""
+"""name: (family, size, patch in pixels, native image side in pixels, what else differs)"""
 
 
 def _rows(family: str, size: str, patches: str, *, name: str = "", **differs: Any) -> None:

@@ -295,7 +295,7 @@ def test_towers_with_film_come_from_their_own_file_and_take_the_instruction(
     assert error(encoder(pixels, condition=words + 1).patch_tokens, wanted) > 0.01
     with pytest.raises(ValueError, match=r"condition has shape None: expected \(2, 24\), for OpenVLA-OFT the mean"):
         encoder(pixels)
-    with pytest.raises(ValueError, match="sees batches, not packed pictures"):
+    with pytest.raises(ValueError, match="sees batches, not packed images"):
         encoder.towers[0].packed([pixels[0, :3]])
     again = vv.FusedEncoder.from_dict(encoder.to_dict())
     again.load_state_dict(encoder.state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.golden import golden_case
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.cli.main import main
@@ -22,13 +22,13 @@ def test_models_lists_every_preset_with_its_size(capsys):
 
 def test_ask_answers_from_a_saved_folder(vlm, tmp_path, capsys):
     vlm.save_pretrained(tmp_path / "model")
-    picture().save(tmp_path / "a.png")
+    make_image().save(tmp_path / "a.png")
     assert (
         main(
             [
                 "ask",
                 str(tmp_path / "a.png"),
-                "what colour ?",
+                "what color ?",
                 "--model",
                 str(tmp_path / "model"),
                 "--max-new-tokens",
@@ -37,15 +37,15 @@ def test_ask_answers_from_a_saved_folder(vlm, tmp_path, capsys):
         )
         == 0
     )
-    assert capsys.readouterr().out.strip() == vlm.answer(picture(), "what colour ?", max_new_tokens=4)
+    assert capsys.readouterr().out.strip() == vlm.answer(make_image(), "what color ?", max_new_tokens=4)
 
 
 @pytest.fixture
 def talk(tmp_path):
-    """Four pictures and a question about each, in LLaVA's format."""
+    """Four images and a question about each, in LLaVA's format."""
     for i in range(4):
-        picture(i).save(tmp_path / f"{i}.png")
-    turns = [{"from": "human", "value": "<image>\nwhat colour ?"}, {"from": "gpt", "value": "red"}]
+        make_image(i).save(tmp_path / f"{i}.png")
+    turns = [{"from": "human", "value": "<image>\nwhat color ?"}, {"from": "gpt", "value": "red"}]
     records = [{"image": f"{i}.png", "conversations": turns} for i in range(4)]
     (tmp_path / "talk.json").write_text(json.dumps(records))
     (tmp_path / "one.json").write_text(json.dumps(records[:1]))
@@ -58,14 +58,14 @@ def test_diagnose_prints_what_the_library_finds(vlm, talk, tmp_path, capsys):
     assert main(["diagnose", *arguments, "--batch-size", "2"]) == 0
     found = image_use(vlm, llava_json(talk, tmp_path)[:3], batch_size=2)
     assert found.right.answers == 3
-    assert capsys.readouterr().out.strip() == f"{found.table()}\n{found.warning or 'The model uses its pictures.'}"
+    assert capsys.readouterr().out.strip() == f"{found.table()}\n{found.warning or 'The model uses its images.'}"
 
 
 @torch.no_grad()
 def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
     source = golden_case("hf_siglip")
     for i in range(3):
-        picture(i).save(tmp_path / f"{i}.png")
+        make_image(i).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     arguments = [
         "tokens",
@@ -96,26 +96,26 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
     ("arguments", "says"),
     [
         (["ask", "none.png", "what?", "--model", "{model}"], "'none.png' does not exist"),
-        (["ask", "{text}", "what?", "--model", "{model}"], "is not a picture"),
-        (["ask", "{picture}", "what?", "--model", "{tmp}"], "has no config.json"),
-        (["ask", "{picture}", "what?", "--model", "nothing"], "there is no folder nothing"),
-        (["ask", "{picture}", "what?", "--model", "{golden}"], "holds a siglip model"),
-        (["tokens", "{picture}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
+        (["ask", "{text}", "what?", "--model", "{model}"], "is not an image"),
+        (["ask", "{image}", "what?", "--model", "{tmp}"], "has no config.json"),
+        (["ask", "{image}", "what?", "--model", "nothing"], "there is no folder nothing"),
+        (["ask", "{image}", "what?", "--model", "{golden}"], "holds a siglip model"),
+        (["tokens", "{image}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
         (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
-        (["tokens", "{picture}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+        (["tokens", "{image}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
         (["diagnose", "--model", "{model}", "--data", "none.json", "--images", "{tmp}"], "there is no file none.json"),
         (["diagnose", "--model", "{tmp}", "--data", "{talk}", "--images", "{tmp}"], "has no config.json"),
         (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{golden}"], "0.png' does not exist"),
-        (["diagnose", "--model", "{model}", "--data", "{one}", "--images", "{tmp}"], "no two different pictures"),
+        (["diagnose", "--model", "{model}", "--data", "{one}", "--images", "{tmp}"], "no two different images"),
         (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{tmp}", "--limit", "-1"], "--limit is -1"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(vlm, talk, tmp_path, capsys, arguments, says):
     vlm.save_pretrained(tmp_path / "model")
-    picture().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("no picture")
+    make_image().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("no image")
     names = dict(
-        model=tmp_path / "model", text=tmp_path / "a.txt", picture=tmp_path / "a.png", tmp=tmp_path,
+        model=tmp_path / "model", text=tmp_path / "a.txt", image=tmp_path / "a.png", tmp=tmp_path,
         golden=golden_case("hf_siglip"), talk=talk, one=tmp_path / "one.json",
     )  # fmt: skip
     capsys.readouterr()
@@ -147,7 +147,7 @@ def test_convert_writes_a_whole_model_for_llava(tmp_path, capsys):
     vlm.save_pretrained(tmp_path / "model")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "llava"), "--to", "llava"]) == 0
     assert "the same inputs and logits" in capsys.readouterr().out
-    picture().save(tmp_path / "a.png")
+    make_image().save(tmp_path / "a.png")
     for folder in ("model", "llava"):
         assert main(["ask", str(tmp_path / "a.png"), "what ?", "--model", str(tmp_path / folder)]) == 0
     told = capsys.readouterr().out.splitlines()

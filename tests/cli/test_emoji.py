@@ -66,19 +66,19 @@ def table(folder, name="emoji"):
         return list(csv.DictReader(file))
 
 
-def test_every_row_has_its_picture_on_white_and_every_picture_its_row(packages, tmp_path):
+def test_every_row_has_its_image_on_white_and_every_image_its_row(packages, tmp_path):
     counts = emoji.build(tmp_path / "out", packages, size=32)
     rows = table(tmp_path / "out")
     assert sum(counts.values()) == len(rows) == 51 + 50 + 50 and list(rows[0]) == list(emoji.COLUMNS)
     assert {row["picture"] for row in rows} == {
         str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.png")
     }
-    for name, colour in (("openmoji", (255, 0, 0)), ("noto", (0, 0, 255)), ("twemoji", (0, 0, 255))):
-        with Image.open(tmp_path / "out" / name / "0023-20E3.png") as picture:
-            assert (picture.size, picture.mode) == ((32, 32), "RGB")
-            assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((16, 16)) == colour
+    for name, color in (("openmoji", (255, 0, 0)), ("noto", (0, 0, 255)), ("twemoji", (0, 0, 255))):
+        with Image.open(tmp_path / "out" / name / "0023-20E3.png") as image:
+            assert (image.size, image.mode) == ((32, 32), "RGB")
+            assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((16, 16)) == color
     readme = (tmp_path / "out/README.md").read_text()
-    assert all(licence in readme for licence in ("CC BY-SA 4.0", "Apache 2.0", "CC BY 4.0", "32x32"))
+    assert all(license in readme for license in ("CC BY-SA 4.0", "Apache 2.0", "CC BY 4.0", "32x32"))
 
 
 def test_flags_and_extras_are_left_out_and_captions_have_new_words(packages, tmp_path):

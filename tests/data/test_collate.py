@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.models import LLMS, picture, tiny_llm, tiny_tokenizer
+from support.models import LLMS, make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
@@ -15,14 +15,14 @@ from vlm_vision.train.packing import check_packing
 
 @pytest.fixture
 def talk(tmp_path) -> list[Conversation]:
-    """Two pictures, none, one, one; one question or two."""
+    """Two images, none, one, one; one question or two."""
     paths = []
     for i, size in enumerate([(40, 36), (30, 90), (64, 64), (20, 70)]):
         paths.append(str(tmp_path / f"{i}.png"))
-        picture(i, *size).save(paths[-1])
+        make_image(i, *size).save(paths[-1])
     return [
-        Conversation(tuple(paths[:2]), (("<image> what colour is <image> ?", "red"), ("is it a cat ?", "yes it is"))),
-        Conversation((), (("what is this ?", "a picture of the cat"),)),
+        Conversation(tuple(paths[:2]), (("<image> what color is <image> ?", "red"), ("is it a cat ?", "yes it is"))),
+        Conversation((), (("what is this ?", "an image of the cat"),)),
         Conversation((paths[2],), (("<image> is this a dog ?", "no"),)),
         Conversation((paths[3],), (("<image> what ?", "blue"),)),
     ]

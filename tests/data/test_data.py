@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import CHAT, picture, tiny_llm, tiny_tokenizer
+from support.models import CHAT, make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.labels import IGNORED, ChatLabels, pad
 from vlm_vision.data.conversations.records import Conversation, easy_vqa, llava_json, regroup
 from vlm_vision.data.features import FeatureCache, fingerprint
 
-ONE = Conversation(("a.png",), (("<image>\nwhat colour is this ?", "red"), ("is it a cat ?", "yes it is")))
+ONE = Conversation(("a.png",), (("<image>\nwhat color is this ?", "red"), ("is it a cat ?", "yes it is")))
 
 
-def labelled(chat: ChatLabels, conversation: Conversation, tokens: int = 16) -> list[str]:
+def labeled(chat: ChatLabels, conversation: Conversation, tokens: int = 16) -> list[str]:
     """The words that the loss is on."""
     example = chat(conversation, [tokens] * len(conversation.images))
     return chat.tokenizer.convert_ids_to_tokens([i for i in example.labels if i != IGNORED])
@@ -30,7 +30,7 @@ def vlm_with(encoder: vv.Encoder, template: str | None, **tokenizer) -> vv.Visio
 @pytest.mark.parametrize("template", [None, CHAT])
 def test_the_loss_is_on_the_answers_and_their_end_alone(encoder, template):
     chat = ChatLabels(vlm_with(encoder, template).processor)
-    assert labelled(chat, ONE) == ["red", "</s>", "yes", "it", "is", "</s>"]
+    assert labeled(chat, ONE) == ["red", "</s>", "yes", "it", "is", "</s>"]
 
 
 @pytest.mark.parametrize("template", [None, CHAT])
@@ -41,7 +41,7 @@ def test_what_stands_before_the_answer_is_the_prompt_of_generation(encoder, temp
     example = chat(ONE, [vlm.num_image_tokens(32, 32)])
     first = next(i for i, label in enumerate(example.labels) if label != IGNORED)
     prompt = vlm.processor.apply_chat_template([ONE.messages()[0]], add_generation_prompt=True)
-    batch = vlm.processor(text=prompt, images=picture(), return_tensors="pt")
+    batch = vlm.processor(text=prompt, images=make_image(), return_tensors="pt")
     assert example.input_ids[:first] == batch["input_ids"][0].tolist()
 
 
@@ -50,7 +50,7 @@ def test_an_answer_counts_from_the_generation_prompt_on(encoder):
         "'<s>' + m['role'] + ': '", "'<s>' + m['role'] + ': ' + ('. , ' if m['role'] == 'assistant' else '')"
     )
     chat = ChatLabels(vlm_with(encoder, thinking).processor)
-    assert labelled(chat, ONE)[:4] == [".", ",", "red", "</s>"]
+    assert labeled(chat, ONE)[:4] == [".", ",", "red", "</s>"]
 
 
 def test_a_template_that_cannot_be_trained_on_is_refused(encoder):
@@ -67,7 +67,7 @@ def test_a_template_that_ends_only_the_last_answer_is_refused_for_several(encode
         "{% if add_generation_prompt %}{{ 'assistant : ' }}{% else %}{{ '</s>' }}{% endif %}"
     )
     chat = ChatLabels(vlm_with(encoder, last).processor)
-    assert labelled(chat, Conversation((), (("is it ?", "no"),)), 0) == ["no", ".", "</s>"]
+    assert labeled(chat, Conversation((), (("is it ?", "no"),)), 0) == ["no", ".", "</s>"]
     with pytest.raises(ValueError, match="ends only the last of several answers"):
         chat(ONE, [16])
 
@@ -115,7 +115,7 @@ def test_llava_files_are_read(tmp_path):
         ({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}, "must alternate human, gpt"),
         ({"conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "<image>"}]}, "record 0 has <image> in an answer"),
         ({"conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "c"}]}, "record 0: every question and answer must be text"),
-        ({"image": "a", "conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]}, "0 <image> in the questions but 1 pictures"),
+        ({"image": "a", "conversations": [{"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]}, "0 <image> in the questions but 1 images"),
         ({"image": {"path": "a"}, "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "c"}]}, "a dict as image"),
     ],
 )  # fmt: skip
@@ -151,7 +151,7 @@ def test_easy_vqa_is_the_published_set():
         easy_vqa("val")
 
 
-def test_regrouping_keeps_every_question_once_and_each_picture_alone():
+def test_regrouping_keeps_every_question_once_and_each_image_alone():
     train = easy_vqa("train")[:500]
     joined = regroup(train, 8, seed=0)
     questions = [(one.images, q.replace("<image>\n", ""), a) for one in joined for q, a in one.turns]
@@ -168,7 +168,7 @@ def test_regrouping_keeps_every_question_once_and_each_picture_alone():
 def files(tmp_path) -> list[str]:
     paths = [str(tmp_path / f"{i}.png") for i in range(5)]
     for i, path in enumerate(paths):
-        picture(i).save(path)
+        make_image(i).save(path)
     return paths
 
 
@@ -197,7 +197,7 @@ def test_features_are_computed_once_and_again_when_anything_changes_or_is_gone(e
     changed.add(fingerprint(encoder, files))
     encoder.preprocess = encoder.preprocess.at(40, 40)
     changed.add(fingerprint(encoder, files))
-    picture(9).save(files[0])
+    make_image(9).save(files[0])
     changed.add(fingerprint(encoder, files))
     assert len(changed) == 5
 
@@ -212,7 +212,7 @@ def test_tokens_too_large_for_their_type_are_refused(encoder, files, tmp_path):
 
 
 def test_a_build_that_breaks_off_leaves_nothing(encoder, files, tmp_path):
-    Path(files[4]).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="4.png' is not a picture"):
+    Path(files[4]).write_bytes(b"no image")
+    with pytest.raises(ValueError, match="4.png' is not an image"):
         FeatureCache.build(tmp_path / "cache", encoder, files, batch_size=2)
     assert list((tmp_path / "cache").iterdir()) == []

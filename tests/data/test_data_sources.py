@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import picture
+from support.models import make_image
 from support.processes import fresh_context
 from support.shards import write_tar
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from vlm_vision.data.conversations.records import Conversation, llava_json, regr
 from vlm_vision.data.conversations.webdataset import webdataset
 from vlm_vision.data.features import FeatureCache, fingerprint
 from vlm_vision.data.shards.tar import TarMember
-from vlm_vision.data.stored_image import opened
+from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
 
 TURNS = [("<image>\nwhat is it ?", "a cat"), ("is it red ?", "no")]
@@ -36,7 +36,7 @@ def encoded(seed: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
-    picture(seed).save(file, "JPEG", exif=exif)
+    make_image(seed).save(file, "JPEG", exif=exif)
     return file.getvalue()
 
 
@@ -49,7 +49,7 @@ def records(number: int = 6) -> list[dict]:
 
 
 def pixels(conversation: Conversation) -> list[np.ndarray]:
-    return [np.asarray(load_image(one)) for one in opened(conversation.images)]
+    return [np.asarray(load_image(one)) for one in open_stored_images(conversation.images)]
 
 
 def all_pixels(conversations: list[Conversation]) -> torch.Tensor:
@@ -87,7 +87,7 @@ def write_shards(folder: Path) -> str:
 
 
 def table(columns: dict[str, list], *, several: bool = False):
-    """A data set with the pictures of `records` embedded."""
+    """A data set with the images of `records` embedded."""
     datasets = pytest.importorskip("datasets")
     bytes_ = [encoded(i) for i in range(len(next(iter(columns.values()))))]
     images = [[{"bytes": b, "path": None}] for b in bytes_] if several else [{"bytes": b, "path": None} for b in bytes_]
@@ -168,14 +168,14 @@ def test_every_form_gives_the_same_conversations_and_pixels(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["tar", "folder"])
-def test_a_row_is_made_when_asked_for_and_only_its_picture_is_read(tmp_path, monkeypatch, form):
+def test_a_row_is_made_when_asked_for_and_only_its_image_is_read(tmp_path, monkeypatch, form):
     source = FORMS[form](tmp_path)
     conversations = read_conversations(source)
     kind, read, log = type(conversations[0].images[0]), type(conversations[0].images[0]).read, []
     monkeypatch.setattr(kind, "read", lambda self: log.append(str(self)) or read(self))
     one, last = conversations[2], conversations[-1]
     assert log == [] and last.turns[1] == ("is it red ?", "no 5")
-    opened(one.images)
+    open_stored_images(one.images)
     assert log == [str(one.images[0])]
     some = conversations[1:5:2]
     assert len(some) == 2 and some[0] == conversations[1] and some[1] == conversations[3] and len(log) == 1
@@ -185,14 +185,14 @@ def test_a_row_is_made_when_asked_for_and_only_its_picture_is_read(tmp_path, mon
 
 
 @pytest.mark.parametrize("form", ["shards", "parquet"])
-def test_pictures_have_their_own_names_that_stay_the_same(tmp_path, form):
+def test_images_have_their_own_names_that_stay_the_same(tmp_path, form):
     source = FORMS[form](tmp_path)
     first, second = read_conversations(source), read_conversations(source)
-    pictures = [picture for one in first for picture in one.images]
-    again = [picture for one in second for picture in one.images]
-    assert pictures == again and len(set(pictures)) == len({str(one) for one in pictures}) == 6
-    assert [str(one) for one in pictures] == [str(one) for one in again]
-    assert [one.version() for one in pictures] == [one.version() for one in again]
+    images = [make_image for one in first for make_image in one.images]
+    again = [make_image for one in second for make_image in one.images]
+    assert images == again and len(set(images)) == len({str(one) for one in images}) == 6
+    assert [str(one) for one in images] == [str(one) for one in again]
+    assert [one.version() for one in images] == [one.version() for one in again]
 
 
 @pytest.mark.parametrize("form", ["shards", "parquet"])
@@ -213,7 +213,7 @@ def test_a_new_process_reads_what_this_one_reads(tmp_path):
     torch.testing.assert_close(list(loader), [all_pixels(both[:6]), all_pixels(both[6:])], rtol=0, atol=0)
 
 
-def test_captions_are_answers_to_the_picture_alone(tmp_path):
+def test_captions_are_answers_to_the_image_alone(tmp_path):
     members = {
         "a.png": b"",
         "a.txt": b"\xef\xbb\xbf a red cat\n",
@@ -233,7 +233,7 @@ def test_a_member_may_have_a_long_name_and_its_text_may_stand_elsewhere(tmp_path
     assert isinstance(one.images[0], TarMember) and one.images[0].read() == encoded(1)
 
 
-def test_samples_without_picture_or_text_are_left_out_and_counted(tmp_path, caplog):
+def test_samples_without_image_or_text_are_left_out_and_counted(tmp_path, caplog):
     bad = {
         "no_text.jpg": encoded(0),
         "no_picture.txt": b"words",
@@ -276,10 +276,10 @@ def test_a_shard_that_ends_between_two_members_is_refused(tmp_path):
 
 def test_a_shard_that_changes_after_indexing_is_refused(tmp_path):
     conversations = webdataset(write_tar(tmp_path / "x.tar", samples(4)))
-    (picture,) = conversations[3].images
+    (make_image,) = conversations[3].images
     (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:1000])
     with pytest.raises(ValueError, match="0003.jpg is cut short: .* changed after it was indexed"):
-        opened([picture])
+        open_stored_images([make_image])
     (tmp_path / "x.tar").unlink()
     with pytest.raises(ValueError, match="x.tar cannot be opened"):
         conversations[3]
@@ -325,17 +325,17 @@ def test_a_file_that_is_there_is_no_pattern(tmp_path):
     )
 
 
-def test_a_damaged_stored_picture_is_named(tmp_path, monkeypatch):
-    members = {"a.jpg": encoded(0)[:400], "a.txt": b"cut", "b.jpg": b"words", "b.txt": b"no picture"}
+def test_a_damaged_stored_image_is_named(tmp_path, monkeypatch):
+    members = {"a.jpg": encoded(0)[:400], "a.txt": b"cut", "b.jpg": b"words", "b.txt": b"no image"}
     cut, none = webdataset(write_tar(tmp_path / "x.tar", members))
-    with pytest.raises(ValueError, match="picture .*x.tar/a.jpg cannot be decoded"):
-        opened(cut.images)
+    with pytest.raises(ValueError, match="image .*x.tar/a.jpg cannot be decoded"):
+        open_stored_images(cut.images)
     with pytest.raises(ValueError, match="x.tar/b.jpg cannot be decoded .unknown format."):
-        opened(none.images)
+        open_stored_images(none.images)
     large = webdataset(write_tar(tmp_path / "y.tar", samples(1)))[0]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="at most PIL.Image.MAX_IMAGE_PIXELS"):
-        opened(large.images)
+        open_stored_images(large.images)
 
 
 def saved(folder: Path, columns: dict[str, list], **options):
@@ -343,7 +343,7 @@ def saved(folder: Path, columns: dict[str, list], **options):
     return read_conversations(str(folder / "data"))
 
 
-def test_pictures_that_no_question_names_come_first(tmp_path):
+def test_images_that_no_question_names_come_first(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {
         "images": [["a.png", "b.png"], ["a.png"], []],
@@ -422,7 +422,7 @@ def test_another_split_is_refused(tmp_path):
         read_conversations(write_parquet(tmp_path / "other"), split="val")
 
 
-def test_a_picture_without_bytes_is_its_file(tmp_path):
+def test_an_image_without_bytes_is_its_file(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(1))
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "question": "what ?", "answer": "red"}))
     (one,) = read_conversations(str(tmp_path))
@@ -431,7 +431,7 @@ def test_a_picture_without_bytes_is_its_file(tmp_path):
     assert not isinstance(stored, str) and stored.read() == encoded(1)
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(ValueError, match="row 0, image 0 has neither bytes nor a local file"):
-        opened(one.images)
+        open_stored_images(one.images)
 
 
 def test_a_source_of_no_known_kind_is_refused(tmp_path):
@@ -453,14 +453,14 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path):
 
 @pytest.mark.parametrize("form", ["shards", "folder"])
 @torch.no_grad()
-def test_features_of_stored_pictures_are_those_of_their_files(encoder, tmp_path, form):
+def test_features_of_stored_images_are_those_of_their_files(encoder, tmp_path, form):
     (tmp_path / "json").mkdir()
     files = [path for one in read_conversations(write_json(tmp_path / "json")) for path in one.images]
     stored = [one.images[0] for one in read_conversations(FORMS[form](tmp_path))]
     cache = FeatureCache.build(tmp_path / "cache", encoder, stored, batch_size=4, dtype="float32")
     again = [one.images[0] for one in read_conversations(str(tmp_path / "data"))] if form == "folder" else stored
     torch.testing.assert_close(cache[again[::-1]], encoder(encoder.preprocess(files[::-1])).patch_tokens)
-    with pytest.raises(ValueError, match="no features of picture"):
+    with pytest.raises(ValueError, match="no features of image"):
         cache[files[:1]]
 
 

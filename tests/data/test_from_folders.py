@@ -20,16 +20,16 @@ EPISODES = some_episodes(3, success=False)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three episodes: camera `top` as pictures, `wrist` as pictures or a video; numbers in three forms."""
+    """Three episodes: camera `top` as images, `wrist` as images or a video; numbers in three forms."""
     for number, episode in enumerate(EPISODES):
         path = tmp_path / "raw" / f"episode_{[2, 10, 11][number]}"
         (path / "top").mkdir(parents=True)
-        for step, picture in enumerate(episode.images["top"]):
-            Image.fromarray(picture).save(path / "top" / f"{step}.png")
+        for step, image in enumerate(episode.images["top"]):
+            Image.fromarray(image).save(path / "top" / f"{step}.png")
         if number == 0:
             (path / "wrist").mkdir()
-            for step, picture in enumerate(episode.images["wrist"]):
-                Image.fromarray(picture).save(path / "wrist" / f"{step:06d}.jpg", quality=95)
+            for step, image in enumerate(episode.images["wrist"]):
+                Image.fromarray(image).save(path / "wrist" / f"{step:06d}.jpg", quality=95)
         else:
             write_clip(path / "wrist.mp4", episode.images["wrist"], Fraction(30), "h264")
         (path / "task.txt").write_text(episode.task + "\n")
@@ -86,7 +86,7 @@ def spoil(path: Path, name: str) -> None:
     elif name == "notes":
         (path / "top" / "notes.txt").write_text("a good one")
     elif name == "picture":
-        (path / "top" / "4.png").write_bytes(b"no picture")
+        (path / "top" / "4.png").write_bytes(b"no image")
     elif name == "states":
         (path / "states.csv").write_text("1,2,3\n4,5\n")
     else:
@@ -109,9 +109,9 @@ def spoil(path: Path, name: str) -> None:
         ("no actions", "episode_10 has no actions: expected one of actions.npy, actions.csv, actions.json"),
         ("two actions", "episode_10 has actions.csv and actions.json: keep one"),
         ("twice", "episode_10 has the camera wrist twice: remove a folder or a video"),
-        ("empty", "episode_10/left holds no pictures: expected those of a camera"),
+        ("empty", "episode_10/left holds no images: expected those of a camera"),
         ("unknown", "episode_10/left.avi is no part of an episode: expected task.txt, actions and states (.npy, .csv,"),
-        ("notes", "episode_10/top/notes.txt is no picture: expected .png, .jpg"),
+        ("notes", "episode_10/top/notes.txt is no image: expected .png, .jpg"),
         ("picture", "episode 1 ('task 1'): frame 4 of camera top: image file"),
         ("states", "episode_10/states.csv holds no table of numbers"),
         ("nan", "episode_10/actions.json, row 3, holds NaN or Inf: mend it"),
@@ -141,9 +141,7 @@ def test_endings_in_capitals_count_and_hidden_files_do_not(folder: Path) -> None
     ):
         (folder / name).write_bytes(b"no part of it")
     for found, given in zip(EpisodeFolders(folder), EPISODES, strict=True):
-        assert {name: len(pictures) for name, pictures in found.images.items()} == dict.fromkeys(
-            given.images, len(given)
-        )
+        assert {name: len(images) for name, images in found.images.items()} == dict.fromkeys(given.images, len(given))
         np.testing.assert_array_equal(found.actions, given.actions)
         assert found.states is not None
 

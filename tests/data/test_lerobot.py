@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from vlm_vision.data.lerobot import RobotDataset, read_dataset, write_dataset
 from vlm_vision.data.lerobot.layout import Feature, camera_key
 from vlm_vision.data.lerobot.statistics import QUANTILES
-from vlm_vision.data.lerobot.video import Video
+from vlm_vision.data.lerobot.video import VideoReader
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.statistics import Statistics
 from vlm_vision.vla.recordings import Recordings
@@ -28,7 +28,7 @@ from vlm_vision.vla.recordings import Recordings
 KINDS = {"png": dict(video=False), "av1": {}, "h264": dict(codec="h264")}
 ROLLED = dict(chunks_size=2, data_files_size_in_mb=0.001, video_files_size_in_mb=0.0015)
 LEAST_PSNR = 32.0
-"""dB of a video, of smooth pictures."""
+"""dB of a video, of smooth images."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,14 +53,14 @@ def test_what_is_written_is_read(tmp_path, kind: str, rolled: bool) -> None:
         assert (found.task, found.success) == (given.task, given.success)
         np.testing.assert_array_equal(found.actions, given.actions.astype(np.float32))
         np.testing.assert_array_equal(found.states, given.states.astype(np.float32))
-        for camera, pictures in given.images.items():
+        for camera, images in given.images.items():
             read = np.stack(list(found.images[camera]))
-            assert read.dtype == np.uint8 and read.shape == np.shape(pictures)
+            assert read.dtype == np.uint8 and read.shape == np.shape(images)
             if kind == "png":
-                np.testing.assert_array_equal(read, pictures)
-            else:  # each by itself, so that a neighbour in its place would show
-                assert min(psnr(a, b) for a, b in zip(read, pictures, strict=True)) > LEAST_PSNR
-                assert len(read) == 1 or max(psnr(a, b) for a, b in zip(read[1:], pictures[:-1], strict=True)) < 30
+                np.testing.assert_array_equal(read, images)
+            else:  # each by itself, so that a neighbor in its place would show
+                assert min(psnr(a, b) for a, b in zip(read, images, strict=True)) > LEAST_PSNR
+                assert len(read) == 1 or max(psnr(a, b) for a, b in zip(read[1:], images[:-1], strict=True)) < 30
 
 
 def test_episodes_that_were_read_can_be_written_again(tmp_path) -> None:
@@ -69,7 +69,7 @@ def test_episodes_that_were_read_can_be_written_again(tmp_path) -> None:
     write_dataset(tmp_path / "b", (first.episode(i) for i in (2, 0)), fps=10, video=False)
     second = read_dataset(tmp_path / "b")
     assert [one.length for one in second.episodes] == [LENGTHS[2], LENGTHS[0]] and second.episode(1).states is None
-    np.testing.assert_array_equal(second.picture(3, "wrist"), first.picture(LENGTHS[0] + LENGTHS[1] + 3, "wrist"))
+    np.testing.assert_array_equal(second.image(3, "wrist"), first.image(LENGTHS[0] + LENGTHS[1] + 3, "wrist"))
     assert second.episode(0).success is None
 
 
@@ -102,13 +102,13 @@ def test_windows_repeat_the_last_action_and_say_so(dataset: RobotDataset) -> Non
 
 
 @pytest.mark.parametrize("channels", ["channel", "channels"])
-def test_pictures_that_are_told_channels_first_are_read(dataset: RobotDataset, tmp_path, channels: str) -> None:
+def test_images_that_are_told_channels_first_are_read(dataset: RobotDataset, tmp_path, channels: str) -> None:
     folder = shutil.copytree(dataset.folder, tmp_path / "set")
     told = json.loads((folder / "meta/info.json").read_text())
     told["features"][camera_key("top")] |= {"shape": [3, 64, 64], "names": [channels, "height", "width"]}
     (folder / "meta/info.json").write_text(json.dumps(told))
     found = read_dataset(folder)
-    np.testing.assert_array_equal(found.picture(3, "top"), dataset.picture(3, "top"))
+    np.testing.assert_array_equal(found.image(3, "top"), dataset.image(3, "top"))
     feature = found.features[camera_key("top")]
     assert feature.shape == (64, 64, 3) and feature.names == ["height", "width", channels]
 
@@ -132,9 +132,9 @@ def test_names_in_any_nesting_are_one_for_each_number_or_none(names, flat: tuple
 
 
 def test_random_access_equals_reading_in_order(dataset: RobotDataset) -> None:
-    in_order = [dataset.picture(i, "top") for i in range(len(dataset))]
+    in_order = [dataset.image(i, "top") for i in range(len(dataset))]
     for i in np.random.default_rng(0).integers(0, len(dataset), 60):
-        np.testing.assert_array_equal(dataset.picture(int(i), "top"), in_order[i])
+        np.testing.assert_array_equal(dataset.image(int(i), "top"), in_order[i])
 
 
 def test_few_videos_stay_open(dataset: RobotDataset) -> None:
@@ -142,7 +142,7 @@ def test_few_videos_stay_open(dataset: RobotDataset) -> None:
     again._videos.limit = 1
     for i in (0, 13, 1, 14, 2):
         for camera in again.cameras:
-            np.testing.assert_array_equal(again.picture(i, camera), dataset.picture(i, camera))
+            np.testing.assert_array_equal(again.image(i, camera), dataset.image(i, camera))
     assert len(again._videos._open) == 1
 
 
@@ -169,7 +169,7 @@ def test_of_a_hub_id_only_the_files_that_are_wanted_are_fetched(dataset: RobotDa
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     part = read_dataset("owner/name", episodes=[3], cameras={"top": "top"}, revision="v3.0")
-    np.testing.assert_array_equal(part.picture(0, "top"), dataset.picture(len(dataset) - 1, "top"))
+    np.testing.assert_array_equal(part.image(0, "top"), dataset.image(len(dataset) - 1, "top"))
     files = [dataset.episodes[3].file, dataset.episodes[3].clips[camera_key("top")].file]
     names = [file.relative_to(dataset.folder).as_posix() for file in files]
     assert asked == [("owner/name", "dataset", "v3.0", one) for one in (["meta/*"], sorted(["meta/*", *names]))]
@@ -185,7 +185,7 @@ def collate(windows: list) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_two_workers_equal_none(dataset: RobotDataset, start: str) -> None:
-    dataset.picture(0, "top")  # a video is open before the workers start
+    dataset.image(0, "top")  # a video is open before the workers start
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
     windows = Recordings({"mine": dataset}, chunk=3)
 
@@ -215,15 +215,15 @@ def test_statistics_are_those_of_all_rows_and_pixels(tmp_path) -> None:
     cases += [
         ({camera_key("top"): _stats(row, camera_key("top"))}, episodes[i].images["top"]) for i, row in enumerate(rows)
     ]
-    for found, pictures in cases:
-        values = np.asarray(pictures).reshape(-1, 3) / 255
+    for found, images in cases:
+        values = np.asarray(images).reshape(-1, 3) / 255
         measures = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
         measures |= {name: np.quantile(values, q, axis=0) for name, q in QUANTILES.items()}
         for name, value in measures.items():
             given = np.array(found[camera_key("top")][name])
             assert given.shape == (3, 1, 1)
             np.testing.assert_allclose(given.ravel(), value, atol=1e-12, err_msg=name)
-        assert found[camera_key("top")]["count"] == [len(pictures)]
+        assert found[camera_key("top")]["count"] == [len(images)]
 
 
 def _stats(row: dict, feature: str) -> dict:
@@ -231,7 +231,7 @@ def _stats(row: dict, feature: str) -> dict:
 
 
 def test_a_video_gives_any_frame_by_its_time(dataset: RobotDataset) -> None:
-    video = Video(dataset.episodes[1].clips[camera_key("top")].file)
+    video = VideoReader(dataset.episodes[1].clips[camera_key("top")].file)
     times = video.times()
     assert len(video) == len(times) and times[:3] == pytest.approx([0, 0.05, 0.1])
     forwards = [video.at(time, 1e-4) for time in times]
@@ -293,14 +293,14 @@ def test_hundreds_of_episodes(tmp_path) -> None:
     dataset = read_dataset(tmp_path / "set")
     assert len(list((tmp_path / "set/meta/episodes").rglob("*.parquet"))) > 1
     np.testing.assert_array_equal(dataset.column("action")[:, 0], np.arange(205).repeat(2))
-    np.testing.assert_array_equal(dataset.picture(409, "top"), ramps(8, 2, 204)[1])
+    np.testing.assert_array_equal(dataset.image(409, "top"), ramps(8, 2, 204)[1])
 
 
-def test_small_pictures_are_read_back_out_of_one_row_group(tmp_path) -> None:
+def test_small_images_are_read_back_out_of_one_row_group(tmp_path) -> None:
     episodes = some_episodes(2, top=16, wrist=20)
     write_dataset(tmp_path / "set", episodes, fps=20, video=False)
     dataset = read_dataset(tmp_path / "set")
-    np.testing.assert_array_equal(dataset.picture(7, "wrist"), ramps(20, LENGTHS[1], 4)[2])
+    np.testing.assert_array_equal(dataset.image(7, "wrist"), ramps(20, LENGTHS[1], 4)[2])
 
 
 @pytest.mark.parametrize(("memory", "read"), [(1, 8), (2**20, 2)])
@@ -310,7 +310,7 @@ def test_what_is_kept_in_memory_is_read_once(tmp_path, monkeypatch, memory: int,
     first, times, whole = LENGTHS[0], [], pq.ParquetFile.read_row_group
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **b: times.append(a) or whole(*a, **b))
     for _ in range(4):
-        np.testing.assert_array_equal(dataset.picture(first, "top"), ramps(16, LENGTHS[1], 1)[0])
-        np.testing.assert_array_equal(dataset.picture(0, "top"), ramps(16, first, 0)[0])
+        np.testing.assert_array_equal(dataset.image(first, "top"), ramps(16, LENGTHS[1], 1)[0])
+        np.testing.assert_array_equal(dataset.image(0, "top"), ramps(16, first, 0)[0])
     assert len(times) == read
     assert pickle.loads(pickle.dumps(dataset))._cells.limit == memory

@@ -74,12 +74,12 @@ def test_an_episode_with_a_bad_row_can_be_left_out(png) -> None:
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        ({"bytes": b"\x89PNG no", "path": "a.png"}, "holds no picture there that can be decoded"),
-        ({"bytes": None, "path": "a.png"}, "holds no picture there: embed"),
-        (None, "holds no picture there: embed"),
+        ({"bytes": b"\x89PNG no", "path": "a.png"}, "holds no image there that can be decoded"),
+        ({"bytes": None, "path": "a.png"}, "holds no image there: embed"),
+        (None, "holds no image there: embed"),
     ],
 )
-def test_a_picture_that_is_none_is_named(png, cell, says: str) -> None:
+def test_an_image_that_is_none_is_named(png, cell, says: str) -> None:
     change(png / DATA, "observation.images.top", LENGTHS[0] + 2, cell)
     dataset = read_dataset(png)
     with pytest.raises(ValueError, match=f"episode 1, frame 2, camera top: .*file-000.parquet {says}"):
@@ -152,7 +152,7 @@ def test_a_damaged_video_is_named_and_others_are_read(video, harm: str) -> None:
     dataset = read_dataset(video)
     with pytest.raises(ValueError, match=r"episode 1, frame 3, camera top: .*file-000.mp4 cannot be decoded"):
         dataset.frame(LENGTHS[0] + 3)
-    assert dataset.picture(LENGTHS[0] + 3, "wrist").shape == (64, 64, 3)
+    assert dataset.image(LENGTHS[0] + 3, "wrist").shape == (64, 64, 3)
 
 
 def test_a_video_that_ends_early_is_named(video, written, tmp_path) -> None:
@@ -160,11 +160,11 @@ def test_a_video_that_ends_early_is_named(video, written, tmp_path) -> None:
     name = "videos/observation.images.top/chunk-000/file-000.mp4"
     shutil.copy(tmp_path / "short" / name, video / name)
     dataset = read_dataset(video)
-    assert dataset.picture(4, "top").shape == (64, 64, 3)
+    assert dataset.image(4, "top").shape == (64, 64, 3)
     with pytest.raises(
         ValueError, match=r"episode 1, frame 0, camera top: .*no frame at 0.2500 s, the last is at 0.2000 s"
     ):
-        dataset.picture(LENGTHS[0], "top")
+        dataset.image(LENGTHS[0], "top")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_every_feature_and_chunk_is_what_lerobot_reads(folder: Path) -> None:
     differences = compare(folder, expected)
     assert len(differences) == 15 and expected["action chunks"].shape == (sum(LENGTHS), CHUNK, 4)
     assert expected["action_is_pad"].sum() == len(LENGTHS) * CHUNK * (CHUNK - 1) // 2
-    # another FFmpeg may round its colours elsewhere
+    # another FFmpeg may round its colors elsewhere
     assert {name for name, found in differences.items() if found} <= {"observation.images.top"}
     assert differences["observation.images.top"] <= 2
 

@@ -17,15 +17,15 @@ import pytest
 from support.shards import VIEW, encoded, write_tar
 
 from vlm_vision.cli.main import main
-from vlm_vision.data.images.batches import Pictures, Skipped
+from vlm_vision.data.images.batches import ImageDataset, Skipped
 from vlm_vision.data.images.samples import Samples, read_samples
 from vlm_vision.data.shards import cache as shard_cache
 from vlm_vision.data.shards import fetch
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.data.stored_image import opened
+from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.image_data import Data, batches_of_steps, read_data
-from vlm_vision.train.loop.prefetch import FetchAhead
+from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.loop.prefetch import Prefetcher
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.settings import Training
 
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(fetch, "RETRY_DELAYS", (0.01, 0.01, 0.01))
     write_shards(tmp_path / "served")
     server = Server(tmp_path / "served")
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -125,7 +125,10 @@ def cache(tmp_path: Path, gb: float = 1.0, name: str = "cache") -> ShardCache:
 
 
 def seen(samples: Samples) -> list[tuple]:
-    return [(np.asarray(load_image(opened([one.picture])[0])).tobytes(), one.caption, one.label) for one in samples]
+    return [
+        (np.asarray(load_image(open_stored_images([one.image])[0])).tobytes(), one.caption, one.label)
+        for one in samples
+    ]
 
 
 def rows_seen(samples: Samples, *, steps: int, first_step: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0):
@@ -148,8 +151,8 @@ def test_shards_by_url_give_the_samples_of_local_ones_and_are_fetched_once(serve
     assert seen(remote) == seen(local) == seen(pickle.loads(pickle.dumps(remote)))
     assert seen(remote[7:11]) == seen(local[7:11])
     assert set(server.gets().values()) == {1} and len(server.gets()) == len(SIZES)
-    assert str(remote[9].picture) == f"{server.url}/00002.tar/000020000.jpg"
-    assert remote[0].picture.version() != remote[1].picture.version()
+    assert str(remote[9].image) == f"{server.url}/00002.tar/000020000.jpg"
+    assert remote[0].image.version() != remote[1].image.version()
     again = read_samples(server.shards, cache=cache(tmp_path))
     assert [one.label for one in again] == [-1] * NUMBER and set(server.gets("stats.json").values()) == {1}
 
@@ -205,8 +208,8 @@ def test_what_comes_is_what_is_drawn_from_next():
 
 
 def test_a_remote_epoch_equals_the_local_one_of_the_same_order(server, tmp_path):
-    remote, _ = read_data(Data(train=server.shards, cache=str(tmp_path / "cache"), shuffle_shards=2))
-    local, _ = read_data(Data(train=str(tmp_path / "served"), shuffle_shards=2))
+    remote, _ = read_data(ImageData(train=server.shards, cache=str(tmp_path / "cache"), shuffle_shards=2))
+    local, _ = read_data(ImageData(train=str(tmp_path / "served"), shuffle_shards=2))
     assert rows_seen(remote, steps=14) == rows_seen(local, steps=14)
 
 
@@ -245,25 +248,25 @@ def test_the_cache_keeps_to_its_budget_and_drops_what_was_not_used_for_long(serv
     assert rows_seen(samples, steps=14) == rows_seen(read_samples(str(tmp_path / "served"), shuffle_shards=2), steps=14)
 
 
-def test_a_picture_that_is_open_outlives_its_shard(server, tmp_path):
+def test_an_image_that_is_open_outlives_its_shard(server, tmp_path):
     small = cache(tmp_path, 1e-9)
     with small.opened(f"{server.url}/00000.tar", 5) as first:
         with small.opened(f"{server.url}/00001.tar", 4):
             assert files(tmp_path / "cache") == ["00001.tar"]
         name, places = first.sample(4)
-        first.file.seek(places.picture)
-        assert (name, first.file.read(places.picture_size)) == ("000000004.jpg", encoded(4))
+        first.file.seek(places.image)
+        assert (name, first.file.read(places.image_size)) == ("000000004.jpg", encoded(4))
 
 
 def test_a_cache_too_small_for_the_shards_that_are_shuffled_is_refused(server, tmp_path):
     with pytest.raises(ValueError, match="holds 0 shards .* 6 are shuffled together: raise data.cache_gb"):
         read_samples(server.shards, cache=cache(tmp_path, 1e-6))
     with pytest.raises(ValueError, match="0 GB: it must have more"):
-        Data(train="x", cache_gb=0)
+        ImageData(train="x", cache_gb=0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(encoded(0))
     with pytest.raises(ValueError, match="has no shards: leave data.shuffle_shards empty"):
-        read_data(Data(train=str(tmp_path / "a"), shuffle_shards=2))
+        read_data(ImageData(train=str(tmp_path / "a"), shuffle_shards=2))
 
 
 def test_a_broken_connection_goes_on_where_it_broke(server, tmp_path):
@@ -285,17 +288,17 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(server, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch.time, "sleep", change)
-        assert fetch.fetched(f"{server.url}/00000.tar") == (tmp_path / "served" / "00002.tar").read_bytes()
+        assert fetch.fetch_temporary(f"{server.url}/00000.tar") == (tmp_path / "served" / "00002.tar").read_bytes()
 
 
 def test_a_server_that_is_away_stops_the_run_and_counts_nothing_as_bad(server, tmp_path):
     samples = read_samples(server.shards, cache=cache(tmp_path))
     server.refused["00000.tar"] = 100
-    with pytest.raises(fetch.Unreachable, match="00000.tar cannot be fetched .HTTP 503.*: start again"):
-        Pictures(samples, [VIEW])[0]
+    with pytest.raises(fetch.UnreachableError, match="00000.tar cannot be fetched .HTTP 503.*: start again"):
+        ImageDataset(samples, [VIEW])[0]
     assert not list((tmp_path / "cache").glob("*/*.part"))
     server.refused.clear()
-    assert Pictures(samples, [VIEW])[0].caption == "0"
+    assert ImageDataset(samples, [VIEW])[0].caption == "0"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -307,9 +310,9 @@ def test_the_samples_of_a_missing_or_cut_shard_are_bad_and_replaced_by_those_of_
     cut = tmp_path / "served" / "00003.tar"
     with open(cut, "r+b") as file:
         file.truncate(cut.stat().st_size * 3 // 10)
-    pictures, skipped = Pictures(samples, [VIEW]), Skipped()
+    images, skipped = ImageDataset(samples, [VIEW]), Skipped()
     with caplog.at_level(logging.WARNING):
-        taken = [pictures[row] for row in range(NUMBER)]
+        taken = [images[row] for row in range(NUMBER)]
     # Rows 5..8 are lost, and those as far into 00002.tar taken; of 00003.tar, rows 15..19, the first two are whole: those of 00004.tar.
     expected = [*range(5), 9, 10, 11, 12, *range(9, 15), 15, 16, 22, 20, 21, *range(20, 28)]
     assert [int(item.caption) for item in taken] == expected
@@ -331,7 +334,7 @@ def test_a_shard_with_fewer_samples_than_told_and_one_that_is_no_tar_file(server
     (tmp_path / "served" / "00001.tar").write_bytes(b"<html>" * 500)
     samples = read_samples(server.shards, cache=cache(tmp_path))
     assert len(samples) == NUMBER + 1 and server.gets("_stats.json").total() == 4
-    taken = [Pictures(samples, [VIEW])[row] for row in (5, 6)]
+    taken = [ImageDataset(samples, [VIEW])[row] for row in (5, 6)]
     assert [item.caption for item in taken] == ["10", "9"]
     assert [len(item.skipped) for item in taken] == [2, 1]
     assert "00000.tar: 5 samples of the 6 that were told" in caplog.text
@@ -339,7 +342,7 @@ def test_a_shard_with_fewer_samples_than_told_and_one_that_is_no_tar_file(server
 
 def test_a_label_that_is_no_class_is_a_bad_sample(server, tmp_path):
     samples = read_samples(server.shards, cache=cache(tmp_path), classes=2)
-    item = Pictures(samples, [VIEW], needs=("label",))[2]
+    item = ImageDataset(samples, [VIEW], needs=("label",))[2]
     assert item.label == 0 and "label '2': expected a number below 2" in item.skipped[0].reason
 
 
@@ -362,7 +365,7 @@ def test_sizes_that_are_not_told_are_asked_for_and_counted(server, tmp_path, cap
 def test_shards_are_fetched_before_they_are_wanted(server, tmp_path):
     samples = read_samples(server.shards, cache=cache(tmp_path), shuffle_shards=2)
     assert samples.shards and samples.shards.fetch
-    batches = iter(FetchAhead(order(2), samples.shards.fetch, number=samples.shards.near))
+    batches = iter(Prefetcher(order(2), samples.shards.fetch, number=samples.shards.near))
     next(batches)
     wanted = [f"{shard:05}.tar" for shard in next(order(2).coming(4))]
     until = time.monotonic() + 10
@@ -378,15 +381,19 @@ def test_a_disk_that_is_full_stops_the_run_too(server, tmp_path, monkeypatch):
 
     samples = read_samples(server.shards, cache=cache(tmp_path))
     monkeypatch.setattr(shard_cache.os, "replace", full)
-    with pytest.raises(fetch.Unreachable, match="00000.tar cannot be written .No space left on device.: make room"):
-        Pictures(samples, [VIEW])[0]
+    with pytest.raises(
+        fetch.UnreachableError, match="00000.tar cannot be written .No space left on device.: make room"
+    ):
+        ImageDataset(samples, [VIEW])[0]
 
 
 def test_what_the_cache_may_fill_does_not_make_another_run(server):
-    from recipes.mae import Config, Model
+    from recipes.mae import MaeConfig, MaeModelSettings
 
     one, other, third = (
-        Config(out="a", data=Data(train="x", **changes), model=Model(encoder={"embed_dim": 8})).decisive()
+        MaeConfig(
+            out="a", data=ImageData(train="x", **changes), model=MaeModelSettings(encoder={"embed_dim": 8})
+        ).resume_fields()
         for changes in ({}, {"cache": "elsewhere", "cache_gb": 2}, {"shuffle_shards": 4})
     )
     assert one == other != third

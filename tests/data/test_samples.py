@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import picture
+from support.models import make_image
 from support.shards import VIEW, encoded, write_tar
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import Draw, Draws, Pictures, Skipped, collate
+from vlm_vision.data.images.batches import Draw, Draws, ImageDataset, Skipped, collate
 from vlm_vision.data.images.samples import Samples, read_samples
 from vlm_vision.data.images.views import Crop, View
-from vlm_vision.data.stored_image import opened
+from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.train.loop.sampler import StepBatches
 
 CLASSES = ("cat", "dog", "robin")
 LABELS = [0, 0, 1, 1, 1, 2]
-CAPTIONS = [f'a picture, the "{i}th",\nof a {CLASSES[label]}' for i, label in enumerate(LABELS)]
+CAPTIONS = [f'an image, the "{i}th",\nof a {CLASSES[label]}' for i, label in enumerate(LABELS)]
 
 
 def write_class_folders(folder: Path) -> str:
     for i, label in enumerate(LABELS):
         (folder / CLASSES[label]).mkdir(exist_ok=True)
         (folder / CLASSES[label] / f"{i}.JPEG").write_bytes(encoded(i))
-    (folder / "cat" / "list.txt").write_text("no picture")
+    (folder / "cat" / "list.txt").write_text("no image")
     return str(folder)
 
 
@@ -42,7 +42,7 @@ def write_splits(folder: Path) -> str:
     return str(folder)
 
 
-def write_pictures(folder: Path) -> str:
+def write_images(folder: Path) -> str:
     for i in range(len(LABELS)):
         (folder / f"{i}.jpg").write_bytes(encoded(i))
     return str(folder)
@@ -53,7 +53,7 @@ def rows() -> list[dict]:
 
 
 def write_csv(folder: Path) -> str:
-    write_pictures(folder)
+    write_images(folder)
     with open(folder / "data.csv", "w", newline="") as file:
         table = csv.DictWriter(file, ["caption", "label", "image"])
         table.writeheader()
@@ -62,7 +62,7 @@ def write_csv(folder: Path) -> str:
 
 
 def write_jsonl(folder: Path) -> str:
-    write_pictures(folder)
+    write_images(folder)
     records = [{"picture": row["image"], "text": row["caption"], "label": LABELS[i]} for i, row in enumerate(rows())]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n\n")
     return str(folder / "data.jsonl")
@@ -106,7 +106,7 @@ def write_parquet(folder: Path) -> str:
 FORMS = {
     "class folders": write_class_folders,
     "splits": write_splits,
-    "pictures": write_pictures,
+    "pictures": write_images,
     "csv": write_csv,
     "jsonl": write_jsonl,
     "shards": write_shards,
@@ -129,7 +129,8 @@ def test_every_form_gives_the_same_samples(tmp_path, form):
     assert len(samples) == len(LABELS)
     for i, sample in enumerate(samples):
         assert (
-            np.asarray(load_image(opened([sample.picture])[0])) == np.asarray(Image.open(io.BytesIO(encoded(i))))
+            np.asarray(load_image(open_stored_images([sample.image])[0]))
+            == np.asarray(Image.open(io.BytesIO(encoded(i))))
         ).all()
         assert sample.caption == ("" if form in ("class folders", "splits", "pictures") else CAPTIONS[i])
         assert sample.label == (-1 if form == "pictures" else LABELS[i])
@@ -142,11 +143,11 @@ def test_every_form_gives_the_same_samples(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_worker_processes_read_what_this_one_reads(tmp_path, form):
     samples = read_samples(FORMS[form](tmp_path))
-    pictures = pickle.loads(pickle.dumps(Pictures(samples, [VIEW], seed=3)))
+    images = pickle.loads(pickle.dumps(ImageDataset(samples, [VIEW], seed=3)))
     draws = [[Draw(row, step) for row in order] for step, order in enumerate([[4, 1], [5, 0], [2, 3]])]
     here, there = (
         list(DataLoader(each, batch_sampler=draws, collate_fn=collate, num_workers=workers))  # type: ignore[arg-type]
-        for each, workers in ((Pictures(samples, [VIEW], seed=3), 0), (pictures, 2))
+        for each, workers in ((ImageDataset(samples, [VIEW], seed=3), 0), (images, 2))
     )
     for one, same in zip(here, there, strict=True):
         assert (one.views[0] == same.views[0]).all() and (one.labels == same.labels).all()
@@ -160,11 +161,11 @@ def test_a_slice_keeps_the_classes(tmp_path):
     assert list(some) == [samples[4], samples[2]]
 
 
-def test_a_split_with_fewer_classes_is_labelled_as_the_whole(tmp_path):
+def test_a_split_with_fewer_classes_is_labeled_as_the_whole(tmp_path):
     for name, classes in (("whole", ("ant", "bee", "cat", "dog")), ("part", ("bee", "dog"))):
         for one in classes:
             (tmp_path / name / one).mkdir(parents=True)
-            picture().save(tmp_path / name / one / "0.png")
+            make_image().save(tmp_path / name / one / "0.png")
     whole, part = (read_samples(str(tmp_path / name)) for name in ("whole", "part"))
     assert [sample.label for sample in part.with_classes(whole.classes)] == [1, 3]
     with pytest.raises(ValueError, match="'ant' is none of the 2"):
@@ -174,14 +175,14 @@ def test_a_split_with_fewer_classes_is_labelled_as_the_whole(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("bus", "train"):
         (tmp_path / name).mkdir()
-        picture().save(tmp_path / name / "0.png")
+        make_image().save(tmp_path / name / "0.png")
     assert read_samples(str(tmp_path)).classes == ("bus", "train")
 
 
 def test_missing_labels_and_captions_are_told_by_their_marks(tmp_path):
-    (tmp_path / "data.csv").write_text("picture,caption,label\na.jpg,,cat\nb.jpg,a dog,\n")
+    (tmp_path / "data.csv").write_text("image,caption,label\na.jpg,,cat\nb.jpg,a dog,\n")
     first, second = read_samples(str(tmp_path / "data.csv"), images="/there")
-    assert (first.picture, first.caption, first.label) == ("/there/a.jpg", "", 0)
+    assert (first.image, first.caption, first.label) == ("/there/a.jpg", "", 0)
     assert (second.caption, second.label) == ("a dog", -1)
 
 
@@ -201,7 +202,7 @@ def _empty(folder: Path) -> None:
 
 def _mixed(folder: Path) -> None:
     write_class_folders(folder)
-    write_pictures(folder)
+    write_images(folder)
 
 
 def _empty_class(folder: Path) -> None:
@@ -209,7 +210,7 @@ def _empty_class(folder: Path) -> None:
     (folder / "eel").mkdir()
 
 
-def _no_picture_column(folder: Path) -> None:
+def _no_image_column(folder: Path) -> None:
     (folder / "data.csv").write_text("file,label\na,b\n")
 
 
@@ -228,12 +229,12 @@ def _huge_label(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "source", "sentence"),
     [
-        (_empty, "", "holds no picture"),
-        (_empty, "nowhere", "is no source of pictures"),
+        (_empty, "", "holds no image"),
+        (_empty, "nowhere", "is no source of images"),
         (_empty, "no.csv", "there is no file"),
-        (_mixed, "", "both pictures and folders of pictures"),
-        (_empty_class, "", "eel holds no picture: fill or remove it"),
-        (_no_picture_column, "data.csv", "columns file, label: expected picture as picture or image"),
+        (_mixed, "", "both images and folders of images"),
+        (_empty_class, "", "eel holds no image: fill or remove it"),
+        (_no_image_column, "data.csv", "columns file, label: expected image as picture or image"),
         (_bad_json, "data.jsonl", "line 2, is not valid JSON"),
         (_no_path, "data.jsonl", "record 2, has no path as image"),
         (_huge_label, "data.csv", "label 20231231000: expected numbers of classes from 0"),
@@ -251,8 +252,8 @@ def test_a_split_that_is_not_there_is_refused(tmp_path):
         read_samples(write_splits(tmp_path), "test")
 
 
-def batches(pictures: Pictures, size: int, workers: int = 0):
-    return DataLoader(pictures, batch_size=size, collate_fn=collate, num_workers=workers)
+def batches(images: ImageDataset, size: int, workers: int = 0):
+    return DataLoader(images, batch_size=size, collate_fn=collate, num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -263,7 +264,7 @@ def test_a_bad_sample_gives_way_to_the_next_and_is_counted_and_named(tmp_path, c
     (tmp_path / "5.jpg").write_bytes(b"<html>")
     samples, skipped = read_samples(source), Skipped()
     with caplog.at_level(logging.WARNING):
-        found = list(batches(Pictures(samples, [VIEW]), 3, workers))
+        found = list(batches(ImageDataset(samples, [VIEW]), 3, workers))
         for batch in found:
             skipped.add(batch)
     assert [batch.views[0].shape for batch in found] == [(3, 3, 16, 16)] * 2
@@ -273,29 +274,30 @@ def test_a_bad_sample_gives_way_to_the_next_and_is_counted_and_named(tmp_path, c
     assert len(caplog.records) == 1
 
 
-def test_a_row_whose_picture_cannot_be_named_is_skipped_too():
+def test_a_row_whose_image_cannot_be_named_is_skipped_too():
     def make(row: int):
         raise ValueError("row is torn") if row == 1 else OSError("gone")
 
     with pytest.raises(ValueError, match="2 samples in a row cannot be used, the first is sample 1: row is torn"):
-        Pictures(Samples(make, range(2)), [VIEW])[1]
+        ImageDataset(Samples(make, range(2)), [VIEW])[1]
 
 
 def test_a_missing_caption_or_label_is_skipped_only_where_it_is_needed(tmp_path):
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "data.csv").write_text("image,caption,label\n0.jpg,,cat\n1.jpg,a dog,\n2.jpg,a cat,cat\n")
     samples = read_samples(str(tmp_path / "data.csv"))
     taken = {
-        needs: Pictures(samples, [VIEW], needs=needs)[0].caption for needs in ((), ("caption",), ("caption", "label"))
+        needs: ImageDataset(samples, [VIEW], needs=needs)[0].caption
+        for needs in ((), ("caption",), ("caption", "label"))
     }
     assert taken == {(): "", ("caption",): "a dog", ("caption", "label"): "a cat"}
 
 
 def test_more_than_a_tenth_bad_stops_the_run_only_at_its_beginning(tmp_path):
     samples = read_samples(write_class_folders(tmp_path))
-    good = collate([Pictures(samples, [VIEW])[0]] * 50)
+    good = collate([ImageDataset(samples, [VIEW])[0]] * 50)
     (tmp_path / "cat" / "0.JPEG").unlink()
-    bad = collate([Pictures(samples, [VIEW])[0]] * 50)
+    bad = collate([ImageDataset(samples, [VIEW])[0]] * 50)
     late, early = Skipped(), Skipped()
     for _ in range(20):
         late.add(good)
@@ -314,7 +316,7 @@ def test_views_depend_on_run_step_row_and_copy_but_not_on_the_cut_of_a_batch(tmp
     def seeds(micro_batch_size: int, first_step: int = 0, seed: int = 0) -> list[list[int]]:
         order = StepBatches(6, batch_size=4, micro_batch_size=micro_batch_size, steps=6, first_step=first_step)
         draws = Draws(order, micro_batches=order.micro_batches, first_step=first_step, copies=2)
-        loader = DataLoader(Pictures(samples, [VIEW], seed=seed), batch_sampler=draws, collate_fn=collate)  # type: ignore[arg-type]
+        loader = DataLoader(ImageDataset(samples, [VIEW], seed=seed), batch_sampler=draws, collate_fn=collate)  # type: ignore[arg-type]
         flat = [seed for batch in loader for seed in batch.seeds]
         return [flat[i : i + 8] for i in range(0, len(flat), 8)]
 
@@ -324,7 +326,7 @@ def test_views_depend_on_run_step_row_and_copy_but_not_on_the_cut_of_a_batch(tmp
     assert not {seed for step in whole for seed in step} & {seed for step in seeds(4, seed=1) for seed in step}
 
 
-def test_each_view_of_a_picture_is_another(tmp_path):
-    views = Pictures(read_samples(write_class_folders(tmp_path)), [VIEW, VIEW, View(crop=Crop(8))])[0].views
+def test_each_view_of_an_image_is_another(tmp_path):
+    views = ImageDataset(read_samples(write_class_folders(tmp_path)), [VIEW, VIEW, View(crop=Crop(8))])[0].views
     assert [tuple(view.shape) for view in views] == [(3, 16, 16), (3, 16, 16), (3, 8, 8)]
     assert not torch.equal(views[0], views[1])

@@ -1,4 +1,4 @@
-"""Frames of videos whose pictures lean on those of other groups: every one is found, and damage is still refused."""
+"""Frames of videos whose images lean on those of other groups: every one is found, and damage is still refused."""
 
 import weakref
 from fractions import Fraction
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.robot_episodes import ramps
 
-from vlm_vision.data.lerobot.video import Video
+from vlm_vision.data.lerobot.video import VideoReader
 
 LENGTH = 40
 KINDS = {
@@ -25,7 +25,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def video(request, tmp_path: Path) -> Path:
-    """Pictures that are decoded after a key frame and shown before it need those before the key frame."""
+    """Images that are decoded after a key frame and shown before it need those before the key frame."""
     encoder, options = KINDS[request.param]
     if encoder not in av.codecs_available:
         pytest.skip(f"PyAV here has no {encoder}")
@@ -33,8 +33,8 @@ def video(request, tmp_path: Path) -> Path:
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream(encoder, Fraction(20), options=options)
         stream.pix_fmt, stream.height, stream.width = "yuv420p", 64, 64
-        for picture in ramps(64, LENGTH, 0):
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in ramps(64, LENGTH, 0):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
     packets, keys = in_file(path)
     assert len(keys) > 2 and all(packets[i + 1].pts < packets[i].pts for i in keys[1:-1])
@@ -54,17 +54,17 @@ def in_order(path: Path) -> list[np.ndarray]:
 
 
 def test_any_frame_is_that_of_reading_in_order(video: Path) -> None:
-    wanted, whole = in_order(video), Video(video)
+    wanted, whole = in_order(video), VideoReader(video)
     times = whole.times()
     assert len(wanted) == len(times) == LENGTH
     for i in [*np.random.default_rng(0).integers(0, LENGTH, 60), *range(LENGTH), *reversed(range(LENGTH))]:
         np.testing.assert_array_equal(whole.at(times[i], 1e-3), wanted[i])
     for i in range(LENGTH):  # the first that is asked for
-        np.testing.assert_array_equal(Video(video).at(times[i], 1e-3), wanted[i])
+        np.testing.assert_array_equal(VideoReader(video).at(times[i], 1e-3), wanted[i])
 
 
 def test_damage_is_refused_and_does_no_harm_to_other_groups(video: Path) -> None:
-    wanted, times = in_order(video), Video(video).times()
+    wanted, times = in_order(video), VideoReader(video).times()
     packets, keys = in_file(video)
     hurt = packets[keys[2]]
     data = bytearray(video.read_bytes())
@@ -72,7 +72,7 @@ def test_damage_is_refused_and_does_no_harm_to_other_groups(video: Path) -> None
     video.write_bytes(data)
     shown = sorted(packet.pts for packet in packets)
     first, after = shown.index(hurt.pts), shown.index(packets[keys[3]].pts)
-    whole = Video(video)
+    whole = VideoReader(video)
     for i in range(first, after):
         with pytest.raises(ValueError, match="cannot be decoded"):
             whole.at(times[i], 1e-3)
@@ -82,7 +82,7 @@ def test_damage_is_refused_and_does_no_harm_to_other_groups(video: Path) -> None
 
 def test_a_video_is_freed_where_it_is_let_go(video: Path) -> None:
     """And not when the collector runs, in a forked worker perhaps, where freeing a decoder is a crash."""
-    whole = Video(video)
+    whole = VideoReader(video)
     whole.at(0.5, 1e-3)
     with pytest.raises(ValueError, match="no frame"):
         whole.at(0.525, 1e-3)

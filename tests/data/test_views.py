@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 from vlm_vision.data.images.augment import OPERATIONS, RandAugment
 from vlm_vision.data.images.mixing import Erase, Mix
-from vlm_vision.data.images.views import Color, Crop, Plain, View, dino_views, normalised
-from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.images.views import Color, Crop, Plain, View, dino_views, normalize_views
+from vlm_vision.data.seeds import derive_seed
 
 WHOLE = Crop(32, (1.0, 1.0), (1.0, 1.0))
 ALL = View(crop=Crop(32), randaugment=RandAugment(), color=Color(), gray=0.5, blur=0.5, solarize=0.5)
@@ -24,8 +24,8 @@ STILL = View(crop=WHOLE, flip=0.0)
 
 
 def smooth(height: int = 32, width: int = 32) -> Image.Image:
-    """A picture with structure at many scales and colours."""
-    return picture(1, 8, 8).resize((width, height), Image.Resampling.BICUBIC)
+    """An image with structure at many scales and colors."""
+    return make_image(1, 8, 8).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -43,11 +43,11 @@ def test_a_seed_gives_one_view_and_another_seed_another():
 
 def test_seeds_tell_order_and_places_apart_and_stay_the_same():
     numbers = [(1, 2), (2, 1), (12,), (1, 2, 0), (1, 20), (-1, 2)]
-    assert len({seed_of(*each) for each in numbers}) == len(numbers)
-    assert seed_of(np.int64(1), 2) == seed_of(1, 2) == 6288156900839449082
+    assert len({derive_seed(*each) for each in numbers}) == len(numbers)
+    assert derive_seed(np.int64(1), 2) == derive_seed(1, 2) == 6288156900839449082
 
 
-def test_a_view_does_not_change_its_picture():
+def test_a_view_does_not_change_its_image():
     image = smooth()
     before = image.tobytes()
     for seed in range(20):
@@ -92,7 +92,7 @@ def test_the_flip_of_a_flip_is_the_view_and_its_chance_is_kept():
     plain, flipped = STILL(image, 0), dataclasses.replace(STILL, flip=1.0)(image, 0)
     assert torch.equal(plain, as_tensor(image)) and torch.equal(flipped.flip(2), plain)
     half = dataclasses.replace(STILL, flip=0.5)
-    assert 0.42 < np.mean([torch.equal(half(image, seed_of(seed)), flipped) for seed in range(500)]) < 0.58
+    assert 0.42 < np.mean([torch.equal(half(image, derive_seed(seed)), flipped) for seed in range(500)]) < 0.58
 
 
 CHANGES = {"gray": 1.0, "blur": 1.0, "solarize": 1.0, "color": Color(probability=1.0)}
@@ -119,7 +119,7 @@ def test_changes_are_what_they_are_called():
     assert blurred.mean() == pytest.approx(pixels.float().mean().item(), abs=1)
 
 
-def test_colours_change_by_the_factors_of_the_law():
+def test_colors_change_by_the_factors_of_the_law():
     flat = Image.new("RGB", (4, 4), (100, 100, 100))
     bright = [
         Color(0.4, 0, 0, 0, probability=1.0)(flat, random.Random(seed)).getpixel((0, 0))[0] for seed in range(2000)
@@ -165,11 +165,11 @@ def test_dino_has_two_large_views_and_small_ones():
     assert [(view.blur, view.solarize) for view in views] == [(1.0, 0.0), (0.1, 0.2)] + [(0.5, 0.0)] * 3
 
 
-def test_normalised_views_are_what_the_encoder_sees(encoder: vv.Encoder):
-    images = [picture(i, 40, 50) for i in range(3)]
+def test_normalized_views_are_what_the_encoder_sees(encoder: vv.Encoder):
+    images = [make_image(i, 40, 50) for i in range(3)]
     plain = torch.stack([Plain(encoder.preprocess)(image, seed) for seed, image in enumerate(images)])
-    assert torch.equal(normalised(plain, encoder.preprocess), encoder.preprocess(images))
-    assert torch.equal(normalised(plain.to(torch.uint8), encoder.preprocess), encoder.preprocess(images))
+    assert torch.equal(normalize_views(plain, encoder.preprocess), encoder.preprocess(images))
+    assert torch.equal(normalize_views(plain.to(torch.uint8), encoder.preprocess), encoder.preprocess(images))
 
 
 def test_a_view_is_written_as_yaml(tmp_path):
@@ -211,7 +211,7 @@ def test_impossible_values_are_refused_in_one_sentence(make, sentence):
 
 
 def test_erased_parts_are_rectangles_of_noise_with_the_area_of_the_law():
-    pixels, seeds = torch.full((2000, 3, 32, 32), 7.0), [seed_of(i) for i in range(2000)]
+    pixels, seeds = torch.full((2000, 3, 32, 32), 7.0), [derive_seed(i) for i in range(2000)]
     erased = Erase(0.25, area=(0.1, 0.3))(pixels, seeds)
     gone = erased != 7
     assert torch.equal(gone[:, 0], gone[:, 1]) and (pixels == 7).all()
@@ -233,9 +233,9 @@ def test_what_is_erased_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("mix", [Mix(cutmix=0.0), Mix(mixup=0.0), Mix()], ids=["mixup", "cutmix", "both"])
-def test_targets_sum_to_one_and_say_how_much_of_each_picture_there_is(mix):
+def test_targets_sum_to_one_and_say_how_much_of_each_image_there_is(mix):
     labels = torch.tensor([0, 1, 2, 3])
-    pixels = torch.eye(4)[:, :, None, None].expand(4, 4, 16, 16)  # channel c is picture c
+    pixels = torch.eye(4)[:, :, None, None].expand(4, 4, 16, 16)  # channel c is image c
     shares = []
     for seed in range(200):
         mixed, targets = mix(pixels, labels, 4, seed=seed)

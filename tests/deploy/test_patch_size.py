@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 from vlm_vision.deploy.patch_size import resize_patch_embedding, with_patch_size
@@ -37,10 +37,10 @@ def test_smaller_patches_give_the_least_squares_products(old, new):
 
 
 @torch.no_grad()
-def test_an_encoder_of_larger_patches_sees_the_enlarged_picture_as_before(encoder):
+def test_an_encoder_of_larger_patches_sees_the_enlarged_image_as_before(encoder):
     large = with_patch_size(encoder, 12)
     assert large.config.image_size == (48, 48) and large.config.grid == encoder.config.grid == (4, 4)
-    assert large.preprocess.output_size == (48, 48) and large(large.preprocess(picture())).grid == (4, 4)
+    assert large.preprocess.output_size == (48, 48) and large(large.preprocess(make_image())).grid == (4, 4)
     pixels = torch.randn(2, 3, 40, 24)
     patches = resized(rearrange(pixels, "b c (h p) (w q) -> (b h w) c p q", p=8, q=8), 12)
     enlarged = rearrange(patches, "(b h w) c p q -> b c (h p) (w q)", h=5, w=3)
@@ -63,14 +63,14 @@ def test_the_given_encoder_stays_as_it_is(encoder):
 
 
 @torch.no_grad()
-def test_another_picture_size_resizes_the_table_by_the_encoders_rule(encoder):
+def test_another_image_size_resizes_the_table_by_the_encoders_rule(encoder):
     made = with_patch_size(encoder, 4, image_size=(32, 24))
     assert made.config.grid == (8, 6) and made.preprocess.output_size == (32, 24)
     for ours, theirs in zip(made.model.position((8, 6)), encoder.model.position((8, 6)), strict=True):
         assert torch.equal(ours, theirs)
     again = vv.Encoder.from_dict(made.to_dict())
     again.load_state_dict(made.state_dict())
-    pixels = made.preprocess(picture())
+    pixels = made.preprocess(make_image())
     assert torch.equal(again.eval()(pixels).patch_tokens, made(pixels).patch_tokens)
 
 

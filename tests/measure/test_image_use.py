@@ -1,33 +1,33 @@
-"""Does the model use its pictures: one that does, ones that do not, and each figure against its definition."""
+"""Does the model use its images: one that does, ones that do not, and each figure against its definition."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.measure.answers import answers, right, teacher_forced
+from vlm_vision.measure.answers import answers, is_correct, teacher_forced
 from vlm_vision.measure.image_use import LARGEST_RATIO, blanked, gradient_norms, image_use, token_ratio
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules, set_trainable
 from vlm_vision.vlm.layout import AnyRes, Native
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
 @pytest.fixture
 def talk(tmp_path) -> list[Conversation]:
-    """Twelve nearly plain pictures whose colour is asked for."""
+    """Twelve nearly plain images whose color is asked for."""
     found = []
     for i in range(12):
-        name = list(COLOURS)[i % 3]
+        name = list(COLORS)[i % 3]
         path = tmp_path / f"{i}.png"
-        Image.blend(Image.new("RGB", (36, 40 + i), COLOURS[name]), picture(i, 40 + i, 36), 0.1).save(path)
-        found.append(Conversation((str(path),), (("<image>\nwhat colour is this ?", name),), name=str(i)))
+        Image.blend(Image.new("RGB", (36, 40 + i), COLORS[name]), make_image(i, 40 + i, 36), 0.1).save(path)
+        found.append(Conversation((str(path),), (("<image>\nwhat color is this ?", name),), name=str(i)))
     return found
 
 
@@ -42,7 +42,7 @@ def learn(model: vv.VisionLanguageModel, talk: list[Conversation], steps: int = 
     model.eval()
 
 
-def test_a_model_that_uses_its_pictures_shows_a_gap_and_gets_no_warning(vlm, talk):
+def test_a_model_that_uses_its_images_shows_a_gap_and_gets_no_warning(vlm, talk):
     learn(vlm, talk)
     found = image_use(vlm, talk, batch_size=5)
     assert found.warning is None and found.right.accuracy == 1 and found.right.answers == 12
@@ -56,7 +56,7 @@ def test_a_model_that_uses_its_pictures_shows_a_gap_and_gets_no_warning(vlm, tal
     [(lambda out: 0 * out, "No gradient reaches the projector"), (lambda out: out.detach(), "No gradient"), (torch.zeros_like, "")],
     ids=["multiplied by zero", "detached", "constant"],
 )  # fmt: skip
-def test_a_model_that_cannot_use_its_pictures_is_told_so(vlm, talk, spoiled, gradient):
+def test_a_model_that_cannot_use_its_images_is_told_so(vlm, talk, spoiled, gradient):
     if spoiled is torch.zeros_like:
         vlm.encoder.register_forward_pre_hook(lambda _, given: (torch.zeros_like(given[0]),))  # a covered lens
     else:
@@ -65,7 +65,7 @@ def test_a_model_that_cannot_use_its_pictures_is_told_so(vlm, talk, spoiled, gra
     found = image_use(vlm, talk)
     warning = found.warning or ""
     assert gradient in warning
-    if gradient != "No gradient":  # where only the gradient is cut, other pictures still are other noise
+    if gradient != "No gradient":  # where only the gradient is cut, other images still are other noise
         assert "ignores its images" in warning and found.right.loss == pytest.approx(found.shuffled.loss)
 
 
@@ -93,7 +93,7 @@ def test_teacher_forced_answers_are_right_where_greedy_ones_are(vlm, talk, steps
     asked = talk + [Conversation(one.images, (("<image>\nis it a cat ?", "no it is a dog"),)) for one in talk[:5]]
     learn(vlm, asked, steps)
     given = answers(vlm, asked, max_new_tokens=8)
-    hits = [right(answer, one.turns[0][1]) for answer, one in zip(given, asked, strict=True)]
+    hits = [is_correct(answer, one.turns[0][1]) for answer, one in zip(given, asked, strict=True)]
     found = teacher_forced(vlm, Collator(vlm.processor)(asked))
     assert (found.right, found.answers) == (sum(hits), len(asked))
 
@@ -101,7 +101,7 @@ def test_teacher_forced_answers_are_right_where_greedy_ones_are(vlm, talk, steps
 def test_teacher_forcing_counts_answers_and_loss_however_the_rows_are_laid(vlm, talk):
     several = [
         Conversation(talk[0].images, (("<image>\nwhat ?", "red"), ("is it a cat ?", "no it is a dog"))),
-        Conversation((), (("what is this ?", "a picture of the cat"),)),
+        Conversation((), (("what is this ?", "an image of the cat"),)),
         talk[1],
     ]
     learn(vlm, several, 12)
@@ -177,21 +177,21 @@ def test_every_layout_is_measured_and_answered(encoder, talk, layout):
     learn(vlm, talk, 40)
     found = image_use(vlm, talk, batch_size=5)
     given = answers(vlm, talk, batch_size=4, max_new_tokens=4)
-    assert found.right.right == sum(right(a, one.turns[0][1]) for a, one in zip(given, talk, strict=True))
+    assert found.right.right == sum(is_correct(a, one.turns[0][1]) for a, one in zip(given, talk, strict=True))
     assert found.shuffled.loss > found.right.loss
     assert found.gradients["projector"]
 
 
 @torch.no_grad()
-def test_blank_is_what_the_preprocessing_makes_of_grey(vlm, talk, tmp_path):
+def test_blank_is_what_the_preprocessing_makes_of_gray(vlm, talk, tmp_path):
     Image.new("RGB", (50, 20), (128, 128, 128)).save(tmp_path / "grey.png")
     collate = Collator(vlm.processor)
-    grey = collate([Conversation((str(tmp_path / "grey.png"),), talk[0].turns)])
-    torch.testing.assert_close(blanked(vlm, collate(talk[:1])), grey)
+    gray = collate([Conversation((str(tmp_path / "grey.png"),), talk[0].turns)])
+    torch.testing.assert_close(blanked(vlm, collate(talk[:1])), gray)
 
 
-def test_pictures_that_cannot_be_exchanged_are_refused(vlm, talk):
-    with pytest.raises(ValueError, match="2 conversations show no two different pictures"):
+def test_images_that_cannot_be_exchanged_are_refused(vlm, talk):
+    with pytest.raises(ValueError, match="2 conversations show no two different images"):
         image_use(vlm, [talk[0], talk[0]])
 
 

@@ -57,7 +57,7 @@ def test_dropped_patches(fields):
     out = encoder(pixels)
     assert out.grid == (5, 3) and out.kept.shape == (3, 10) and out.patch_tokens.shape == (3, 10, 32)  # 0.7 of 15
     assert (out.kept.diff(dim=1) > 0).all() and out.kept.min() >= 0 and out.kept.max() < 15
-    assert len({tuple(row) for row in out.kept.tolist()}) > 1  # drawn for each picture
+    assert len({tuple(row) for row in out.kept.tolist()}) > 1  # drawn for each image
     assert not torch.equal(out.kept, encoder(pixels).kept)
     asked = encoder.eval()(pixels, keep=out.kept)
     torch.testing.assert_close(asked.patch_tokens, out.patch_tokens)

@@ -183,7 +183,7 @@ def test_pixels_of_another_shape_are_refused(shape):
         tiny()(torch.randn(shape))
 
 
-def test_a_picture_smaller_than_a_patch_is_refused():
+def test_an_image_smaller_than_a_patch_is_refused():
     with pytest.raises(ValueError, match="7x32 pixels is smaller than one patch of 8x8"):
         tiny()(torch.randn(1, 3, 7, 32))
 

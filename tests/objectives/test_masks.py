@@ -1,4 +1,4 @@
-"""Masks: how many patches, of how many pictures, in what shape, and always the same ones for a seed."""
+"""Masks: how many patches, of how many images, in what shape, and always the same ones for a seed."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_a_block_mask_has_exactly_the_patches_asked_for(grid):
 
 
 def test_masked_patches_lie_together():
-    """Of two neighbours as often both as in blocks, not as in single patches."""
+    """Of two neighbors as often both as in blocks, not as in single patches."""
 
     def together(mask: torch.Tensor) -> float:
         board = mask.unflatten(0, (14, 14)).float()
@@ -66,7 +66,7 @@ def test_one_block_keeps_to_its_aspect_and_its_least_area():
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 64])
 @pytest.mark.parametrize("grid", [(14, 14), (16, 9)])
-def test_the_share_of_pictures_is_masked_each_with_its_part_of_the_range(batch, grid):
+def test_the_share_of_images_is_masked_each_with_its_part_of_the_range(batch, grid):
     masks, patches = block_masks(batch, grid, seeded(3)), grid[0] * grid[1]
     assert masks.shape == (batch, patches)
     counts = sorted(masks.sum(dim=1).tolist())
@@ -77,7 +77,7 @@ def test_the_share_of_pictures_is_masked_each_with_its_part_of_the_range(batch, 
         assert int(patches * edges[i]) <= count <= patches * edges[i + 1] + 1e-4
 
 
-def test_which_pictures_are_masked_and_how_much_is_drawn():
+def test_which_images_are_masked_and_how_much_is_drawn():
     drawn = torch.stack([block_masks(8, (14, 14), seeded(i)).sum(dim=1) for i in range(200)])
     assert (drawn > 0).float().mean(dim=0) == pytest.approx(torch.full((8,), 0.5), abs=0.15)
     assert drawn[drawn > 0].float().mean().item() / 196 == pytest.approx(0.3, abs=0.01)

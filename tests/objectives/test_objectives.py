@@ -338,14 +338,14 @@ def test_sinkhorn_uses_every_prototype_equally_and_no_logit_is_too_large():
 
 
 @pytest.mark.parametrize("features", [torch.ones(1, 4), torch.ones(2, 4), torch.zeros(3, 4), torch.eye(4)])
-def test_koleo_is_finite_where_neighbours_are_few_or_the_same(features):
+def test_koleo_is_finite_where_neighbors_are_few_or_the_same(features):
     features.requires_grad_()
     loss = koleo_loss(features, nearest=2)
     loss.backward()
     assert loss.isfinite() and features.grad.isfinite().all()
 
 
-def test_a_picture_without_masked_patches_counts_as_zero():
+def test_an_image_without_masked_patches_counts_as_zero():
     student, mask = torch.randn(2, 4, 8), torch.tensor([[True, True, False, False], [False] * 4])
     alone = ibot_loss(student[mask], student.softmax(-1)[mask], mask)
     one = ibot_loss(student[0, :2], student[0, :2].softmax(-1), mask[:1])

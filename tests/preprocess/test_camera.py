@@ -1,4 +1,4 @@
-"""What OpenVLA's evaluation does to a camera's picture, and the bars of pi0 and SmolVLA: TensorFlow's, LeRobot's, openpi's pixels."""
+"""What OpenVLA's evaluation does to a camera's image, and the bars of pi0 and SmolVLA: TensorFlow's, LeRobot's, openpi's pixels."""
 
 import dataclasses
 import io
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.hf.preprocess import from_hf
@@ -19,7 +19,7 @@ from vlm_vision.fused import FusedPreprocess
 from vlm_vision.preprocess.jpeg import round_trip
 from vlm_vision.preprocess.openvla import EVALUATIONS, CameraPath
 from vlm_vision.preprocess.spec import HALF, IMAGENET, Preprocess
-from vlm_vision.preprocess.tf_image import centre_crop, lanczos3
+from vlm_vision.preprocess.tf_image import center_crop, lanczos3
 
 NAIVE = Preprocess(
     resize="squash", resize_to=(224, 224), resample="bicubic", crop=None, rescale=1 / 255, mean=HALF[0], std=HALF[1]
@@ -40,7 +40,7 @@ def test_each_step_is_tensorflows_to_the_bit(golden, name):
     assert not np.array_equal(jpeg, golden[name])
     np.testing.assert_array_equal(round_trip(golden[name]), jpeg)
     np.testing.assert_array_equal(lanczos3(jpeg, side, side), resized)
-    np.testing.assert_array_equal(centre_crop(resized, 0.9, side, side), golden[f"{name}.cropped"])
+    np.testing.assert_array_equal(center_crop(resized, 0.9, side, side), golden[f"{name}.cropped"])
 
 
 def test_pillow_decodes_the_same_file_otherwise_but_writes_the_same(golden):
@@ -80,7 +80,7 @@ def test_the_path_is_its_steps_in_order(golden):
     np.testing.assert_array_equal(np.asarray(kept(Image.fromarray(golden["odd"]))), golden["odd.resized"])
 
 
-def test_a_picture_that_its_past_changes_nothing_about_stays_as_it_is():
+def test_an_image_that_its_past_changes_nothing_about_stays_as_it_is():
     flat = np.full((50, 70, 3), 128, dtype=np.uint8)
     for crop in (False, True):
         pixels = NAIVE.with_evaluation("openvla", crop=crop)(flat)
@@ -103,7 +103,7 @@ def test_two_towers_share_one_past(monkeypatch):
     calls = []
     walk = CameraPath.__call__
     monkeypatch.setattr(CameraPath, "__call__", lambda self, one: calls.append(one) or walk(self, one))
-    images = [picture(1), picture(2)]
+    images = [make_image(1), make_image(2)]
     pixels = seen(images)
     assert len(calls) == 2
     each = [one(images) for one in seen.towers]
@@ -117,7 +117,7 @@ def test_it_travels_with_a_saved_encoder_and_may_not_be_changed_there(encoder, t
         encoder.save_pretrained(tmp_path)
     again = vv.load(tmp_path)
     assert again.preprocess == encoder.preprocess
-    assert torch.equal(again.preprocess(picture()), encoder.preprocess(picture()))
+    assert torch.equal(again.preprocess(make_image()), encoder.preprocess(make_image()))
     sidecar = json.loads((tmp_path / "vlm_vision.json").read_text())
     sidecar["preprocess"]["camera"]["crop_area"] = 1.0
     (tmp_path / "vlm_vision.json").write_text(json.dumps(sidecar))
@@ -150,7 +150,7 @@ def test_a_path_that_makes_no_sense_is_refused(make, says):
 SIZES = [(40, 36), (30, 90), (36, 17), (24, 24), (9, 9), (64, 48)]
 
 
-def bars(image: Image.Image, side: int, *, pillow: bool, centred: bool) -> torch.Tensor:
+def bars(image: Image.Image, side: int, *, pillow: bool, centered: bool) -> torch.Tensor:
     """resize_with_pad as openpi's client (Pillow) and LeRobot (torch) define it, in -1..1."""
     ratio = max(image.width / side, image.height / side)
     height, width = int(image.height / ratio), int(image.width / ratio)
@@ -160,22 +160,22 @@ def bars(image: Image.Image, side: int, *, pillow: bool, centred: bool) -> torch
     else:
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
-    top, left = ((side - height) // 2, (side - width) // 2) if centred else (side - height, side - width)
+    top, left = ((side - height) // 2, (side - width) // 2) if centered else (side - height, side - width)
     return F.pad(planes, (left, side - width - left, top, side - height - top)) * 2 - 1
 
 
 POLICIES = {
-    "openpi": ({"paligemma_variant": "gemma_2b"}, 224, dict(pillow=True, centred=True)),
-    "pi0": ({"type": "pi0", "image_resolution": [24, 24]}, 24, dict(pillow=False, centred=True)),
-    "pi05": ({"type": "pi05"}, 224, dict(pillow=False, centred=True)),
-    "first pi0": ({"type": "pi0", "resize_imgs_with_padding": [24, 24]}, 24, dict(pillow=False, centred=False)),
+    "openpi": ({"paligemma_variant": "gemma_2b"}, 224, dict(pillow=True, centered=True)),
+    "pi0": ({"type": "pi0", "image_resolution": [24, 24]}, 24, dict(pillow=False, centered=True)),
+    "pi05": ({"type": "pi05"}, 224, dict(pillow=False, centered=True)),
+    "first pi0": ({"type": "pi0", "resize_imgs_with_padding": [24, 24]}, 24, dict(pillow=False, centered=False)),
     "like pi": (
         {"type": "pi0fast", "resize_imgs_with_padding": [24, 24], "interpolate_like_pi": True},
         24,
-        dict(pillow=True, centred=False),
+        dict(pillow=True, centered=False),
     ),
-    "smolvla": ({"type": "smolvla", "resize_imgs_with_padding": [24, 24]}, 24, dict(pillow=False, centred=False)),
-    "smolvla of old": ({"type": "smolvla"}, 512, dict(pillow=False, centred=False)),
+    "smolvla": ({"type": "smolvla", "resize_imgs_with_padding": [24, 24]}, 24, dict(pillow=False, centered=False)),
+    "smolvla of old": ({"type": "smolvla"}, 512, dict(pillow=False, centered=False)),
 }
 
 
@@ -183,23 +183,25 @@ POLICIES = {
 @pytest.mark.parametrize("name", POLICIES)
 def test_bars_are_those_of_the_policys_own_code(name, size):
     config, side, how = POLICIES[name]
-    spec, image = _preprocess(Path("folder"), config), picture(3, *size)
+    spec, image = _preprocess(Path("folder"), config), make_image(3, *size)
     assert spec.output_size == (side, side)
     torch.testing.assert_close(spec(image), bars(image, side, **how), rtol=0, atol=1e-5)
     assert Preprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_a_policy_without_padding_takes_pictures_as_they_come():
+def test_a_policy_without_padding_takes_images_as_they_come():
     spec = _preprocess(Path("folder"), {"type": "smolvla", "resize_imgs_with_padding": None})
-    assert spec(picture()).shape == (1, 3, 40, 36) and spec(np.zeros((8, 8, 3), np.uint8)).unique().tolist() == [-1.0]
+    assert spec(make_image()).shape == (1, 3, 40, 36) and spec(np.zeros((8, 8, 3), np.uint8)).unique().tolist() == [
+        -1.0
+    ]
     with pytest.raises(ValueError, match="has resize_imgs_with_padding 512: expected two sides"):
         _preprocess(Path("folder"), {"type": "smolvla", "resize_imgs_with_padding": 512})
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_transformers_own_pi0_puts_the_picture_at_the_top_left_on_grey(size):
+def test_transformers_own_pi0_puts_the_image_at_the_top_left_on_gray(size):
     config = {"image_processor_type": "PI0ImageProcessor", "size": {"max_height": 24, "max_width": 24}}
-    spec, image = from_hf(config | {"pad_size": {"height": 24, "width": 24}}), picture(3, *size)
+    spec, image = from_hf(config | {"pad_size": {"height": 24, "width": 24}}), make_image(3, *size)
     scale = min(24 / image.height, 24 / image.width)
     planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     shape = int(image.height * scale), int(image.width * scale)

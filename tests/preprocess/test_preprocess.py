@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.preprocessing import BUDGETED, CROPPED, EVEN, FLOAT, LETTERBOX, SIZES, SPECS, SQUASH, WHOLE, picture
+from support.preprocessing import BUDGETED, CROPPED, EVEN, FLOAT, LETTERBOX, SIZES, SPECS, SQUASH, WHOLE, make_image
 
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -14,7 +14,7 @@ from vlm_vision.preprocess.spec import Preprocess
 
 
 def test_pixels_are_contiguous_float32_and_do_not_depend_on_the_batch() -> None:
-    images = [picture(20 + i, 50 - i, seed=i) for i in range(3)]
+    images = [make_image(20 + i, 50 - i, seed=i) for i in range(3)]
     pixels = CROPPED(images)
     assert pixels.shape == (3, 3, 40, 40) and pixels.dtype == torch.float32 and pixels.is_contiguous()
     assert torch.equal(CROPPED(tuple(images)), pixels)
@@ -23,7 +23,7 @@ def test_pixels_are_contiguous_float32_and_do_not_depend_on_the_batch() -> None:
 
 
 def test_one_array_may_hold_a_batch() -> None:
-    images = np.stack([picture(20, 30, seed=i) for i in range(2)])
+    images = np.stack([make_image(20, 30, seed=i) for i in range(2)])
     expected = CROPPED(list(images))
     assert torch.equal(CROPPED(images), expected)
     assert torch.equal(CROPPED(torch.from_numpy(images).permute(0, 3, 1, 2)), expected)
@@ -36,7 +36,7 @@ def test_an_empty_batch_is_refused() -> None:
 
 
 def test_images_that_come_out_in_different_sizes_are_refused() -> None:
-    images = [picture(20, 30), picture(30, 20)]
+    images = [make_image(20, 30), make_image(30, 20)]
     uncropped = dataclasses.replace(CROPPED, crop=None)
     with pytest.raises(
         ValueError,
@@ -47,8 +47,8 @@ def test_images_that_come_out_in_different_sizes_are_refused() -> None:
     assert uncropped(images[:1]).shape == (1, 3, 45, 67)
 
 
-def test_each_gives_every_picture_its_own_size_and_the_pixels_it_has_alone() -> None:
-    images = [picture(20, 30), picture(30, 20, seed=1), picture(50, 50, seed=2)]
+def test_each_gives_every_image_its_own_size_and_the_pixels_it_has_alone() -> None:
+    images = [make_image(20, 30), make_image(30, 20, seed=1), make_image(50, 50, seed=2)]
     for spec in (dataclasses.replace(CROPPED, crop=None), BUDGETED, WHOLE, FLOAT, CROPPED):
         pixels = spec.each(images)
         assert len(pixels) == 3
@@ -63,7 +63,7 @@ def test_each_gives_every_picture_its_own_size_and_the_pixels_it_has_alone() -> 
 # ---------------------------------------------------------------------------------------------- resizes
 
 RAMP = np.tile(np.arange(0, 240, 8, dtype=np.uint8)[:, None, None], (1, 20, 3))
-"""(30, 20): each row one grey."""
+"""(30, 20): each row one gray."""
 
 
 def test_a_budget_is_kept_and_nearly_used_and_so_is_the_aspect_ratio() -> None:
@@ -80,7 +80,7 @@ def test_a_budget_is_kept_and_nearly_used_and_so_is_the_aspect_ratio() -> None:
         assert (rows + 1) * (columns + 1) > budget
 
 
-def test_with_budget_keeps_the_whole_picture_filter_and_normalisation() -> None:
+def test_with_budget_keeps_the_whole_image_filter_and_normalization() -> None:
     spec = dataclasses.replace(CROPPED, crop_rounding="half_even", fill=(1, 2, 3), kernel="float").with_budget(12, 14)
     assert spec == dataclasses.replace(BUDGETED, kernel="float")
     assert (spec.resize, spec.crop, spec.output_size) == ("max_patches", None, None)
@@ -93,7 +93,7 @@ def test_with_budget_keeps_the_whole_picture_filter_and_normalisation() -> None:
             CROPPED.with_budget(wrong, 14)
 
 
-def test_letterbox_keeps_all_of_the_picture_between_bars_of_the_fill_colour() -> None:
+def test_letterbox_keeps_all_of_the_image_between_bars_of_the_fill_color() -> None:
     spec = dataclasses.replace(WHOLE, resize="letterbox", resize_to=(60, 60), fill=(9, 99, 199), resample="nearest")
     assert spec.output_size == (60, 60) and spec.at(30, 30).resize_to == (30, 30)
     pixels = spec(RAMP)[0]  # 5 columns left and right make it 30 x 30, then each pixel is doubled
@@ -103,14 +103,14 @@ def test_letterbox_keeps_all_of_the_picture_between_bars_of_the_fill_colour() ->
     expected = torch.from_numpy(RAMP).permute(2, 0, 1).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert torch.equal(pixels[:, :, 10:50], expected)
     for height, width in SIZES:  # an odd difference leaves one pixel over
-        assert spec(picture(height, width)).shape == (1, 3, 60, 60)
+        assert spec(make_image(height, width)).shape == (1, 3, 60, 60)
 
 
 def test_cover_and_fit_keep_the_aspect_ratio_outside_and_inside_of_a_size() -> None:
     cover = dataclasses.replace(WHOLE, resize="cover", resize_to=(30, 40))
     fit = dataclasses.replace(cover, resize="fit")
     assert cover(RAMP).shape == (1, 3, 60, 40) and fit(RAMP).shape == (1, 3, 30, 20)
-    assert fit(picture(1, 500)).shape == (1, 3, 1, 40)
+    assert fit(make_image(1, 500)).shape == (1, 3, 1, 40)
     assert cover.output_size is fit.output_size is None
 
 
@@ -135,7 +135,7 @@ def test_a_crop_is_placed_as_its_rounding_says(size: int, crop: int, floor: int,
 
 
 def test_the_float_kernel_is_torchs_antialiased_resize_of_floats() -> None:
-    image = picture(53, 37)
+    image = make_image(53, 37)
     for resample in ("bilinear", "bicubic"):
         spec = dataclasses.replace(FLOAT, resample=resample, crop=(20, 30))
         planes = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
@@ -146,26 +146,26 @@ def test_the_float_kernel_is_torchs_antialiased_resize_of_floats() -> None:
 def test_the_point_kernel_reads_two_by_two_pixels_and_truncates() -> None:
     spec = dataclasses.replace(WHOLE, resize="squash", resize_to=(2, 1), resample="bilinear", kernel="point")
     column = np.array([10, 90, 21, 32, 200, 7], np.uint8)[:, None, None].repeat(3, 2)
-    assert spec(column)[0, 0, :, 0].tolist() == [90, 200]  # centres 1 and 4: an antialiased filter sees all
+    assert spec(column)[0, 0, :, 0].tolist() == [90, 200]  # centers 1 and 4: an antialiased filter sees all
     assert dataclasses.replace(spec, resize_to=(3, 1))(column)[0, 0, :, 0].tolist() == [50, 26, 103]  # 26.5, 103.5
     assert dataclasses.replace(spec, resize_to=(12, 1))(column)[0, 0, :3, 0].tolist() == [10, 30, 70]
 
 
 def test_the_point_kernel_is_within_one_step_of_torch_and_keeps_flat_areas() -> None:
-    image = picture(53, 37)
+    image = make_image(53, 37)
     spec = dataclasses.replace(WHOLE, resize="squash", resize_to=(31, 45), resample="bilinear", kernel="point")
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(planes, (31, 45), mode="bilinear", align_corners=False).floor()
     difference = (spec(image) - expected).abs()
     assert difference.max() <= 1 and difference.mean() < 0.01
-    for grey in range(256):
-        assert (spec(np.full((13, 17, 3), grey, np.uint8)) == grey).all()
+    for gray in range(256):
+        assert (spec(np.full((13, 17, 3), gray, np.uint8)) == gray).all()
 
 
 # ---------------------------------------------------------------------------------------------- the spec
 
 
-def test_output_size_is_known_unless_it_depends_on_the_picture() -> None:
+def test_output_size_is_known_unless_it_depends_on_the_image() -> None:
     assert SQUASH.output_size == (28, 42)
     assert CROPPED.output_size == (40, 40)
     assert WHOLE.output_size is None
@@ -183,12 +183,12 @@ def test_at_keeps_the_kind_and_changes_the_size() -> None:
     assert dataclasses.replace(CROPPED, crop=None).at(30, 30).resize_to == (30, 30)
     assert dataclasses.replace(WHOLE, crop=(8, 8)).at(9, 7).output_size == (9, 7)
     for spec in (SQUASH, CROPPED):
-        assert spec.at(26, 34)(picture(30, 50)).shape == (1, 3, 26, 34)
+        assert spec.at(26, 34)(make_image(30, 50)).shape == (1, 3, 26, 34)
 
 
 def test_at_refuses_a_size_it_cannot_promise() -> None:
     for spec in (WHOLE, dataclasses.replace(CROPPED, crop=None), BUDGETED, LETTERBOX):
-        with pytest.raises(ValueError, match=r"without a crop cannot give every picture the size \(30, 40\)"):
+        with pytest.raises(ValueError, match=r"without a crop cannot give every image the size \(30, 40\)"):
             spec.at(30, 40)
 
 
@@ -257,7 +257,7 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         ({"max_patches": 256}, "max_patches is 256 but resize is 'squash': expected 0"),
         (
             {"resize": "max_patches", "resize_to": (0, 0), "patch_size": 8, "max_patches": 9, "crop": (8, 8)},
-            r"crop is \(8, 8\) but resize is 'max_patches', which keeps the whole picture: expected crop=None",
+            r"crop is \(8, 8\) but resize is 'max_patches', which keeps the whole image: expected crop=None",
         ),
         ({"kernel": "pilow"}, "kernel is 'pilow': expected one of pillow, float, point, .*; did you mean 'pillow'"),
         (
@@ -275,7 +275,7 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         ),
         ({"crop_place": "top_left"}, "crop_place is 'top_left' but crop is None .*expected 'centre', or a crop"),
         ({"camera": "openvla"}, "camera is 'openvla': expected a CameraPath or None; see with_evaluation"),
-        ({"fill": (1, 1, 1)}, r"fill is \(1, 1, 1\) but nothing is added to the picture: expected \(0, 0, 0\), a crop"),
+        ({"fill": (1, 1, 1)}, r"fill is \(1, 1, 1\) but nothing is added to the image: expected \(0, 0, 0\), a crop"),
         ({"rescale": 0.0}, "rescale is .*not zero"),
         ({"rescale": float("nan")}, "rescale is .*finite"),
         ({"mean": (0.5, 0.5)}, "mean is .*expected 3 finite numbers"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.golden import golden_case
-from support.preprocessing import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, picture
+from support.preprocessing import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, make_image
 
 from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.preprocess.spec import Preprocess
@@ -93,7 +93,7 @@ def test_pixels_equal_transformers(name: str, options: dict) -> None:
     reference = getattr(transformers, name + "Pil")(**options)
     spec = from_hf({"image_processor_type": name, **options})
     for seed, size in enumerate(SIZES):
-        image = Image.fromarray(picture(*size, seed=seed))
+        image = Image.fromarray(make_image(*size, seed=seed))
         expected = reference(image, return_tensors="pt").pixel_values
         torch.testing.assert_close(spec(image), expected, rtol=0, atol=1e-6)
 
@@ -103,7 +103,7 @@ def test_missing_keys_take_the_defaults_of_the_class(name: str) -> None:
     import transformers
 
     reference = getattr(transformers, f"{name}ImageProcessorPil")()
-    image = Image.fromarray(picture(90, 120))
+    image = Image.fromarray(make_image(90, 120))
     expected = reference(image, return_tensors="pt").pixel_values
     for config in (
         {"image_processor_type": f"{name}ImageProcessor"},
@@ -121,7 +121,7 @@ def test_naflex_pixels_equal_transformers(patch_size: int, budget: int) -> None:
     reference = transformers.Siglip2ImageProcessorPil(patch_size=patch_size, max_num_patches=budget)
     spec = from_hf(reference.to_dict())
     for seed, size in enumerate(SIZES):
-        image = Image.fromarray(picture(*size, seed=seed))
+        image = Image.fromarray(make_image(*size, seed=seed))
         expected = reference(image, return_tensors="pt")
         patches = as_patches(*spec.each(image), patch_size)
         assert expected.pixel_attention_mask.sum() == len(patches) <= budget
@@ -183,13 +183,13 @@ def test_configs_of_the_hub_are_read(config: dict, fields: dict) -> None:
     assert spec.crop is None and spec.kernel == "pillow"
 
 
-def test_one_tile_of_a_tiled_processor_is_the_whole_picture_squashed() -> None:
+def test_one_tile_of_a_tiled_processor_is_the_whole_image_squashed() -> None:
     import transformers
 
     reference = transformers.Idefics3ImageProcessorPil(
         do_image_splitting=False, size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
     )
-    image = Image.fromarray(picture(64, 64))  # at its `size` already, so that the first of two resizes does nothing
+    image = Image.fromarray(make_image(64, 64))  # at its `size` already, so that the first of two resizes does nothing
     expected = reference([[image]], return_tensors="pt").pixel_values[0, 0]
     torch.testing.assert_close(from_hf(reference.to_dict())(image)[0], expected, rtol=0, atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_a_written_config_loads_in_transformers_and_gives_the_same_pixels(tmp_pa
     config = to_hf(spec, image_processor_type=name)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert from_hf(json.loads(json.dumps(config))) == spec
-    image = Image.fromarray(picture(37, 53))
+    image = Image.fromarray(make_image(37, 53))
     reference = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     expected = reference(image, return_tensors="pt").pixel_values
     torch.testing.assert_close(spec(image), expected, rtol=1e-6, atol=1e-6)
@@ -290,7 +290,7 @@ def test_a_written_naflex_config_loads_in_transformers_and_gives_the_same_patche
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(to_hf(BUDGETED)))
     reference = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    image = Image.fromarray(picture(37, 53))
+    image = Image.fromarray(make_image(37, 53))
     patches = as_patches(*BUDGETED.each(image), BUDGETED.patch_size)
     expected = reference(image, return_tensors="pt").pixel_values[0, : len(patches)]
     torch.testing.assert_close(patches, expected, rtol=0, atol=1e-6)

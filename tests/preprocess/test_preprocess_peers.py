@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.golden import golden_case
-from support.preprocessing import CROPPED, EVEN, FLOAT, LETTERBOX, SQUASH, WHOLE, picture
+from support.preprocessing import CROPPED, EVEN, FLOAT, LETTERBOX, SQUASH, WHOLE, make_image
 
 from vlm_vision.checkpoints.hf.preprocess import from_hf
 from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
@@ -205,7 +205,7 @@ def test_three_ways_to_say_openvlas_preprocessing_agree(strategy: str) -> None:
         ("vit_large_patch16_224.augreg_in21k_ft_in1k", HALF),
     ],
 )
-def test_a_tower_without_preprocessor_config_is_normalised_by_its_name(name: str, statistics) -> None:
+def test_a_tower_without_preprocessor_config_is_normalized_by_its_name(name: str, statistics) -> None:
     [tower] = from_openvla({"timm_model_ids": [name], "image_sizes": [336]})
     assert (tower.mean, tower.std, tower.resize, tower.resize_to) == (*statistics, "letterbox", (336, 336))
 
@@ -262,7 +262,7 @@ def test_open_clip_by_default_is_clip_with_torchvisions_crop() -> None:
 def test_each_resize_mode_of_open_clip_is_read(config: dict, size, fields: dict) -> None:
     spec = from_open_clip(config, size)
     assert {name: getattr(spec, name) for name in fields} == fields
-    assert spec(picture(33, 21)).shape == (1, 3, *((size, size) if isinstance(size, int) else size))
+    assert spec(make_image(33, 21)).shape == (1, 3, *((size, size) if isinstance(size, int) else size))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from support.golden import source
-from support.models import picture
+from support.models import make_image
 
 import vlm_vision as vv
 from recipes import probe as recipe
@@ -17,16 +17,16 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.tokenizer import TextTokenizer
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
-from vlm_vision.probe.correspondence import View, correspondence, drawn_view, picture_correspondence
+from vlm_vision.probe.correspondence import CropBox, correspondence, image_correspondence, random_crop_box
 from vlm_vision.probe.features import (
     block_features,
+    image_embeddings,
+    image_features,
     patch_features,
-    picture_embeddings,
-    picture_features,
     text_embeddings,
 )
 from vlm_vision.probe.knn import knn
-from vlm_vision.probe.labelled import Labelled, held_out
+from vlm_vision.probe.labelled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.probe.retrieval import ranking, retrieval
 from vlm_vision.probe.zero_shot import class_embeddings, zero_shot
@@ -36,67 +36,67 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def clusters(count: int, *shape: int, classes: int = 4, spread: float = 0.1, seed: int = 0) -> Labelled:
-    """Points around one centre for each class, the same centres for every seed."""
+def clusters(count: int, *shape: int, classes: int = 4, spread: float = 0.1, seed: int = 0) -> LabeledFeatures:
+    """Points around one center for each class, the same centers for every seed."""
     labels = torch.arange(count) % classes
-    centres = drawn(classes, *shape, seed=99)
-    return Labelled(centres[labels] + spread * drawn(count, *shape, seed=seed), labels)
+    centers = drawn(classes, *shape, seed=99)
+    return LabeledFeatures(centers[labels] + spread * drawn(count, *shape, seed=seed), labels)
 
 
-def noise(count: int, *shape: int, classes: int = 4, seed: int = 0) -> Labelled:
+def noise(count: int, *shape: int, classes: int = 4, seed: int = 0) -> LabeledFeatures:
     """Labels that have nothing to do with the features."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    return Labelled(drawn(count, *shape, seed=seed), torch.randint(classes, (count,), generator=generator))
+    return LabeledFeatures(drawn(count, *shape, seed=seed), torch.randint(classes, (count,), generator=generator))
 
 
 # features
 
 
 def test_a_vector_does_not_depend_on_its_batch_and_modes_are_put_back(encoder):
-    pictures = [picture(i) for i in range(5)]
+    images = [make_image(i) for i in range(5)]
     encoder.train()
     encoder.model.blocks[0].eval()
-    one, other = (picture_features(encoder, pictures, batch_size=size) for size in (5, 2))
+    one, other = (image_features(encoder, images, batch_size=size) for size in (5, 2))
     assert one.shape == (5, 64) and not one.requires_grad
     torch.testing.assert_close(one, other)
     assert encoder.training and not encoder.model.blocks[0].training
 
 
 def test_features_are_those_of_the_encoder_at_the_tap(encoder):
-    pictures, tap = [picture(i) for i in range(3)], vv.Tap(1, norm=False)
-    out = encoder(encoder.preprocess(pictures), tap=tap)
+    images, tap = [make_image(i) for i in range(3)], vv.Tap(1, norm=False)
+    out = encoder(encoder.preprocess(images), tap=tap)
     for kind, wanted in {"cls": out.cls_token, "mean": out.patch_tokens.mean(dim=1)}.items():
-        torch.testing.assert_close(picture_features(encoder, pictures, kind=kind, tap=tap), wanted)
-    torch.testing.assert_close(patch_features(encoder, pictures, tap=tap), out.patch_tokens)
+        torch.testing.assert_close(image_features(encoder, images, kind=kind, tap=tap), wanted)
+    torch.testing.assert_close(patch_features(encoder, images, tap=tap), out.patch_tokens)
 
 
 def test_block_features_are_the_class_tokens_of_the_last_blocks_and_the_mean_of_the_last(encoder):
-    pictures = [picture(i) for i in range(3)]
-    found = block_features(encoder, pictures, blocks=2, batch_size=2)
+    images = [make_image(i) for i in range(3)]
+    found = block_features(encoder, images, blocks=2, batch_size=2)
     for i, tap in enumerate((vv.Tap(-2), vv.Tap(-1))):
-        torch.testing.assert_close(found[:, i], picture_features(encoder, pictures, kind="cls", tap=tap))
-    torch.testing.assert_close(found[:, 2], picture_features(encoder, pictures, kind="mean"))
+        torch.testing.assert_close(found[:, i], image_features(encoder, images, kind="cls", tap=tap))
+    torch.testing.assert_close(found[:, 2], image_features(encoder, images, kind="mean"))
 
 
-def test_pictures_of_any_size_go_through_a_tower_that_takes_them():
+def test_images_of_any_size_go_through_a_tower_that_takes_them():
     encoder = vv.load(source("hf_siglip2_naflex"))
-    pictures = [picture(0), picture(1, 30, 60), picture(2, 64, 20)]
-    found = picture_features(encoder, pictures, kind="pooled", batch_size=2)
-    for one, row in zip(pictures, found, strict=True):
-        torch.testing.assert_close(picture_features(encoder, [one], kind="pooled")[0], row)
+    images = [make_image(0), make_image(1, 30, 60), make_image(2, 64, 20)]
+    found = image_features(encoder, images, kind="pooled", batch_size=2)
+    for one, row in zip(images, found, strict=True):
+        torch.testing.assert_close(image_features(encoder, [one], kind="pooled")[0], row)
     with pytest.raises(ValueError, match="load it with image_size"):
-        patch_features(encoder, pictures)
+        patch_features(encoder, images)
 
 
 def test_a_vector_that_an_encoder_lacks_is_refused(encoder):
     for kind, tap in (("pooled", vv.Tap(0)), ("sum", None)):
         with pytest.raises(ValueError, match="pooled"):
-            picture_features(encoder, [picture()], kind=kind, tap=tap)
+            image_features(encoder, [make_image()], kind=kind, tap=tap)
     fields = dict(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, mlp_dim=16, class_token=False)
     with pytest.raises(ValueError, match="no CLS token: choose another kind than cls"):
-        picture_features(new_encoder(fields | {"pool": "none"}), [picture()], kind="cls")
+        image_features(new_encoder(fields | {"pool": "none"}), [make_image()], kind="cls")
     with pytest.raises(ValueError, match="nothing to encode"):
-        picture_features(encoder, [])
+        image_features(encoder, [])
 
 
 def test_a_random_twin_is_another_encoder_of_the_same_kind_and_a_function_of_its_seed(encoder):
@@ -110,7 +110,7 @@ def test_a_random_twin_is_another_encoder_of_the_same_kind_and_a_function_of_its
     assert not torch.equal(twin.state_dict()[name], encoder.state_dict()[name])
 
 
-def test_plain_pixels_are_the_picture():
+def test_plain_pixels_are_the_image():
     red = Image.new("RGB", (10, 20), (255, 0, 0))
     torch.testing.assert_close(pixel_features([red], side=2), torch.tensor([[1.0] * 4 + [-1.0] * 8]))
 
@@ -119,7 +119,7 @@ def test_plain_pixels_are_the_picture():
 
 
 def test_held_out_rows_and_the_rest_are_all_rows_once():
-    data = Labelled(torch.arange(10)[:, None], torch.arange(10))
+    data = LabeledFeatures(torch.arange(10)[:, None], torch.arange(10))
     rest, part = held_out(data, 0.3, seed=4)
     assert len(part) == 3 and sorted([*rest.labels.tolist(), *part.labels.tolist()]) == list(range(10))
     assert torch.equal(held_out(data, 0.3, seed=4)[1].labels, part.labels)
@@ -127,18 +127,18 @@ def test_held_out_rows_and_the_rest_are_all_rows_once():
     with pytest.raises(ValueError, match="expected some to learn from"):
         held_out(data, 0.01, seed=0)
     with pytest.raises(ValueError, match="10 features and 3 labels"):
-        Labelled(data.features, torch.arange(3))
+        LabeledFeatures(data.features, torch.arange(3))
 
 
 def test_the_most_frequent_class_is_that_of_the_training_data():
     labels = torch.tensor([2, 2, 1]), torch.tensor([1, 1, 2, 0])
-    assert most_frequent(*(Labelled(torch.zeros(len(one), 1), one) for one in labels)) == 0.25
+    assert most_frequent(*(LabeledFeatures(torch.zeros(len(one), 1), one) for one in labels)) == 0.25
 
 
-# nearest neighbours
+# nearest neighbors
 
 
-def knn_by_loop(train: Labelled, test: Labelled, k: int, temperature: float) -> float:
+def knn_by_loop(train: LabeledFeatures, test: LabeledFeatures, k: int, temperature: float) -> float:
     right = 0
     for row, label in zip(test.features, test.labels.tolist(), strict=True):
         similar = [F.cosine_similarity(row, other, dim=0).item() for other in train.features]
@@ -150,7 +150,7 @@ def knn_by_loop(train: Labelled, test: Labelled, k: int, temperature: float) -> 
     return right / len(test)
 
 
-def test_neighbours_vote_as_in_a_loop():
+def test_neighbors_vote_as_in_a_loop():
     train, test = (clusters(n, 6, spread=1.5, seed=s) for n, s in ((60, 0), (40, 1)))
     found = knn(train, test, ks=(1, 5, 20, 60, 200)).by_k
     assert found == {k: knn_by_loop(train, test, k, 0.07) for k in (1, 5, 20, 60)}
@@ -158,14 +158,14 @@ def test_neighbours_vote_as_in_a_loop():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 59, 4096])
-def test_neighbours_do_not_depend_on_chunks_or_the_order_of_the_training_pictures(chunk_size):
+def test_neighbors_do_not_depend_on_chunks_or_the_order_of_the_training_images(chunk_size):
     train, test = (clusters(n, 6, spread=1.5, seed=s) for n, s in ((60, 0), (40, 1)))
     shuffled = train[torch.randperm(60)]
     assert knn(shuffled, test, ks=(3, 20), chunk_size=chunk_size) == knn(train, test, ks=(3, 20))
 
 
-def test_features_that_have_no_neighbours_are_refused():
-    with pytest.raises(ValueError, match="no number of neighbours fits 5"):
+def test_features_that_have_no_neighbors_are_refused():
+    with pytest.raises(ValueError, match="no number of neighbors fits 5"):
         knn(clusters(5, 3), clusters(5, 3))
     with pytest.raises(ValueError, match="one width"):
         knn(clusters(5, 3), clusters(5, 4), ks=(1,))
@@ -226,7 +226,7 @@ def test_logistic_regression_is_at_its_least():
 def test_logistic_regression_does_not_depend_on_the_scale_of_a_channel():
     train, test = (clusters(200, 6, spread=2.0, seed=s) for s in range(2))
     scale, shift = torch.logspace(-3, 3, 6), torch.linspace(-5, 5, 6)
-    scaled = (Labelled((one.features + shift) * scale, one.labels) for one in (train, test))
+    scaled = (LabeledFeatures((one.features + shift) * scale, one.labels) for one in (train, test))
     again, wanted = (logistic_probe(*data, strengths=(1e-2, 1.0)) for data in (scaled, (train, test)))
     assert abs(again.accuracy - wanted.accuracy) <= 0.02 and wanted.accuracy > 0.4
 
@@ -234,7 +234,7 @@ def test_logistic_regression_does_not_depend_on_the_scale_of_a_channel():
 def test_an_attentive_probe_finds_the_one_patch_that_tells():
     """The class stands in a patch at a random place, which the mean hides among louder ones."""
 
-    def data(seed: int) -> Labelled:
+    def data(seed: int) -> LabeledFeatures:
         told, found = clusters(300, 16, spread=0.0), noise(300, 12, 16, seed=seed)
         found.features[torch.arange(300), torch.randint(12, (300,))] = 3 * told.features[found.labels]
         return found
@@ -245,7 +245,7 @@ def test_an_attentive_probe_finds_the_one_patch_that_tells():
         attentive_probe(train, test, num_heads=3)
 
 
-# pictures and texts
+# images and texts
 
 
 @pytest.fixture(scope="module")
@@ -255,27 +255,27 @@ def pair():
 
 
 def test_zero_shot_by_one_template_is_the_most_probable_text_of_the_pair(pair):
-    pictures, names = [picture(i) for i in range(12)], ["a cat", "dog", "sea", "two", "house", "of", "x y"]
-    answers = pair.probabilities(pictures, [f"a {name}." for name in names]).argmax(dim=1)
-    images, classes = picture_embeddings(pair, pictures, batch_size=5), class_embeddings(pair, names, ("a {}.",))
-    assert zero_shot(Labelled(images, answers), classes).top1 == 1.0
-    assert zero_shot(Labelled(images, (answers + 1) % 7), classes).top1 == 0.0
+    inputs, names = [make_image(i) for i in range(12)], ["a cat", "dog", "sea", "two", "house", "of", "x y"]
+    answers = pair.probabilities(inputs, [f"a {name}." for name in names]).argmax(dim=1)
+    images, classes = image_embeddings(pair, inputs, batch_size=5), class_embeddings(pair, names, ("a {}.",))
+    assert zero_shot(LabeledFeatures(images, answers), classes).top1 == 1.0
+    assert zero_shot(LabeledFeatures(images, (answers + 1) % 7), classes).top1 == 0.0
 
 
-def test_zero_shot_over_templates_is_the_normalised_mean_and_five_of_seven_are_counted(pair):
+def test_zero_shot_over_templates_is_the_normalized_mean_and_five_of_seven_are_counted(pair):
     names, templates = ["cat", "dog", "sea", "two", "house", "of", "x y"], ("a {}.", "{} there", "no {}")
     found = class_embeddings(pair, names, templates, batch_size=4)
     for name, row in zip(names, found, strict=True):
         mean = text_embeddings(pair, [template.format(name) for template in templates]).mean(dim=0)
         torch.testing.assert_close(row, mean / mean.norm())
-    images = picture_embeddings(pair, [picture(i) for i in range(6)])
+    images = image_embeddings(pair, [make_image(i) for i in range(6)])
     for place, label in enumerate((images @ found.T).argsort(dim=1, descending=True).T):
-        report = zero_shot(Labelled(images, label), found)
+        report = zero_shot(LabeledFeatures(images, label), found)
         assert (report.top1, report.top5) == (float(place == 0), float(place < 5))
     with pytest.raises(ValueError, match="has no {}"):
         class_embeddings(pair, names, ("a photo",))
     with pytest.raises(ValueError, match="a description for each class"):
-        zero_shot(Labelled(images, torch.full((6,), 7)), found)
+        zero_shot(LabeledFeatures(images, torch.full((6,), 7)), found)
 
 
 def ranks_by_loop(queries, items, names, of_items) -> list[int]:
@@ -326,12 +326,12 @@ def test_chance_is_what_random_vectors_reach():
 
 def test_features_of_the_place_alone_correspond_fully_and_random_ones_at_chance():
     generator = torch.Generator().manual_seed(0)
-    whole, grid, random = View(0, 0, 90, 120), (9, 12), []
+    whole, grid, random = CropBox(0, 0, 90, 120), (9, 12), []
     for i in range(20):
-        part = drawn_view(90, 120, generator)
+        part = random_crop_box(90, 120, generator)
         assert 45 <= part.height <= 81 and part.top + part.height <= 90 and part.left + part.width <= 120
-        places = whole.places(part.centres(grid), grid)
-        at, other = (view.centres(grid) / 120 for view in (part, whole))
+        places = whole.places(part.centers(grid), grid)
+        at, other = (view.centers(grid) / 120 for view in (part, whole))
         of_place = [torch.cat([one.cos(), one.sin()], dim=1) for one in (at, other)]
         assert correspondence(*of_place, places, grid).share == 1.0
         random.append(correspondence(drawn(108, 64, seed=i), drawn(108, 64, seed=50 + i), places, grid))
@@ -339,30 +339,30 @@ def test_features_of_the_place_alone_correspond_fully_and_random_ones_at_chance(
     assert 0.02 < chance < 4 / 108 and abs(sum(one.share for one in random) / 20 - chance) < 0.015
 
 
-def test_a_view_puts_a_point_where_the_picture_shows_it():
-    """One bright pixel, looked for in the cut picture."""
+def test_a_view_puts_a_point_where_the_image_shows_it():
+    """One bright pixel, looked for in the cut image."""
     dark, bright = Image.new("L", (40, 30)), (11, 13)  # (row, column)
     dark.putpixel(bright[::-1], 255)
     for flip in (False, True):
-        part = View(4, 6, 20, 25, flip)
+        part = CropBox(4, 6, 20, 25, flip)
         pixels = torch.from_numpy(np.array(part.cut(dark)))
         place = part.places(torch.tensor([bright]) + 0.5, (20, 25))  # a patch for each pixel
         assert place.round().int().tolist() == (pixels == 255).nonzero().tolist()
-        torch.testing.assert_close(part.places(part.centres((4, 5)), (4, 5))[7], torch.tensor([1.0, 2.0]))
+        torch.testing.assert_close(part.places(part.centers((4, 5)), (4, 5))[7], torch.tensor([1.0, 2.0]))
 
 
 def test_places_outside_the_other_view_are_left_out():
-    grid, left, right = (4, 4), View(0, 0, 40, 40), View(0, 20, 40, 40)
-    found = correspondence(drawn(16, 8), drawn(16, 8), right.places(left.centres(grid), grid), grid)
+    grid, left, right = (4, 4), CropBox(0, 0, 40, 40), CropBox(0, 20, 40, 40)
+    found = correspondence(drawn(16, 8), drawn(16, 8), right.places(left.centers(grid), grid), grid)
     assert found.patches == 8
     with pytest.raises(ValueError, match="no place in common"):
-        correspondence(drawn(16, 8), drawn(16, 8), View(0, 50, 40, 40).places(left.centres(grid), grid), grid)
+        correspondence(drawn(16, 8), drawn(16, 8), CropBox(0, 50, 40, 40).places(left.centers(grid), grid), grid)
     with pytest.raises(ValueError, match="a place for each"):
-        correspondence(drawn(15, 8), drawn(16, 8), right.places(left.centres(grid), grid), grid)
+        correspondence(drawn(15, 8), drawn(16, 8), right.places(left.centers(grid), grid), grid)
 
 
-def test_an_encoder_that_keeps_colours_finds_places_that_have_one():
-    """A smooth picture whose colour tells the place; patch embedding alone sees it, whatever the encoder crops elsewhere."""
+def test_an_encoder_that_keeps_colors_finds_places_that_have_one():
+    """A smooth image whose color tells the place; patch embedding alone sees it, whatever the encoder crops elsewhere."""
     encoder = new_encoder(dict(image_size=32, patch_size=4, embed_dim=64, depth=1, num_heads=4, mlp_dim=16))
     with torch.no_grad():
         for block in encoder.model.parameters():
@@ -371,33 +371,33 @@ def test_an_encoder_that_keeps_colours_finds_places_that_have_one():
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     image = Image.fromarray(torch.stack([4 * rows, 4 * columns, torch.full_like(rows, 255)], dim=-1).byte().numpy())
     tap = vv.Tap(0, norm=False)
-    found = picture_correspondence(encoder, [image] * 8, tap=tap)
+    found = image_correspondence(encoder, [image] * 8, tap=tap)
     assert found.share > 0.8 > 3 * found.chance and found.patches == 8 * 64
-    assert found == picture_correspondence(encoder, [image] * 8, tap=tap)
-    assert found != picture_correspondence(encoder, [image] * 8, tap=tap, seed=1)
+    assert found == image_correspondence(encoder, [image] * 8, tap=tap)
+    assert found != image_correspondence(encoder, [image] * 8, tap=tap, seed=1)
 
 
 # the recipe
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """Pictures of three colours, read by their class folders, and a tiny encoder."""
+def colors(tmp_path):
+    """Images of three colors, read by their class folders, and a tiny encoder."""
     for split, count in (("train", 15), ("test", 6)):
         for i in range(count):
-            name, colour = list({"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}.items())[i % 3]
+            name, color = list({"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}.items())[i % 3]
             file = tmp_path / "data" / split / name / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (20 + i, 24), tuple(value + i for value in colour)).save(file)
+            Image.new("RGB", (20 + i, 24), tuple(value + i for value in color)).save(file)
     fields = dict(image_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2, mlp_dim=32, position_prefix=1)
     new_encoder(fields).save_pretrained(tmp_path / "encoder")
     return ["--encoder", str(tmp_path / "encoder"), "--out", str(tmp_path / "out")]
 
 
-def test_the_recipe_judges_an_encoder_beside_its_controls(colours, tmp_path, capsys):
+def test_the_recipe_judges_an_encoder_beside_its_controls(colors, tmp_path, capsys):
     data = ["--train", str(tmp_path / "data"), "--test", str(tmp_path / "data")]
-    probes = ["--probes", "[knn, logistic, linear, attentive, correspondence]", "--neighbours", "[1, 5]"]
-    metrics = recipe.main(recipe.parse([*colours, *data, *probes]))
+    probes = ["--probes", "[knn, logistic, linear, attentive, correspondence]", "--neighbors", "[1, 5]"]
+    metrics = recipe.main(recipe.parse([*colors, *data, *probes]))
     assert (metrics["train"], metrics["test"], metrics["classes"]) == (15, 6, 3)
     found = metrics["found"]
     assert set(found) == {"encoder", "random weights", "pixels", "most frequent class"}
@@ -411,9 +411,9 @@ def test_the_recipe_judges_an_encoder_beside_its_controls(colours, tmp_path, cap
     assert again["found"] == found
 
 
-def test_pictures_without_labels_are_refused(colours, tmp_path):
+def test_images_without_labels_are_refused(colors, tmp_path):
     (tmp_path / "bare.csv").write_text("picture\n" + "data/train/red/0.png\n")
-    with pytest.raises(ValueError, match="has no label: probes of classes need one for each picture"):
+    with pytest.raises(ValueError, match="has no label: probes of classes need one for each image"):
         recipe.main(
-            recipe.parse([*colours, "--train", str(tmp_path / "bare.csv"), "--test", str(tmp_path / "bare.csv")])
+            recipe.parse([*colors, "--train", str(tmp_path / "bare.csv"), "--test", str(tmp_path / "bare.csv")])
         )

@@ -112,10 +112,10 @@ def test_qwen2_vl_merger_from_their_order_of_patches_to_ours(family, tmp_path):
     ours = vv.load_projector(tmp_path)
     for rows, columns in GRIDS:
         numbers = torch.arange(rows * columns).reshape(rows, columns)  # each patch painted with its row-major number
-        picture = numbers.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, -1, -1)
+        image = numbers.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, -1, -1)
         plain = dict(do_resize=False, do_rescale=False, do_normalize=False, do_convert_rgb=False)
         processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, **plain)
-        order = processor(picture.numpy().astype("uint8"), return_tensors="pt")["pixel_values"][:, 0].long()
+        order = processor(image.numpy().astype("uint8"), return_tensors="pt")["pixel_values"][:, 0].long()
         assert not torch.equal(order, numbers.flatten())
         tokens = tokens_on((rows, columns))
         wanted = torch.stack([theirs.model.visual.merger(row[order]) for row in tokens])
@@ -187,7 +187,7 @@ def _numbered(module: nn.Module):
 
 def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(tmp_path):
     blip2(tmp_path, use_qformer_text_input=True)
-    with pytest.raises(ValueError, match="reads the question beside the picture"):
+    with pytest.raises(ValueError, match="reads the question beside the image"):
         vv.load_projector(tmp_path)
     blip2(tmp_path, hidden_act="relu")
     with pytest.raises(ValueError, match="hidden_act 'relu', expected gelu"):

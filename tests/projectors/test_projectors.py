@@ -80,7 +80,7 @@ def test_tokens_with_a_class_token_are_refused():
         projectors.build("linear", in_dim=4, out_dim=4)(torch.zeros(1, 5, 4), (2, 2))
 
 
-def test_pixel_shuffle_puts_the_four_neighbours_side_by_side():
+def test_pixel_shuffle_puts_the_four_neighbors_side_by_side():
     projector = projectors.build("pixel_shuffle", in_dim=1, out_dim=4)
     projector.fc1.weight.data.copy_(torch.eye(4))
     tokens = torch.arange(8.0).reshape(1, 8, 1)  # two rows of four
@@ -124,7 +124,7 @@ def test_every_projector_compiles_whole_at_any_grid_and_runs_in_half_precision(n
 
 @pytest.mark.parametrize("name", projectors.PROJECTORS)
 @torch.no_grad()
-def test_a_picture_does_not_depend_on_its_batch_and_every_patch_counts(name):
+def test_an_image_does_not_depend_on_its_batch_and_every_patch_counts(name):
     projector, tokens = small(name).double(), torch.randn(3, 24, 24, dtype=torch.double)
     torch.testing.assert_close(projector(tokens, (4, 6))[1:2], projector(tokens[1:2], (4, 6)))
     for patch in range(24):
@@ -215,7 +215,7 @@ def test_mlp_of_any_depth_and_activation():
     ]
 
 
-def test_avg_pool_means_neighbours():
+def test_avg_pool_means_neighbors():
     projector = projectors.build("avg_pool", in_dim=1, out_dim=4)
     projector.mlp = torch.nn.Identity()
     projector.mlp.forward = lambda tokens, grid: tokens

@@ -1,4 +1,4 @@
-"""Every projector learns to tell what is in a picture and where."""
+"""Every projector learns to tell what is in an image and where."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SMALL = {
     "qformer": dict(num_queries=8, width=32, depth=2, num_heads=4),
     "c_abstractor": dict(num_queries=4, hidden_dim=32, depth=1, positions=4),
 }
-QUESTIONS, COLOURS, QUARTERS = (3, 4), (5, 6, 7, 8), (9, 10, 11, 12)
+QUESTIONS, COLORS, QUARTERS = (3, 4), (5, 6, 7, 8), (9, 10, 11, 12)
 
 
 def llama():
@@ -27,25 +27,25 @@ def llama():
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """One coloured square in each picture, as the tokens of a tower that sees colours and knows places.
+    """One colored square in each image, as the tokens of a tower that sees colors and knows places.
 
     Returns:
-        Patch tokens (count, 16, WIDTH); the question of each, its colour or its quarter of the picture; the answer.
+        Patch tokens (count, 16, WIDTH); the question of each, its color or its quarter of the image; the answer.
     """
     code = torch.Generator().manual_seed(1)
     paint, place = torch.randn(4, WIDTH, generator=code), torch.randn(16, WIDTH, generator=code)
-    colour, patch, asks = (torch.randint(high, (count,), generator=generator) for high in (4, 16, 2))
+    color, patch, asks = (torch.randint(high, (count,), generator=generator) for high in (4, 16, 2))
     tokens = place + 0.1 * torch.randn(count, 16, WIDTH, generator=generator)
-    tokens[torch.arange(count), patch] += 2 * paint[colour]
+    tokens[torch.arange(count), patch] += 2 * paint[color]
     quarter = patch // 8 * 2 + patch % 4 // 2
-    answers = torch.where(asks == 0, torch.tensor(COLOURS)[colour], torch.tensor(QUARTERS)[quarter])
+    answers = torch.where(asks == 0, torch.tensor(COLORS)[color], torch.tensor(QUARTERS)[quarter])
     return tokens, torch.tensor(QUESTIONS)[asks], answers
 
 
 def batch_of(vlm: vv.VisionLanguageModel, tokens: Tensor, questions: Tensor, answers: Tensor) -> dict:
-    """Picture, question, answer; the loss on the answer."""
-    picture = torch.full((len(tokens), vlm.projector.num_tokens(GRID)), vlm.config.image_token_id)
-    input_ids = torch.cat([picture, questions[:, None], answers[:, None]], dim=1)
+    """Image, question, answer; the loss on the answer."""
+    image = torch.full((len(tokens), vlm.projector.num_tokens(GRID)), vlm.config.image_token_id)
+    input_ids = torch.cat([image, questions[:, None], answers[:, None]], dim=1)
     labels = torch.full_like(input_ids, -100)
     labels[:, -1] = answers
     return {"input_ids": input_ids, "patch_tokens": tokens, "grid": GRID, "labels": labels}
@@ -76,7 +76,7 @@ def train(vlm: vv.VisionLanguageModel, generator: torch.Generator, *, most_steps
 
 
 @pytest.mark.parametrize("name", projectors.PROJECTORS)
-def test_a_model_learns_through_the_projector_to_use_the_picture(name, encoder):
+def test_a_model_learns_through_the_projector_to_use_the_image(name, encoder):
     projector = projectors.build(name, in_dim=WIDTH, out_dim=48, **SMALL.get(name, {}))
     encoder.requires_grad_(False)
     vlm = vv.VisionLanguageModel.attach(encoder, llama(), projector, tokenizer=tiny_tokenizer())
@@ -85,4 +85,4 @@ def test_a_model_learns_through_the_projector_to_use_the_picture(name, encoder):
     tokens, questions, answers = scenes(512, generator)
     vlm.eval()
     assert accuracy(vlm, tokens, questions, answers) >= 0.9
-    assert accuracy(vlm, tokens.roll(1, dims=0), questions, answers) < 0.4  # another picture: one in four
+    assert accuracy(vlm, tokens.roll(1, dims=0), questions, answers) < 0.4  # another image: one in four

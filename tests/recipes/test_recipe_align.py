@@ -1,4 +1,4 @@
-"""Stage one: the projector alone learns, from pictures and captions, and stage two begins where it ended."""
+"""Stage one: the projector alone learns, from images and captions, and stage two begins where it ended."""
 
 import json
 import shutil
@@ -32,17 +32,17 @@ checkpoint_every: 20
 lr_projector: 0.03
 tracker: none
 """
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Nine plain pictures and their colours, as LLaVA's stage one writes them."""
+    """Nine plain images and their colors, as LLaVA's stage one writes them."""
     tmp_path = tmp_path_factory.mktemp("align")
     records = []
     for i in range(9):
-        name = list(COLOURS)[i % 3]
-        Image.new("RGB", (20 + i, 16), COLOURS[name]).save(tmp_path / f"{i}.png")
+        name = list(COLORS)[i % 3]
+        Image.new("RGB", (20 + i, 16), COLORS[name]).save(tmp_path / f"{i}.png")
         turns = [{"from": "human", "value": "Describe the picture.\n<image>"}, {"from": "gpt", "value": f"all {name}"}]
         records.append({"image": f"{i}.png", "conversations": turns})
     (tmp_path / "train.json").write_text(json.dumps(records))
@@ -73,7 +73,7 @@ def begun(arguments: list[str]) -> vv.VisionLanguageModel:
 
 
 @pytest.mark.parametrize("layout", ["whole", "anyres"])
-def test_the_projector_alone_learns_and_pictures_help(folder, finished, tmp_path, layout):
+def test_the_projector_alone_learns_and_images_help(folder, finished, tmp_path, layout):
     tiles = ["--layout", '{"name": "anyres", "pinpoints": [[16, 32], [32, 16]]}'] * (layout == "anyres")
     arguments = settings(folder, tmp_path, *tiles)
     metrics, out = (run(arguments), tmp_path) if tiles else finished
@@ -102,7 +102,7 @@ def test_the_figures_are_those_of_the_saved_model(folder, tmp_path):
     assert metrics["eval_accuracy/right"] == pytest.approx(found.accuracy)
 
 
-def test_a_caption_is_learned_after_its_picture_and_nothing_else(encoder):
+def test_a_caption_is_learned_after_its_image_and_nothing_else(encoder):
     model = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     asked = [Conversation(("a.png",), (("what is this ?\n<image>", "a red dog"), ("is it ?", "yes")))]
     (one,) = align.captions(asked)

@@ -19,7 +19,7 @@ def folder(bench) -> Path:
 
 
 @pytest.mark.parametrize("kind", [[], CLIP])
-def test_pictures_and_captions_find_each_other(folder, tmp_path, kind):
+def test_images_and_captions_find_each_other(folder, tmp_path, kind):
     test = [
         "--data.test",
         str(folder / "pairs.csv"),
@@ -36,7 +36,7 @@ def test_pictures_and_captions_find_each_other(folder, tmp_path, kind):
     assert found["test"]["image_to_text"]["chance"][1] == pytest.approx(1 / 16)
 
 
-def test_a_locked_picture_tower_stays_as_it_is(folder, tmp_path):
+def test_a_locked_image_tower_stays_as_it_is(folder, tmp_path):
     train(folder, tmp_path / "first", "--steps", "2")
     before = vv.load(tmp_path / "first" / "model").state_dict()
     train(folder, tmp_path / "second", "--start", str(tmp_path / "first/model"), "--lock_image", "true")

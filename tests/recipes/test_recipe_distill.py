@@ -7,18 +7,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from support.models import picture
+from support.models import make_image
 from support.recipes.distill import RECIPE, STUDENT
 from transformers import AutoModel
 
 import vlm_vision as vv
-from vlm_vision.data.images.batches import Batch
+from vlm_vision.data.images.batches import ImageBatch
 from vlm_vision.data.images.views import Plain
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.tasks.distill import AS_DRAWN, Distilled, middle, space_of, standardise, told_by
-from vlm_vision.train.tasks.distill_student import Agglomerate, Heads, Space, on_grid, summary_of
-from vlm_vision.train.tasks.supervised import as_seen_by
+from vlm_vision.train.tasks.distill import (
+    AS_DRAWN,
+    StudentWithLoss,
+    center_crop_preprocess,
+    space_of,
+    standardize,
+    teacher_outputs,
+)
+from vlm_vision.train.tasks.distill_student import (
+    AgglomerativeStudent,
+    TeacherFeatures,
+    TeacherHeads,
+    on_grid,
+    summary_of,
+)
+from vlm_vision.train.tasks.supervised import renormalize
 
 train = RECIPE.train
 
@@ -34,20 +47,20 @@ def alone(bench) -> tuple[dict, Path]:
     return bench("distill").alone()
 
 
-def spoken(teacher: vv.Encoder, name: str = "one") -> tuple[Agglomerate, torch.Tensor]:
-    """A student that is the teacher, with heads for it, standardised by the pixels that come along."""
-    student = Agglomerate(teacher, [space_of(name, teacher)])
+def spoken(teacher: vv.Encoder, name: str = "one") -> tuple[AgglomerativeStudent, torch.Tensor]:
+    """A student that is the teacher, with heads for it, standardized by the pixels that come along."""
+    student = AgglomerativeStudent(teacher, [space_of(name, teacher)])
     views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    standardise(Accelerator(), student, [teacher], [Batch((views,), [], torch.zeros(3), [], [])])
+    standardize(Accelerator(), student, [teacher], [ImageBatch((views,), [], torch.zeros(3), [], [])])
     return student, views
 
 
 @torch.no_grad()
 def test_the_teacher_itself_with_heads_that_change_nothing_has_no_loss(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
     for head in heads.each().values():
-        head.forward = head.standardised
+        head.forward = head.standardized
     assert heads.loss(told, told).item() == pytest.approx(0, abs=1e-6)
     said = heads(told)
     torch.testing.assert_close(said.patch_tokens, told.patch_tokens)
@@ -59,8 +72,8 @@ def test_the_teacher_itself_with_heads_that_change_nothing_has_no_loss(encoder):
 @torch.no_grad()
 def test_statistics_make_every_channel_of_a_teacher_alike(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
-    standard = heads.patches.standardised(told.patch_tokens).flatten(0, 1)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
+    standard = heads.patches.standardized(told.patch_tokens).flatten(0, 1)
     torch.testing.assert_close(standard.mean(dim=0), torch.zeros(32), rtol=0, atol=1e-4)
     torch.testing.assert_close(standard.std(dim=0, correction=0), torch.ones(32), rtol=1e-4, atol=0)
 
@@ -68,8 +81,8 @@ def test_statistics_make_every_channel_of_a_teacher_alike(encoder):
 @torch.no_grad()
 def test_no_constant_is_nearer_than_the_best(encoder):
     student, views = spoken(encoder)
-    (heads,), (told,) = student.each(), told_by([encoder], views)
-    best = heads.nearness(student.seen(encoder.preprocess([picture(i) for i in range(3)])), told)
+    (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
+    best = heads.nearness(student.encode(encoder.preprocess([make_image(i) for i in range(3)])), told)
     best = best["eval_constant/one/patches"].norm().item() / 3
     tokens = told.patch_tokens.flatten(0, 1)
     found = [F.cosine_similarity(tokens, way, dim=-1).mean() for way in (tokens.mean(0), *torch.randn(9, 32))]
@@ -81,23 +94,25 @@ def test_no_constant_is_nearer_than_the_best(encoder):
 @torch.no_grad()
 def test_the_loss_of_several_teachers_is_the_weighted_sum_of_each_alone(folder):
     towers = [vv.load(folder / "wide"), vv.load(folder / "map")]
-    student = Agglomerate(new_encoder(STUDENT), [space_of(str(i), tower) for i, tower in enumerate(towers)])
-    pixels, told = torch.randn(3, 3, 16, 16), told_by(towers, torch.rand(3, 3, 24, 24) * 255)
-    both = Distilled(student, [0.5, 3.0])(pixels, told)
-    seen = student.seen(pixels)
+    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of(str(i), tower) for i, tower in enumerate(towers)])
+    pixels, told = torch.randn(3, 3, 16, 16), teacher_outputs(towers, torch.rand(3, 3, 24, 24) * 255)
+    both = StudentWithLoss(student, [0.5, 3.0])(pixels, told)
+    seen = student.encode(pixels)
     first, second = (heads.loss(seen, one) for heads, one in zip(student.each(), told, strict=True))
     assert both.item() == pytest.approx((0.5 * first + 3 * second).item(), rel=1e-6)
     assert first != second
 
 
 @torch.no_grad()
-def test_the_loss_of_a_batch_is_the_mean_of_its_pictures(folder):
+def test_the_loss_of_a_batch_is_the_mean_of_its_images(folder):
     tower = vv.load(folder / "wide")
-    student = Agglomerate(new_encoder(STUDENT), [space_of("one", tower)])
+    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of("one", tower)])
     pixels, views = torch.randn(3, 3, 16, 16), torch.rand(3, 3, 24, 24) * 255
-    model = Distilled(student, [1.0])
-    alone = [model(pixels[i : i + 1], told_by([tower], views[i : i + 1])) for i in range(3)]
-    assert model(pixels, told_by([tower], views)).item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+    model = StudentWithLoss(student, [1.0])
+    alone = [model(pixels[i : i + 1], teacher_outputs([tower], views[i : i + 1])) for i in range(3)]
+    assert model(pixels, teacher_outputs([tower], views)).item() == pytest.approx(
+        torch.stack(alone).mean().item(), rel=1e-5
+    )
 
 
 def test_tokens_keep_a_slope_on_another_grid():
@@ -114,7 +129,7 @@ def test_tokens_keep_a_slope_on_another_grid():
 def test_widths_are_those_of_what_a_teacher_gives(folder, tap):
     for name in ("wide", "map"):
         tower = vv.load(folder / name, tap=tap)
-        (out,), space = told_by([tower], torch.zeros(1, 3, 24, 24)), space_of(name, tower)
+        (out,), space = teacher_outputs([tower], torch.zeros(1, 3, 24, 24)), space_of(name, tower)
         assert space.width == out.patch_tokens.shape[-1]
         assert bool(space.summary) == (out.pooled is not None or out.cls_token is not None)
         assert not space.summary or space.summary == summary_of(out).shape[-1]
@@ -122,7 +137,7 @@ def test_widths_are_those_of_what_a_teacher_gives(folder, tap):
 
 def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
     wide = ["--teachers", json.dumps([{"source": f"{folder}/wide"}]), "--data.test", f"{folder}/train.csv"]
-    changes = [*wide, "--crop_scale", "[0.9, 1.0]", "--flip", "0", "--eval_neighbours", "12"]
+    changes = [*wide, "--crop_scale", "[0.9, 1.0]", "--flip", "0", "--eval_neighbors", "12"]
     found = train(folder, tmp_path, *changes, "--steps", "150", "--batch_size", "16", "--micro_batch_size", "16")
     assert found["losses"][-1] < 0.7 * found["losses"][0]
     for part in ("patches", "summary"):
@@ -137,12 +152,12 @@ def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
 @torch.no_grad()
 def test_saved_heads_give_the_features_that_were_measured(folder, alone):
     metrics, out = alone
-    student = Agglomerate.load(out / "model")
+    student = AgglomerativeStudent.load(out / "model")
     tower = vv.load(folder / "map", image_size=20)
     cosines = []
     for i in range(0, 16, 3):
-        views = Plain(middle(24))(load_image(folder / f"{i}.png"), 0)[None]
-        (told,), said = told_by([tower], views), student(as_seen_by(student.encoder, views, AS_DRAWN))
+        views = Plain(center_crop_preprocess(24))(load_image(folder / f"{i}.png"), 0)[None]
+        (told,), said = teacher_outputs([tower], views), student(renormalize(student.encoder, views, AS_DRAWN))
         pooling = said["pooling"]
         assert pooling.grid == (4, 4) and pooling.patch_tokens.shape == (1, 16, 40)
         ours = on_grid(pooling.patch_tokens, pooling.grid, told.grid)
@@ -152,13 +167,15 @@ def test_saved_heads_give_the_features_that_were_measured(folder, alone):
 
 @torch.no_grad()
 def test_saving_and_loading_changes_no_feature(tmp_path):
-    student = Agglomerate(new_encoder(STUDENT), [Space("a", 24, 0), Space("b.c", 8, 12)]).eval()
+    student = AgglomerativeStudent(
+        new_encoder(STUDENT), [TeacherFeatures("a", 24, 0), TeacherFeatures("b.c", 8, 12)]
+    ).eval()
     for heads in student.each():
         for head in heads.each().values():
             head.mean.normal_()
             head.std.uniform_(1, 2)
     student.save(tmp_path / "student")
-    again, pixels = Agglomerate.load(tmp_path / "student"), torch.randn(2, 3, 16, 16)
+    again, pixels = AgglomerativeStudent.load(tmp_path / "student"), torch.randn(2, 3, 16, 16)
     ours, theirs = student(pixels), again(pixels)
     assert list(theirs) == ["a", "b.c"] and theirs["a"].pooled is None
     for name, out in ours.items():
@@ -166,7 +183,7 @@ def test_saving_and_loading_changes_no_feature(tmp_path):
     assert torch.equal(ours["b.c"].pooled, theirs["b.c"].pooled)
     (tmp_path / "student/heads.json").write_text('{"teachers": [{"name": "a", "width": 24, "summary": 0}]}')
     with pytest.raises(ValueError, match="are not those of its heads.json: save the student again"):
-        Agglomerate.load(tmp_path / "student")
+        AgglomerativeStudent.load(tmp_path / "student")
 
 
 @torch.no_grad()
@@ -187,5 +204,5 @@ def test_a_run_starts_from_a_saved_student(folder, alone, tmp_path):
 
 
 def test_a_teacher_without_summary_has_no_head_for_it():
-    heads = Heads(32, Space("one", 24, 0))
+    heads = TeacherHeads(32, TeacherFeatures("one", 24, 0))
     assert heads.summary is None and list(heads.each()) == ["patches"]

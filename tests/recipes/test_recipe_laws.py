@@ -8,7 +8,7 @@ from support.recipes.bench import RECIPES
 from support.recipes.recipe import figures
 
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run
+from vlm_vision.train.settings import run_cli
 
 
 def every(field: str) -> list[tuple[str, str]]:
@@ -88,7 +88,7 @@ def test_wrong_settings_are_one_sentence(bench, capsys, recipe, change, says):
     shutil.rmtree(at.folder / out, ignore_errors=True)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        run(f"recipes.{recipe}", lambda: at.laws.recipe.train(at.folder, out, *change))
+        run_cli(f"recipes.{recipe}", lambda: at.laws.recipe.train(at.folder, out, *change))
     said = capsys.readouterr().err.strip()
     assert end.value.code == 2 and says in said and "\n" not in said
     assert not (at.folder / out / "model").exists()

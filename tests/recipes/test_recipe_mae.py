@@ -10,7 +10,7 @@ from support.recipes.mae import RECIPE
 from transformers import AutoModelForPreTraining
 
 import vlm_vision as vv
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Plain
 from vlm_vision.mae import load_mae
@@ -31,14 +31,14 @@ def alone(bench) -> tuple[dict, Path]:
     return bench("mae").alone()
 
 
-def test_the_noise_of_a_picture_is_its_own():
+def test_the_noise_of_an_image_is_its_own():
     together = noise_of([5, 2**63 - 1, 7], 9)
     assert torch.equal(together[1:2], noise_of([2**63 - 1], 9)) and not torch.equal(together[0], together[2])
 
 
 def test_the_loss_falls_and_metrics_tell_it(folder, tmp_path):
-    labelled = ["--data.test", f"{folder}/train.csv", "--eval_neighbours", "12"]
-    found = train(folder, tmp_path, *labelled, "--steps", "150", "--batch_size", "16", "--norm_pix_loss", "false")
+    labeled = ["--data.test", f"{folder}/train.csv", "--eval_neighbors", "12"]
+    found = train(folder, tmp_path, *labeled, "--steps", "150", "--batch_size", "16", "--norm_pix_loss", "false")
     assert found["losses"][-1] < 0.3 * found["losses"][0]
     assert found["eval_loss"] < 0.5 * found["eval_loss_at_start"]
     told = json.loads((tmp_path / "metrics.json").read_text())
@@ -56,8 +56,8 @@ def test_transformers_loads_the_result_with_the_loss_that_was_measured(folder, a
     assert (ours.config.mask_ratio, ours.config.normalize) == (0.75, True)
     assert ours.encoder.preprocess.mean == (0.5, 0.4, 0.6) and ours.encoder.preprocess.std == (0.2, 0.3, 0.25)
     samples = read_samples(f"{folder}/test.csv")
-    pictures = Pictures(samples, [Plain(ours.encoder.preprocess)])
-    batch = tensors(collate([pictures[row] for row in range(len(samples))]), ours)
+    images = ImageDataset(samples, [Plain(ours.encoder.preprocess)])
+    batch = tensors(collate([images[row] for row in range(len(samples))]), ours)
     predicted, mask = ours(batch["pixels"], batch["noise"])
     loss = mae_loss(predicted, batch["pixels"], mask, patch_size=4)
     assert loss.item() == pytest.approx(metrics["eval_loss"], rel=1e-5)

@@ -17,9 +17,9 @@ from vlm_vision.objectives.koleo import koleo_loss
 from vlm_vision.objectives.sharpen import Center, sinkhorn_knopp
 from vlm_vision.train.loop.step import Step
 from vlm_vision.train.tasks.self_distill import (
-    Masks,
+    BlockMaskSettings,
     masks_of,
-    of_all_pairs,
+    pairwise_dino_loss,
     student_of,
     teacher_of,
 )
@@ -54,14 +54,14 @@ def test_the_loss_is_that_of_its_parts_by_hand(folder, changes):
     ibot = ibot_loss(own[student](patches[0]), chosen, mask.flatten(0, 1))
     koleo = koleo_loss(seen[0].cls_token) + koleo_loss(seen[1].cls_token)
     for name, part in {"dino": dino, "ibot": ibot, "koleo": koleo}.items():
-        torch.testing.assert_close(model.told[name], part, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.loss_parts[name], part, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, dino + ibot + 0.1 * koleo, rtol=1e-4, atol=1e-5)
 
 
 def test_pairs_without_small_crops_are_those_of_the_large_ones():
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5).softmax(dim=-1)
     crosses = [-(teacher[1 - i] * (student[i] / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean() for i in range(2)]
-    torch.testing.assert_close(of_all_pairs(student, teacher), torch.stack(crosses).mean())
+    torch.testing.assert_close(pairwise_dino_loss(student, teacher), torch.stack(crosses).mean())
 
 
 def test_the_teacher_has_no_gradient_and_moves_by_the_closed_form(folder):
@@ -86,17 +86,17 @@ def test_gram_anchoring_holds_to_an_earlier_teacher(folder):
         earlier = vv.load(folder / "done sinkhorn" / "model", tap=vv.Tap())
         seen = model.student.encoder(batch["large"].flatten(0, 1), mask=batch["mask"].flatten(0, 1))
         wanted = gram_loss(seen.patch_tokens, earlier(batch["large"].flatten(0, 1)).patch_tokens)
-    torch.testing.assert_close(model.told["gram"], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.loss_parts["gram"], wanted, rtol=1e-4, atol=1e-6)
     assert model.train().earlier is not None and not any(
         one.requires_grad for one in model.get_submodule("earlier").parameters()
     )
     assert len(train(folder, "anchored", *weights, "--steps", "2")["losses"]) == 2
 
 
-def test_masks_are_a_picture_s_own_and_hide_their_share():
-    masks = masks_of(range(300), (8, 8), Masks(share=0.5, ratios=(0.25, 0.5)))
+def test_masks_are_an_image_s_own_and_hide_their_share():
+    masks = masks_of(range(300), (8, 8), BlockMaskSettings(share=0.5, ratios=(0.25, 0.5)))
     assert masks.shape == (2, 300, 64)
-    assert torch.equal(masks_of([7], (8, 8), Masks(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
+    assert torch.equal(masks_of([7], (8, 8), BlockMaskSettings(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
     assert not torch.equal(masks[0], masks[1])
     counts = masks.sum(dim=-1)
     assert ((counts == 0) | ((counts >= 16) & (counts <= 32))).all()
@@ -181,4 +181,4 @@ def test_the_teacher_collapses_without_sharpening_alone(folder, tmp_path, sharpe
 def test_weights_choose_the_parts(folder):
     model, batch = model_and_batch(folder, *DINO)
     model(batch["large"], 0.05, small=batch["small"])
-    assert set(model.told) == {"dino"} and model.student.patch_head is None
+    assert set(model.loss_parts) == {"dino"} and model.student.patch_head is None

@@ -12,12 +12,12 @@ from support.recipes.self_distill import CENTER, DINO, FIELDS, LARGER, OWN, RECI
 
 import vlm_vision as vv
 from recipes import self_distill
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.gram import gram_loss
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.tasks.self_distill import SelfDistilled, earlier_of, of_all_pairs, teacher_of, tensors
-from vlm_vision.train.tasks.self_distill_gram import Gram, on_grid
+from vlm_vision.train.tasks.self_distill import SelfDistillation, earlier_of, pairwise_dino_loss, teacher_of, tensors
+from vlm_vision.train.tasks.self_distill_gram import GramSettings, on_grid
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
 train = RECIPE.train
@@ -68,7 +68,7 @@ def test_packed_crops_give_the_same_loss_and_gradients(folder, kind, again):
         found = {
             name: weight.grad.clone() for name, weight in model.student.named_parameters() if weight.grad is not None
         }
-        return found | {"the loss": loss.detach()} | model.told
+        return found | {"the loss": loss.detach()} | model.loss_parts
 
     apart, packed = learned(False), learned(True)
     assert apart.keys() == packed.keys() and len(apart) > 40
@@ -90,16 +90,16 @@ def test_a_run_that_starts_has_the_state_of_the_run_before(folder, finished):
         ours = teacher_of(model).encoder.state_dict()
         assert kept.keys() == ours.keys() and all(torch.equal(value, ours[key]) for key, value in kept.items())
         assert (name == "center") == any(value.any() for key, value in left.items() if key.startswith("centers"))
-        drawn = Pictures(read_samples(config.data.train), self_distill.views_of(config, model.student.encoder))
+        drawn = ImageDataset(read_samples(config.data.train), self_distill.views_of(config, model.student.encoder))
         rows: list = []
-        taken = Pictures.__getitem__
+        taken = ImageDataset.__getitem__
 
         def noted(self, draw, rows=rows, taken=taken):
             rows.append(draw)
             return taken(self, draw)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Pictures, "__getitem__", noted)
+            patch.setattr(ImageDataset, "__getitem__", noted)
             found = train(folder, f"more {name}", *changes, "--start", finished[name])
         batch = tensors(collate([drawn[row] for row in rows[:8]]), model.student.encoder, 0.04, config.masks)
         wanted = model.train()(batch["large"], 0.04, small=batch["small"], mask=batch["mask"])
@@ -121,7 +121,7 @@ def left_by(finished) -> dict[str, torch.Tensor]:
     return {key: value for key, value in left.items() if key.startswith("student.")}
 
 
-def test_larger_pictures_start_with_positions_resized(folder, finished):
+def test_larger_images_start_with_positions_resized(folder, finished):
     config = self_distill.parse(RECIPE.arguments(folder, "none", "--student.fields", LARGER))
     model, before = self_distill.model_of(config), vv.load(f"{finished['sinkhorn']}/model")
     load_networks(model, finished["sinkhorn"])
@@ -173,10 +173,10 @@ def test_the_earlier_teacher_becomes_the_teacher_when_it_is_due(folder, finished
 
 
 def test_refreshes_are_every_so_many_steps_and_come_to_an_end():
-    often, thrice = Gram("x", refresh=4), Gram("x", refresh=4, refreshes=3)
+    often, thrice = GramSettings("x", refresh=4), GramSettings("x", refresh=4, refreshes=3)
     assert [step for step in range(1, 21) if often.due(step)] == [4, 8, 12, 16, 20]
     assert [step for step in range(1, 21) if thrice.due(step)] == [4, 8, 12]
-    assert not any(Gram("x").due(step) for step in range(1, 21))
+    assert not any(GramSettings("x").due(step) for step in range(1, 21))
 
 
 def test_the_earlier_teacher_sees_the_same_part_larger_and_undistorted(folder, finished):
@@ -185,15 +185,15 @@ def test_the_earlier_teacher_sees_the_same_part_larger_and_undistorted(folder, f
     model = self_distill.model_of(config)
     encoder, earlier = model.student.encoder, earlier_of(model)
     views = self_distill.views_of(config, encoder)
-    pictures = Pictures(read_samples(config.data.train), views, alike={4: 0, 5: 1})
-    drawn = collate([pictures[row] for row in range(16)])
+    images = ImageDataset(read_samples(config.data.train), views, alike={4: 0, 5: 1})
+    drawn = collate([images[row] for row in range(16)])
     assert [view.shape[-1] for view in drawn.views] == [16, 16, 8, 8, 32, 32]
-    plain = Pictures(pictures.samples, [self_distill.View(crop=view.crop) for view in views], alike={4: 0, 5: 1})
+    plain = ImageDataset(images.samples, [self_distill.View(crop=view.crop) for view in views], alike={4: 0, 5: 1})
     for row in range(16):
         seen = plain[row].views
         for small, large in ((seen[0], seen[4]), (seen[1], seen[5])):
             off = (F.avg_pool2d(large.float(), 2) - small.float()).abs().mean()
-            assert off < 3  # of 255: only the edge between two colours differs
+            assert off < 3  # of 255: only the edge between two colors differs
         assert torch.equal(seen[4], drawn.views[4][row])
     batch = tensors(drawn, encoder, 0.05, config.masks, earlier)
     assert batch["small"].shape[0] == 2
@@ -203,15 +203,15 @@ def test_the_earlier_teacher_sees_the_same_part_larger_and_undistorted(folder, f
         square = told.patch_tokens.transpose(1, 2).reshape(32, 32, 8, 8)
         wanted = F.interpolate(square, size=(4, 4), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
         seen = encoder(batch["large"].flatten(0, 1), mask=batch["mask"].flatten(0, 1)).patch_tokens
-        torch.testing.assert_close(model.told["gram"], gram_loss(seen, wanted, negatives="keep"))
+        torch.testing.assert_close(model.loss_parts["gram"], gram_loss(seen, wanted, negatives="keep"))
     assert on_grid(seen, (4, 4), (4, 4)) is seen
 
 
 def test_the_pairs_of_small_crops_have_a_weight_of_their_own():
     student, teacher = torch.randn(5, 3, 7), torch.randn(2, 3, 7).softmax(dim=-1)
-    one, half, none = (of_all_pairs(student, teacher, weight) for weight in (1, 0.5, 0))
+    one, half, none = (pairwise_dino_loss(student, teacher, weight) for weight in (1, 0.5, 0))
     torch.testing.assert_close(half, (one + none) / 2)
-    torch.testing.assert_close(none, of_all_pairs(student[:2], teacher) * 2 / 8)
+    torch.testing.assert_close(none, pairwise_dino_loss(student[:2], teacher) * 2 / 8)
 
 
 def test_a_rate_that_is_kept_stays_after_the_warmup(folder, tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_the_published_phases_follow_each_other(tmp_path):
             student=replace(config.student, fields=narrow),
             heads=replace(config.heads, prototypes=8, hidden_dim=8, bottleneck_dim=4),
             patch_heads=replace(config.patch_heads, prototypes=6, hidden_dim=8, bottleneck_dim=4),
-            gram=replace(config.gram, teacher=models["gram"]) if models else Gram(),
+            gram=replace(config.gram, teacher=models["gram"]) if models else GramSettings(),
             weights=replace(config.weights, gram=1.0 if models else 0.0),
         )
         model = self_distill.model_of(config)
@@ -252,7 +252,7 @@ def test_the_published_phases_follow_each_other(tmp_path):
 
 def test_an_anchored_model_trains_the_student_alone(folder, finished):
     model, batch = model_and_batch(folder, *gram_of(finished))
-    assert isinstance(model, SelfDistilled) and model.train().earlier is not None
+    assert isinstance(model, SelfDistillation) and model.train().earlier is not None
     model(batch["large"], 0.05, small=batch["small"], mask=batch["mask"]).backward()
     assert {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None} == {"student"}
     assert not any(module.training for module in model.get_submodule("earlier").modules())

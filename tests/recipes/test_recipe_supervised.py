@@ -11,10 +11,10 @@ from support.recipes.supervised import DISTILLED, FIELDS, PLAIN, RECIPE
 from transformers import AutoModelForImageClassification, DeiTForImageClassificationWithTeacher
 
 import vlm_vision as vv
-from vlm_vision.data.images.views import normalised
+from vlm_vision.data.images.views import normalize_views
 from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.spec import IMAGENET
-from vlm_vision.train.tasks.supervised import Classified, Distill, as_seen_by, classifier
+from vlm_vision.train.tasks.supervised import ClassifierWithLoss, DistillLossSettings, classifier, renormalize
 
 train = RECIPE.train
 
@@ -46,16 +46,16 @@ def test_a_student_learns_its_teacher_where_labels_tell_nothing(folder, teacher,
     changes = ["--distill.alpha", "1", "--steps", "80", "--student.fields", json.dumps(DISTILLED), "--flip", "0"]
     train(folder, tmp_path / "run", *useless, *changes, *PLAIN)
     student, right = vv.load(tmp_path / "run" / "model"), vv.load(teacher)
-    pictures = sorted(folder.glob("*.png"))
+    images = sorted(folder.glob("*.png"))
     with torch.no_grad():
-        seen = student(student.preprocess(pictures))
-        told = right(right.preprocess(pictures)).logits.argmax(dim=1)
+        seen = student(student.preprocess(images))
+        told = right(right.preprocess(images)).logits.argmax(dim=1)
         follows = student.model.head_dist(seen.register_tokens[:, 0]).argmax(dim=1)
     assert torch.equal(follows, told) and len(told.unique()) == 4
 
 
 def test_a_distilled_student_learns_labels_and_teacher_each_by_its_own_head():
-    model = Classified(classifier(new_encoder(DISTILLED), 4, {}), Distill(alpha=0.25)).eval()
+    model = ClassifierWithLoss(classifier(new_encoder(DISTILLED), 4, {}), DistillLossSettings(alpha=0.25)).eval()
     pixels, targets, told = torch.randn(5, 3, 16, 16), torch.rand(5, 4).softmax(dim=1), torch.randn(5, 4)
     out, vit = model.encoder(pixels), model.encoder.model
     labels = -(targets * vit.head(out.cls_token).log_softmax(dim=1)).sum(dim=1).mean()
@@ -70,9 +70,9 @@ def test_a_teacher_sees_what_its_own_preprocessing_makes(folder, teacher):
     one, other = vv.load(teacher).preprocess, new_encoder(FIELDS)
     assert one.mean == IMAGENET[0] and other.preprocess.mean != one.mean
     views = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    found = as_seen_by(other, normalised(views, one), one)
-    torch.testing.assert_close(found, normalised(views, other.preprocess), rtol=1e-5, atol=1e-5)
-    assert as_seen_by(new_encoder(FIELDS | {"image_size": 24}), found, one).shape == (2, 3, 24, 24)
+    found = renormalize(other, normalize_views(views, one), one)
+    torch.testing.assert_close(found, normalize_views(views, other.preprocess), rtol=1e-5, atol=1e-5)
+    assert renormalize(new_encoder(FIELDS | {"image_size": 24}), found, one).shape == (2, 3, 24, 24)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def alone(bench) -> dict[str, Path]:
     return {head: bench("vla").alone(*changes)[1] for head, changes in HEADS.items()}
 
 
-def test_what_was_shown_is_learned_and_pictures_and_words_are_used(folder, tmp_path):
+def test_what_was_shown_is_learned_and_images_and_words_are_used(folder, tmp_path):
     metrics = train(
         folder,
         tmp_path / "run",
@@ -44,7 +44,7 @@ def test_what_was_shown_is_learned_and_pictures_and_words_are_used(folder, tmp_p
     assert metrics["action_error/right"] < 0.7 * metrics["action_error/blank"]
     policy, data = load_policy(tmp_path / "run/model", statistics="mine"), read_dataset(folder / "data")
     seen = data.frame(0).observation
-    assert policy.spec.fps == 10 and policy.spec.state_dim == 0 and policy.model.sight.area == 0.81
+    assert policy.spec.fps == 10 and policy.spec.state_dim == 0 and policy.model.crop_config.area == 0.81
     side = np.sign(data.column("action")[0, 0])
     fast, slow = (policy.act([replace(seen, instruction=words)]).values[0, 0] for words in ("go fast", "go slow"))
     assert fast[0] * side > 0.5 and slow[0] * side > 0.5 and fast[1] > 0.4 and slow[1] < 0.2
@@ -64,7 +64,7 @@ BEGUN = ["--encoder.new", "{}", "--language.new", "{}", "--start"]
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
-    still = [word for part in ("vision", "projector", "language", "hands") for word in (f"--lr_{part}", "0")]
+    still = [word for part in ("vision", "projector", "language", "action") for word in (f"--lr_{part}", "0")]
     changes = [*HEADS[head], *BEGUN, str(alone[head] / "model"), "--steps", "1"]
     train(folder, tmp_path / "on", *changes, *still)
     assert torch.equal(actions(tmp_path / "on", folder), actions(alone[head]))
@@ -95,7 +95,7 @@ def test_a_policy_with_other_hands_is_not_gone_on_from_in_silence(folder, tmp_pa
     assert actions(tmp_path / "new", folder).isfinite().all()
 
 
-def test_numbers_that_are_not_normalised_pass(folder, tmp_path):
+def test_numbers_that_are_not_normalized_pass(folder, tmp_path):
     train(folder, tmp_path / "raw", "--data.raw_actions", "[1]", "--data.read_state", "false", "--steps", "2")
     policy = load_policy(tmp_path / "raw/model")
     assert policy.spec.state_dim == 0

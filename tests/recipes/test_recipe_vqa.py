@@ -1,4 +1,4 @@
-"""The recipe end to end on a handful of pictures: files, kills, adapters, cached features, trackers, bad settings."""
+"""The recipe end to end on a handful of images: files, kills, adapters, cached features, trackers, bad settings."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.models import picture
+from support.models import make_image
 from support.processes import start
 
 import vlm_vision as vv
@@ -49,12 +49,12 @@ DROPOUT = ["--train_language", "lora", "--lora_dropout", "0.5"]  # so that the r
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Pictures, LLaVA files and a YAML."""
+    """Images, LLaVA files and a YAML."""
     tmp_path = tmp_path_factory.mktemp("vqa")
     records = []
     for i in range(12):
-        picture(i, 16, 16).save(tmp_path / f"{i}.png")
-        for question, answer in (("what colour ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
+        make_image(i, 16, 16).save(tmp_path / f"{i}.png")
+        for question, answer in (("what color ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
             records.append({"image": f"{i}.png", "type": question.split()[0], "conversations": turns})
     (tmp_path / "train.json").write_text(json.dumps(records))
@@ -104,7 +104,7 @@ def test_a_run_writes_a_model_that_answers_and_figures_with_controls(folder, fin
         assert sheet.width > 500
     assert len(metrics["losses"]) == 8 and metrics["losses"][-1] < metrics["losses"][0]
     model = vv.VisionLanguageModel.from_pretrained(out / "model")
-    assert isinstance(model.answer(picture(0, 16, 16), "what colour ?", max_new_tokens=2), str)
+    assert isinstance(model.answer(make_image(0, 16, 16), "what color ?", max_new_tokens=2), str)
     assert vqa.parse(["--config", str(out / "config.yaml")]) == vqa.parse(
         ["--config", str(folder / "tiny.yaml"), "--out", str(out)]
     )
@@ -213,7 +213,7 @@ def test_a_step_is_the_same_however_it_is_computed(settings, losses, change):
     torch.testing.assert_close(torch.tensor(other), torch.tensor(losses), rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_may_be_read_by_other_processes(settings, losses):
+def test_images_may_be_read_by_other_processes(settings, losses):
     assert run(settings(*QUIET, "--workers", "1"))["losses"] == losses
 
 
@@ -227,7 +227,7 @@ def test_a_frozen_tower_is_run_once_and_adapters_are_saved_and_merged(settings, 
     config = vqa.parse(arguments)
     training.set_seed(config.seed)
     base = build_model(config, read_data(config.data)[0])
-    batch = base.processor(text=["<image> is it red ?"], images=[picture(0)], return_tensors="pt")
+    batch = base.processor(text=["<image> is it red ?"], images=[make_image(0)], return_tensors="pt")
     with torch.no_grad():
         before = base(**batch).logits
         adapted = load_adapter(base, out / "adapter")(**batch).logits
@@ -236,7 +236,7 @@ def test_a_frozen_tower_is_run_once_and_adapters_are_saved_and_merged(settings, 
     without = run([*arguments, "--out", str(tmp_path / "without"), "--cache_features", "false"])
     torch.testing.assert_close(torch.tensor(without["losses"]), torch.tensor(cached["losses"]), rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(vv.Encoder, "forward", lambda *a, **k: pytest.fail("the tower ran again"))
-    shared = ["--feature_folder", str(out / "features"), "--data.test", ""]  # grey pictures are encoded to be compared
+    shared = ["--feature_folder", str(out / "features"), "--data.test", ""]  # gray images are encoded to be compared
     again = run([*arguments, "--out", str(tmp_path / "again"), *shared, "--data.test", ""])
     assert again["losses"] == cached["losses"] and "accuracy" not in again
 
@@ -329,7 +329,7 @@ WRONG = [
     (["--encoder.source", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     (["--stepz", "3"], "stepz"),
     (["--language.source", "nowhere/at/all"], "nowhere/at/all"),
-    (["--data.images", "nowhere", "--train_vision", "frozen"], "there is no picture nowhere/0.png"),
+    (["--data.images", "nowhere", "--train_vision", "frozen"], "there is no image nowhere/0.png"),
     (["--train_vision", "thawed"], "thawed"),
     (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
     (["--tracker", "abacus"], "tracker is 'abacus': expected none or one of"),
@@ -345,7 +345,7 @@ def test_wrong_settings_are_one_sentence_and_exit_code_2(settings, change, says,
     monkeypatch.setattr("vlm_vision.train.settings.get_available_trackers", lambda: ["tensorboard"])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     with pytest.raises(SystemExit) as exit:
-        training.run("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
+        training.run_cli("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
     assert exit.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert says in said[-1] or "stepz" in says

@@ -1,4 +1,4 @@
-"""Action tokens, statistics and normalisation."""
+"""Action tokens, statistics and normalization."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from support.golden import golden_case
 
 from vlm_vision.robot.action_tokens import ActionTokens
 from vlm_vision.robot.normalize import Normalizer
-from vlm_vision.robot.statistics import Statistics, chosen, read_statistics
+from vlm_vision.robot.statistics import Statistics, choose_statistics, read_statistics
 
 
 def test_action_tokens_are_openvlas() -> None:
@@ -46,7 +46,7 @@ MASK = np.array([True, True, True, True, False])
 
 
 @pytest.mark.parametrize("kind", ["quantiles", "mean_std", "min_max"])
-def test_inverting_gives_what_was_normalised(kind) -> None:
+def test_inverting_gives_what_was_normalized(kind) -> None:
     statistics = Statistics.of(rows(), MASK)
     normalizer = Normalizer(kind, statistics)
     given = torch.from_numpy(rows())
@@ -72,7 +72,7 @@ def test_numbers_beyond_the_quantiles_are_clipped_and_the_formula_is_openvlas() 
 def test_statistics_of_others_are_read(tmp_path, layout: str) -> None:
     action = Statistics.of(rows(), MASK)
     told = action.to_dict()
-    picture = {"mean": [[[0.5]], [[0.5]], [[0.5]]], "count": [10]}
+    image = {"mean": [[[0.5]], [[0.5]], [[0.5]]], "count": [10]}
     folder = tmp_path / "mine"
     (folder / "meta").mkdir(parents=True)
     other = replace(action, mask=None).to_dict()
@@ -81,21 +81,21 @@ def test_statistics_of_others_are_read(tmp_path, layout: str) -> None:
         "openvla": ("dataset_statistics.json", data),
         "openvla_config": ("config.json", {"model_type": "openvla", "norm_stats": data}),
         "openpi": ("norm_stats.json", {"norm_stats": {"actions": other, "state": other}}),
-        "lerobot": ("meta/stats.json", {"action": other | {"count": [400]}, "observation.images.top": picture}),
+        "lerobot": ("meta/stats.json", {"action": other | {"count": [400]}, "observation.images.top": image}),
     }[layout]
     (folder / path).write_text(json.dumps(held))
     named = read_statistics(folder)
     if layout.startswith("openvla"):
-        found = chosen(named, "bridge")["action"]
+        found = choose_statistics(named, "bridge")["action"]
         assert set(named["fractal"]) == {"action", "proprio"}
         np.testing.assert_array_equal(found.mask, MASK)
         with pytest.raises(ValueError, match="'mine' are not known: choose one of 'bridge', 'fractal'"):
-            chosen(named, "mine")
+            choose_statistics(named, "mine")
         with pytest.raises(ValueError, match="several data sets: choose one of 'bridge', 'fractal'"):
-            chosen(named, "")
+            choose_statistics(named, "")
     else:
         assert set(named) == {"mine"}
-        found = chosen(named, "")["actions" if layout == "openpi" else "action"]
+        found = choose_statistics(named, "")["actions" if layout == "openpi" else "action"]
         assert set(named["mine"]) == ({"actions", "state"} if layout == "openpi" else {"action"})
     for name in ("mean", "std", "min", "max", "q01", "q99"):
         np.testing.assert_array_equal(getattr(found, name), getattr(action, name))

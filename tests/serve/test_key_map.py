@@ -43,11 +43,11 @@ def test_messages_of_known_clients_need_no_map(cameras, state_dim, message):
         np.testing.assert_array_equal(got.state, [7, 8, 9, 10, 11, 12, 13, 1])
 
 
-def test_messages_of_aloha_have_a_map_of_pictures_with_channels_first():
-    pictures = {f"cam_{i}": np.random.default_rng(i).integers(0, 256, (3, 8, 6), dtype=np.uint8) for i in range(2)}
+def test_messages_of_aloha_have_a_map_of_images_with_channels_first():
+    images = {f"cam_{i}": np.random.default_rng(i).integers(0, 256, (3, 8, 6), dtype=np.uint8) for i in range(2)}
     keys = KeyMap.of(PolicySpec(("cam_0", "cam_1"), 14, state_dim=14), {})
-    got = keys.observation({"images": pictures, "state": np.ones(14), "prompt": "do something"})
-    np.testing.assert_array_equal(got.images["cam_1"], pictures["cam_1"].transpose(1, 2, 0))
+    got = keys.observation({"images": images, "state": np.ones(14), "prompt": "do something"})
+    np.testing.assert_array_equal(got.images["cam_1"], images["cam_1"].transpose(1, 2, 0))
 
 
 def test_what_is_mapped_replaces_the_defaults_of_its_target():

@@ -21,7 +21,7 @@ from support.robot_clients import (
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.settings import ServerSettings
 
 
 def test_who_stalls_is_let_go_and_the_others_served():
@@ -79,8 +79,8 @@ def test_floods_are_refused_by_address():
         for _ in range(10):
             try:
                 outcomes.append(robot.take() and "answered")
-            except RuntimeError as refusal:
-                outcomes.append(str(refusal))
+            except RuntimeError as request_error:
+                outcomes.append(str(request_error))
         assert 3 <= outcomes.count("answered") < 10
         assert "too many requests: at most 4 a second are answered; ask less often" in outcomes
         np.testing.assert_array_equal(other.infer(seen())["actions"], sees(arm, seen()))
@@ -203,8 +203,8 @@ def test_tokens():
 
 
 def test_settings_are_checked():
-    assert Settings(host="::1").token == "" and Settings(host="0.0.0.0", no_token=True).token == ""
-    assert "s3cret" not in repr(Settings(host="0.0.0.0", token="s3cret"))
+    assert ServerSettings(host="::1").token == "" and ServerSettings(host="0.0.0.0", no_token=True).token == ""
+    assert "s3cret" not in repr(ServerSettings(host="0.0.0.0", token="s3cret"))
     for wrong, said in (
         ({"host": "0.0.0.0"}, "--no-token"),
         ({"host": "robot.example.org"}, "other machines"),
@@ -220,4 +220,4 @@ def test_settings_are_checked():
         ({"token": "two words"}, "characters"),
     ):
         with pytest.raises(ValueError, match=said):
-            Settings(**wrong)
+            ServerSettings(**wrong)

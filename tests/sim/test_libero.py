@@ -1,4 +1,4 @@
-"""LIBERO: the same numbers and pictures as its own environment gives, and the same again. Where it is installed."""
+"""LIBERO: the same numbers and images as its own environment gives, and the same again. Where it is installed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ACTION = np.array([0.5, -0.3, -0.8, 0.1, 0, 0.2, 1], dtype=np.float32)
 
 
-def test_states_and_pictures_are_liberos_own() -> None:
+def test_states_and_images_are_liberos_own() -> None:
     from libero.libero import benchmark
     from libero.libero.envs import OffScreenRenderEnv
 
@@ -62,7 +62,7 @@ def test_no_first_state_is_counted_twice(tmp_path) -> None:
     given = dict(policy="random", tasks=("libero_spatial/0",), controls=("right",), out=str(tmp_path / "none"))
     assert first_states("libero_spatial/0") == 50
     with pytest.raises(ValueError, match="has 50 first states: 51 episodes would count"):
-        vla_eval.main(vla_eval.Config(**given, episodes=51))
+        vla_eval.main(vla_eval.VlaEvalConfig(**given, episodes=51))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -21,14 +21,14 @@ from vlm_vision.new_models import new_encoder, new_language_model, word_tokenize
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Statistics
-from vlm_vision.sim.baselines import Chance, Expert
+from vlm_vision.sim.baselines import RandomPolicy, ScriptedExpert
 from vlm_vision.sim.environment import EVALUATION_SEED
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.metaworld import ACTION_NAMES, MetaWorld
 from vlm_vision.sim.outcomes import Trial
 from vlm_vision.sim.record import Demonstrations, Recorder
 from vlm_vision.sim.rollout import rollout
-from vlm_vision.sim.video import Films, Video
+from vlm_vision.sim.video import EpisodeVideos, VideoWriter
 from vlm_vision.vla import VisionLanguageActionModel
 
 SMALL = Recorder(("corner4", "gripperPOV"), size=32)
@@ -78,11 +78,11 @@ def test_the_state_is_hand_and_gripper_alone(reach) -> None:
     assert np.array_equal(starts[0].state, starts[0].hidden[:4].astype(np.float32))
 
 
-def test_pictures_are_upright_and_of_any_size(reach) -> None:
+def test_images_are_upright_and_of_any_size(reach) -> None:
     reach.reset(0)
     large, small = reach.frame(700, 200), reach.frame(40, 60)
     assert large.shape == (700, 200, 3) and small.shape == (40, 60, 3)
-    upper, lower = np.split(reach.frame(96, 96).astype(int), 2)  # grey wall above, brown table below
+    upper, lower = np.split(reach.frame(96, 96).astype(int), 2)  # gray wall above, brown table below
     assert (upper.max(-1) - upper.min(-1)).mean() + 10 < (lower.max(-1) - lower.min(-1)).mean()
 
 
@@ -105,15 +105,15 @@ def test_actions_are_clipped_and_success_ends(reach) -> None:
 
 def test_the_expert_reaches_in_the_loop_and_chance_does_not(reach, tmp_path) -> None:
     trials = [Trial("reach-v3", EVALUATION_SEED + place) for place in range(2)]
-    films = Films(tmp_path, per_task=1, side=64)
+    films = EpisodeVideos(tmp_path, per_task=1, side=64)
     (tmp_path / f"reach-v3-{EVALUATION_SEED}-failed.mp4").write_bytes(b"of a run before")
 
     def make(task: str) -> MetaWorld:
         return MetaWorld(task, cameras={"eye": "corner2"}, size=16, horizon=80)
 
-    found = rollout(Expert(["eye"]), make, trials, watch=films)
+    found = rollout(ScriptedExpert(["eye"]), make, trials, watch=films)
     assert found.all.successes == 2 and max(one.steps for one in found.outcomes) < 80
-    assert rollout(Chance(PolicySpec(("eye",), 4, chunk=20)), make, trials).all.successes == 0
+    assert rollout(RandomPolicy(PolicySpec(("eye",), 4, chunk=20)), make, trials).all.successes == 0
     (film,) = tmp_path.iterdir()
     assert film.name == f"reach-v3-{EVALUATION_SEED}-done.mp4"
     with av.open(str(film)) as opened:
@@ -181,24 +181,26 @@ def test_the_recipe_judges_writes_and_shows(reach, tmp_path, capsys) -> None:
     assert [one["instruction"] for one in told] == [INSTRUCTIONS["coffee-button-v3"], INSTRUCTIONS["reach-v3"]]
     assert metrics["right"]["mean"] == 1 and len(list((tmp_path / "videos").glob("*-done.mp4"))) == 2
     assert load_image(tmp_path / "contact_sheet.png").width > 300
-    assert "mean" in (shown := capsys.readouterr().out) and "pictures tell the policy its task" in shown
+    assert "mean" in (shown := capsys.readouterr().out) and "images tell the policy its task" in shown
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["tasks"] == ["reach-v3", "coffee-button-v3"] and config["seed"] == EVALUATION_SEED
-    assert len(vla_eval.Config(policy="expert", tasks=("all",)).tasks) == 50
+    assert len(vla_eval.VlaEvalConfig(policy="expert", tasks=("all",)).tasks) == 50
     with pytest.raises(ValueError, match="to shuffle instructions takes two"):
-        vla_eval.Config(policy="expert", tasks=("reach-v3",))
+        vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3",))
     with pytest.raises(ValueError, match="name each once"):
-        vla_eval.Config(policy="expert", tasks=("reach-v3", "reach-v3"))
+        vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3", "reach-v3"))
     with pytest.raises(ValueError, match="seed is 7: those below 10000 are for recordings"):
-        vla_eval.Config(policy="expert", seed=7)
-    misspelt = vla_eval.Config(policy="expert", tasks=("reach-v3", "window-opn-v3"), out=str(tmp_path / "none"))
+        vla_eval.VlaEvalConfig(policy="expert", seed=7)
+    misspelled = vla_eval.VlaEvalConfig(
+        policy="expert", tasks=("reach-v3", "window-opn-v3"), out=str(tmp_path / "none")
+    )
     with pytest.raises(ValueError, match="task 'window-opn-v3' is not known"):
-        vla_eval.main(misspelt)
+        vla_eval.main(misspelled)
     assert not (tmp_path / "none").exists()  # before any episode
 
 
 def test_a_rollout_that_breaks_leaves_no_half_of_a_film(reach, tmp_path) -> None:
-    class Broken(Expert):
+    class Broken(ScriptedExpert):
         looks = 0
 
         def act(self, observations):
@@ -207,7 +209,7 @@ def test_a_rollout_that_breaks_leaves_no_half_of_a_film(reach, tmp_path) -> None
                 raise OSError("the arm is on fire")
             return super().act(observations)
 
-    with pytest.raises(OSError, match="on fire"), Films(tmp_path, side=64) as films:
+    with pytest.raises(OSError, match="on fire"), EpisodeVideos(tmp_path, side=64) as films:
         rollout(Broken(("corner4",)), lambda task: MetaWorld(task, size=16), [Trial("reach-v3", 5)], watch=films)
     assert not list(tmp_path.iterdir()) and not films.ends
 
@@ -226,7 +228,7 @@ def test_a_saved_policy_acts_in_the_loop(reach, tmp_path) -> None:
         statistics={"ours": statistics},
     )
     model.save_pretrained(tmp_path / "policy")
-    config = vla_eval.Config(
+    config = vla_eval.VlaEvalConfig(
         policy=str(tmp_path / "policy"), statistics="ours", out=str(tmp_path / "out"), tasks=("reach-v3", "push-v3"),
         episodes=1, size=16, horizon=10, films=0,
     )  # fmt: skip
@@ -262,6 +264,6 @@ def test_wrong_settings_are_refused(reach, tmp_path) -> None:
         Demonstrations(Recorder(("corner4",), 8), ["reach-v3", "push-v3"], [2, 0])
     with pytest.raises(ValueError, match="failed 5 times: use less noise"):
         list(Demonstrations(Recorder(("corner4",), 4, horizon=2), ["peg-insert-side-v3"], 1))
-    video = Video(tmp_path / "a.mp4", 10)
+    video = VideoWriter(tmp_path / "a.mp4", 10)
     with pytest.raises(ValueError, match="even sides"):
         video.add(np.zeros((33, 32, 3), np.uint8))

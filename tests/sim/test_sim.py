@@ -8,15 +8,15 @@ import pytest
 
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
-from vlm_vision.sim.controls import blank, shuffled
+from vlm_vision.sim.controls import blank_images, shuffled
 from vlm_vision.sim.instructions import INSTRUCTIONS
-from vlm_vision.sim.intervals import Share
+from vlm_vision.sim.intervals import SuccessRate
 from vlm_vision.sim.outcomes import Trial
 from vlm_vision.sim.rollout import rollout
 
 
 class Line:
-    """A point that must come to 3 on a line; it tells where it is by the grey of its picture and by its state."""
+    """A point that must come to 3 on a line; it tells where it is by the gray of its image and by its state."""
 
     cameras, state_dim, action_dim, fps = ("eye",), 1, 1, 10.0
     opened: list["Line"] = []
@@ -38,8 +38,8 @@ class Line:
 
     def observe(self) -> Observation:
         self.looks += 1
-        grey = np.full((4, 6, 3), round(self.place * 10) % 256, dtype=np.uint8)
-        return Observation({"eye": grey}, self.instruction, np.array([self.place], dtype=np.float32))
+        gray = np.full((4, 6, 3), round(self.place * 10) % 256, dtype=np.uint8)
+        return Observation({"eye": gray}, self.instruction, np.array([self.place], dtype=np.float32))
 
     def frame(self, height: int, width: int) -> np.ndarray:
         return np.zeros((height, width, 3), dtype=np.uint8)
@@ -118,7 +118,7 @@ def test_watching_sees_every_step_and_the_end() -> None:
 
 def test_controls_reach_the_policy_and_nothing_else() -> None:
     policy, told = Walker(), shuffled({name: f"go along {name}" for name in ("north", "southwest", "east")}, seed=3)
-    found = rollout(policy, Line, TRIALS, instructions=told, alter=blank, at_once=3)
+    found = rollout(policy, Line, TRIALS, instructions=told, alter=blank_images, at_once=3)
     for one in (observation for batch in policy.seen for observation in batch):
         assert np.array_equal(one.images["eye"], np.full((4, 6, 3), 128)) and one.instruction in told.values()
         assert one.state is not None
@@ -142,13 +142,13 @@ def test_shuffled_instructions_are_one_ring() -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval(successes, tries, low, high) -> None:  # Newcombe (1998), table I, method 3
-    np.testing.assert_allclose(Share(successes, tries).interval, (low, high), atol=5.1e-5)
+    np.testing.assert_allclose(SuccessRate(successes, tries).interval, (low, high), atol=5.1e-5)
 
 
 def test_a_share_needs_tries() -> None:
     for successes, tries in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="at least one try"):
-            Share(successes, tries)
+            SuccessRate(successes, tries)
 
 
 def test_the_mean_counts_tasks_and_its_interval_episodes() -> None:

@@ -42,7 +42,7 @@ ENCODERS = [
 """Cases that take (B, C, H, W) pixels."""
 
 NAFLEX = ["hf_siglip2_naflex", "timm_naflex_siglip", "bv_naflex"]
-"""Cases that take patch vectors of pictures of any shape."""
+"""Cases that take patch vectors of images of any shape."""
 
 
 @dataclass
@@ -127,8 +127,8 @@ def errors(case: Case, run: str) -> dict[str, float]:
     return {name: error(value, golden[f"{name}.{run}"]) for name, value in ours.items() if f"{name}.{run}" in golden}
 
 
-def pictures(case: Case, run: str) -> list[Tensor]:
-    """The pictures (3, H, W) whose patch vectors a NaFlex case holds."""
+def images(case: Case, run: str) -> list[Tensor]:
+    """The images (3, H, W) whose patch vectors a NaFlex case holds."""
     size = case.encoder.config.patch_size
     stored = next(
         case.golden[f"{name}.{run}"] for name in ("pixel_values", "patches") if f"{name}.{run}" in case.golden
@@ -141,16 +141,16 @@ def pictures(case: Case, run: str) -> list[Tensor]:
 
 
 def naflex_errors(case: Case, run: str) -> dict[str, float]:
-    """Worst error over the pictures of a NaFlex run, all packed in one sequence."""
-    seen = pictures(case, run)
+    """Worst error over the images of a NaFlex run, all packed in one sequence."""
+    seen = images(case, run)
     normed, before = case.encoder.packed(seen), case.encoder.packed(seen, tap=vv.Tap(-2, norm=False))
     found: dict[str, list[float]] = {}
-    for i, (out, block, picture) in enumerate(zip(normed, before, seen, strict=True)):
+    for i, (out, block, image) in enumerate(zip(normed, before, seen, strict=True)):
         count = out.patch_tokens.shape[1]
         ours = {
             "tokens": out.patch_tokens,
             "block": block.patch_tokens,
-            "embed": case.encoder.model.embed(picture[None])[0],
+            "embed": case.encoder.model.embed(image[None])[0],
         }
         for name, value in ours.items():
             found.setdefault(name, []).append(error(value[0], case.golden[f"{name}.{run}"][i, :count]))
@@ -177,7 +177,7 @@ def pair_errors(name: str) -> dict[str, float]:
     golden = {key.removesuffix(".native"): value for key, value in load_file(folder / "golden.safetensors").items()}
     about = json.loads((folder / "case.json").read_text())
     ids = golden["input_ids"] if "input_ids" in golden else torch.tensor(about["text_inputs"]["input_ids"])
-    pixels = pictures(case(name), "native") if name in NAFLEX else golden["pixel_values"]
+    pixels = images(case(name), "native") if name in NAFLEX else golden["pixel_values"]
     pair = vv.load_pair(source(name))
     out, text = pair(pixels, ids), pair.text(ids)
     ours = {

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 
 
-def picture(seed: int = 0, height: int = 40, width: int = 36) -> Image.Image:
-    """Coloured noise."""
+def make_image(seed: int = 0, height: int = 40, width: int = 36) -> Image.Image:
+    """Colored noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-WORDS = "what colour is this picture of the red blue green a an no yes it shows cat dog ? . : , In Out".split()
+WORDS = "what color is this image of the red blue green a an no yes it shows cat dog ? . : , In Out".split()
 
 
 def tiny_tokenizer(*, bos: bool = True, pad: bool = False, chat_template: str | None = None):
@@ -49,7 +49,7 @@ def tiny_llm(name: str, vocab_size: int = 30):
         shape |= dict(num_key_value_heads=2, head_dim=8, tie_word_embeddings=name.endswith(("_tied", "gemma")))
         config = AutoConfig.for_model(name.removesuffix("_tied"), **shape, **ids)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # larger weights than at initialisation, so that differences show
+    with torch.no_grad():  # larger weights than at initialization, so that differences show
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     return model

@@ -28,7 +28,7 @@ CROPPED = dataclasses.replace(
 
 
 WHOLE = dataclasses.replace(SQUASH, resize="none", resize_to=(0, 0), rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1))
-"""Leaves the picture as it is."""
+"""Leaves the image as it is."""
 
 
 SPECS = [
@@ -56,6 +56,6 @@ EVEN = dataclasses.replace(CROPPED, crop_rounding="half_even")
 SIZES = [(37, 53), (201, 31), (31, 200), (1, 57), (57, 1), (9, 8), (40, 40)]
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
 from vlm_vision.serve.server import PolicyServer
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.settings import ServerSettings
 
 
 class Arm:
@@ -55,7 +55,7 @@ class Arm:
 @contextmanager
 def running(policy, **settings):
     """A server on a free port, stopped at the end; at a rate for tests that ask until something is so."""
-    server = PolicyServer(policy, Settings(port=0, **({"rate": 10_000.0} | settings)))
+    server = PolicyServer(policy, ServerSettings(port=0, **({"rate": 10_000.0} | settings)))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -8,7 +8,7 @@ LENGTHS = (5, 9, 7, 1)
 
 
 def ramps(side: int, length: int, seed: int) -> np.ndarray:
-    """Pictures that move, uint8 (T, side, side, 3); no two moments are alike, and a video keeps them well."""
+    """Images that move, uint8 (T, side, side, 3); no two moments are alike, and a video keeps them well."""
     rows, columns = np.mgrid[:side, :side]
     steps = np.arange(length)[:, None, None]
     red = (columns + 8 * steps) * 255 // (side + 8 * length)

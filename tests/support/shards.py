@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from support.models import picture
+from support.models import make_image
 from vlm_vision.data.images.views import Color, Crop, View
 
 VIEW = View(crop=Crop(16), color=Color())
@@ -12,7 +12,7 @@ VIEW = View(crop=Crop(16), color=Color())
 
 def encoded(seed: int) -> bytes:
     file = io.BytesIO()
-    picture(seed).save(file, "JPEG")
+    make_image(seed).save(file, "JPEG")
     return file.getvalue()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.fused import add_film
@@ -36,8 +36,8 @@ def fresh(llm: str = "llama", *, dtype=torch.float32, tap=None, **options) -> vv
 
 
 def inputs(vlm: vv.VisionLanguageModel) -> dict:
-    texts = ["<image> what colour is this ?", "is this a cat ?", "<image> <image> the"]
-    return vlm.processor(text=texts, images=[picture(i) for i in range(3)], return_tensors="pt")
+    texts = ["<image> what color is this ?", "is this a cat ?", "<image> <image> the"]
+    return vlm.processor(text=texts, images=[make_image(i) for i in range(3)], return_tensors="pt")
 
 
 def trained(model: vv.VisionLanguageModel, vision="lora", projector="full", language="lora", by: float = 0.1):
@@ -126,12 +126,12 @@ def test_weights_beside_the_layers_travel_with_the_adapter(options, weight, tmp_
     )
 
 
-def test_gradients_and_the_optimiser_reach_the_copy_that_trains(tmp_path):
+def test_gradients_and_the_optimizer_reach_the_copy_that_trains(tmp_path):
     wrapped = set_trainable(fresh(), vision="full", projector="full", language="lora", lora_rank=2)
     before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
     parts = group_modules(wrapped)
-    optimised = parameter_groups([(parts["vision"], 1e-2), (parts["projector"], 1e-2)], weight_decay=0.0)
-    optimizer = torch.optim.AdamW(optimised)
+    optimized = parameter_groups([(parts["vision"], 1e-2), (parts["projector"], 1e-2)], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(optimized)
     batch = inputs(unwrapped(wrapped))
     wrapped(**batch, labels=batch["input_ids"]).loss.backward()
     optimizer.step()

@@ -90,7 +90,7 @@ def test_groups_keep_their_own_rates_and_the_last_layer_waits():
         take(weights, optimizer, schedule)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["schedule first", "optimiser first"])
+@pytest.mark.parametrize("late", [False, True], ids=["schedule first", "optimizer first"])
 def test_a_run_that_stops_goes_on_as_if_it_had_not(late):
     whole, first, second = scheduled(), scheduled(), scheduled()
     for _ in range(8):

@@ -1,18 +1,18 @@
-"""Laws of training: the order of data, the weight of tokens, the groups of the optimiser."""
+"""Laws of training: the order of data, the weight of tokens, the groups of the optimizer."""
 
 import pytest
 import torch
-from support.models import picture
+from support.models import make_image
 
 import projectors
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import ChatLabels, pad
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.measure.answers import blind_answers, evaluate, other_pictures, right
+from vlm_vision.measure.answers import blind_answers, evaluate, is_correct, other_images
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim.groups import parameter_groups, warmup_cosine
-from vlm_vision.train.tasks.vqa import WithPicture
+from vlm_vision.train.tasks.vqa import EnsureImage
 
 
 def batches(**options) -> list[list[int]]:
@@ -53,15 +53,15 @@ def test_batches_that_do_not_divide_are_refused():
 def batch(vlm):
     chat = ChatLabels(vlm.processor)
     talk = [
-        Conversation(("0",), (("<image> what colour is this ?", "red"), ("is it a cat ?", "yes it is"))),
+        Conversation(("0",), (("<image> what color is this ?", "red"), ("is it a cat ?", "yes it is"))),
         Conversation(("1",), (("<image> is this a dog ?", "no"),)),
-        Conversation((), (("what is this ?", "a picture of the cat"),)),
+        Conversation((), (("what is this ?", "an image of the cat"),)),
         Conversation(("2",), (("<image> what ?", "blue"),)),
     ]
     examples = [chat(one, [16] * len(one.images)) for one in talk]
     rows = [pad([example], 1) for example in examples]
     together = pad(examples, 1)
-    pixels = vlm.encoder.preprocess([picture(i) for i in range(3)])
+    pixels = vlm.encoder.preprocess([make_image(i) for i in range(3)])
     together["pixel_values"] = pixels
     for row, own in zip(rows, ([0], [1], [], [2]), strict=True):
         if own:
@@ -96,13 +96,13 @@ def test_the_loss_is_the_language_models_own(vlm, batch):
 
 @pytest.mark.parametrize("pack_length", [0, 90])
 @pytest.mark.parametrize("words", [3, 80])
-def test_a_batch_without_a_picture_is_shown_one_that_weighs_nothing(vlm, tmp_path, pack_length, words):
+def test_a_batch_without_an_image_is_shown_one_that_weighs_nothing(vlm, tmp_path, pack_length, words):
     """So that every process runs every part, and the step is the same."""
-    picture().save(tmp_path / "0.png")
-    witness = Conversation((str(tmp_path / "0.png"),), (("<image> what colour ?", "red"),))
+    make_image().save(tmp_path / "0.png")
+    witness = Conversation((str(tmp_path / "0.png"),), (("<image> what color ?", "red"),))
     talk = [Conversation((), (("what is this ?", "cat " * words),)), Conversation((), (("is it a dog ?", "no"),))]
     plain = Collator(vlm.processor, pack_length=pack_length)
-    collate = WithPicture(plain, witness)
+    collate = EnsureImage(plain, witness)
     without, batch = plain(talk), collate(talk)
     assert "pixel_values" not in without and len(batch["pixel_values"]) == 1
     assert num_answer_tokens(batch) == num_answer_tokens(without)
@@ -164,26 +164,26 @@ def test_blind_answers_are_the_most_frequent_ones():
     assert blind_answers(QUESTIONS, train) == ["blue", "blue", "red"]
 
 
-def test_shuffled_pictures_are_all_other_pictures():
+def test_shuffled_images_are_all_other_images():
     asked = [Conversation((f"{i % 7}",), (("<image> ?", "a"),)) for i in range(50)]
-    other = other_pictures(asked, seed=1)
+    other = other_images(asked, seed=1)
     assert all(one.images != shown for one, shown in zip(asked, other, strict=True))
     assert {shown for shown in other} == {one.images for one in asked}
     single = [Conversation(("a",), (("<image> ?", "a"),)), Conversation((), (("?", "a"),))]
-    assert other_pictures(single, seed=1) == [None, None]
+    assert other_images(single, seed=1) == [None, None]
 
 
 @pytest.mark.parametrize(
     ("given", "wanted", "verdict"), [("Red.", "red", True), (" red ", "red", True), ("redder", "red", False)]
 )
 def test_an_answer_is_right_but_for_case_and_full_stop(given, wanted, verdict):
-    assert right(given, wanted) is verdict
+    assert is_correct(given, wanted) is verdict
 
 
 def test_evaluation_counts_each_type_and_weighs_them_by_number(vlm, tmp_path, monkeypatch):
     asked = []
     for i, one in enumerate(QUESTIONS):
-        picture(i).save(tmp_path / f"{i}.png")
+        make_image(i).save(tmp_path / f"{i}.png")
         asked.append(Conversation((str(tmp_path / f"{i}.png"),), one.turns, one.kind))
     import vlm_vision.measure.answers as module
 

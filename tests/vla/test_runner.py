@@ -15,15 +15,15 @@ from vlm_vision.fused import add_film
 from vlm_vision.new_models import new_encoder
 from vlm_vision.vla import VLAPolicy
 from vlm_vision.vla import runner as look
-from vlm_vision.vla.batch import Reader
-from vlm_vision.vla.runner import CapturedLook, Look, Looks
+from vlm_vision.vla.batch import ObservationReader
+from vlm_vision.vla.runner import GraphedRunner, PolicyRunner, RunnerCache
 
 BOTH = [observation(1), observation(5, "push a block")]
 
 
 def batch_of(model, seen=BOTH):
-    read = Reader(model)
-    batch = read([one.instruction for one in seen], [read.pictures(one) for one in seen])
+    read = ObservationReader(model)
+    batch = read([one.instruction for one in seen], [read.images(one) for one in seen])
     states = torch.from_numpy(np.stack([one.state for one in seen]))
     return batch | {"state": model.normalizers("mine")[1](states)}
 
@@ -37,10 +37,10 @@ def again(stages, device):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_captured_look_reads_what_it_is_given(head, monkeypatch) -> None:
-    monkeypatch.setattr(look, "captured", again)
+    monkeypatch.setattr(look, "capture_graphs", again)
     model = made(head)
-    plain, first = Look(model), batch_of(model)
-    kept = CapturedLook(model, first)
+    plain, first = PolicyRunner(model), batch_of(model)
+    kept = GraphedRunner(model, first)
     other = batch_of(model, [observation(7), observation(8, "push a block")])
     found = {}
     with torch.no_grad():
@@ -56,9 +56,9 @@ def test_a_captured_look_reads_what_it_is_given(head, monkeypatch) -> None:
 
 
 def test_the_shapes_seen_last_are_kept(monkeypatch) -> None:
-    monkeypatch.setattr(look, "captured", again)
+    monkeypatch.setattr(look, "capture_graphs", again)
     model = made("parallel")
-    looks = Looks(model)
+    looks = RunnerCache(model)
     looks._graphs = 2  # which the CPU does not have
     batches = [batch_of(model, [observation(1)] * count) for count in (1, 2, 3)]
     one, two = looks(batches[0]), looks(batches[1])
@@ -93,7 +93,7 @@ def test_nothing_goes_between_host_and_device(head, seeing, monkeypatch) -> None
         add_film(encoder, 32)
         options = {"style": "openvla_oft", "end_id": 3} if head == "parallel" else options
     model = made(head, encoder=encoder, head_options=options)
-    plain, batch = Look(model), batch_of(model)
+    plain, batch = PolicyRunner(model), batch_of(model)
     with torch.no_grad():
         plain.encode(batch)
         plain.prefill()

@@ -16,7 +16,7 @@ from vlm_vision.robot.window import Window
 from vlm_vision.serve.key_map import KeyMap
 from vlm_vision.vla import VisionLanguageActionModel, VLAPolicy, load_policy
 from vlm_vision.vla.batch import ActionCollator
-from vlm_vision.vla.crop import OPENVLA_COLOR, Sight
+from vlm_vision.vla.crop import OPENVLA_COLOR, CropConfig
 from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.heads.prefix import open_end
 
@@ -138,7 +138,7 @@ def test_a_small_set_is_learned_by_heart(head: str) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_a_saved_policy_acts_the_same(head: str, tmp_path) -> None:
     kind = "min_max" if head == "tokens" else "mean_std"
-    model = made(head, sight=Sight(0.9), normalization=kind, prompt="robot take {instruction}")
+    model = made(head, crop_config=CropConfig(0.9), normalization=kind, prompt="robot take {instruction}")
     before = VLAPolicy(model).act([observation(3)]).values
     model.save_pretrained(tmp_path / "policy")
     policy = load_policy(tmp_path / "policy", statistics="mine")
@@ -191,8 +191,8 @@ def test_film_lets_the_instruction_change_what_is_seen(tmp_path) -> None:
     for part in films:
         torch.nn.init.normal_(part, std=0.5)
     with torch.no_grad():
-        pictures = [model.prefix(inputs(model, one)).embeds[0, :8] for one in both]  # which come first
-    assert (pictures[0] - pictures[1]).abs().max() > 1e-3
+        images = [model.prefix(inputs(model, one)).embeds[0, :8] for one in both]  # which come first
+    assert (images[0] - images[1]).abs().max() > 1e-3
     policy = VLAPolicy(model)
     alone = np.concatenate([policy.act([one]).values for one in both])
     np.testing.assert_allclose(policy.act(both).values, alone, rtol=1e-5, atol=1e-5)
@@ -243,14 +243,14 @@ def test_the_language_model_learns_nothing_where_the_gradient_stops() -> None:
 
 def test_the_middle_is_what_the_crops_are_in_the_mean() -> None:
     image = Image.fromarray(rng().integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    sight = Sight(0.81)
-    assert sight.middle(image).size == (54, 36) == sight.drawn(image, None, 3).size
-    assert sight.middle(image).tobytes() == image.crop((3, 2, 57, 38)).tobytes()
-    assert sight.drawn(image, None, 3).tobytes() == sight.drawn(image, None, 3).tobytes()
-    assert len({sight.drawn(image, None, seed).tobytes() for seed in range(20)}) > 10
-    assert Sight(1.0).middle(image) is image
-    with pytest.raises(ValueError, match="expected a share of the picture"):
-        Sight(1.5)
+    crop_config = CropConfig(0.81)
+    assert crop_config.center(image).size == (54, 36) == crop_config.random(image, None, 3).size
+    assert crop_config.center(image).tobytes() == image.crop((3, 2, 57, 38)).tobytes()
+    assert crop_config.random(image, None, 3).tobytes() == crop_config.random(image, None, 3).tobytes()
+    assert len({crop_config.random(image, None, seed).tobytes() for seed in range(20)}) > 10
+    assert CropConfig(1.0).center(image) is image
+    with pytest.raises(ValueError, match="expected a share of the image"):
+        CropConfig(1.5)
 
 
 def test_observations_that_cannot_be_used_are_refused_in_one_sentence() -> None:
@@ -288,7 +288,7 @@ def test_numbers_that_tokens_cannot_say_are_refused() -> None:
         assert collate([(within, seed)])["actions"].abs().max() == 1
         if head == "tokens":
             with pytest.raises(
-                ValueError, match="number 1 of an action is not normalised and up to 1.5, and the tokens"
+                ValueError, match="number 1 of an action is not normalized and up to 1.5, and the tokens"
             ):
                 collate([(beyond, seed)])
         else:

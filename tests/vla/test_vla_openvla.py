@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_prompt_behind_the_picture_keeps_the_words_of_openvlas_own(folder, legacy: bool) -> None:
+def test_the_prompt_behind_the_image_keeps_the_words_of_openvlas_own(folder, legacy: bool) -> None:
     """Llama's words begin with a space, the first of a text too; `In` there is another word than `In` within one."""
     letters = sorted(set("▁In:Whataconshuldtherobottaketopickupthecup?Out:"))
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁I", "▁In", "In"]
@@ -192,7 +192,7 @@ def test_oft_acts_as_its_computation_written_out(oft, kind) -> None:
 def test_what_ofts_folder_does_not_tell_is_asked_for(oft) -> None:
     folder, given = oft[0], dict(cameras=("full", "wrist"), chunk=CHUNK, normalization="quantiles")
     for name in given:
-        with pytest.raises(ValueError, match="tells neither its cameras nor its chunk nor its normalisation: give"):
+        with pytest.raises(ValueError, match="tells neither its cameras nor its chunk nor its normalization: give"):
             load_policy(folder, statistics="set_a", **{k: v for k, v in given.items() if k != name})
     path = folder / "proprio_projector--9_checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-200])

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.foreign import load_llava, load_prismatic
 from support.golden import golden_case
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 from support.prismatic_reader import Reader
 
 import projectors
@@ -24,7 +24,7 @@ CHAT = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
 )
-TEXTS = ["<image> what colour is <image>", "is this a cat ?", "<image> the"]
+TEXTS = ["<image> what color is <image>", "is this a cat ?", "<image> the"]
 
 
 def seeing(tower: str, llm: str = "llama", *, tap=BEFORE_NORM, tokenizer=None, **options):
@@ -32,8 +32,8 @@ def seeing(tower: str, llm: str = "llama", *, tap=BEFORE_NORM, tokenizer=None, *
     return vv.VisionLanguageModel.attach(encoder, tiny_llm(llm), tokenizer=tokenizer or tiny_tokenizer())
 
 
-def pictures():
-    return [picture(i, 40 + 10 * i, 52) for i in range(3)]
+def images():
+    return [make_image(i, 40 + 10 * i, 52) for i in range(3)]
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -58,8 +58,8 @@ def test_stock_transformers_computes_the_same_with_an_exported_llava(tmp_path, t
     vlm = seeing(tower, llm)
     export(vlm, "llava", tmp_path, verify=False)
     model, processor = stock(tmp_path)
-    ours = vlm.processor(text=TEXTS, images=pictures())
-    theirs = processor(text=TEXTS, images=pictures(), padding=True, return_tensors="pt")
+    ours = vlm.processor(text=TEXTS, images=images())
+    theirs = processor(text=TEXTS, images=images(), padding=True, return_tensors="pt")
     assert ours.keys() == theirs.keys() == {"input_ids", "attention_mask", "pixel_values"}
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-5)
@@ -76,10 +76,8 @@ def test_an_exported_llava_comes_back_as_it_was(tmp_path, tower):
     vlm = seeing(tower, tokenizer=tiny_tokenizer(chat_template=CHAT))
     export(vlm, "llava", tmp_path)
     again = load_llava(tmp_path)
-    batch = vlm.processor(text=TEXTS, images=pictures())
-    assert all(
-        torch.equal(value, batch[name]) for name, value in again.processor(text=TEXTS, images=pictures()).items()
-    )
+    batch = vlm.processor(text=TEXTS, images=images())
+    assert all(torch.equal(value, batch[name]) for name, value in again.processor(text=TEXTS, images=images()).items())
     assert gap(again(**batch).logits, vlm(**batch).logits) < 1e-6
     assert (
         again.encoder.tap == BEFORE_NORM and again.generation_config.eos_token_id == vlm.generation_config.eos_token_id
@@ -202,7 +200,7 @@ def test_what_does_not_load_the_same_is_not_left_on_disk(tmp_path, monkeypatch):
 
 
 def fused(llm: str = "llama", second: str = "siglip") -> vv.VisionLanguageModel:
-    """DINOv2 with registers and another tower, both on pictures squashed to 5x5 patches."""
+    """DINOv2 with registers and another tower, both on images squashed to 5x5 patches."""
     names, size = ("hf_dinov2_reg", TOWERS[second]), 40
     towers = [vv.load(golden_case(name), tap=BEFORE_NORM, image_size=size) for name in names]
     for tower in towers:
@@ -218,7 +216,7 @@ def test_an_independent_reader_computes_the_same_with_an_exported_prismatic(tmp_
     vlm = fused(llm, second)
     export(vlm, "prismatic", tmp_path)
     reader = Reader(tmp_path)
-    batch = vlm.processor(text="<image> what colour is this ?", images=[picture()])
+    batch = vlm.processor(text="<image> what color is this ?", images=[make_image()])
     plain = batch["input_ids"][batch["input_ids"] != vlm.config.image_token_id][None]
     assert batch["input_ids"][0, 1] == vlm.config.image_token_id and plain.shape[1] == batch["input_ids"].shape[1] - 25
     assert gap(reader(batch["pixel_values"], plain), vlm(**batch).logits) < 1e-5
@@ -235,7 +233,7 @@ def test_one_tower_goes_into_prismatics_layout_too(tmp_path, tower):
     encoder.preprocess = replace(encoder.preprocess, resize="squash", resize_to=side, crop=None)
     vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     export(vlm, "prismatic", tmp_path)
-    pixels = vlm.processor.image_processor.preprocess(picture())["pixel_values"]
+    pixels = vlm.processor.image_processor.preprocess(make_image())["pixel_values"]
     assert gap(Reader(tmp_path).features(pixels), encoder(pixels).patch_tokens) < 1e-5
 
 
@@ -252,8 +250,8 @@ def test_an_exported_prismatic_comes_back_as_it_was(tmp_path):
     vlm = fused()
     export(vlm, "prismatic", tmp_path)
     again = load_prismatic(tmp_path)
-    batch = vlm.processor(text="<image> what", images=[picture()])
-    theirs = again.processor(text="<image> what", images=[picture()])
+    batch = vlm.processor(text="<image> what", images=[make_image()])
+    theirs = again.processor(text="<image> what", images=[make_image()])
     assert all(torch.equal(value, theirs[name]) for name, value in batch.items())
     assert gap(again(**theirs).logits, vlm(**batch).logits) < 1e-6
 
@@ -339,8 +337,8 @@ def refused(what: str) -> vv.VisionLanguageModel:
         ("native", r"has no layout 'native': attach the encoder with Whole\(\)"),
         ("deep", 'attach the encoder with projector="mlp"'),
         ("letterbox", "transformers has no resize 'letterbox'"),
-        ("any size", "takes square pictures of one size, .* some of any size"),
-        ("not square", "takes square pictures of one size, .* some of 48x32 pixels"),
+        ("any size", "takes square images of one size, .* some of any size"),
+        ("not square", "takes square images of one size, .* some of 48x32 pixels"),
         ("bias", "the head of LlamaForCausalLM has a bias"),
         ("capping", "final_logit_softcapping=30.0"),
         ("gpt2", "looks for those in embed_tokens"),
@@ -368,7 +366,7 @@ def test_what_prismatic_cannot_express_is_refused(tmp_path):
     with pytest.raises(ValueError, match="know the language models llama, mistral, phi, not qwen2"):
         export(fused("qwen2"), "prismatic", tmp_path)
     siglip.preprocess = replace(siglip.preprocess, resample="nearest", resize="shortest_edge", crop=(40, 40))
-    with pytest.raises(ValueError, match="prepares the pictures of all towers alike"):
+    with pytest.raises(ValueError, match="prepares the images of all towers alike"):
         export(vlm, "prismatic", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -406,7 +404,7 @@ def test_tiles_become_a_llava_next_of_stock_transformers(tmp_path, tower):
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert type(model) is LlavaNextForConditionalGeneration
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    given = dict(text="<image> what colour is <image>", images=[picture(1, 30, 70), picture(2, 90, 40)])
+    given = dict(text="<image> what color is <image>", images=[make_image(1, 30, 70), make_image(2, 90, 40)])
     ours, theirs = vlm.processor(**given), AutoProcessor.from_pretrained(tmp_path)(**given, return_tensors="pt")
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     assert gap(model(**theirs).logits, vlm(**ours).logits) < 1e-5

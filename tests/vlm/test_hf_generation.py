@@ -1,16 +1,16 @@
-"""Generation as transformers has it, with pictures: every way to decode greedily gives what plain greedy search gives."""
+"""Generation as transformers has it, with images: every way to decode greedily gives what plain greedy search gives."""
 
 from threading import Thread
 
 import pytest
 import torch
-from support.models import picture, tiny_llm
+from support.models import make_image, tiny_llm
 from support.tiny_vlm import GREEDY, LAYOUTS, inputs, join, tower
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import vlm_vision as vv
 
-ONE = ["<image> what colour is <image>"]
+ONE = ["<image> what color is <image>"]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -27,8 +27,8 @@ def new(vlm: vv.VisionLanguageModel, texts: list[str] | None = None, **options) 
 def by_hand(vlm: vv.VisionLanguageModel, texts: list[str], steps: int = 6) -> torch.Tensor:
     """Greedy search without cache or `generate`: the whole sequence at every step, what is written embedded as words."""
     batch = inputs(vlm, texts)
-    pictures = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
-    embeds, mask, ids = vlm.embed(batch["input_ids"], **pictures), batch["attention_mask"], batch["input_ids"]
+    images = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
+    embeds, mask, ids = vlm.embed(batch["input_ids"], **images), batch["attention_mask"], batch["input_ids"]
     for _ in range(steps):
         token = vlm(inputs_embeds=embeds, attention_mask=mask).logits[:, -1:].argmax(-1)
         embeds = torch.cat([embeds, vlm.get_input_embeddings()(token)], dim=1)
@@ -39,7 +39,7 @@ def by_hand(vlm: vv.VisionLanguageModel, texts: list[str], steps: int = 6) -> to
 @torch.no_grad()
 def test_greedy_search_is_the_same_however_it_is_done(seeing):
     expected = new(seeing)
-    assert torch.equal(expected, by_hand(seeing, ["<image> what colour is <image>", "is this a cat ?", "<image> the"]))
+    assert torch.equal(expected, by_hand(seeing, ["<image> what color is <image>", "is this a cat ?", "<image> the"]))
     for options in (
         dict(use_cache=False),
         dict(cache_implementation="static"),
@@ -79,7 +79,7 @@ def test_guesses_change_nothing(seeing):
 
 
 @torch.no_grad()
-def test_an_assistant_sees_the_pictures(seeing):
+def test_an_assistant_sees_the_images(seeing):
     """A twin's guesses are all right, so that several tokens are written at a time; a blind one's would not be."""
     twin, steps = join(layout=seeing.layout.name), []
     twin.generation_config.eos_token_id = None
@@ -110,8 +110,8 @@ def test_sampling_repeats_with_its_seed_and_sequences_come_in_order(seeing):
 @torch.no_grad()
 def test_beam_search_is_that_of_the_language_model(seeing):
     batch = inputs(seeing)
-    pictures = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
-    embeds = seeing.embed(batch["input_ids"], **pictures)
+    images = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
+    embeds = seeing.embed(batch["input_ids"], **images)
     options = GREEDY | dict(num_beams=3, length_penalty=0.5, pad_token_id=1)
     theirs = seeing.language_model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **options)
     assert torch.equal(seeing.generate(**batch, **options)[:, -6:], theirs)
@@ -127,12 +127,12 @@ def test_a_cache_is_taken_up_again(seeing):
         return seeing.generate(**batch, **GREEDY | dict(max_new_tokens=3), return_dict_in_generate=True)
 
     half = started()
-    pictures = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
+    images = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
     more = GREEDY | dict(max_new_tokens=3)
     assert torch.equal(seeing.generate(half.sequences, past_key_values=half.past_key_values, **more), expected)
     half = started()
     assert torch.equal(
-        seeing.generate(half.sequences, past_key_values=half.past_key_values, **pictures, **more), expected
+        seeing.generate(half.sequences, past_key_values=half.past_key_values, **images, **more), expected
     )
     half = started()
     rest = half.sequences[:, half.past_key_values.get_seq_length() :]
@@ -142,16 +142,16 @@ def test_a_cache_is_taken_up_again(seeing):
 
 
 @torch.no_grad()
-def test_the_next_turn_may_show_another_picture(seeing):
+def test_the_next_turn_may_show_another_image(seeing):
     texts = ["<image> what", "<image> what red <image> is"]
     whole = inputs(seeing, texts[1:])
     expected = seeing.generate(**whole, **GREEDY)
-    first = seeing.processor(text=texts[0], images=picture(0, 40, 36))
+    first = seeing.processor(text=texts[0], images=make_image(0, 40, 36))
     cache = seeing(**first, use_cache=True).past_key_values
     assert torch.equal(seeing.generate(**whole, past_key_values=cache, **GREEDY), expected)
     cache = seeing(**first, use_cache=True).past_key_values
     known = first["input_ids"].shape[1]
-    second = seeing.processor.image_processor(picture(1, 49, 36))
+    second = seeing.processor.image_processor(make_image(1, 49, 36))
     ids, mask = whole["input_ids"][:, known:], whole["attention_mask"]
     out = seeing.generate(ids, attention_mask=mask, past_key_values=cache, **second, **GREEDY)
     assert torch.equal(out[:, -6:], expected[:, -6:])
@@ -198,7 +198,7 @@ def test_streaming_stopping_and_shaping(seeing):
 @torch.no_grad()
 def test_the_pipeline_of_transformers_answers(seeing):
     ask = pipeline("image-text-to-text", model=seeing, processor=seeing.processor)
-    said = ask(images=picture(), text="<image> what", max_new_tokens=4, do_sample=False, return_full_text=False)
-    batch = seeing.processor(text="<image> what", images=picture())
+    said = ask(images=make_image(), text="<image> what", max_new_tokens=4, do_sample=False, return_full_text=False)
+    batch = seeing.processor(text="<image> what", images=make_image())
     out = seeing.generate(**batch, max_new_tokens=4, do_sample=False)[0, batch["input_ids"].shape[1] :]
     assert said[0]["generated_text"].strip() == seeing.processor.tokenizer.decode(out, skip_special_tokens=True).strip()

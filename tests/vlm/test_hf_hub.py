@@ -16,7 +16,7 @@ import vlm_vision as vv
 from vlm_vision.vlm.config import VisionLanguageConfig
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor
 from vlm_vision.vlm.processor import VisionLanguageProcessor
-from vlm_vision.vlm.remote_code import CODE, MODULE, OnHub
+from vlm_vision.vlm.remote_code import CODE, MODULE, RemoteCodeMixin
 
 OURS = {
     "AutoConfig": VisionLanguageConfig,
@@ -115,7 +115,7 @@ def test_a_class_of_the_user_is_saved_as_transformers_does_it(monkeypatch):
         pass
 
     Mine.register_for_auto_class()
-    assert Mine._auto_class == "AutoConfig" and Mine._auto_entry == {} and issubclass(Mine, OnHub)
+    assert Mine._auto_class == "AutoConfig" and Mine._auto_entry == {} and issubclass(Mine, RemoteCodeMixin)
     with pytest.raises(ValueError, match="AutoNothing is not a valid auto class"):
         Mine.register_for_auto_class("AutoNothing")
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 from support.tiny_vlm import GREEDY, LAYOUTS, inputs, join, tower
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -208,17 +208,17 @@ def test_hidden_states_and_attentions_keep_their_gradients(layout):
 @torch.no_grad()
 def test_embeddings_in_place_of_ids_are_the_same_and_so_is_a_second_call(seeing):
     batch = inputs(seeing)
-    pictures = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
+    images = {name: value for name, value in batch.items() if name in ("pixel_values", "image_sizes")}
     expected = seeing(**batch).logits
     assert torch.equal(seeing(**batch).logits, expected)
-    embeds = seeing.embed(batch["input_ids"], **pictures)
+    embeds = seeing.embed(batch["input_ids"], **images)
     assert torch.equal(seeing(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits, expected)
 
 
 @torch.no_grad()
 def test_a_written_image_token_is_a_word(vlm):
     """Also where there is no mask to tell that the cache holds the beginning."""
-    batch = vlm.processor(text="<image> what", images=picture())
+    batch = vlm.processor(text="<image> what", images=make_image())
     first = vlm(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=True)
     token = torch.tensor([[vlm.config.image_token_id]])
     assert vlm(input_ids=token, past_key_values=first.past_key_values).logits.isfinite().all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.models import picture
+from support.models import make_image
 from support.tiny_vlm import GREEDY, LAYOUTS, inputs, join
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
@@ -18,12 +18,12 @@ from vlm_vision.data.conversations.records import Conversation
 
 @pytest.fixture
 def talk(tmp_path) -> list[Conversation]:
-    """Eight pictures and a question about each; answers of unlike length."""
+    """Eight images and a question about each; answers of unlike length."""
     paths = [str(tmp_path / f"{i}.png") for i in range(8)]
     for i, path in enumerate(paths):
-        picture(i, 40 + 7 * i, 36).save(path)
+        make_image(i, 40 + 7 * i, 36).save(path)
     answers = ["red", "blue cat", "a green dog", "no"]
-    return [Conversation((path,), (("<image> what colour is this ?", answers[i % 4]),)) for i, path in enumerate(paths)]
+    return [Conversation((path,), (("<image> what color is this ?", answers[i % 4]),)) for i, path in enumerate(paths)]
 
 
 def trainer(vlm, folder, talk, **options) -> Trainer:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.foreign import load_llava, load_prismatic
 from support.golden import golden_case
-from support.models import picture, tiny_tokenizer
+from support.models import make_image, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.vlm.layout import AnyRes
@@ -22,7 +22,7 @@ LLAVA_CHAT = (
     "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""Pictures first, then text, as the template of LLaVA-1.5."""
+"""Images first, then text, as the template of LLaVA-1.5."""
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -114,7 +114,7 @@ def test_a_positive_layer_counts_the_embeddings_as_the_reference_does(copied):
 
 @pytest.mark.parametrize("act", ["relu", "gelu_pytorch_tanh", "silu"])
 @torch.no_grad()
-def test_activation_and_missing_bias_of_the_projector_are_honoured(copied, act):
+def test_activation_and_missing_bias_of_the_projector_are_honored(copied, act):
     from transformers import LlavaForConditionalGeneration
 
     folder = copied("hf_llava_clip", projector_hidden_act=act, multimodal_projector_bias=False)
@@ -153,7 +153,7 @@ def test_the_processor_does_what_transformers_own_does(copied):
         prompt = theirs.apply_chat_template(chat[:end], **options)
         assert vlm.processor.apply_chat_template(chat[:end], **options) == prompt
     assert prompt == "USER: <image>\nwhat is this ? a cat ASSISTANT: no </s>"
-    ours, other = (p(text=prompt, images=[picture()], return_tensors="pt") for p in (vlm.processor, theirs))
+    ours, other = (p(text=prompt, images=[make_image()], return_tensors="pt") for p in (vlm.processor, theirs))
     assert torch.equal(ours["input_ids"], other["input_ids"])
     torch.testing.assert_close(ours["pixel_values"], other["pixel_values"], rtol=0, atol=1e-5)
     stock = AutoModelForImageTextToText.from_pretrained(folder)
@@ -169,7 +169,7 @@ def test_a_prismatic_folder_with_a_tokenizer_has_its_prompt(copied):
     chat = [{"role": "user", "content": content}, {"role": "assistant", "content": "a cat"}]
     assert vlm.processor.apply_chat_template(chat[:1], add_generation_prompt=True) == "<image>In: what\nOut:"
     assert vlm.processor.apply_chat_template(chat) == "<image>In: what\nOut: a cat</s>"
-    batch = vlm.processor(text="<image>In: what\nOut:", images=[picture()])
+    batch = vlm.processor(text="<image>In: what\nOut:", images=[make_image()])
     assert batch["input_ids"][0, :26].tolist() == [2] + [vlm.config.image_token_id] * 25
     assert vlm(**batch).logits.shape[1] == batch["input_ids"].shape[1]
 
@@ -242,7 +242,7 @@ def test_a_llava_next_checkpoint_gives_the_references_logits(tmp_path):
     reference.save_pretrained(tmp_path)
     vlm = load_llava(tmp_path)
     assert vlm.layout == AnyRes(pinpoints) and vlm.processor is None
-    images = [picture(1, 21, 50), picture(2, 64, 30)]
+    images = [make_image(1, 21, 50), make_image(2, 64, 30)]
     inputs = vlm.layout.pixels(vlm.encoder, images)
     counts = [vlm.num_image_tokens(*size) for size in inputs["image_sizes"].tolist()]
     ids = torch.tensor([[1, *[63] * counts[0], 7, 8, *[63] * counts[1], 9]])

@@ -7,17 +7,17 @@ import sys
 import pytest
 import torch
 from support.golden import golden_case
-from support.models import CHAT, LLMS, picture, tiny_llm, tiny_tokenizer
+from support.models import CHAT, LLMS, make_image, tiny_llm, tiny_tokenizer
 
 import projectors
 import vlm_vision as vv
 
-TEXTS = ["<image> what colour is <image>", "is this a cat ?", "<image> the"]
+TEXTS = ["<image> what color is <image>", "is this a cat ?", "<image> the"]
 
 
 def inputs(vlm: vv.VisionLanguageModel, **options):
-    pictures = [picture(i) for i in range(3)]
-    return vlm.processor(text=TEXTS, images=pictures, return_tensors="pt", **options)
+    images = [make_image(i) for i in range(3)]
+    return vlm.processor(text=TEXTS, images=images, return_tensors="pt", **options)
 
 
 def join(name: str, encoder: vv.Encoder, **tokenizer) -> vv.VisionLanguageModel:
@@ -52,8 +52,8 @@ def test_a_row_does_not_depend_on_its_batch(name, encoder):
     vlm = join(name, encoder)
     together = vlm(**inputs(vlm)).logits
     mask = inputs(vlm)["attention_mask"].bool()
-    pictures = [[picture(0), picture(1)], [], [picture(2)]]
-    for i, (text, own) in enumerate(zip(TEXTS, pictures, strict=True)):
+    images = [[make_image(0), make_image(1)], [], [make_image(2)]]
+    for i, (text, own) in enumerate(zip(TEXTS, images, strict=True)):
         alone = vlm(**vlm.processor(text=text, images=own, return_tensors="pt")).logits[0]
         torch.testing.assert_close(together[i][mask[i]], alone, rtol=1e-4, atol=1e-5)
 
@@ -71,17 +71,17 @@ def test_padding_on_the_right_gives_the_same_as_on_the_left(encoder):
 
 
 @torch.no_grad()
-def test_beams_see_their_own_pictures(vlm):
+def test_beams_see_their_own_images(vlm):
     batch = inputs(vlm)
     found = vlm.generate(**batch, max_new_tokens=4, num_beams=3, do_sample=False)
-    alone = vlm.processor(text=TEXTS[2], images=[picture(2)], return_tensors="pt")
+    alone = vlm.processor(text=TEXTS[2], images=[make_image(2)], return_tensors="pt")
     own = vlm.generate(**alone, max_new_tokens=4, num_beams=3, do_sample=False)
     assert torch.equal(found[2, -4:], own[0, -4:])
 
 
 @torch.no_grad()
 def test_generation_stops_at_the_end_token(vlm):
-    batch = vlm.processor(text="<image> what", images=picture(), return_tensors="pt")
+    batch = vlm.processor(text="<image> what", images=make_image(), return_tensors="pt")
     free = vlm.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=None)
     third = free[0, batch["input_ids"].shape[1] + 2].item()
     vlm.generation_config.eos_token_id = third
@@ -89,9 +89,9 @@ def test_generation_stops_at_the_end_token(vlm):
     assert stopped.shape[1] <= batch["input_ids"].shape[1] + 3 and stopped[0, -1] == third
 
 
-def test_the_picture_changes_the_answer_and_the_loss_is_the_language_models(vlm):
-    one = vlm.processor(text="<image> what", images=picture(1), return_tensors="pt")
-    other = vlm.processor(text="<image> what", images=picture(2), return_tensors="pt")
+def test_the_image_changes_the_answer_and_the_loss_is_the_language_models(vlm):
+    one = vlm.processor(text="<image> what", images=make_image(1), return_tensors="pt")
+    other = vlm.processor(text="<image> what", images=make_image(2), return_tensors="pt")
     assert not torch.allclose(vlm(**one).logits, vlm(**other).logits)
     labels = one["input_ids"].clone()
     labels[:, :-2] = -100
@@ -111,7 +111,7 @@ def test_a_saved_model_is_loaded_by_the_auto_classes(name, encoder, tmp_path):
     assert sorted(p.suffix for p in tmp_path.iterdir() if "model" in p.name) == [".safetensors"]
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
-    batch = processor(text=TEXTS, images=[picture(i) for i in range(3)], return_tensors="pt")
+    batch = processor(text=TEXTS, images=[make_image(i) for i in range(3)], return_tensors="pt")
     assert isinstance(again, vv.VisionLanguageModel) and torch.equal(again(**batch).logits, expected)
     embeddings, head = again.get_input_embeddings().weight, again.get_output_embeddings().weight
     assert (embeddings.data_ptr() == head.data_ptr()) == vlm.config.text_config.tie_word_embeddings
@@ -191,16 +191,16 @@ def test_gradient_checkpointing_changes_no_gradient(vlm):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_the_chat_template_of_the_language_model_is_honoured(encoder):
+def test_the_chat_template_of_the_language_model_is_honored(encoder):
     vlm = join("llama", encoder, chat_template=CHAT)
-    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what colour"}]
+    content = [{"type": "image", "image": make_image()}, {"type": "text", "text": "what color"}]
     chat = [{"role": "user", "content": content}]
     text = vlm.processor.apply_chat_template(chat, add_generation_prompt=True)
-    assert text == "<s>user: <image>\nwhat colour</s><s>assistant: "
+    assert text == "<s>user: <image>\nwhat color</s><s>assistant: "
     batch = vlm.processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    by_hand = vlm.processor(text=text, images=[picture()], return_tensors="pt")
+    by_hand = vlm.processor(text=text, images=[make_image()], return_tensors="pt")
     assert torch.equal(batch["input_ids"], by_hand["input_ids"]) and torch.equal(
         batch["pixel_values"], by_hand["pixel_values"]
     )
@@ -247,24 +247,24 @@ def test_a_spare_row_of_the_embeddings_is_used_for_the_image_token(encoder):
         (None, 1, "needs text"),
     ],
 )
-def test_pictures_unlike_placeholders_are_refused(vlm, text, images, says):
-    given = [[picture()] * len(row) for row in images] if isinstance(images, list) else [picture()] * images
+def test_images_unlike_placeholders_are_refused(vlm, text, images, says):
+    given = [[make_image()] * len(row) for row in images] if isinstance(images, list) else [make_image()] * images
     with pytest.raises(ValueError, match=says):
         vlm.processor(text=text, images=given)
 
 
 def test_truncation_never_cuts_image_tokens(vlm):
-    kept = vlm.processor(text="<image> what colour is this", images=picture(), truncation=True, max_length=18)
+    kept = vlm.processor(text="<image> what color is this", images=make_image(), truncation=True, max_length=18)
     assert kept["input_ids"].shape == (1, 18)
     with pytest.raises(
         ValueError, match="text 0 needs 16 image tokens and truncation to 10 tokens leaves 9: raise max_length"
     ):
-        vlm.processor(text="<image> what colour is this", images=picture(), truncation=True, max_length=10)
+        vlm.processor(text="<image> what color is this", images=make_image(), truncation=True, max_length=10)
 
 
 def test_image_tokens_unlike_features_are_refused(vlm):
     batch = inputs(vlm)
-    with pytest.raises(ValueError, match="48 image tokens but 2 pictures give 16 each, 32 in all"):
+    with pytest.raises(ValueError, match="48 image tokens but 2 images give 16 each, 32 in all"):
         vlm(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:2])
     with pytest.raises(ValueError, match="48 image tokens but there are no pixel_values"):
         vlm(input_ids=batch["input_ids"])
@@ -326,9 +326,9 @@ def test_what_is_saved_is_what_the_model_is_now(vlm, tmp_path):
     assert torch.equal(again(**inputs(again)).logits, vlm(**batch).logits)
 
 
-def test_rows_may_have_no_picture(vlm):
+def test_rows_may_have_no_image(vlm):
     texts = ["<image> what", "is this a cat ?"]
-    for images in ([picture(), None], [[picture()], []], [picture()]):
+    for images in ([make_image(), None], [[make_image()], []], [make_image()]):
         assert vlm.processor(text=texts, images=images)["pixel_values"].shape[0] == 1
     with pytest.raises(ValueError, match="some texts begin with <s> and some do not"):
         vlm.processor(text=["<s> what", "is this"])
@@ -356,7 +356,7 @@ def test_a_damaged_folder_is_one_sentence(vlm, tmp_path, damage, capsys):
     from vlm_vision.cli.main import main
 
     vlm.save_pretrained(tmp_path)
-    picture().save(tmp_path / "a.png")
+    make_image().save(tmp_path / "a.png")
     if damage == "truncate":
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-50])
@@ -389,18 +389,18 @@ def test_a_language_model_unpacked_from_gguf_is_saved_as_any_other(encoder, tmp_
     again = vv.VisionLanguageModel.from_pretrained(tmp_path)
     again.save_pretrained(tmp_path / "again")
     assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text())["text_config"]
-    assert again.float().answer(picture(), "what is") == vlm.answer(picture(), "what is")
+    assert again.float().answer(make_image(), "what is") == vlm.answer(make_image(), "what is")
 
 
-def test_pictures_without_input_ids_are_refused_not_forgotten(vlm):
-    batch = vlm.processor(text="<image> what", images=picture())
+def test_images_without_input_ids_are_refused_not_forgotten(vlm):
+    batch = vlm.processor(text="<image> what", images=make_image())
     pixels = batch["pixel_values"]
     words = vlm.get_input_embeddings()(batch["input_ids"])
     with pytest.raises(ValueError, match="without input_ids"):
         vlm.generate(pixel_values=pixels, max_new_tokens=2)
     with pytest.raises(ValueError, match="without input_ids"):
         vlm.generate(inputs_embeds=words, pixel_values=pixels, max_new_tokens=2)
-    with pytest.raises(ValueError, match="no place for pictures"):
+    with pytest.raises(ValueError, match="no place for images"):
         vlm(inputs_embeds=words, pixel_values=pixels)
     with pytest.raises(ValueError, match="give pixel_values or patch_tokens"):
         vlm.get_image_features()
@@ -418,7 +418,7 @@ def test_an_image_token_that_is_only_a_word_of_the_vocabulary_becomes_one_token(
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
     vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tokenizer)
     assert vlm.config.image_token_id == state["model"]["vocab"]["<image>"]
-    assert vlm.processor(text="<image> what", images=picture())["input_ids"].shape == (1, 1 + 16 + 1)
+    assert vlm.processor(text="<image> what", images=make_image())["input_ids"].shape == (1, 1 + 16 + 1)
 
 
 def test_every_token_of_the_tokenizer_has_a_row(encoder):
@@ -427,5 +427,5 @@ def test_every_token_of_the_tokenizer_has_a_row(encoder):
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     llm = tiny_llm("llama", vocab_size=len(tokenizer) - 1)
     vlm = vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tokenizer)
-    batch = vlm.processor(text=["<image> what", "what"], images=[picture(), None])
+    batch = vlm.processor(text=["<image> what", "what"], images=[make_image(), None])
     assert vlm(**batch).logits.isfinite().all()

@@ -1,11 +1,11 @@
-"""Pictures in the prompt: tiles, native shapes, videos; one formula for the number of tokens."""
+"""Images in the prompt: tiles, native shapes, videos; one formula for the number of tokens."""
 
 import random
 
 import pytest
 import torch
 from support.golden import golden_case
-from support.models import picture, tiny_llm, tiny_tokenizer
+from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import projectors
 import vlm_vision as vv
@@ -25,7 +25,7 @@ def join(encoder, layout, projector="mlp", **options) -> vv.VisionLanguageModel:
 
 @pytest.fixture
 def llava_next():
-    """Tiny LLaVA-NeXT of transformers, its processor of pictures, and the layout that is its own."""
+    """Tiny LLaVA-NeXT of transformers, its processor of images, and the layout that is its own."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
@@ -56,8 +56,8 @@ def test_tiles_are_those_of_llava_next(encoder, llava_next):
     )
     layout = vv.AnyRes(PINPOINTS)
     for i, size in enumerate(SIZES):
-        ours = layout.pixels(encoder, [picture(i, *size)])
-        theirs = processor(picture(i, *size), return_tensors="pt")
+        ours = layout.pixels(encoder, [make_image(i, *size)])
+        theirs = processor(make_image(i, *size), return_tensors="pt")
         torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"][0], rtol=0, atol=1e-6)
         assert torch.equal(ours["image_sizes"], theirs["image_sizes"])
 
@@ -78,12 +78,12 @@ def test_tokens_are_laid_in_llava_nexts_order_and_number(encoder, llava_next):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 @torch.no_grad()
-def test_a_picture_does_not_depend_on_its_batch(encoder, layout):
+def test_an_image_does_not_depend_on_its_batch(encoder, layout):
     vlm = join(encoder, layout)
-    pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
-    together = vlm.get_image_features(**vlm.processor.image_processor(pictures))
-    assert len(together) == len(pictures)
-    for one, whole in zip(pictures, together, strict=True):
+    images = [make_image(i, *size) for i, size in enumerate(SIZES)]
+    together = vlm.get_image_features(**vlm.processor.image_processor(images))
+    assert len(together) == len(images)
+    for one, whole in zip(images, together, strict=True):
         (alone,) = vlm.get_image_features(**vlm.processor.image_processor(one))
         torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
 
@@ -101,10 +101,10 @@ def test_a_picture_does_not_depend_on_its_batch(encoder, layout):
 @torch.no_grad()
 def test_generation_and_saving_with_every_layout(encoder, layout, projector, options, tmp_path):
     vlm = join(encoder, layout, projector, **options)
-    pictures = [picture(i, *size) for i, size in enumerate(SIZES[:3])]
-    texts = ["<image> what colour is <image>", "is this a cat ?", "<image> the"]
-    batch = vlm.processor(text=texts, images=pictures)
-    alone = vlm.processor(text=texts[2], images=pictures[2])
+    images = [make_image(i, *size) for i, size in enumerate(SIZES[:3])]
+    texts = ["<image> what color is <image>", "is this a cat ?", "<image> the"]
+    batch = vlm.processor(text=texts, images=images)
+    alone = vlm.processor(text=texts[2], images=images[2])
     out = vlm.generate(**batch, max_new_tokens=4, do_sample=False, eos_token_id=None)
     own = vlm.generate(**alone, max_new_tokens=4, do_sample=False, eos_token_id=None)
     assert torch.equal(out[2, -4:], own[0, -4:])
@@ -112,15 +112,15 @@ def test_generation_and_saving_with_every_layout(encoder, layout, projector, opt
     vlm.save_pretrained(tmp_path)
     again = vv.VisionLanguageModel.from_pretrained(tmp_path)
     assert again.layout == layout
-    assert torch.equal(again(**again.processor(text=texts, images=pictures)).logits, expected)
+    assert torch.equal(again(**again.processor(text=texts, images=images)).logits, expected)
 
 
 @torch.no_grad()
-def test_a_naflex_tower_keeps_the_shape_of_its_pictures():
+def test_a_naflex_tower_keeps_the_shape_of_its_images():
     tower = vv.load(golden_case("hf_siglip2_naflex"))
     vlm = vv.VisionLanguageModel.attach(tower, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     assert vlm.layout == vv.Native(tower.preprocess.max_patches)
-    wide, tall = picture(0, 30, 120), picture(1, 90, 45)
+    wide, tall = make_image(0, 30, 120), make_image(1, 90, 45)
     batch = vlm.processor(text=["<image> what", "the <image>"], images=[wide, tall])
     features = vlm.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])
     for image, tokens in zip((wide, tall), features, strict=True):
@@ -131,7 +131,7 @@ def test_a_naflex_tower_keeps_the_shape_of_its_pictures():
 @torch.no_grad()
 def test_the_newline_trains_and_stands_after_each_row(encoder):
     vlm = join(encoder, vv.AnyRes(PINPOINTS))
-    batch = vlm.processor(text="<image> what", images=picture(0, 64, 64))
+    batch = vlm.processor(text="<image> what", images=make_image(0, 64, 64))
     (tokens,) = vlm.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])
     assert len(tokens) == 16 + 8 * 9
     assert all(torch.equal(tokens[i], vlm.image_newline) for i in range(16 + 8, len(tokens), 9))
@@ -141,9 +141,9 @@ def test_the_newline_trains_and_stands_after_each_row(encoder):
 
 
 def test_a_video_is_its_frames(vlm):
-    frames = [picture(i) for i in range(3)]
-    video = vlm.processor(text="<image> the <video> what", images=[picture(9)], videos=[frames])
-    plain = vlm.processor(text="<image> the <image><image><image> what", images=[picture(9), *frames])
+    frames = [make_image(i) for i in range(3)]
+    video = vlm.processor(text="<image> the <video> what", images=[make_image(9)], videos=[frames])
+    plain = vlm.processor(text="<image> the <image><image><image> what", images=[make_image(9), *frames])
     assert torch.equal(video["input_ids"], plain["input_ids"])
     assert torch.equal(video["pixel_values"], plain["pixel_values"])
     content = [{"type": "video", "video": frames}, {"type": "text", "text": "what"}]
@@ -172,7 +172,7 @@ def test_a_layout_that_does_not_fit_is_refused(encoder):
     with pytest.raises(ValueError, match="fused towers see one canvas"):
         join(fused, vv.Native(20))
     vlm = join(encoder, vv.AnyRes(PINPOINTS))
-    batch = vlm.processor(text="<image> what", images=picture())
+    batch = vlm.processor(text="<image> what", images=make_image())
     with pytest.raises(ValueError, match="needs image_sizes beside pixel_values"):
         vlm(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"])
     with pytest.raises(ValueError, match="ask for 5 canvases and pixel_values hold 3"):
@@ -183,7 +183,7 @@ def test_a_layout_that_does_not_fit_is_refused(encoder):
 def test_fused_towers_see_tiles():
     towers = [vv.load(golden_case("hf_dinov2_reg"), image_size=42), vv.load(golden_case("hf_siglip"), image_size=48)]
     vlm = join(vv.FusedEncoder(towers), vv.AnyRes(((48, 96), (96, 48))))
-    batch = vlm.processor(text="<image> what", images=picture(0, 40, 90))
+    batch = vlm.processor(text="<image> what", images=make_image(0, 40, 90))
     features = vlm.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])
     assert [len(one) for one in features] == [vlm.num_image_tokens(40, 90)]
 
@@ -203,12 +203,12 @@ def test_numbers_of_a_layout_that_are_none_are_refused(make):
         make()
 
 
-def test_tiles_without_pictures_or_sizes_are_refused(encoder):
+def test_tiles_without_images_or_sizes_are_refused(encoder):
     layout = vv.AnyRes([(32, 64), (64, 32)])
     vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer(), layout=layout)
     with pytest.raises(ValueError, match="there are no images"):
         vlm.processor.image_processor([])
-    batch = vlm.processor(text="<image> what", images=picture())
+    batch = vlm.processor(text="<image> what", images=make_image())
     ((tokens, _),) = vlm.encode(batch["pixel_values"])
     with pytest.raises(ValueError, match="needs image_sizes"):
         vlm(input_ids=batch["input_ids"], patch_tokens=tokens)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 ZEROS = "<zeros>"
-"""In `Key.theirs`: a part that the foreign layout leaves out because it is zero. Its shape is its neighbours'."""
+"""In `Key.theirs`: a part that the foreign layout leaves out because it is zero. Its shape is its neighbors'."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Another arrangement of the same numbers."""
 
     write: Callable[[Tensor], Tensor]
@@ -20,19 +20,19 @@ class Layout:
     """(theirs, our shape) -> ours."""
 
 
-TRANSPOSED = Layout(write=lambda x: x.t(), read=lambda x, shape: x.t())
+TRANSPOSED = TensorLayout(write=lambda x: x.t(), read=lambda x, shape: x.t())
 """A matrix that is applied from the other side."""
 
-PATCH_VECTOR = Layout(
+PATCH_VECTOR = TensorLayout(
     write=lambda x: x.permute(0, 2, 3, 1).flatten(1),
     read=lambda x, shape: x.unflatten(1, (shape[2], shape[3], shape[1])).permute(0, 3, 1, 2),
 )
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (row, column, channel) order, (D, p * p * C)."""
 
 
-def table_of(rows: int, columns: int) -> Layout:
+def table_of(rows: int, columns: int) -> TensorLayout:
     """Our position table (1, N, D) as (1, rows, columns, D)."""
-    return Layout(
+    return TensorLayout(
         write=lambda x: x.unflatten(1, (rows, columns)),
         read=lambda x, shape: x.flatten(1, 2),
     )
@@ -49,11 +49,11 @@ class Key:
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     drop: int = 0
-    layout: Layout | None = None
+    layout: TensorLayout | None = None
 
 
 def key(
-    ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0, layout: Layout | None = None
+    ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0, layout: TensorLayout | None = None
 ) -> Key:
     """A `Key`; a single name need not be a tuple."""
     return Key(
@@ -139,8 +139,8 @@ def _theirs(item: Key, ours: list[Tensor]) -> dict[str, Tensor]:
 
 def _ours(item: Key, shapes: Mapping[str, Sequence[int]], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     given = {name: get(name) for name in item.theirs if name != ZEROS}
-    neighbour = next(iter(given.values()))
-    parts = [given[name] if name in given else torch.zeros_like(neighbour) for name in item.theirs]
+    neighbor = next(iter(given.values()))
+    parts = [given[name] if name in given else torch.zeros_like(neighbor) for name in item.theirs]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts)
     if item.layout:
         joined = item.layout.read(joined, shapes[item.ours[0]]).contiguous()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.checkpoints.towers import Part
+from vlm_vision.checkpoints.towers import TowerWeights
 from vlm_vision.nn.config import DecoderConfig
 
 
@@ -53,7 +53,7 @@ def config_from_json(config: dict[str, Any]) -> DecoderConfig:
     return DecoderConfig(**fields, position_resize="row")
 
 
-def config_from_shapes(part: Part, num_heads: int) -> DecoderConfig:
+def config_from_shapes(part: TowerWeights, num_heads: int) -> DecoderConfig:
     """By the shapes of a state dict."""
     return DecoderConfig(
         embed_dim=part.shapes["embed.weight"][0],

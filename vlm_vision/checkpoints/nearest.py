@@ -11,11 +11,11 @@ from vlm_vision.preprocess.spec import Preprocess
 def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict[str, Any]]) -> Preprocess:
     """The preprocessing nearest to `spec` that `express` takes; a warning says what differs.
 
-    In this order: the same; without what a camera's picture goes through before; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
+    In this order: the same; without what a camera's image goes through before; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
     of the result.
 
     Raises:
-        ValueError: none of them, where the size of the result depends on the picture.
+        ValueError: none of them, where the size of the result depends on the image.
     """
     direct = replace(spec, camera=None)
     candidates = [spec, direct, replace(direct, kernel="pillow")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.checkpoints.towers import Part, Weights
+from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -24,20 +24,20 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ProjectorCheckpoint:
     """Where a projector is looked for."""
 
     source: str
     """What to call it in an error."""
     config: dict[str, Any]
     """Its config.json; empty for a file alone."""
-    weights: Weights
+    weights: WeightSource
     before: str = ""
     """What its names have before those of the form: "model.", say."""
 
-    def part(self, prefix: str, *beside: str) -> Part:
+    def part(self, prefix: str, *beside: str) -> TowerWeights:
         """The weights under the prefix; and those beside, under their whole names."""
-        return Part(self.weights, self.before + prefix, beside=beside)
+        return TowerWeights(self.weights, self.before + prefix, beside=beside)
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of the configuration. Raises ValueError for a file alone: only there is it told how many heads are."""
@@ -56,33 +56,33 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Connector:
+class ProjectorSpec:
     """A projector that was found: what to build, and where its numbers are."""
 
     name: str
     options: dict[str, Any]
     """With the name, the arguments of `projectors.build`."""
     keys: list[Key]
-    weights: Part
+    weights: TowerWeights
 
 
-def _stack(name: str, part: Part, *layers: str, **options: Any) -> Connector:
+def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> ProjectorSpec:
     """Linear layers, which we call fc1, fc2, ..., with biases unless the options say bias=False."""
     _, in_dim = _shape(part, f"{layers[0]}.weight", 2)
     out_dim, _ = _shape(part, f"{layers[-1]}.weight", 2)
     bias = options.get("bias", True)
     rows = [row for i, theirs in enumerate(layers, 1) for row in layer(f"fc{i}", theirs, bias=bias)]
-    return Connector(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
+    return ProjectorSpec(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
 
 
-def _llava(found: Checkpoint) -> Connector:
+def _llava(found: ProjectorCheckpoint) -> ProjectorSpec:
     act = found.activation(found.config, "projector_hidden_act", "gelu")
     bias = bool(found.config.get("multimodal_projector_bias", True))
     part = found.part("multi_modal_projector.")
     return _stack("mlp", part, "linear_1", "linear_2", bias=bias, activation=act)
 
 
-def _llava_own(found: Checkpoint) -> Connector:
+def _llava_own(found: ProjectorCheckpoint) -> ProjectorSpec:
     """LLaVA's own mlpNx_gelu: layers 0, 2, ..., with the activations in between."""
     kind = found.config.get("mm_projector_type", "mlp2x_gelu")
     if not re.fullmatch(r"mlp\d+x_gelu", kind):
@@ -92,14 +92,14 @@ def _llava_own(found: Checkpoint) -> Connector:
     return _stack("mlp", part, *(str(2 * i) for i in range(depth)), depth=depth)
 
 
-def _llava_linear(found: Checkpoint) -> Connector:
+def _llava_linear(found: ProjectorCheckpoint) -> ProjectorSpec:
     part = found.part("mm_projector.")
     rows = [key("fc1.weight", "weight"), key("fc1.bias", "bias")]
     out_dim, in_dim = _shape(part, "weight", 2)
-    return Connector("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
+    return ProjectorSpec("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
 
 
-def _idefics3(found: Checkpoint) -> Connector:
+def _idefics3(found: ProjectorCheckpoint) -> ProjectorSpec:
     part = found.part("connector.modality_projection.")
     out_dim, channels = _shape(part, "proj.weight", 2)
     shapes = found.weights.shapes
@@ -109,7 +109,7 @@ def _idefics3(found: Checkpoint) -> Connector:
         raise ValueError(
             f"{found.source}: its connector takes {channels} channels, no square number of the tower's {width}"
         )
-    return Connector(
+    return ProjectorSpec(
         "pixel_shuffle",
         {"in_dim": width, "out_dim": out_dim, "scale": scale},
         layer("fc1", "proj", bias=False),
@@ -117,7 +117,7 @@ def _idefics3(found: Checkpoint) -> Connector:
     )
 
 
-def _idefics2(found: Checkpoint) -> Connector:
+def _idefics2(found: ProjectorCheckpoint) -> ProjectorSpec:
     config = found.section("perceiver_config")
     part = found.part("connector.")
     act = found.activation(config, "hidden_act", "silu")
@@ -150,16 +150,16 @@ def _idefics2(found: Checkpoint) -> Connector:
     for i in range(options["depth"]):
         theirs = f"perceiver_resampler.layers.{i}"
         rows += [key(f"layers.{i}.{ours}.weight", f"{theirs}.{name}.weight") for ours, name in names.items()]
-    return Connector("perceiver", options, rows, part)
+    return ProjectorSpec("perceiver", options, rows, part)
 
 
-def _qformer(found: Checkpoint) -> Connector:
+def _qformer(found: ProjectorCheckpoint) -> ProjectorSpec:
     config = found.section("qformer_config")
     query_tokens, last = f"{found.before}query_tokens", f"{found.before}language_projection"
     part = found.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
     if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
         raise ValueError(
-            f"{found.source}: its Q-Former reads the question beside the picture, which a projector cannot: expected BLIP-2's"
+            f"{found.source}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
         )
     if found.activation(config, "hidden_act", "gelu") != "gelu":
         raise ValueError(f"{found.source}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
@@ -187,7 +187,7 @@ def _qformer(found: Checkpoint) -> Connector:
         rows += layer(f"{ours}.fc1", f"{theirs}.intermediate_query.dense")
         rows += layer(f"{ours}.fc2", f"{theirs}.output_query.dense")
         rows += layer(f"{ours}.mlp_norm", f"{theirs}.output_query.LayerNorm")
-    return Connector("qformer", options, rows, part)
+    return ProjectorSpec("qformer", options, rows, part)
 
 
 def _bert_attention(ours: str, theirs: str) -> list[Key]:
@@ -198,7 +198,7 @@ def _bert_attention(ours: str, theirs: str) -> list[Key]:
     )
 
 
-def _qwen2_vl(found: Checkpoint) -> Connector:
+def _qwen2_vl(found: ProjectorCheckpoint) -> ProjectorSpec:
     """Qwen2-VL's, with a layer norm, and Qwen2.5-VL's, whose norm has no bias."""
     part = found.part("visual.merger.")
     layer_norm = "ln_q.bias" in part.shapes
@@ -207,10 +207,10 @@ def _qwen2_vl(found: Checkpoint) -> Connector:
     options: dict[str, Any] = {"in_dim": in_dim, "out_dim": out_dim, "merge": math.isqrt(channels // in_dim)}
     options["norm"] = "layer" if layer_norm else "rms"
     rows = layer("norm", "ln_q", bias=layer_norm) + layer("fc1", "mlp.0") + layer("fc2", "mlp.2")
-    return Connector("patch_merger", options, rows, part)
+    return ProjectorSpec("patch_merger", options, rows, part)
 
 
-def _shape(part: Part, name: str, dims: int) -> tuple[int, ...]:
+def _shape(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
     shape = part.shapes[name]
     if len(shape) != dims:
         raise ValueError(
@@ -219,12 +219,12 @@ def _shape(part: Part, name: str, dims: int) -> tuple[int, ...]:
     return shape
 
 
-def _count(part: Part, pattern: str) -> int:
+def _count(part: TowerWeights, pattern: str) -> int:
     """How many different numbers the pattern finds at the beginning of names."""
     return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 
-Reader = Callable[[Checkpoint], Connector]
+Reader = Callable[[ProjectorCheckpoint], ProjectorSpec]
 
 FORMS: dict[str, Reader] = {
     "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
@@ -245,7 +245,7 @@ FORMS: dict[str, Reader] = {
 """The weight by which a form is known -> its reader."""
 
 
-def find(found: Checkpoint) -> Connector:
+def find(found: ProjectorCheckpoint) -> ProjectorSpec:
     """The projector in a checkpoint.
 
     Raises:
@@ -255,7 +255,7 @@ def find(found: Checkpoint) -> Connector:
         for name in found.weights.shapes:
             before = name.removesuffix(mark)
             if before != name and (not before or before.endswith(".")):
-                return read(Checkpoint(found.source, found.config, found.weights, before))
+                return read(ProjectorCheckpoint(found.source, found.config, found.weights, before))
     raise ValueError(
         f"{found.source} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
     )

@@ -32,7 +32,7 @@ RESIZE_BY_FAMILY: dict[str, dict[str, str]] = {
     "aimv2_vision_model": {"transformers": "native", "timm": _TIMM},
 }
 """family -> reference -> rule in `vlm_vision.nn.position.RESIZE`. DeiT, MAE, open_clip and big_vision resize when they load,
-the others for each picture; the numbers are the same."""
+the others for each image; the numbers are the same."""
 
 
 def resize_rule(family: str, reference: str) -> str:

@@ -26,7 +26,7 @@ SIDECAR = "vlm_vision.json"
 
 FORMATS = ("hf", "timm")
 
-_OF_TRAINING = {"position_resize", "drop_path", "drop_path_ramp", "patch_drop", "remainder", "layer_scale"}
+_TRAINING_ONLY_FIELDS = {"position_resize", "drop_path", "drop_path_ramp", "patch_drop", "remainder", "layer_scale"}
 """Fields that a public layout may say otherwise without another output: layer_scale is an initial value."""
 
 Json = dict[str, Any]
@@ -111,7 +111,7 @@ def _check(library: str, ours: ViTConfig, theirs: ViTConfig) -> None:
     differ = [
         f"{field.name} {getattr(ours, field.name)!r} would become {getattr(theirs, field.name)!r}"
         for field in fields(ViTConfig)
-        if field.name not in _OF_TRAINING | unread and getattr(ours, field.name) != getattr(theirs, field.name)
+        if field.name not in _TRAINING_ONLY_FIELDS | unread and getattr(ours, field.name) != getattr(theirs, field.name)
     ]
     if (ours.layer_scale is None) != (theirs.layer_scale is None):
         differ.append("layer_scale (fold_layer_scale() takes it into the weights)")

@@ -10,7 +10,7 @@ from vlm_vision.checkpoints.openvla import oft as openvla_oft
 from vlm_vision.checkpoints.openvla import reader as prismatic
 from vlm_vision.checkpoints.original import reader as pth
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import Hints, Tower, Weights
+from vlm_vision.checkpoints.towers import Hints, Tower, WeightSource
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 
@@ -35,7 +35,7 @@ def towers(path: Path, hints: Hints) -> list[Tower]:
     return _folder(path, hints) if path.is_dir() else _file(path, hints)
 
 
-def weights_of(path: Path) -> Weights:
+def weights_of(path: Path) -> WeightSource:
     """All weights of a folder or file of any format but npz."""
     if path.is_file():
         return WeightFiles(path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.checkpoints.towers import Weights, state_of
+from vlm_vision.checkpoints.towers import WeightSource, state_of
 from vlm_vision.nn.text import TextConfig, TextTransformer
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -21,7 +21,7 @@ class TextTower:
     format: Literal["hf", "open_clip", "big_vision"]
     config: TextConfig
     keys: list[Key]
-    weights: Weights
+    weights: WeightSource
     rules: TokenizerRules
     """How texts become ids."""
     logit_scale: Tensor | None = None
@@ -44,7 +44,7 @@ def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> Text
     return model
 
 
-def scalar(weights: Weights, name: str) -> Tensor | None:
+def scalar(weights: WeightSource, name: str) -> Tensor | None:
     """The one number called `name`, stored as () or (1,), if it is there. Raises ValueError if it is several."""
     if name not in weights.shapes:
         return None

@@ -14,11 +14,11 @@ from vlm_vision.nn.position import sincos_2d
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
-WRONG_KIND = (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError, StopIteration)
+MALFORMED_ERRORS = (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError, StopIteration)
 """What Python raises where a configuration holds a value of another kind than it should."""
 
 
-class Weights(Protocol):
+class WeightSource(Protocol):
     """Stored tensors by name, read one at a time."""
 
     @property
@@ -27,7 +27,7 @@ class Weights(Protocol):
     def get(self, name: str, *, keep: bool = True) -> Tensor: ...
 
 
-class Part:
+class TowerWeights:
     """The tensors of `weights` under a prefix, by their names without it.
 
     Args:
@@ -39,7 +39,7 @@ class Part:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: WeightSource,
         prefix: str = "",
         *,
         beside: Iterable[str] = (),
@@ -85,7 +85,7 @@ class Tower:
     """Whose numbers the format stands for."""
     config: ViTConfig
     keys: list[Key]
-    weights: Weights
+    weights: WeightSource
     preprocess: Preprocess
     tap: Tap = Tap()
 
@@ -115,7 +115,7 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
 def state_of(
     table: list[Key],
     shapes: Mapping[str, Sequence[int]],
-    weights: Weights,
+    weights: WeightSource,
     *,
     source: str,
     dtype: torch.dtype,

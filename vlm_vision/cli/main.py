@@ -49,32 +49,32 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--num-heads", type=int, help="attention heads, for a file that does not tell them")
     convert.set_defaults(run=_convert)
 
-    tokens = commands.add_parser("tokens", help="write the visual tokens of pictures to disk")
-    tokens.add_argument("images", nargs="+", metavar="IMAGES", help="picture files")
+    tokens = commands.add_parser("tokens", help="write the visual tokens of images to disk")
+    tokens.add_argument("images", nargs="+", metavar="IMAGES", help="image files")
     tokens.add_argument("--encoder", required=True, metavar="SRC", help="folder or hub id; 'a + b' for fused towers")
     tokens.add_argument("--out", required=True, metavar="DIR", help="folder for tokens.safetensors and tokens.json")
     tokens.add_argument(
         "--layer", type=int, default=-1, help="block whose tokens to take (default: %(default)s, the last)"
     )
     tokens.add_argument("--no-norm", action="store_true", help="leave the final norm out")
-    tokens.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
+    tokens.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     tokens.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     tokens.set_defaults(run=_tokens)
 
-    ask = commands.add_parser("ask", help="ask a model about a picture")
-    ask.add_argument("image", metavar="IMAGE", help="picture file")
+    ask = commands.add_parser("ask", help="ask a model about an image")
+    ask.add_argument("image", metavar="IMAGE", help="image file")
     ask.add_argument("question", help="what to ask")
     ask.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
     ask.add_argument("--max-new-tokens", type=int, default=64, help="length of the answer (default: %(default)s)")
     ask.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     ask.set_defaults(run=_ask)
 
-    diagnose = commands.add_parser("diagnose", help="does a model use its pictures? Measure it, and say what to try")
+    diagnose = commands.add_parser("diagnose", help="does a model use its images? Measure it, and say what to try")
     diagnose.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
     diagnose.add_argument(
         "--data", required=True, metavar="SRC", help="LLaVA's JSON, .tar shards, a data set, or easy_vqa"
     )
-    diagnose.add_argument("--images", default="", metavar="FOLDER", help="what picture paths start from")
+    diagnose.add_argument("--images", default="", metavar="FOLDER", help="what image paths start from")
     diagnose.add_argument(
         "--limit", type=int, default=256, help="conversations to use (default: %(default)s; 0 for all)"
     )
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     robot.add_argument("--out", required=True, metavar="DATASET", help="folder to write, a new one")
     robot.add_argument("--fps", required=True, type=int, help="moments in a second")
-    robot.add_argument("--png", action="store_true", help="pictures exactly, rather than as videos")
+    robot.add_argument("--png", action="store_true", help="images exactly, rather than as videos")
     robot.add_argument("--codec", default="av1", choices=["av1", "h264"], help="of the videos (default: %(default)s)")
     robot.add_argument("--robot-type", default="", metavar="NAME", help="whose data it is")
     robot.set_defaults(run=_robot_data)
@@ -194,8 +194,8 @@ def _tokens(options: argparse.Namespace) -> None:
         for start in range(0, len(options.images), options.batch_size):
             paths = options.images[start : start + options.batch_size]
             if isinstance(encoder, vv.Encoder) and encoder.preprocess.output_size is None:
-                pictures = [pixels.to(options.device) for pixels in encoder.preprocess.each(paths)]
-                seen = [(out.patch_tokens[0], out.grid) for out in encoder.packed(pictures, pool=False)]
+                images = [pixels.to(options.device) for pixels in encoder.preprocess.each(paths)]
+                seen = [(out.patch_tokens[0], out.grid) for out in encoder.packed(images, pool=False)]
             else:
                 out = encoder(encoder.preprocess(paths).to(options.device), pool=False)
                 seen = [(row, out.grid) for row in out.patch_tokens]
@@ -214,13 +214,13 @@ def _tokens(options: argparse.Namespace) -> None:
     with whole(Path(options.out)) as staging:
         save_file(tensors, staging / "tokens.safetensors", metadata={"about": json.dumps(about)})
         write_json(staging / "tokens.json", about)
-    print(f"{len(tensors)} pictures, {encoder.embed_dim} channels: {Path(options.out) / 'tokens.safetensors'}")
+    print(f"{len(tensors)} images, {encoder.embed_dim} channels: {Path(options.out) / 'tokens.safetensors'}")
 
 
 def _ask(options: argparse.Namespace) -> None:
-    picture = load_image(options.image)
+    image = load_image(options.image)
     model = _model(options.model, options.device)
-    print(model.answer(picture, options.question, max_new_tokens=options.max_new_tokens))
+    print(model.answer(image, options.question, max_new_tokens=options.max_new_tokens))
 
 
 def _diagnose(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from vlm_vision.load import known_device
-from vlm_vision.serve.settings import TOKEN_VARIABLE, Settings, read_token
+from vlm_vision.serve.settings import TOKEN_VARIABLE, ServerSettings, read_token
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,8 +13,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     serve.add_argument(
         "--statistics", required=True, metavar="NAME", help="of those saved with it; clients' unnorm_key"
     )
-    serve.add_argument("--host", default=Settings.host, help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=Settings.port, help="0 for a free one (default: %(default)s)")
+    serve.add_argument("--host", default=ServerSettings.host, help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=ServerSettings.port, help="0 for a free one (default: %(default)s)")
     serve.add_argument(
         "--map",
         action="append",
@@ -41,12 +41,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "for folders that OpenVLA and OpenVLA-OFT published", "a folder of our own tells all of it"
     )
     published.add_argument(
-        "--cameras", nargs="+", metavar="NAME", help="of the pictures, in the order in which the policy was taught"
+        "--cameras", nargs="+", metavar="NAME", help="of the images, in the order in which the policy was taught"
     )
     published.add_argument("--chunk", type=int, metavar="N", help="actions that one look gives; OFT's: 8 on LIBERO")
     published.add_argument("--normalization", metavar="KIND", help="of states and actions, by the statistics")
     published.add_argument(
-        "--evaluation", metavar="NAME", help="what becomes of a camera's picture first: openvla or openvla_oft"
+        "--evaluation", metavar="NAME", help="what becomes of a camera's image first: openvla or openvla_oft"
     )
     published.add_argument(
         "--crop", action="store_true", default=None, help="the middle of it, as policies for LIBERO were taught"
@@ -61,17 +61,17 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         ("stall_s", float, "seconds that a message may take to arrive"),
         ("grace_s", float, "seconds that requests in flight may take when stopped"),
     ):
-        default = getattr(Settings, name)
+        default = getattr(ServerSettings, name)
         option = "--" + name.replace("_", "-")
         serve.add_argument(option, type=kind, default=default, help=f"{meaning} (default: %(default)s)")
     serve.set_defaults(run=_run)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> ServerSettings:
     """What was asked for. Raises ValueError, or OSError for a token file that cannot be read."""
-    names = set(Settings.__dataclass_fields__) - {"token", "keys"}
+    names = set(ServerSettings.__dataclass_fields__) - {"token", "keys"}
     chosen = {name: getattr(options, name) for name in names}
-    return Settings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
+    return ServerSettings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
 
 
 def _keys(pairs: list[str]) -> dict[str, str]:

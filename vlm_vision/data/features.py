@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlm_vision.data.stored_image import Picture, Stored, opened
+from vlm_vision.data.stored_image import ImageSource, StoredImage, open_stored_images
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole
 from vlm_vision.fused import FusedEncoder
@@ -20,34 +20,34 @@ from vlm_vision.nn.modes import evaluating
 log = logging.getLogger(__name__)
 
 
-def fingerprint(encoder: Encoder | FusedEncoder, pictures: Sequence[Picture]) -> str:
-    """16 hex digits that change with the tower's weights, preprocessing or tap, and with the list of pictures.
+def fingerprint(encoder: Encoder | FusedEncoder, images: Sequence[ImageSource]) -> str:
+    """16 hex digits that change with the tower's weights, preprocessing or tap, and with the list of images.
 
-    Pictures count by name and by size and time of their file, or by what a stored picture says of its version; they are
+    Images count by name and by size and time of their file, or by what a stored image says of its version; they are
     not read. Raises ValueError if one is not there.
     """
     digest = hashlib.sha256(json.dumps(encoder.to_dict(), sort_keys=True).encode())
     for name, weight in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for picture in pictures:
-        digest.update(f"{picture}\0{_version(picture)}\n".encode())
+    for image in images:
+        digest.update(f"{image}\0{_version(image)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _version(picture: Picture) -> str:
-    if isinstance(picture, Stored):
-        return picture.version()
-    if not Path(picture).is_file():
-        raise ValueError(f"there is no picture {picture}: check the folder that picture paths start from")
-    stat = Path(picture).stat()
+def _version(image: ImageSource) -> str:
+    if isinstance(image, StoredImage):
+        return image.version()
+    if not Path(image).is_file():
+        raise ValueError(f"there is no image {image}: check the folder that image paths start from")
+    stat = Path(image).stat()
     return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 class FeatureCache:
-    """Patch tokens of many pictures, memory-mapped.
+    """Patch tokens of many images, memory-mapped.
 
-    `build` makes one, or opens the one in `folder` that has the right fingerprint; `cache[pictures]` reads rows. Workers
+    `build` makes one, or opens the one in `folder` that has the right fingerprint; `cache[images]` reads rows. Workers
     of a DataLoader get the folder, not the tokens.
     """
 
@@ -61,13 +61,13 @@ class FeatureCache:
     def __reduce__(self) -> tuple[type["FeatureCache"], tuple[Path]]:
         return FeatureCache, (self._folder,)
 
-    def __getitem__(self, pictures: Sequence[Picture]) -> Tensor:
-        """(len(pictures), N, D) in the stored dtype. Raises ValueError for a picture that was not built."""
+    def __getitem__(self, images: Sequence[ImageSource]) -> Tensor:
+        """(len(images), N, D) in the stored dtype. Raises ValueError for an image that was not built."""
         try:
-            rows = [self._rows[str(picture)] for picture in pictures]
+            rows = [self._rows[str(image)] for image in images]
         except KeyError as error:
             raise ValueError(
-                f"{self._folder} has no features of picture {error.args[0]}: build it with that too"
+                f"{self._folder} has no features of image {error.args[0]}: build it with that too"
             ) from None
         return torch.from_numpy(self._tokens[rows])
 
@@ -77,52 +77,52 @@ class FeatureCache:
         cls,
         folder: str | Path,
         encoder: Encoder | FusedEncoder,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageSource],
         *,
         batch_size: int = 32,
         dtype: str = "float16",
     ) -> "FeatureCache":
-        """Encode pictures to `folder`/fingerprint, unless that is there.
+        """Encode images to `folder`/fingerprint, unless that is there.
 
         Args:
             folder: of all caches.
             encoder: the frozen tower, on the device to use.
-            pictures: paths and stored pictures; doubles are encoded once.
-            batch_size: pictures at a time.
+            images: paths and stored images; doubles are encoded once.
+            batch_size: images at a time.
             dtype: numpy dtype on disk, "float16" or "float32".
 
         Raises:
-            ValueError: no picture, one that is missing or damaged, pictures whose grids differ, or tokens too large for dtype.
+            ValueError: no image, one that is missing or damaged, images whose grids differ, or tokens too large for dtype.
         """
-        pictures = list(dict.fromkeys(pictures))
-        if not pictures:
-            raise ValueError("there are no pictures to encode: expected at least one")
-        home = Path(folder) / f"{fingerprint(encoder, pictures)}-{dtype}"
+        images = list(dict.fromkeys(images))
+        if not images:
+            raise ValueError("there are no images to encode: expected at least one")
+        home = Path(folder) / f"{fingerprint(encoder, images)}-{dtype}"
         if (home / "features.json").is_file() and (home / "features.npy").is_file():
-            log.info("features of %d pictures found in %s", len(pictures), home)
+            log.info("features of %d images found in %s", len(images), home)
             return cls(home)
         with evaluating(encoder), whole(home) as staging:
             tokens, grid = None, None
-            for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures", unit="batch"):
-                batch = opened(pictures[start : start + batch_size])
+            for start in tqdm(range(0, len(images), batch_size), desc="encoding images", unit="batch"):
+                batch = open_stored_images(images[start : start + batch_size])
                 out = encoder(encoder.preprocess(batch).to(encoder.device), pool=False)
                 if grid not in (None, out.grid):
                     raise ValueError(
-                        f"pictures give grids {grid} and {out.grid}: a cache needs preprocessing to one size"
+                        f"images give grids {grid} and {out.grid}: a cache needs preprocessing to one size"
                     )
                 grid = out.grid
                 if tokens is None:
-                    shape = (len(pictures), *out.patch_tokens.shape[1:])
+                    shape = (len(images), *out.patch_tokens.shape[1:])
                     tokens = np.lib.format.open_memmap(staging / "features.npy", mode="w+", dtype=dtype, shape=shape)
                 with np.errstate(over="ignore"):
                     found = out.patch_tokens.float().cpu().numpy().astype(dtype)
                 if not np.isfinite(found).all():
                     raise ValueError(
-                        f"patch tokens of the pictures from {pictures[start]} on are not finite in {dtype}: keep them in "
+                        f"patch tokens of the images from {images[start]} on are not finite in {dtype}: keep them in "
                         "float32, or look for damage in the tower"
                     )
                 tokens[start : start + len(batch)] = found
             assert tokens is not None
             tokens.flush()
-            (staging / "features.json").write_text(json.dumps({"grid": grid, "images": [str(one) for one in pictures]}))
+            (staging / "features.json").write_text(json.dumps({"grid": grid, "images": [str(one) for one in images]}))
         return cls(home)

@@ -6,14 +6,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from vlm_vision.data.stored_image import Picture
+from vlm_vision.data.stored_image import ImageSource
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what is said of it."""
+    """An image and what is said of it."""
 
-    picture: Picture
+    image: ImageSource
     caption: str = ""
     """Empty: there is none."""
     label: int = -1
@@ -22,7 +22,7 @@ class Sample:
     """What to call it in an error."""
 
 
-class LostSample(ValueError):
+class LostSampleError(ValueError):
     """A sample that should be there, and those after it too: `ahead` rows on is the one to take in its place."""
 
     def __init__(self, sentence: str, ahead: int):
@@ -85,7 +85,7 @@ class Samples(Sequence[Sample]):
         return self.make(self.rows[index])
 
     def with_classes(self, classes: tuple[str, ...]) -> "Samples":
-        """The same samples labelled by their place in `classes`: a test split by those of its training split.
+        """The same samples labeled by their place in `classes`: a test split by those of its training split.
 
         Raises:
             ValueError: `classes` lacks one of theirs.
@@ -93,12 +93,12 @@ class Samples(Sequence[Sample]):
         unknown = [name for name in self.classes if name not in classes]
         if unknown:
             raise ValueError(f"class {unknown[0]!r} is none of the {len(classes)} expected: use splits of one data set")
-        make = _Relabelled(self.make, tuple(map(classes.index, self.classes)))
+        make = _WithLabels(self.make, tuple(map(classes.index, self.classes)))
         return Samples(make, self.rows, classes, self.shards)
 
 
 @dataclass(frozen=True)
-class _Relabelled:
+class _WithLabels:
     make: Callable[[int], Sample]
     labels: tuple[int, ...]
 

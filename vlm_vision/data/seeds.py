@@ -6,10 +6,10 @@ Range = tuple[float, float]
 """(low, high), drawn from uniformly."""
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """63 bits from whole numbers in order, such as the run's seed, the step, the row and the view.
 
-    Where any of them differs, so does everything drawn from the seed; neighbours are not alike.
+    Where any of them differs, so does everything drawn from the seed; neighbors are not alike.
     """
     text = ",".join(str(int(number)) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

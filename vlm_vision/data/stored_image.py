@@ -1,4 +1,4 @@
-"""Pictures that are no files of their own: members of a tar shard, cells of a data set."""
+"""Images that are no files of their own: members of a tar shard, cells of a data set."""
 
 import io
 import warnings
@@ -10,10 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from vlm_vision.preprocess.images import ImageInput
 
 
-class Stored(ABC):
-    """Where the bytes of a picture lie. Hashable, cheap to pickle, holds no open file.
+class StoredImage(ABC):
+    """Where the bytes of an image lie. Hashable, cheap to pickle, holds no open file.
 
-    `str(picture)` is its name: the same in every run, another for every picture; caches and errors use it.
+    `str(image)` is its name: the same in every run, another for every image; caches and errors use it.
     """
 
     @abstractmethod
@@ -21,28 +21,28 @@ class Stored(ABC):
 
     @abstractmethod
     def read(self) -> bytes:
-        """The encoded picture. Raises ValueError if it is no longer there."""
+        """The encoded image. Raises ValueError if it is no longer there."""
 
     @abstractmethod
     def version(self) -> str:
-        """Changes when the picture does, and is told without reading it. Raises ValueError as `read`."""
+        """Changes when the image does, and is told without reading it. Raises ValueError as `read`."""
 
 
-Picture = str | Stored
-"""Path of a picture file, or a stored picture."""
+ImageSource = str | StoredImage
+"""Path of an image file, or a stored image."""
 
 
-def opened(pictures: Sequence[Picture]) -> list[ImageInput]:
-    """What `encoder.preprocess` takes: paths stay, stored pictures are read and decoded.
+def open_stored_images(images: Sequence[ImageSource]) -> list[ImageInput]:
+    """What `encoder.preprocess` takes: paths stay, stored images are read and decoded.
 
     Raises:
-        ValueError: a stored picture is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        ValueError: a stored image is missing, damaged, no image or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    return [_decoded(one) if isinstance(one, Stored) else one for one in pictures]
+    return [_decoded(one) if isinstance(one, StoredImage) else one for one in images]
 
 
-def _decoded(picture: Stored) -> Image.Image:
-    data = picture.read()
+def _decoded(stored: StoredImage) -> Image.Image:
+    data = stored.read()
     try:
         with warnings.catch_warnings():
             # Pillow warns above its limit and raises above twice that; here the limit is a limit.
@@ -52,7 +52,7 @@ def _decoded(picture: Stored) -> Image.Image:
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"picture {picture} cannot be decoded ({reason}): expected a complete JPEG, PNG, WebP or the like of at most "
+            f"image {stored} cannot be decoded ({reason}): expected a complete JPEG, PNG, WebP or the like of at most "
             "PIL.Image.MAX_IMAGE_PIXELS; get it anew or leave the record out"
         ) from error
     return image

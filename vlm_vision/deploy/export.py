@@ -1,4 +1,4 @@
-"""An encoder frozen to one picture size, for deployment: `freeze`, `export_program`, `export_onnx`.
+"""An encoder frozen to one image size, for deployment: `freeze`, `export_program`, `export_onnx`.
 
 The position table is one for that size, so that no resize is left; LayerScale is folded; blocks past the tap are gone.
 """
@@ -27,7 +27,7 @@ _LARGEST_FILE = 2**31 - 2**20
 
 
 class FrozenEncoder(nn.Module):
-    """An encoder for pictures of one size; `freeze` makes it. Inference only: it stays in evaluation mode.
+    """An encoder for images of one size; `freeze` makes it. Inference only: it stays in evaluation mode.
 
     `frozen(pixels)` takes (B, C, height, width) of any batch size and gives a plain tuple of tensors, named by `outputs`:
     patch_tokens (B, N, D) first, then those of cls_token (B, D), register_tokens (B, R, D), pooled (B, E) and logits
@@ -63,7 +63,7 @@ class FrozenEncoder(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1:] != wanted:
             raise ValueError(
                 f"this encoder is frozen to pixels of shape (batch, {', '.join(map(str, wanted))}), got "
-                f"{tuple(pixels.shape)}: resize the pictures, or freeze the encoder at their size"
+                f"{tuple(pixels.shape)}: resize the images, or freeze the encoder at their size"
             )
         out = self.encoder(pixels, pool=self._pool)
         return tuple(getattr(out, name) for name in self.outputs)
@@ -128,7 +128,7 @@ def export_program(
 
     Args:
         encoder, height, width, pool: as in `freeze`.
-        dynamic_batch: True for batches of any size, False for one picture at a time.
+        dynamic_batch: True for batches of any size, False for one image at a time.
 
     Raises:
         ValueError: as `freeze`.
@@ -160,7 +160,7 @@ def export_onnx(
     Args:
         encoder, height, width, pool: as in `freeze`.
         file: to write, or to write anew; its folder is made if absent.
-        dynamic_batch: True for batches of any size, False for one picture at a time.
+        dynamic_batch: True for batches of any size, False for one image at a time.
 
     Raises:
         ValueError: as `freeze`; onnx or onnxscript is not installed; `file` is a folder.

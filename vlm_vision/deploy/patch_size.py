@@ -27,12 +27,12 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
         encoder: one tower.
         patch_size: pixels along a patch's side.
         image_size: native side, or (height, width), in pixels. Default: the native grid, hence the position table, stays,
-            and the native picture is the grid times patch_size. With another grid the table is resized by the encoder's
+            and the native image is the grid times patch_size. With another grid the table is resized by the encoder's
             own rule.
 
     Returns:
-        An encoder in the mode (training or evaluation) of the given one. Its preprocessing makes pictures of image_size,
-        or by default of as many patches as before; one whose pictures have any size keeps the size (a budget of patches
+        An encoder in the mode (training or evaluation) of the given one. Its preprocessing makes images of image_size,
+        or by default of as many patches as before; one whose images have any size keeps the size (a budget of patches
         keeps the number of patches).
 
     Raises:
@@ -111,5 +111,5 @@ def _preprocess(preprocess: Preprocess, old: ViTConfig, new: ViTConfig, *, by_gr
         return preprocess
     try:
         return preprocess.at(*size)
-    except ValueError:  # pictures of any size, now and before
+    except ValueError:  # images of any size, now and before
         return preprocess

@@ -1,4 +1,4 @@
-"""How near a policy's actions are to recorded ones, with the right pictures, with others' and with blank ones."""
+"""How near a policy's actions are to recorded ones, with the right images, with others' and with blank ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,21 +13,21 @@ from vlm_vision.robot.window import Window
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.model import VisionLanguageActionModel
 
-GREY = np.full((32, 32, 3), 128, dtype=np.uint8)
+GRAY = np.full((32, 32, 3), 128, dtype=np.uint8)
 
 
 @torch.no_grad()
 def open_loop(
     accelerator: Accelerator, model: nn.Module, windows: Sequence[Window], collate: ActionCollator, *, batch_size: int
 ) -> dict[str, float]:
-    """Mean absolute difference of normalised actions, over steps within their episodes, for right, shuffled and blank.
+    """Mean absolute difference of normalized actions, over steps within their episodes, for right, shuffled and blank.
 
-    Shuffled: each moment has the pictures of the one half the list away. A policy that does not look is as good with those.
+    Shuffled: each moment has the images of the one half the list away. A policy that does not look is as good with those.
     Every process must call it, takes its share, and gets the same figures.
 
     Args:
         model: a `VisionLanguageActionModel`, sharded within `Step.measured`.
-        collate: that sees the middle of the pictures.
+        collate: that sees the middle of the images.
     """
     assert isinstance(model, VisionLanguageActionModel)
     half = (len(windows) + 1) // 2
@@ -35,7 +35,7 @@ def open_loop(
     shown = {
         "right": list(windows),
         "shuffled": [_seeing(one, other.observation.images) for one, other in zip(windows, others, strict=True)],
-        "blank": [_seeing(one, dict.fromkeys(one.observation.images, GREY)) for one in windows],
+        "blank": [_seeing(one, dict.fromkeys(one.observation.images, GRAY)) for one in windows],
     }
     found = {name: _difference(accelerator, model, given, collate, batch_size) for name, given in shown.items()}
     return {f"action_error/{name}": value for name, value in found.items()}

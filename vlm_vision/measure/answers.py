@@ -1,6 +1,6 @@
 """Does the model answer, and does it look? Accuracy by type of question, with two controls.
 
-Blind: the most frequent training answer to each question, no picture. Shuffled: the model, shown another picture. A
+Blind: the most frequent training answer to each question, no image. Shuffled: the model, shown another image. A
 model that uses its eyes beats the first and falls to it under the second.
 
 `teacher_forced` is the quick look during training: loss and right answers of a batch in one forward pass.
@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.data.stored_image import Picture, opened
+from vlm_vision.data.stored_image import ImageSource, open_stored_images
 from vlm_vision.nn.modes import evaluating
 from vlm_vision.vlm.model import VisionLanguageModel
 
-PatchTokens = Callable[[Sequence[Picture]], Tensor]
-"""Pictures -> their patch tokens, (len(pictures), N, D)."""
+PatchTokens = Callable[[Sequence[ImageSource]], Tensor]
+"""Images -> their patch tokens, (len(images), N, D)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Report:
     blind: float
     blind_by_type: dict[str, float]
     shuffled: float | None
-    """Over the questions that could be shown other pictures; None if there are none."""
+    """Over the questions that could be shown other images; None if there are none."""
     shuffled_by_type: dict[str, float]
 
     def table(self) -> str:
@@ -53,7 +53,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForcedCounts:
     """Sums over answers whose tokens were predicted from the right ones before them."""
 
     loss: float = 0.0
@@ -63,8 +63,8 @@ class Forced:
     """Answers of which every token was the most probable one: those that greedy decoding gives."""
     answers: int = 0
 
-    def __add__(self, other: "Forced") -> "Forced":
-        return Forced(
+    def __add__(self, other: "TeacherForcedCounts") -> "TeacherForcedCounts":
+        return TeacherForcedCounts(
             self.loss + other.loss, self.tokens + other.tokens, self.right + other.right, self.answers + other.answers
         )
 
@@ -78,7 +78,7 @@ class Forced:
 
 
 @torch.no_grad()
-def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> Forced:
+def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> TeacherForcedCounts:
     """Loss and right answers of a batch of the collator, padded on either side or packed, in one forward pass.
 
     An answer is an unbroken run of labels. Every module's mode is put back afterwards.
@@ -103,7 +103,7 @@ def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> Forced:
     wrong = which[logits.argmax(dim=-1) != wanted].unique()
     answers = int(begins.sum())
     loss = F.cross_entropy(logits, wanted, reduction="sum").item()
-    return Forced(loss, len(wanted), answers - len(wrong), answers)
+    return TeacherForcedCounts(loss, len(wanted), answers - len(wrong), answers)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def answers(
     model: VisionLanguageModel,
     conversations: Sequence[Conversation],
     *,
-    images: Sequence[Sequence[Picture]] | None = None,
+    images: Sequence[Sequence[ImageSource]] | None = None,
     patch_tokens: PatchTokens | None = None,
     batch_size: int = 128,
     max_new_tokens: int = 16,
@@ -120,20 +120,20 @@ def answers(
     """Greedy answers to the first question of each conversation.
 
     Args:
-        images: pictures to show instead of the conversations' own.
-        patch_tokens: reads the pictures' tokens where they are cached; default they are encoded.
+        images: images to show instead of the conversations' own.
+        patch_tokens: reads the images' tokens where they are cached; default they are encoded.
     """
     if model.processor is None:
         raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
     model.eval()
-    shown = [tuple(given) for given in images] if images is not None else [first_pictures(one) for one in conversations]
+    shown = [tuple(given) for given in images] if images is not None else [first_images(one) for one in conversations]
     prompts = [
         model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True) for one in conversations
     ]
     found = [""] * len(prompts)
-    by_picture = sorted(range(len(prompts)), key=lambda i: [str(picture) for picture in shown[i]])  # encoded about once
+    by_image = sorted(range(len(prompts)), key=lambda i: [str(image) for image in shown[i]])  # encoded about once
     for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch"):
-        rows = by_picture[start : start + batch_size]
+        rows = by_image[start : start + batch_size]
         batch = _inputs(model, [prompts[i] for i in rows], [one for i in rows for one in shown[i]], patch_tokens)
         out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[:, batch["input_ids"].shape[1] :]
@@ -155,16 +155,16 @@ def evaluate(
     """The report on `test`, and the model's answers. `train` is what the blind answers are learned from."""
     options: dict[str, Any] = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
     given = answers(model, test, **options)
-    other = other_pictures(test, seed=seed)
-    swapped = [one for one, pictures in zip(test, other, strict=True) if pictures is not None]
-    shown = [pictures for pictures in other if pictures is not None]
-    confused = answers(model, swapped, images=shown, name="answering, pictures shuffled", **options)
+    other = other_images(test, seed=seed)
+    swapped = [one for one, images in zip(test, other, strict=True) if images is not None]
+    shown = [images for images in other if images is not None]
+    confused = answers(model, swapped, images=shown, name="answering, images shuffled", **options)
     by_type = _by_type(test, given)
     shuffled_by_type = _by_type(swapped, confused)
     counts = dict(sorted(Counter(one.kind for one in test).items()))
 
     def overall(asked: Sequence[Conversation], said: Sequence[str]) -> float | None:
-        hits = [right(answer, one.turns[0][1]) for one, answer in zip(asked, said, strict=True)]
+        hits = [is_correct(answer, one.turns[0][1]) for one, answer in zip(asked, said, strict=True)]
         return sum(hits) / len(hits) if hits else None
 
     blind = blind_answers(test, train)
@@ -180,7 +180,7 @@ def evaluate(
     return report, given
 
 
-def right(answer: str, wanted: str) -> bool:
+def is_correct(answer: str, wanted: str) -> bool:
     """Equal but for case, spaces around and a full stop."""
     return answer.strip().rstrip(".").lower() == wanted.strip().rstrip(".").lower()
 
@@ -196,29 +196,29 @@ def blind_answers(test: Sequence[Conversation], train: Sequence[Conversation]) -
     return [seen.get(_words(one.turns[0][0]), overall).most_common(1)[0][0] for one in test]
 
 
-def first_pictures(one: Conversation) -> tuple[Picture, ...]:
-    """The pictures that the first question names."""
+def first_images(one: Conversation) -> tuple[ImageSource, ...]:
+    """The images that the first question names."""
     return one.images[: one.turns[0][0].count("<image>")]
 
 
-def other_pictures(test: Sequence[Conversation], *, seed: int) -> list[tuple[Picture, ...] | None]:
-    """Other pictures for each first question; None where there are none to show."""
-    return exchanged([first_pictures(one) for one in test], seed=seed)
+def other_images(test: Sequence[Conversation], *, seed: int) -> list[tuple[ImageSource, ...] | None]:
+    """Other images for each first question; None where there are none to show."""
+    return shuffled_images([first_images(one) for one in test], seed=seed)
 
 
-def exchanged(shown: Sequence[tuple[Picture, ...]], *, seed: int) -> list[tuple[Picture, ...] | None]:
-    """Other pictures in the place of each; None where there are none.
+def shuffled_images(shown: Sequence[tuple[ImageSource, ...]], *, seed: int) -> list[tuple[ImageSource, ...] | None]:
+    """Other images in the place of each; None where there are none.
 
     Among those of the same number the distinct ones are put in random order and each passed to the next.
     """
     order = random.Random(seed)
-    after: dict[tuple[Picture, ...], tuple[Picture, ...]] = {}
-    for count in sorted({len(pictures) for pictures in shown} - {0}):
-        distinct = list(dict.fromkeys(pictures for pictures in shown if len(pictures) == count))
+    after: dict[tuple[ImageSource, ...], tuple[ImageSource, ...]] = {}
+    for count in sorted({len(images) for images in shown} - {0}):
+        distinct = list(dict.fromkeys(images for images in shown if len(images) == count))
         order.shuffle(distinct)
         if len(distinct) > 1:
-            after |= {pictures: distinct[(i + 1) % len(distinct)] for i, pictures in enumerate(distinct)}
-    return [after.get(pictures) for pictures in shown]
+            after |= {images: distinct[(i + 1) % len(distinct)] for i, images in enumerate(distinct)}
+    return [after.get(images) for images in shown]
 
 
 def _percent(rate: float | None) -> str:
@@ -232,25 +232,25 @@ def _words(question: str) -> str:
 def _by_type(test: Sequence[Conversation], given: Sequence[str]) -> dict[str, float]:
     hits: dict[str, list[bool]] = defaultdict(list)
     for one, answer in zip(test, given, strict=True):
-        hits[one.kind].append(right(answer, one.turns[0][1]))
+        hits[one.kind].append(is_correct(answer, one.turns[0][1]))
     return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
 
 
 def _inputs(
-    model: VisionLanguageModel, prompts: Sequence[str], pictures: Sequence[Picture], patch_tokens: PatchTokens | None
+    model: VisionLanguageModel, prompts: Sequence[str], images: Sequence[ImageSource], patch_tokens: PatchTokens | None
 ) -> dict[str, Tensor]:
-    """What the model is given. Where every picture has one canvas, each distinct one is encoded once."""
+    """What the model is given. Where every image has one canvas, each distinct one is encoded once."""
     processor: Any = model.processor
     size = processor.image_processor.canvas_size
-    if not pictures or size is None:
-        return processor(text=list(prompts), images=opened(pictures), return_tensors="pt").to(model.device)
-    distinct = list(dict.fromkeys(pictures))
+    if not images or size is None:
+        return processor(text=list(prompts), images=open_stored_images(images), return_tensors="pt").to(model.device)
+    distinct = list(dict.fromkeys(images))
     if patch_tokens:
         tokens = patch_tokens(distinct)
     else:
-        ((tokens, _),) = model.encode(model.encoder.preprocess(opened(distinct)).to(model.device))
-    row = {picture: i for i, picture in enumerate(distinct)}
-    texts = processor.expand(prompts, [model.num_image_tokens(*size)] * len(pictures))
+        ((tokens, _),) = model.encode(model.encoder.preprocess(open_stored_images(distinct)).to(model.device))
+    row = {image: i for i, image in enumerate(distinct)}
+    texts = processor.expand(prompts, [model.num_image_tokens(*size)] * len(images))
     bos = processor.tokenizer.bos_token
     batch = processor.tokenizer(
         texts,
@@ -259,5 +259,5 @@ def _inputs(
         add_special_tokens=not (bos and all(text.startswith(bos) for text in texts)),
         return_token_type_ids=False,
     )
-    seen = tokens[[row[picture] for picture in pictures]]
+    seen = tokens[[row[image] for image in images]]
     return {**batch.to(model.device), "patch_tokens": seen.to(model.device)}

@@ -1,4 +1,4 @@
-"""One picture of many answers: test pictures with question, answer, right or wrong."""
+"""One image of many answers: test images with question, answer, right or wrong."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_vision.data.stored_image import Picture, Stored, opened
+from vlm_vision.data.stored_image import ImageSource, StoredImage, open_stored_images
 from vlm_vision.preprocess.images import ImageInput, load_image
 
 _RIGHT, _WRONG, _INK, _PAPER = "#1a7f37", "#cf222e", "#1f2328", "#ffffff"
@@ -14,14 +14,14 @@ _RIGHT, _WRONG, _INK, _PAPER = "#1a7f37", "#cf222e", "#1f2328", "#ffffff"
 
 def contact_sheet(
     file: str | Path,
-    rows: Sequence[tuple[Picture | ImageInput, str, str, bool]],
+    rows: Sequence[tuple[ImageSource | ImageInput, str, str, bool]],
     *,
     columns: int = 6,
     side: int = 160,
     title: str = "",
     marks: tuple[str, str] = ("right", "wrong"),
 ) -> None:
-    """Draw a PNG of (picture, question, answer, whether it is right), `side` pixels a picture; `marks` name right and wrong."""
+    """Draw a PNG of (image, question, answer, whether it is right), `side` pixels an image; `marks` name right and wrong."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     pad, text_height, top = 12, 66, 40 if title else 0
     cell_width, cell_height = side + 2 * pad, side + text_height + 2 * pad
@@ -31,22 +31,22 @@ def contact_sheet(
     draw.text((pad, pad), title, fill=_INK, font=font)
     for i, (image, question, answer, is_right) in enumerate(rows):
         x, y = (i % columns) * cell_width + pad, top + (i // columns) * cell_height + pad
-        picture = load_image(opened([image])[0] if isinstance(image, Stored) else image)
-        picture.thumbnail((side, side))
-        if max(picture.size) < side:
-            scale = side / max(picture.size)
-            picture = picture.resize(
-                (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST
+        thumbnail = load_image(open_stored_images([image])[0] if isinstance(image, StoredImage) else image)
+        thumbnail.thumbnail((side, side))
+        if max(thumbnail.size) < side:
+            scale = side / max(thumbnail.size)
+            thumbnail = thumbnail.resize(
+                (round(thumbnail.width * scale), round(thumbnail.height * scale)), Image.Resampling.NEAREST
             )
-        sheet.paste(picture, (x, y))
-        asked = textwrap.shorten(question.replace("<image>", "").strip(), 46, placeholder="...")
-        draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(asked, 24)), fill=_INK, font=small, spacing=2)
-        colour, mark = (_RIGHT, marks[0]) if is_right else (_WRONG, marks[1])
-        draw.rectangle((x, y, x + side - 1, y + side - 1), outline=colour, width=2)
+        sheet.paste(thumbnail, (x, y))
+        shown_question = textwrap.shorten(question.replace("<image>", "").strip(), 46, placeholder="...")
+        draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(shown_question, 24)), fill=_INK, font=small, spacing=2)
+        color, mark = (_RIGHT, marks[0]) if is_right else (_WRONG, marks[1])
+        draw.rectangle((x, y, x + side - 1, y + side - 1), outline=color, width=2)
         draw.text(
             (x, y + side + 42),
             f"{textwrap.shorten(answer or '(nothing)', 16, placeholder='...')} ({mark})",
-            fill=colour,
+            fill=color,
             font=font,
         )
     sheet.save(file)

@@ -1,4 +1,4 @@
-"""Loss and right answers with the right pictures, with other ones and with blank ones, over all processes of a run."""
+"""Loss and right answers with the right images, with other ones and with blank ones, over all processes of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.measure.answers import Forced, exchanged, teacher_forced
+from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.measure.image_use import blanked
 from vlm_vision.train.trainable import unwrapped
 
@@ -24,24 +24,24 @@ def watch(
     *,
     batch_size: int,
     seed: int,
-) -> dict[str, Forced]:
+) -> dict[str, TeacherForcedCounts]:
     """Measure a model while it trains; every process must call it, takes its share, and gets the sums.
 
-    Conversations without pictures, and those whose number of pictures no other has, are left out; where none is left, so
+    Conversations without images, and those whose number of images no other has, are left out; where none is left, so
     is the whole measurement. All processes make the same number of forward passes, as a sharded model needs.
 
     Args:
         model: sharded or not, wrapped by peft or not.
         collate: of the run.
         batch_size: conversations at a time in each process.
-        seed: of which picture takes whose place.
+        seed: of which image takes whose place.
 
     Returns:
-        For "right", "shuffled" and "blank" pictures what was found, or nothing at all.
+        For "right", "shuffled" and "blank" images what was found, or nothing at all.
     """
-    other = exchanged([one.images for one in conversations], seed=seed)
+    other = shuffled_images([one.images for one in conversations], seed=seed)
     pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]
-    found = dict.fromkeys(SHOWN, Forced())
+    found = dict.fromkeys(SHOWN, TeacherForcedCounts())
     for start in range(0, len(pairs), batch_size * accelerator.num_processes):
         at = start + batch_size * accelerator.process_index
         mine = pairs[at : at + batch_size]
@@ -54,11 +54,11 @@ def watch(
             found = {name: found[name] + one for name, one in zip(SHOWN, seen, strict=True)}
     sums = torch.tensor([astuple(one) for one in found.values()], dtype=torch.float64, device=accelerator.device)
     sums = torch.as_tensor(accelerator.reduce(sums, "sum")).tolist()
-    whole = starmap(lambda loss, *counts: Forced(loss, *map(int, counts)), sums)
+    whole = starmap(lambda loss, *counts: TeacherForcedCounts(loss, *map(int, counts)), sums)
     return dict(zip(SHOWN, whole, strict=True)) if pairs else {}
 
 
-def figures(found: dict[str, Forced]) -> dict[str, float]:
+def figures(found: dict[str, TeacherForcedCounts]) -> dict[str, float]:
     """By name, for a tracker and for metrics.json."""
     losses = {f"eval_loss/{name}": one.loss_per_token for name, one in found.items()}
     return losses | {f"eval_accuracy/{name}": one.accuracy for name, one in found.items()}

@@ -1,7 +1,7 @@
-"""Does the model use its pictures? Three measurements that no training curve shows.
+"""Does the model use its images? Three measurements that no training curve shows.
 
-Loss and right answers with the right pictures, with other ones and with blank ones; the gradient that reaches each group;
-the size of image tokens beside that of words. A model that ignores its pictures may still train smoothly: it learns which
+Loss and right answers with the right images, with other ones and with blank ones; the gradient that reaches each group;
+the size of image tokens beside that of words. A model that ignores its images may still train smoothly: it learns which
 answers are frequent.
 """
 
@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.measure.answers import Forced, exchanged, teacher_forced
+from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.nn.modes import evaluating
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules
 from vlm_vision.vlm.model import VisionLanguageModel
 
 SMALLEST_GAP = 0.01
-"""Share of the loss under shuffled pictures by which the right ones must lower it."""
+"""Share of the loss under shuffled images by which the right ones must lower it."""
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 10.0
 """Of the size of image tokens to that of words."""
 
@@ -33,11 +33,11 @@ SMALLEST_RATIO, LARGEST_RATIO = 0.1, 10.0
 class ImageUse:
     """What `image_use` found."""
 
-    right: Forced
-    shuffled: Forced
-    """The same questions about pictures of other conversations."""
-    blank: Forced
-    """All pixels in the mid-grey that the preprocessing makes of 128."""
+    right: TeacherForcedCounts
+    shuffled: TeacherForcedCounts
+    """The same questions about images of other conversations."""
+    blank: TeacherForcedCounts
+    """All pixels in the mid-gray that the preprocessing makes of 128."""
     gradients: dict[str, float | None]
     """Norm by group of the gradient of the mean loss of the first batch; None where nothing is measured."""
     token_ratio: float
@@ -45,7 +45,7 @@ class ImageUse:
 
     def table(self) -> str:
         """As text."""
-        lines = [f"{'pictures':9} {'loss per answer token':>22} {'answers right':>14}"]
+        lines = [f"{'images':9} {'loss per answer token':>22} {'answers right':>14}"]
         for name, found in (("right", self.right), ("shuffled", self.shuffled), ("blank", self.blank)):
             lines.append(f"{name:9} {found.loss_per_token:22.4f} {found.accuracy:14.1%}")
         norms = [f"{name} {'-' if norm is None else f'{norm:.3g}'}" for name, norm in self.gradients.items()]
@@ -95,23 +95,23 @@ def image_use(
 ) -> ImageUse:
     """Measure it on conversations, before, during or after training; nothing of the model is changed.
 
-    Conversations without pictures, and those whose number of pictures no other has, are left out.
+    Conversations without images, and those whose number of images no other has, are left out.
 
     Args:
-        cache: patch tokens of a frozen encoder, read in place of the pictures.
+        cache: patch tokens of a frozen encoder, read in place of the images.
         batch_size: conversations at a time.
-        seed: of which picture takes whose place.
+        seed: of which image takes whose place.
 
     Raises:
-        ValueError: no two conversations with different pictures; or as the collator.
+        ValueError: no two conversations with different images; or as the collator.
     """
     if model.processor is None:
         raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
-    other = exchanged([one.images for one in conversations], seed=seed)
+    other = shuffled_images([one.images for one in conversations], seed=seed)
     pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]
     if not pairs:
         raise ValueError(
-            f"{len(conversations)} conversations show no two different pictures: give some that do, so that pictures can be "
+            f"{len(conversations)} conversations show no two different images: give some that do, so that images can be "
             "exchanged"
         )
     collate = Collator(model.processor, cache=cache)
@@ -119,7 +119,7 @@ def image_use(
     def batch_of(chosen: Sequence[Conversation]) -> dict[str, Tensor]:
         return {name: value.to(model.device) for name, value in collate(chosen).items()}
 
-    right = shuffled = blank = Forced()
+    right = shuffled = blank = TeacherForcedCounts()
     for start in tqdm(range(0, len(pairs), batch_size), desc="image use", unit="batch", leave=False):
         own, others = zip(*pairs[start : start + batch_size], strict=True)
         batch = batch_of(own)
@@ -132,17 +132,17 @@ def image_use(
 
 @torch.no_grad()
 def blanked(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with every pixel in the mid-grey that the encoder's preprocessing makes of 128, or its patch tokens."""
+    """The batch with every pixel in the mid-gray that the encoder's preprocessing makes of 128, or its patch tokens."""
     height, width = model.encoder.preprocess.output_size or (224, 224)
-    grey = model.encoder.preprocess(torch.full((3, height, width), 128, dtype=torch.uint8)).to(model.device)
+    gray = model.encoder.preprocess(torch.full((3, height, width), 128, dtype=torch.uint8)).to(model.device)
     if "patch_tokens" in batch:
         with evaluating(model):
-            ((tokens, _),) = model.encode(grey)
+            ((tokens, _),) = model.encode(gray)
         return batch | {"patch_tokens": tokens.to(batch["patch_tokens"].dtype).expand_as(batch["patch_tokens"])}
     pixels = batch["pixel_values"]
-    if grey.shape[1:] != pixels.shape[1:]:  # canvases of other sizes
-        grey = grey[:, :, grey.shape[2] // 2, grey.shape[3] // 2, None, None]
-    return batch | {"pixel_values": grey.expand_as(pixels)}
+    if gray.shape[1:] != pixels.shape[1:]:  # canvases of other sizes
+        gray = gray[:, :, gray.shape[2] // 2, gray.shape[3] // 2, None, None]
+    return batch | {"pixel_values": gray.expand_as(pixels)}
 
 
 def gradient_norms(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, float | None]:
@@ -178,11 +178,11 @@ def gradient_norms(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict
 def token_ratio(model: VisionLanguageModel, batch: dict[str, Tensor]) -> float:
     """Root mean square of the image tokens that enter the language model over that of the words of the same texts."""
     ids = batch["input_ids"]
-    pictures: dict[str, Any] = {
+    images: dict[str, Any] = {
         name: batch[name] for name in ("pixel_values", "image_sizes", "patch_tokens") if name in batch
     }
     with evaluating(model):
-        embeds = model.embed(ids, **pictures).float()
+        embeds = model.embed(ids, **images).float()
     seen = ids == model.config.image_token_id
     words = ~seen & batch.get("attention_mask", torch.ones_like(ids)).bool()
     return (embeds[seen].square().mean().sqrt() / embeds[words].square().mean().sqrt()).item()

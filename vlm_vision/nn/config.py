@@ -29,10 +29,10 @@ class ViTConfig:
     """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
     channels: int = 3
     remainder: Remainder = "floor"
-    """What becomes of pixels past the last whole patch: not seen, as in a strided convolution; an error; or the picture
+    """What becomes of pixels past the last whole patch: not seen, as in a strided convolution; an error; or the image
     is padded to whole patches with zeros, which the patch embedding does not see."""
     patch_drop: float = 0.0
-    """Share of the patches that each picture loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
+    """Share of the patches that each image loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
     class_token: bool = True
     num_registers: int = 0
     """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
@@ -155,7 +155,7 @@ class ViTConfig:
         return self.pool_dim if self.pool_head != "none" else self.embed_dim
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """(rows, columns) of the patches of a picture of height x width pixels, by the `remainder` policy.
+        """(rows, columns) of the patches of an image of height x width pixels, by the `remainder` policy.
 
         Raises:
             ValueError: a side shorter than a patch; with remainder="error" also one that is no multiple of it.
@@ -163,11 +163,11 @@ class ViTConfig:
         patch = self.patch_size
         if height < patch or width < patch:
             raise ValueError(
-                f"a picture of {height}x{width} pixels is smaller than one patch of {patch}x{patch}: enlarge it"
+                f"an image of {height}x{width} pixels is smaller than one patch of {patch}x{patch}: enlarge it"
             )
         if self.remainder == "error" and (height % patch or width % patch):
             raise ValueError(
-                f"a picture of {height}x{width} pixels is no whole number of {patch}x{patch} patches: resize it, or choose "
+                f"an image of {height}x{width} pixels is no whole number of {patch}x{patch} patches: resize it, or choose "
                 'remainder="floor" (drop the rest) or "pad" (add zeros)'
             )
         if self.remainder == "pad":
@@ -175,7 +175,7 @@ class ViTConfig:
         return height // patch, width // patch
 
     def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patches of a picture of height x width pixels; errors as `grid_of`."""
+        """Patches of an image of height x width pixels; errors as `grid_of`."""
         rows, columns = self.grid_of(height, width)
         return rows * columns
 
@@ -216,7 +216,7 @@ class VisionOutput:
     register_tokens: Tensor | None = None
     """(B, R, D)"""
     pooled: Tensor | None = None
-    """(B, E), the family's own vector for the picture; only from the last block."""
+    """(B, E), the family's own vector for the image; only from the last block."""
     logits: Tensor | None = None
     """(B, classes); only from the last block of a model with a classification head."""
     kept: Tensor | None = None
@@ -263,7 +263,7 @@ class DecoderConfig:
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     normalize: bool = False
-    """Whether the targets are pixels of normalised patches (norm_pix_loss)."""
+    """Whether the targets are pixels of normalized patches (norm_pix_loss)."""
 
     def __post_init__(self):
         for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):

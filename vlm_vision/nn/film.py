@@ -6,7 +6,7 @@ from vlm_vision.nn.blocks import Block, BlockConfig, Context, at
 
 
 class Film(nn.Module):
-    """x (1 + scale(c)) + shift(c): (B, T, D), with c (B, C) the same for all tokens of a picture."""
+    """x (1 + scale(c)) + shift(c): (B, T, D), with c (B, C) the same for all tokens of an image."""
 
     def __init__(self, dim: int, condition_dim: int):
         super().__init__()
@@ -45,7 +45,7 @@ class FilmBlock(Block):
 
 
 def checked(condition: Tensor | None, film_dim: int, like: Tensor) -> Tensor | None:
-    """The condition of a batch of as many pictures as `like`, in its type. Raises ValueError if it is not what is wanted."""
+    """The condition of a batch of as many images as `like`, in its type. Raises ValueError if it is not what is wanted."""
     if not film_dim:
         if condition is not None:
             raise ValueError("this encoder has no FiLM: leave condition= out")

@@ -44,8 +44,8 @@ def _by_matrices(
     for axis, n in ((-2, grid[0]), (-1, grid[1])):
         size = table.shape[axis]
         step = (size - 2 * edge) / (torch.arange(n, n + 1, dtype=torch.float32, device=table.device) + offset)
-        centres = (torch.arange(n, dtype=torch.float32, device=table.device) + 0.5) * step + edge
-        distance = torch.arange(size, dtype=torch.float32, device=table.device) + 0.5 - centres[:, None]
+        centers = (torch.arange(n, dtype=torch.float32, device=table.device) + 0.5) * step + edge
+        distance = torch.arange(size, dtype=torch.float32, device=table.device) + 0.5 - centers[:, None]
         weight = kernel((distance / step.clamp(min=1) if antialias else distance).abs())
         weights.append(weight / weight.sum(dim=1, keepdim=True))
     return weights[0] @ table @ weights[1].T
@@ -62,7 +62,7 @@ def _cubic(x: Tensor, a: float) -> Tensor:
 
 
 def _bucket(table: Tensor, grid: Grid) -> Tensor:
-    # Idefics3 and SmolVLM look rows up: the patch that starts at the fraction i / n of the picture takes the row there.
+    # Idefics3 and SmolVLM look rows up: the patch that starts at the fraction i / n of the image takes the row there.
     for axis, n in ((-2, grid[0]), (-1, grid[1])):
         size = table.shape[axis]
         fractions = (torch.arange(n, dtype=torch.float32) * (1.0 / torch.tensor(n))).clamp(max=1.0 - 1e-6)
@@ -74,7 +74,7 @@ def _bucket(table: Tensor, grid: Grid) -> Tensor:
 def _native(table: Tensor, grid: Grid) -> Tensor:
     raise ValueError(
         f"this reference has positions for {table.shape[-2]}x{table.shape[-1]} patches only, got {grid[0]}x{grid[1]}: "
-        'give pictures of the native size, or load with reference="timm" to resize them'
+        'give images of the native size, or load with reference="timm" to resize them'
     )
 
 
@@ -168,7 +168,7 @@ def rope_2d(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine, (h*w, K) each in fp32, of the axial rotary embedding of DINOv3 (arXiv:2508.10104).
 
-    Patch centres are scaled to [-1, 1] on each axis; angle = 2 pi * coordinate / base**(4 i / K) for i < K / 4;
+    Patch centers are scaled to [-1, 1] on each axis; angle = 2 pi * coordinate / base**(4 i / K) for i < K / 4;
     laid out [row angles | column angles], twice.
     """
     periods = base ** (4 * torch.arange(head_dim // 4, dtype=torch.float32, device=device) / head_dim)
@@ -181,7 +181,7 @@ def rope_2d(
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the trailing N tokens of x (B, H, P + N, K), in fp32; prefix tokens stay.
 
-    cos, sin: (N, K), or (B, 1, N, K) where each picture kept other patches.
+    cos, sin: (N, K), or (B, 1, N, K) where each image kept other patches.
     """
     prefix, patches = x.split([x.shape[-2] - cos.shape[-2], cos.shape[-2]], dim=-2)
     patches = patches.float()

@@ -82,7 +82,7 @@ class TextOutput:
     tokens: Tensor
     """(B, L, D), after the final norm."""
     features: Tensor
-    """(B, E), one vector for each text, not normalised."""
+    """(B, E), one vector for each text, not normalized."""
 
 
 class TextTransformer(nn.Module):
@@ -102,7 +102,7 @@ class TextTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The initialisation of CLIP: normal, narrower where residual branches end."""
+        """The initialization of CLIP: normal, narrower where residual branches end."""
         dim, depth = self.config.embed_dim, self.config.depth
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position, std=0.01)

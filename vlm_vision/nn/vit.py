@@ -132,10 +132,10 @@ class VisionTransformer(nn.Module):
         patches: bool = True,
         condition: Tensor | None = None,
     ) -> VisionOutput:
-        """See a batch of pictures.
+        """See a batch of images.
 
         Args:
-            pixels: (B, C, H, W), normalised as the checkpoint expects.
+            pixels: (B, C, H, W), normalized as the checkpoint expects.
             tap: whose tokens to return; blocks past it are not run.
             mask: (B, N) bool; True patches are replaced by the mask token before positions are added.
             keep: (B, K) indices of the patches to see, others are left out after positions are added (MAE). In training
@@ -146,7 +146,7 @@ class VisionTransformer(nn.Module):
             condition: (B, film_dim), for a config with FiLM and only there.
 
         Raises:
-            ValueError: pixels of another shape or channel count, a picture smaller than a patch, a tap that does not
+            ValueError: pixels of another shape or channel count, an image smaller than a patch, a tap that does not
                 exist, a mask of another shape or for a model without mask token.
         """
         last = self._last(tap)
@@ -165,27 +165,27 @@ class VisionTransformer(nn.Module):
             out.patch_tokens = out.patch_tokens[:, :0]
         return out
 
-    def packed(self, pictures: Sequence[Tensor], *, tap: Tap = Tap(), pool: bool = True) -> list[VisionOutput]:
-        """See pictures of any sizes in one sequence, without padding; each attends to itself alone.
+    def packed(self, images: Sequence[Tensor], *, tap: Tap = Tap(), pool: bool = True) -> list[VisionOutput]:
+        """See images of any sizes in one sequence, without padding; each attends to itself alone.
 
         Args:
-            pictures: (C, H, W) each, seen whole: patch_drop is for `forward`.
+            images: (C, H, W) each, seen whole: patch_drop is for `forward`.
             tap, pool: as in `forward`.
 
         Returns:
-            For each picture, in order, what `forward` gives for a batch of it alone.
+            For each image, in order, what `forward` gives for a batch of it alone.
 
         Raises:
             ValueError: as `forward`.
         """
-        if not pictures:
+        if not images:
             return []
-        areas = [h * w for h, w in (self._grid(picture[None]) for picture in pictures)]
-        order = sorted(range(len(pictures)), key=lambda i: (areas[i], pictures[i].shape))  # equal ones side by side
-        alike = [list(same) for _, same in groupby(order, key=lambda i: pictures[i].shape)]
-        seen = self.together([torch.stack([pictures[i] for i in same]) for same in alike], tap=tap, pool=pool)
+        areas = [h * w for h, w in (self._grid(image[None]) for image in images)]
+        order = sorted(range(len(images)), key=lambda i: (areas[i], images[i].shape))  # equal ones side by side
+        alike = [list(same) for _, same in groupby(order, key=lambda i: images[i].shape)]
+        seen = self.together([torch.stack([images[i] for i in same]) for same in alike], tap=tap, pool=pool)
         rows = {i: _row(out, at) for same, out in zip(alike, seen, strict=True) for at, i in enumerate(same)}
-        return [rows[i] for i in range(len(pictures))]
+        return [rows[i] for i in range(len(images))]
 
     def together(
         self,
@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         pool: bool = True,
     ) -> list[VisionOutput]:
-        """See batches of several sizes in one sequence, without padding; each picture attends to itself alone.
+        """See batches of several sizes in one sequence, without padding; each image attends to itself alone.
 
         Args:
             batches: (B, C, H, W) each, seen whole: patch_drop is for `forward`.
@@ -213,7 +213,7 @@ class VisionTransformer(nn.Module):
             return []
         if self.config.film_dim:
             raise ValueError(
-                "an encoder with FiLM sees batches, not packed pictures: use encoder(pixels, condition=...)"
+                "an encoder with FiLM sees batches, not packed images: use encoder(pixels, condition=...)"
             )
         masks = masks or [None] * len(batches)
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
@@ -271,7 +271,7 @@ class VisionTransformer(nn.Module):
         return self.config.grid_of(pixels.shape[-2], pixels.shape[-1])
 
     def _draw(self, pixels: Tensor) -> Tensor:
-        """(B, K) indices of the patches that each picture keeps, drawn uniformly, in order."""
+        """(B, K) indices of the patches that each image keeps, drawn uniformly, in order."""
         rows, columns = self._grid(pixels)
         count = max(1, round(rows * columns * (1 - self.config.patch_drop)))
         noise = torch.rand(pixels.shape[0], rows * columns, device=pixels.device)
@@ -284,7 +284,7 @@ class VisionTransformer(nn.Module):
         return (cos, sin) if keep is None else (cos[keep][:, None], sin[keep][:, None])
 
     def _packed_rope(self, grids: Sequence[tuple[Grid, int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Angles of a packed sequence of (grid, how many pictures of it); prefix tokens turn by nothing."""
+        """Angles of a packed sequence of (grid, how many images of it); prefix tokens turn by nothing."""
         if self.position is not None:
             return None
         still = torch.zeros(self.config.num_prefix_tokens, self.config.head_dim, device=device)
@@ -389,7 +389,7 @@ class VisionTransformer(nn.Module):
 
 
 def _row(out: VisionOutput, at: int) -> VisionOutput:
-    """Of one picture of a batch."""
+    """Of one image of a batch."""
     part = slice(at, at + 1)
     rows = {name: value[part] for name, value in vars(out).items() if isinstance(value, Tensor)}
     return replace(out, **rows)

@@ -10,7 +10,7 @@ from vlm_vision.objectives.processes import in_float32
 
 @in_float32
 def dino_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.1, same_crops: bool = False) -> Tensor:
-    """Mean over pairs of crops and over pictures of the cross entropy -sum_k t_k log softmax(s / temperature)_k.
+    """Mean over pairs of crops and over images of the cross entropy -sum_k t_k log softmax(s / temperature)_k.
 
     Caron et al. 2021, "Emerging properties in self-supervised vision transformers", equation 3, as DINOv3 takes it.
     DINOv2 sums over pairs: multiply by their number.

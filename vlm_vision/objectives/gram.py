@@ -29,7 +29,7 @@ def gram_loss(
         student, teacher: patch tokens (B, N, D), of widths that may differ; B the same in every process.
         normalize: dot products of unit vectors: cosines.
         negatives: dot products below zero count as zero: of both ("clip"), of the teacher, or of neither.
-        level: between the patches of a picture, or of all pictures of all processes.
+        level: between the patches of an image, or of all images of all processes.
     """
     if normalize:
         student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)

@@ -7,13 +7,13 @@ from vlm_vision.objectives.processes import in_float32
 
 @in_float32
 def ibot_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Mean over pictures of the mean over masked patches of -sum_k t_k log softmax(s / temperature)_k.
+    """Mean over images of the mean over masked patches of -sum_k t_k log softmax(s / temperature)_k.
 
-    Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer", equation 2. A picture without a masked patch
+    Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer", equation 2. An image without a masked patch
     counts as zero.
 
     Args:
-        student: logits (M, K) of the masked patches, picture after picture in reading order: `logits[mask]`.
+        student: logits (M, K) of the masked patches, image after image in reading order: `logits[mask]`.
         teacher: probabilities (M, K) of the same patches.
         mask: (B, N), True where a patch is masked; M in all.
 

@@ -21,15 +21,15 @@ def koleo_loss(
     among: Literal["all", "own"] = "all",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Mean over rows, and their `nearest` neighbours, of -log of the distance between them on the unit sphere.
+    """Mean over rows, and their `nearest` neighbors, of -log of the distance between them on the unit sphere.
 
     Kozachenko-Leonenko estimate of the entropy; Sablayrolles et al. 2019, "Spreading vectors for similarity search",
-    equation 2, as DINOv2 (own rows) and DINOv3 (all rows) take it. Zero for one row, which has no neighbour.
+    equation 2, as DINOv2 (own rows) and DINOv3 (all rows) take it. Zero for one row, which has no neighbor.
 
     Args:
         features: (B, D), of any length; B the same in every process.
-        nearest: neighbours of a row; fewer where there are fewer.
-        among: neighbours are looked for in all processes, or in this one.
+        nearest: neighbors of a row; fewer where there are fewer.
+        among: neighbors are looked for in all processes, or in this one.
     """
     rows = F.normalize(features, dim=-1, eps=EPS)
     others, first = (rows_of_all(rows, group), process_index(group) * len(rows)) if among == "all" else (rows, 0)

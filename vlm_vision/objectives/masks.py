@@ -1,6 +1,6 @@
 """Which patches a self-supervised model does not see: at random for MAE, in blocks for iBOT and DINOv2.
 
-Shapes: B pictures, N patches (row-major), K patches kept. Masks are a function of the generator alone.
+Shapes: B images, N patches (row-major), K patches kept. Masks are a function of the generator alone.
 """
 
 import math
@@ -14,7 +14,7 @@ from vlm_vision.nn.position import Grid
 
 
 class RandomMasks(NamedTuple):
-    """For each picture, the patches that are seen and those that are not."""
+    """For each image, the patches that are seen and those that are not."""
 
     keep: Tensor
     """(B, K) int64, in the order of their noise."""
@@ -58,16 +58,16 @@ def block_masks(
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
     least: int = 4,
 ) -> Tensor:
-    """(B, N) bool on the CPU: blocks of patches masked in some pictures, nothing in the others. Oquab et al. 2023 (arXiv:2304.07193).
+    """(B, N) bool on the CPU: blocks of patches masked in some images, nothing in the others. Oquab et al. 2023 (arXiv:2304.07193).
 
-    int(B * share) pictures, which ones is drawn, are masked. The range of ratios is cut into as many equal pieces; each of
-    these pictures draws its own ratio from its own piece, and int(N * ratio) of its patches are masked.
+    int(B * share) images, which ones is drawn, are masked. The range of ratios is cut into as many equal pieces; each of
+    these images draws its own ratio from its own piece, and int(N * ratio) of its patches are masked.
 
     Args:
-        batch: number of pictures.
+        batch: number of images.
         grid: (rows, columns) of patches.
-        share: of the pictures to mask.
-        ratios: least and greatest share of a masked picture's patches.
+        share: of the images to mask.
+        ratios: least and greatest share of a masked image's patches.
         aspect, least: as in `block_mask`.
 
     Raises:

@@ -62,7 +62,7 @@ def rows_of_all(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
     A row's gradients in all processes are summed in the process that it came from.
     """
-    return rows if num_processes(group) == 1 else _Rows.apply(rows, group)  # type: ignore[return-value]
+    return rows if num_processes(group) == 1 else _GatherRows.apply(rows, group)  # type: ignore[return-value]
 
 
 def sums_to_their_own(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def sums_to_their_own(rows: Tensor, group: dist.ProcessGroup | None = None) -> T
     return own
 
 
-class _Rows(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group

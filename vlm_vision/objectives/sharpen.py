@@ -1,4 +1,4 @@
-"""From a teacher's logits to probabilities that cannot all be the same: Sinkhorn-Knopp, or a running centre."""
+"""From a teacher's logits to probabilities that cannot all be the same: Sinkhorn-Knopp, or a running center."""
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ class Center(nn.Module):
 
     Args:
         size: number of prototypes, K.
-        momentum: share of the old centre in the new one.
+        momentum: share of the old center in the new one.
     """
 
     center: Tensor
@@ -54,7 +54,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor, group: dist.ProcessGroup | None = None) -> None:
-        """Move the centre to the mean of the logits (..., K) of all processes."""
+        """Move the center to the mean of the logits (..., K) of all processes."""
         rows = logits.float().flatten(0, -2)
         count = total(rows.new_tensor(len(rows)), group)
         mean = total(rows.sum(dim=0), group) / count.clamp(min=1)

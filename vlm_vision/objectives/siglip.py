@@ -38,7 +38,7 @@ def siglip_loss(
         logit_scale: s, a scalar, already exponentiated.
         logit_bias: b, a scalar.
         chunk_size: images at a time.
-        exchange: how the texts of other processes come: "ring", one block after another, its gradient travelling with it,
+        exchange: how the texts of other processes come: "ring", one block after another, its gradient traveling with it,
             or "gather", all at once.
 
     Raises:

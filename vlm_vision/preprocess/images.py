@@ -1,4 +1,4 @@
-"""Pictures of any kind to one kind: upright 8-bit RGB."""
+"""Images of any kind to one kind: upright 8-bit RGB."""
 
 import os
 import warnings
@@ -13,40 +13,40 @@ ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
 
 def load_image(image: ImageInput) -> Image.Image:
-    """One picture, upright, as a PIL image of mode RGB.
+    """One image, upright, as a PIL image of mode RGB.
 
     What transformers makes of it: the EXIF orientation is applied, as its `load_image` does; transparency is laid on white
-    and every other mode goes through Pillow's conversion, as in its image processors. So 16-bit grey saturates above 255:
-    scale such pictures to 8 bits yourself.
+    and every other mode goes through Pillow's conversion, as in its image processors. So 16-bit gray saturates above 255:
+    scale such images to 8 bits yourself.
 
     Args:
-        image: path of a picture file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
+        image: path of an image file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
             (H, W) or (C, H, W), on any device. C is 1, 3 or 4.
 
     Returns:
         A new image. One that is upright RGB in memory already, such as what this function returns, is only copied.
 
     Raises:
-        ValueError: the file is missing, damaged, no picture or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
-            another dtype or shape; the picture has no pixels.
+        ValueError: the file is missing, damaged, no image or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
+            another dtype or shape; the image has no pixels.
     """
     if _is_plain(image):
         return image.copy()
     if isinstance(image, np.ndarray | torch.Tensor):
-        picture = _from_array(image)
+        loaded = _from_array(image)
     elif isinstance(image, str | os.PathLike | Image.Image):
-        picture = _upright(image)
+        loaded = _upright(image)
     else:
         raise ValueError(
             f"an image of type {type(image).__name__} is not supported: expected a path, a PIL image, a uint8 numpy "
             "array (H, W, C) or a uint8 torch tensor (C, H, W); convert it to one of these"
         )
-    if 0 in picture.size:
-        raise ValueError(f"the picture of size {picture.size} has no pixels: expected at least one; leave it out")
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    if 0 in loaded.size:
+        raise ValueError(f"the image of size {loaded.size} has no pixels: expected at least one; leave it out")
+    if "A" in loaded.getbands() or loaded.info.get("transparency") is not None:
+        loaded = loaded.convert("RGBA")
+        loaded = Image.alpha_composite(Image.new("RGBA", loaded.size, "white"), loaded)
+    return loaded.convert("RGB")
 
 
 def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
@@ -57,7 +57,7 @@ def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
 
 
 def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
-    """One picture, a list or tuple of them, or a batch as one uint8 array (numpy (B, H, W, C), torch (B, C, H, W)), each by
+    """One image, a list or tuple of them, or a batch as one uint8 array (numpy (B, H, W, C), torch (B, C, H, W)), each by
     `load_image`.
 
     Raises:
@@ -65,10 +65,10 @@ def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
     """
     is_array = isinstance(images, np.ndarray | torch.Tensor)
     batch = images if isinstance(images, list | tuple) or (is_array and images.ndim == 4) else [images]
-    pictures = [load_image(cast(ImageInput, image)) for image in batch]
-    if not pictures:
+    loaded = [load_image(cast(ImageInput, image)) for image in batch]
+    if not loaded:
         raise ValueError("there are no images: expected at least one; leave empty batches out")
-    return pictures
+    return loaded
 
 
 def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
@@ -85,31 +85,31 @@ def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
                     raise Image.DecompressionBombError
                 return ImageOps.exif_transpose(opened)
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
-        damaged = f"cannot be decoded ({error}): expected a complete picture; it is truncated or damaged, get it anew"
+        damaged = f"cannot be decoded ({error}): expected a complete image; it is truncated or damaged, get it anew"
         raise ValueError(f"{name} {_FILE_PROBLEMS.get(type(error), damaged)}") from error
 
 
 _FILE_PROBLEMS: dict[type[Exception], str] = {
-    FileNotFoundError: "does not exist: expected the path of a local picture; check the path",
-    IsADirectoryError: "is a folder: expected the path of one picture; name a file inside it",
-    UnidentifiedImageError: "is not a picture Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
+    FileNotFoundError: "does not exist: expected the path of a local image; check the path",
+    IsADirectoryError: "is a folder: expected the path of one image; name a file inside it",
+    UnidentifiedImageError: "is not an image Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
     Image.DecompressionBombError: "has too many pixels: expected at most PIL.Image.MAX_IMAGE_PIXELS; shrink it",
 }
 
 
 def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
-    """Wraps a uint8 numpy (H, W[, C]) or torch ([C,] H, W) picture without changing a value."""
+    """Wraps a uint8 numpy (H, W[, C]) or torch ([C,] H, W) image without changing a value."""
     is_torch = isinstance(image, torch.Tensor)
     dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
     given = f"the {'torch tensor' if is_torch else 'numpy array'} of dtype {dtype} and shape {shape}"
     if dtype != "uint8":
         convert = "(image * 255).round()" + (".to(torch.uint8)" if is_torch else ".astype(np.uint8)")
-        raise ValueError(f"{given} is no 8-bit picture: expected uint8 in 0..255; convert values in 0..1 by {convert}")
+        raise ValueError(f"{given} is no 8-bit image: expected uint8 in 0..255; convert values in 0..1 by {convert}")
     channels = 1 if image.ndim == 2 else shape[0 if is_torch else -1] if image.ndim == 3 else None
     if channels not in (1, 3, 4):
         layout, reorder = ("(C, H, W)", "permute(2, 0, 1)") if is_torch else ("(H, W, C)", "transpose(1, 2, 0)")
         raise ValueError(
-            f"{given} is not one picture: expected {layout} with C = 1, 3 or 4; reorder the axes by image.{reorder} or "
+            f"{given} is not one image: expected {layout} with C = 1, 3 or 4; reorder the axes by image.{reorder} or "
             "hand a batch to Preprocess"
         )
     if 0 in shape:

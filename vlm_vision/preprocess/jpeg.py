@@ -1,4 +1,4 @@
-"""A picture through JPEG and back in integers, as TensorFlow does it: no file, no library.
+"""An image through JPEG and back in integers, as TensorFlow does it: no file, no library.
 
 `tf.io.decode_image` takes libjpeg's fast inverse transform (JDCT_IFAST), Pillow the accurate one: of the same file they give
 pixels up to 16 of 255 apart, most of them unequal. `round_trip` is TensorFlow's to the bit. Entropy coding loses nothing and
@@ -18,7 +18,7 @@ _CHROMINANCE = """
 17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99
 """
-"""Quantisation tables of T.81 annex K, row by row."""
+"""Quantization tables of T.81 annex K, row by row."""
 
 
 def round_trip(pixels: np.ndarray, quality: int = 95) -> np.ndarray:
@@ -43,11 +43,11 @@ def _table(base: str, quality: int) -> np.ndarray:
 def _to_ycc(rgb: np.ndarray) -> list[np.ndarray]:
     """Luma and two chromas, int32 in 0..255: CCIR 601 in 16 bit fractions."""
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    half, centre = 1 << 15, (128 << 16) + (1 << 15) - 1
+    half, center = 1 << 15, (128 << 16) + (1 << 15) - 1
     return [
         (19595 * r + 38470 * g + 7471 * b + half) >> 16,
-        (-11059 * r - 21709 * g + 32768 * b + centre) >> 16,
-        (32768 * r - 27439 * g - 5329 * b + centre) >> 16,
+        (-11059 * r - 21709 * g + 32768 * b + center) >> 16,
+        (32768 * r - 27439 * g - 5329 * b + center) >> 16,
     ]
 
 
@@ -82,7 +82,7 @@ def _doubled(plane: np.ndarray) -> np.ndarray:
 
 
 def _decoded(plane: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(H, W) in blocks of 8 by 8, quantised and back: 0..255, the edges repeated to whole blocks."""
+    """(H, W) in blocks of 8 by 8, quantized and back: 0..255, the edges repeated to whole blocks."""
     height, width = plane.shape
     plane = np.pad(plane, ((0, -height % 8), (0, -width % 8)), mode="edge")
     rows, columns = plane.shape[0] // 8, plane.shape[1] // 8

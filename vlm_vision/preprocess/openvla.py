@@ -1,9 +1,9 @@
-"""What the evaluation of OpenVLA does to a camera's picture before the processor sees it; TensorFlow there, none here.
+"""What the evaluation of OpenVLA does to a camera's image before the processor sees it; TensorFlow there, none here.
 
-OpenVLA and OpenVLA-OFT learn from Open X-Embodiment data (RLDS): pictures stored as JPEG, loaded at 224 pixels by TensorFlow's
-Lanczos filter, cropped at random to 0.9 of their area. Their evaluation scripts give a fresh picture the same past; without it
+OpenVLA and OpenVLA-OFT learn from Open X-Embodiment data (RLDS): images stored as JPEG, loaded at 224 pixels by TensorFlow's
+Lanczos filter, cropped at random to 0.9 of their area. Their evaluation scripts give a fresh image the same past; without it
 a policy sees other pixels than in training. Source: `resize_image` in experiments/robot/libero/libero_utils.py and
-experiments/robot/bridge/bridgev2_utils.py, the centre crop in experiments/robot/openvla_utils.py of openvla/openvla;
+experiments/robot/bridge/bridgev2_utils.py, the center crop in experiments/robot/openvla_utils.py of openvla/openvla;
 `prepare_images_for_vla` in experiments/robot/openvla_utils.py of moojink/openvla-oft.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from vlm_vision.preprocess.jpeg import round_trip
-from vlm_vision.preprocess.tf_image import centre_crop, lanczos3
+from vlm_vision.preprocess.tf_image import center_crop, lanczos3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """JPEG and back, resize, centre crop, all on 8 bits and as TensorFlow rounds: `jpeg.round_trip`, `tf_image`.
+    """JPEG and back, resize, center crop, all on 8 bits and as TensorFlow rounds: `jpeg.round_trip`, `tf_image`.
 
     Raises:
         ValueError: a number out of its range.
@@ -30,9 +30,9 @@ class CameraPath:
     side: int = 224
     """Height and width after it, in pixels."""
     crop_area: float = 1.0
-    """Share of the area that the centre crop keeps, above 0; 1.0: no crop."""
+    """Share of the area that the center crop keeps, above 0; 1.0: no crop."""
     keep_sized: bool = False
-    """A picture that has `side` already is not stored and resized, only cropped (OpenVLA-OFT)."""
+    """An image that has `side` already is not stored and resized, only cropped (OpenVLA-OFT)."""
 
     def __post_init__(self) -> None:
         numbers = (self.jpeg_quality, self.side, self.crop_area)
@@ -47,13 +47,13 @@ class CameraPath:
             raise ValueError(f"keep_sized is {self.keep_sized!r}: expected True or False")
         object.__setattr__(self, "crop_area", float(self.crop_area))
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         """RGB of any size -> RGB of side x side."""
-        pixels = np.asarray(picture)
+        pixels = np.asarray(image)
         if not (self.keep_sized and pixels.shape[:2] == (self.side, self.side)):
             pixels = lanczos3(round_trip(pixels, self.jpeg_quality), self.side, self.side)
         if self.crop_area < 1:
-            pixels = centre_crop(pixels, self.crop_area, self.side, self.side)
+            pixels = center_crop(pixels, self.crop_area, self.side, self.side)
         return Image.fromarray(pixels)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class CameraPath:
 
 
 EVALUATIONS = {"openvla": CameraPath(), "openvla_oft": CameraPath(keep_sized=True)}
-"""Whose evaluation -> its path, without the crop. Turning LIBERO's pictures by 180 degrees is left to the simulator's side."""
+"""Whose evaluation -> its path, without the crop. Turning LIBERO's images by 180 degrees is left to the simulator's side."""
 
 OPENVLA_CROP = 0.9
 """Share of the area that both keep for policies that were trained with image augmentation."""

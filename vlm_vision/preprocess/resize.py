@@ -1,4 +1,4 @@
-"""The steps of `vlm_vision.preprocess` on one picture: sizes, resampling, bars, crops."""
+"""The steps of `vlm_vision.preprocess` on one image: sizes, resampling, bars, crops."""
 
 import math
 from typing import Any, Literal
@@ -11,20 +11,20 @@ ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "ha
 CropRounding = Literal["floor", "half_even"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
 Kernel = Literal["pillow", "float", "point", "point_float", "torch"]
-Colour = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
 
 def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
-    """Pixels from the edge of a picture of `size` to its centre crop; negative where the crop is larger."""
+    """Pixels from the edge of an image of `size` to its center crop; negative where the crop is larger."""
     if rounding == "half_even" and crop < size:
         return round((size - crop) / 2)
     return -((crop - size) // 2) if rounding == "half_even" else (size - crop) // 2
 
 
 def cropped(
-    pixels: np.ndarray, crop: tuple[int, int], fill: Colour, rounding: CropRounding, place: CropPlace = "centre"
+    pixels: np.ndarray, crop: tuple[int, int], fill: RGB, rounding: CropRounding, place: CropPlace = "centre"
 ) -> np.ndarray:
-    """A part of (H, W, 3), with `fill` outside the picture."""
+    """A part of (H, W, 3), with `fill` outside the image."""
     (height, width), (crop_height, crop_width) = pixels.shape[:2], crop
     top, left = crop_offset(height, crop_height, rounding), crop_offset(width, crop_width, rounding)
     if place != "centre":
@@ -39,11 +39,11 @@ def cropped(
     return canvas
 
 
-def with_bars(picture: Image.Image, fill: Any) -> Image.Image:
+def with_bars(image: Image.Image, fill: Any) -> Image.Image:
     """Equal bars on both sides of the shorter edge: square, or one pixel short of it."""
-    edge = max(picture.size)
-    across, down = (edge - picture.width) // 2, (edge - picture.height) // 2
-    return ImageOps.expand(picture, border=(across, down, across, down), fill=fill)
+    edge = max(image.size)
+    across, down = (edge - image.width) // 2, (edge - image.height) // 2
+    return ImageOps.expand(image, border=(across, down, across, down), fill=fill)
 
 
 def size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
@@ -64,28 +64,28 @@ def size_within_budget(height: int, width: int, patch_size: int, max_patches: in
     return patches(height, fits) * patch_size, patches(width, fits) * patch_size
 
 
-def resized(picture: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
+def resized(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
     """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
     if kernel == "pillow":
-        return np.asarray(picture.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
+        return np.asarray(image.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
     if kernel in ("float", "point_float", "torch"):
-        planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         planes = planes if kernel == "torch" else planes.float()
         smooth = kernel != "point_float"
         planes = torch.nn.functional.interpolate(planes, size, mode=resample, align_corners=False, antialias=smooth)
         return planes[0].permute(1, 2, 0).numpy()
     # a + (b - a) * weight in float32 keeps a flat area at its very value, which truncation would else lower by one
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.asarray(image, dtype=np.float32)
     for axis in (1, 0):
-        low, high, weight = _neighbours(pixels.shape[axis], size[axis])
+        low, high, weight = _neighbors(pixels.shape[axis], size[axis])
         first, second = pixels.take(low, axis), pixels.take(high, axis)
         pixels = first + (second - first) * (weight[:, None] if axis == 1 else weight[:, None, None])
     return pixels.astype(np.uint8)
 
 
-def _neighbours(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every pixel of the result: the pixels before and after its centre, and the weight of the second, (to_size,)."""
-    centre = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * np.float32(size / to_size) - np.float32(0.5)
-    below = np.floor(centre)
-    low, high = np.maximum(below, 0).astype(int), np.minimum(np.ceil(centre), size - 1).astype(int)
-    return low, high, centre - below
+def _neighbors(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every pixel of the result: the pixels before and after its center, and the weight of the second, (to_size,)."""
+    center = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * np.float32(size / to_size) - np.float32(0.5)
+    below = np.floor(center)
+    low, high = np.maximum(below, 0).astype(int), np.minimum(np.ceil(center), size - 1).astype(int)
+    return low, high, center - below

@@ -1,4 +1,4 @@
-"""Pictures to pixel tensors: any picture to 8-bit RGB, resize, centre crop, rescale, normalise.
+"""Images to pixel tensors: any image to 8-bit RGB, resize, center crop, rescale, normalize.
 
 `Preprocess` says what is done as plain data, so that it can be saved beside a checkpoint, hashed, and used unchanged in
 training, evaluation and serving. Unless told otherwise it resizes with Pillow on 8-bit pixels, as transformers' PIL image
@@ -51,7 +51,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What is done to a picture before the encoder sees it, in this order.
+    """What is done to an image before the encoder sees it, in this order.
 
     pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
 
@@ -68,7 +68,7 @@ class Preprocess:
     squash: to `resize_to`.
     shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
     max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
-        `max_patches` patches; at most 100 times the picture's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
+        `max_patches` patches; at most 100 times the image's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
@@ -80,7 +80,7 @@ class Preprocess:
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
-    """(height, width) of the crop in pixels; `fill` is added where the picture is smaller. None: no crop."""
+    """(height, width) of the crop in pixels; `fill` is added where the image is smaller. None: no crop."""
     rescale: float
     """Factor on 0..255 values, usually 1/255."""
     mean: tuple[float, float, float]
@@ -90,9 +90,9 @@ class Preprocess:
     patch_size: int = 0
     """Pixels along a patch's side; for max_patches only, else 0."""
     max_patches: int = 0
-    """Most patches of a picture; for max_patches only, else 0."""
+    """Most patches of an image; for max_patches only, else 0."""
     fill: tuple[float, float, float] = (0, 0, 0)
-    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the picture add."""
+    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the image add."""
     crop_rounding: CropRounding = "floor"
     """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
     kernel: Kernel = "pillow"
@@ -104,9 +104,9 @@ class Preprocess:
     torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
     """
     crop_place: CropPlace = "centre"
-    """The part of the picture that a crop keeps; of a crop that is larger, where the picture lies in it."""
+    """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
     camera: CameraPath | None = None
-    """What a camera's picture goes through first, because the training pictures did. None: nothing."""
+    """What a camera's image goes through first, because the training images did. None: nothing."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
@@ -132,11 +132,11 @@ class Preprocess:
         object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
         object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
         object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
-        colour = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
-        if self.resize == "letterbox" or all(value == int(value) for value in colour):
+        color = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        if self.resize == "letterbox" or all(value == int(value) for value in color):
             whole = "whole numbers in 0..255"
-            colour = _checked("fill", colour, _whole, 3, lambda c: True, whole)
-        object.__setattr__(self, "fill", colour)
+            color = _checked("fill", color, _whole, 3, lambda c: True, whole)
+        object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
         for field in ("patch_size", "max_patches"):
@@ -154,7 +154,7 @@ class Preprocess:
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
         if self.crop is not None and self.resize == "max_patches":
             raise ValueError(
-                f"crop is {self.crop} but resize is 'max_patches', which keeps the whole picture: expected crop=None"
+                f"crop is {self.crop} but resize is 'max_patches', which keeps the whole image: expected crop=None"
             )
         if self.crop is None and self.crop_rounding != "floor":
             raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
@@ -165,64 +165,64 @@ class Preprocess:
             )
         if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
             raise ValueError(
-                f"fill is {self.fill} but nothing is added to the picture: expected (0, 0, 0), a crop or "
+                f"fill is {self.fill} but nothing is added to the image: expected (0, 0, 0), a crop or "
                 "resize='letterbox'"
             )
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> torch.Tensor:
-        """Pictures to pixels, float32 (B, 3, H, W), contiguous, on the CPU.
+        """Images to pixels, float32 (B, 3, H, W), contiguous, on the CPU.
 
         Args:
-            images: one picture as `load_image` takes it, a list or tuple of them, or a batch of equal ones as one uint8
+            images: one image as `load_image` takes it, a list or tuple of them, or a batch of equal ones as one uint8
                 array: numpy (B, H, W, C), torch (B, C, H, W).
 
         Raises:
-            ValueError: as `load_image`; also when there is no picture, or the results differ in size.
+            ValueError: as `load_image`; also when there is no image, or the results differ in size.
         """
-        pictures = self._resized_and_cropped(images)
-        sizes = sorted({picture.shape[:2] for picture in pictures})
+        resized_images = self._resized_and_cropped(images)
+        sizes = sorted({image.shape[:2] for image in resized_images})
         if len(sizes) > 1:
             raise ValueError(
                 f"the images have sizes {sizes} (height, width) after resizing: expected one size in a batch; set a "
                 "crop or resize='squash', or keep the sizes by encoder.packed(preprocess.each(images))"
             )
-        pixels = np.empty((len(pictures), 3, *sizes[0]), dtype=np.float32)
-        for row, picture in zip(pixels, pictures, strict=True):
-            self._normalise(picture, row)
+        pixels = np.empty((len(resized_images), 3, *sizes[0]), dtype=np.float32)
+        for row, image in zip(pixels, resized_images, strict=True):
+            self._normalize(image, row)
         return torch.from_numpy(pixels)
 
     def each(self, images: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
-        """Pictures to pixels, one float32 (3, H, W) each, whose sizes may differ.
+        """Images to pixels, one float32 (3, H, W) each, whose sizes may differ.
 
         Raises:
-            ValueError: as `load_image`; also when there is no picture.
+            ValueError: as `load_image`; also when there is no image.
         """
         pixels = []
-        for picture in self._resized_and_cropped(images):
-            pixels.append(np.empty((3, *picture.shape[:2]), dtype=np.float32))
-            self._normalise(picture, pixels[-1])
+        for image in self._resized_and_cropped(images):
+            pixels.append(np.empty((3, *image.shape[:2]), dtype=np.float32))
+            self._normalize(image, pixels[-1])
         return [torch.from_numpy(planes) for planes in pixels]
 
     def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
-        """(H, W, 3) in 0..255 for each picture, uint8 or float32."""
-        return [self._resize_and_crop(picture) for picture in load_images(images)]
+        """(H, W, 3) in 0..255 for each image, uint8 or float32."""
+        return [self._resize_and_crop(image) for image in load_images(images)]
 
-    def _normalise(self, picture: np.ndarray, out: np.ndarray) -> None:
+    def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
         """(H, W, 3) in 0..255 to float32 (3, H, W)."""
         scale = np.divide(self.rescale, self.std).astype(np.float32).reshape(3, 1, 1)
         shift = np.divide(self.mean, self.std).astype(np.float32).reshape(3, 1, 1)
-        np.multiply(picture.transpose(2, 0, 1), scale, out=out)
+        np.multiply(image.transpose(2, 0, 1), scale, out=out)
         out -= shift
 
-    def _resize_and_crop(self, picture: Image.Image) -> np.ndarray:
+    def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
         if self.camera is not None:
-            picture = self.camera(picture)
+            image = self.camera(image)
         if self.resize == "letterbox":
-            picture = with_bars(picture, self.fill)
+            image = with_bars(image, self.fill)
         if self.resize == "none":
-            pixels = np.asarray(picture)
+            pixels = np.asarray(image)
         else:
-            pixels = resized(picture, self._size(picture.height, picture.width), self.resample, self.kernel)
+            pixels = resized(image, self._size(image.height, image.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = cropped(pixels, self.resize_to, self.fill, "half_even")
         if self.crop is None:
@@ -230,7 +230,7 @@ class Preprocess:
         return cropped(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) to which a picture of this height and width is resized."""
+        """(height, width) to which an image of this height and width is resized."""
         to_height, to_width = self.resize_to
         if self.resize == "max_patches":
             return size_within_budget(height, width, self.patch_size, self.max_patches)
@@ -252,22 +252,22 @@ class Preprocess:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of the pixels; None when it depends on the picture."""
+        """(height, width) of the pixels; None when it depends on the image."""
         return self.crop or (self.resize_to if self.resize in ("squash", "letterbox") else None)
 
     def at(self, height: int, width: int) -> Self:
         """The same kind of preprocessing for another output size, in pixels.
 
         With a crop, the resize keeps its ratio to the crop, rounded: edge 256 and crop 224 at (448, 448) is edge 512.
-        The edge goes by the longer side of a crop that is not square, so that pictures still fill it.
+        The edge goes by the longer side of a crop that is not square, so that images still fill it.
 
         Raises:
-            ValueError: the output size depends on the picture, so that this one cannot be reached.
+            ValueError: the output size depends on the image, so that this one cannot be reached.
         """
         by_edge = self.resize in ("shortest_edge", "letterbox")
         if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
             raise ValueError(
-                f"resize={self.resize!r} without a crop cannot give every picture the size {(height, width)}: expected "
+                f"resize={self.resize!r} without a crop cannot give every image the size {(height, width)}: expected "
                 "a crop or resize='squash'; set one of them"
             )
         base, resize_to = self.crop or self.resize_to, self.resize_to
@@ -278,7 +278,7 @@ class Preprocess:
         return dataclasses.replace(self, resize_to=resize_to, crop=self.crop and (height, width))
 
     def with_budget(self, max_patches: int, patch_size: int) -> Self:
-        """The whole picture in at most `max_patches` patches, its aspect ratio kept: this filter and normalisation,
+        """The whole image in at most `max_patches` patches, its aspect ratio kept: this filter and normalization,
         resize "max_patches", no crop.
 
         Raises:
@@ -297,7 +297,7 @@ class Preprocess:
         )
 
     def with_evaluation(self, name: str, *, crop: bool) -> Self:
-        """The same after what the evaluation of a published policy does to a camera's picture.
+        """The same after what the evaluation of a published policy does to a camera's image.
 
         Args:
             name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" takes it away again.

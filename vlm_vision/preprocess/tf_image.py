@@ -10,8 +10,8 @@ _ONE = np.float32(1)
 def lanczos3(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W, C) -> uint8 (height, width, C): `tf.image.resize(method="lanczos3", antialias=True)`, rounded to even.
 
-    The op ScaleAndTranslate of TensorFlow: pixel centres at halves, the kernel as wide as the reduction, weights outside
-    the picture left out and the others made to sum to one; each column of the picture first, then each row. numpy sums in
+    The op ScaleAndTranslate of TensorFlow: pixel centers at halves, the kernel as wide as the reduction, weights outside
+    the image left out and the others made to sum to one; each column of the image first, then each row. numpy sums in
     the same order; a few sines differ in their last bit, hence about one value in a million by one.
     """
     resized = _along_rows(pixels.astype(np.float32), *_spans(pixels.shape[0], height))
@@ -19,8 +19,8 @@ def lanczos3(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
-def centre_crop(pixels: np.ndarray, area: float, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, C) -> uint8 (height, width, C): the middle `area` of the picture, 0..1, enlarged.
+def center_crop(pixels: np.ndarray, area: float, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, C) -> uint8 (height, width, C): the middle `area` of the image, 0..1, enlarged.
 
     Sides times sqrt(area), `tf.image.crop_and_resize` (bilinear between the four nearest, corners on corners) of values in
     0..1, and back to 8 bits by `tf.image.convert_image_dtype`, which rounds down 255.5 times the value.
@@ -52,11 +52,11 @@ def _spans(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray]:
     inverse = _ONE / (np.float32(to_size) / np.float32(size))
     reach = np.maximum(inverse, _ONE)
     radius = np.float32(3) * reach
-    centre = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * inverse
-    first = np.maximum(np.ceil(centre - radius - np.float32(0.5)), 0).astype(int)
-    last = np.minimum(np.floor(centre + radius - np.float32(0.5)), size - 1).astype(int)
+    center = (np.arange(to_size, dtype=np.float32) + np.float32(0.5)) * inverse
+    first = np.maximum(np.ceil(center - radius - np.float32(0.5)), 0).astype(int)
+    last = np.minimum(np.floor(center + radius - np.float32(0.5)), size - 1).astype(int)
     places = first[:, None] + np.arange((last - first).max() + 1)
-    distance = np.abs(places.astype(np.float32) + np.float32(0.5) - centre[:, None]) * (_ONE / reach)
+    distance = np.abs(places.astype(np.float32) + np.float32(0.5) - center[:, None]) * (_ONE / reach)
     weights = np.where(places <= last[:, None], _kernel(distance), np.float32(0))
     total = np.zeros(to_size, dtype=np.float32)
     for tap in range(weights.shape[1]):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.probe.labelled import Labelled, held_out, share_right
+from vlm_vision.probe.labelled import LabeledFeatures, held_out, accuracy
 from vlm_vision.probe.seeded import seeded
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -25,7 +25,7 @@ class AttentiveProbe:
 
 
 class AttentiveHead(nn.Module):
-    """logits = linear(sum over patches of softmax(q K) V), of normalised tokens, in several heads.
+    """logits = linear(sum over patches of softmax(q K) V), of normalized tokens, in several heads.
 
     The cross-attention of V-JEPA's probe (Bardes et al. 2024, arXiv:2404.08471, section 3) without its MLP, as CAPI
     (Darcet et al. 2025, arXiv:2502.08769) evaluates.
@@ -47,8 +47,8 @@ class AttentiveHead(nn.Module):
 
 
 def attentive_probe(
-    train: Labelled,
-    test: Labelled,
+    train: LabeledFeatures,
+    test: LabeledFeatures,
     *,
     rates: Sequence[float] = RATES,
     share: float = 0.1,
@@ -68,7 +68,7 @@ def attentive_probe(
         num_heads: of the attention; D is a multiple of it.
 
     Raises:
-        ValueError: tokens of another shape, a width that is no multiple of num_heads, or too few pictures to hold some out.
+        ValueError: tokens of another shape, a width that is no multiple of num_heads, or too few images to hold some out.
     """
     if train.features.ndim != 3 or train.features.shape[-1] != test.features.shape[-1]:
         raise ValueError(
@@ -84,14 +84,14 @@ def attentive_probe(
     for rate in rates:
         with seeded(seed):
             head = AttentiveHead(train.features.shape[-1], classes, num_heads=num_heads).to(train.features.device)
-            heads.append(_trained(head, rest, rate, epochs, batch_size, weight_decay))
+            heads.append(_train_head(head, rest, rate, epochs, batch_size, weight_decay))
     scores = [_accuracy(head, part, batch_size) for head in heads]
     best = max(range(len(rates)), key=scores.__getitem__)
     return AttentiveProbe(_accuracy(heads[best], test, batch_size), scores[best], rates[best])
 
 
-def _trained(
-    head: AttentiveHead, data: Labelled, rate: float, epochs: int, batch_size: int, weight_decay: float
+def _train_head(
+    head: AttentiveHead, data: LabeledFeatures, rate: float, epochs: int, batch_size: int, weight_decay: float
 ) -> AttentiveHead:
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(data) // batch_size))
@@ -106,6 +106,6 @@ def _trained(
 
 
 @torch.no_grad()
-def _accuracy(head: AttentiveHead, data: Labelled, batch_size: int) -> float:
+def _accuracy(head: AttentiveHead, data: LabeledFeatures, batch_size: int) -> float:
     predicted = [head(tokens.float()).argmax(dim=1) for tokens in data.features.split(batch_size)]
-    return share_right(torch.cat(predicted), data.labels)
+    return accuracy(torch.cat(predicted), data.labels)

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess.spec import Preprocess
-from vlm_vision.probe.features import Shown, shown
-from vlm_vision.probe.labelled import Labelled, share_right
+from vlm_vision.probe.features import ProbeImage, read_images
+from vlm_vision.probe.labelled import LabeledFeatures, accuracy
 from vlm_vision.probe.seeded import seeded
 
 E = TypeVar("E", bound=Encoder | FusedEncoder)
@@ -24,16 +24,16 @@ def random_twin(encoder: E, *, seed: int = 0) -> E:
     return twin.to(device=encoder.device, dtype=encoder.dtype).train(encoder.training)  # type: ignore[return-value]
 
 
-def pixel_features(pictures: Sequence[Shown], *, side: int = 16) -> Tensor:
-    """(M, 3 * side**2) in [-1, 1]: pictures squashed to side x side pixels, as features."""
+def pixel_features(images: Sequence[ProbeImage], *, side: int = 16) -> Tensor:
+    """(M, 3 * side**2) in [-1, 1]: images squashed to side x side pixels, as features."""
     half = (0.5, 0.5, 0.5)
     small = Preprocess(
         resize="squash", resize_to=(side, side), resample="bicubic", crop=None, rescale=1 / 255, mean=half, std=half
     )
-    return torch.cat([small(shown([one])).flatten(1) for one in tqdm(pictures, desc="reading", unit="picture")])
+    return torch.cat([small(read_images([one])).flatten(1) for one in tqdm(images, desc="reading", unit="image")])
 
 
-def most_frequent(train: Labelled, test: Labelled) -> float:
+def most_frequent(train: LabeledFeatures, test: LabeledFeatures) -> float:
     """Accuracy, from 0 to 1, of answering the most frequent class of the training data every time."""
     answer = train.labels.bincount().argmax()
-    return share_right(answer.expand(len(test)), test.labels)
+    return accuracy(answer.expand(len(test)), test.labels)

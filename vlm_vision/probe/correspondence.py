@@ -1,4 +1,4 @@
-"""Correspondence: whether a patch is most like the patch that shows the same place in another view of the picture."""
+"""Correspondence: whether a patch is most like the patch that shows the same place in another view of the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from vlm_vision.nn.modes import evaluating
 from vlm_vision.nn.position import Grid
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.preprocess.spec import Preprocess
-from vlm_vision.probe.features import Shown, shown
+from vlm_vision.probe.features import ProbeImage, read_images
 
 
 @dataclass(frozen=True)
-class View:
-    """A part of a picture, in its pixels, stretched to the encoder's size, mirrored or not."""
+class CropBox:
+    """A part of an image, in its pixels, stretched to the encoder's size, mirrored or not."""
 
     top: int
     left: int
@@ -29,14 +29,14 @@ class View:
     width: int
     flip: bool = False
 
-    def centres(self, grid: Grid) -> Tensor:
-        """(N, 2): the (row, column) of each patch's centre, in pixels of the whole picture."""
+    def centers(self, grid: Grid) -> Tensor:
+        """(N, 2): the (row, column) of each patch's center, in pixels of the whole image."""
         rows, columns = ((torch.arange(count) + 0.5) / count for count in grid)
         columns = 1 - columns if self.flip else columns
         return torch.cartesian_prod(self.top + rows * self.height, self.left + columns * self.width)
 
     def places(self, points: Tensor, grid: Grid) -> Tensor:
-        """(N, 2) points of the whole picture -> where they are in this view, in patches: 0 is the first one's centre."""
+        """(N, 2) points of the whole image -> where they are in this view, in patches: 0 is the first one's center."""
         shares = (points - torch.tensor([self.top, self.left])) / torch.tensor([self.height, self.width])
         if self.flip:
             shares = torch.stack([shares[:, 0], 1 - shares[:, 1]], dim=1)
@@ -69,7 +69,7 @@ def correspondence(tokens: Tensor, other: Tensor, places: Tensor, grid: Grid, *,
     Args:
         tokens: (N, D) of one view.
         other: (h * w, D) of the other.
-        places: (N, 2), the true (row, column) of each in the other view, in patches, as `View.places` gives them. Patches
+        places: (N, 2), the true (row, column) of each in the other view, in patches, as `CropBox.places` gives them. Patches
             whose place is outside it are left out.
         grid: (h, w) of the other view.
         radius: in patches, along a straight line. Below 0.71 not every place has a patch that near.
@@ -94,50 +94,50 @@ def correspondence(tokens: Tensor, other: Tensor, places: Tensor, grid: Grid, *,
 
 
 @torch.no_grad()
-def picture_correspondence(
+def image_correspondence(
     encoder: Encoder | FusedEncoder,
-    pictures: Sequence[Shown],
+    images: Sequence[ProbeImage],
     *,
     tap: Tap | None = None,
     radius: float = 1.0,
     seed: int = 0,
 ) -> Correspondence:
-    """Random crops of pictures, half of them mirrored, against the whole pictures; the mean over pictures.
+    """Random crops of images, half of them mirrored, against the whole images; the mean over images.
 
-    A crop's sides are half to nine tenths of the picture's.
+    A crop's sides are half to nine tenths of the image's.
 
     Raises:
-        ValueError: no picture, or an encoder whose pictures have any size.
+        ValueError: no image, or an encoder whose images have any size.
     """
-    if encoder.preprocess.output_size is None or not len(pictures):
+    if encoder.preprocess.output_size is None or not len(images):
         raise ValueError(
-            f"there are {len(pictures)} pictures for an encoder of output size {encoder.preprocess.output_size}: expected at "
+            f"there are {len(images)} images for an encoder of output size {encoder.preprocess.output_size}: expected at "
             "least one, and one size; load the encoder with image_size"
         )
     squash, generator = _squashed(encoder.preprocess), torch.Generator().manual_seed(seed)
     found = []
-    for picture in tqdm(pictures, desc="comparing views", unit="picture"):
-        image = load_image(*shown([picture]))
-        whole, part = View(0, 0, image.height, image.width), drawn_view(image.height, image.width, generator)
+    for source in tqdm(images, desc="comparing views", unit="image"):
+        image = load_image(*read_images([source]))
+        whole, part = CropBox(0, 0, image.height, image.width), random_crop_box(image.height, image.width, generator)
         with evaluating(encoder):
             out = encoder(squash([part.cut(image), image]).to(encoder.device), tap=tap, pool=False)
         tokens, other = out.patch_tokens
-        places = whole.places(part.centres(out.grid), out.grid)
+        places = whole.places(part.centers(out.grid), out.grid)
         found.append(correspondence(tokens, other, places, out.grid, radius=radius))
     share, chance = (sum(getattr(one, name) for one in found) / len(found) for name in ("share", "chance"))
     return Correspondence(share, chance, sum(one.patches for one in found))
 
 
-def drawn_view(height: int, width: int, generator: torch.Generator) -> View:
-    """A random part of a picture with sides of half to nine tenths of its own, mirrored or not."""
+def random_crop_box(height: int, width: int, generator: torch.Generator) -> CropBox:
+    """A random part of an image with sides of half to nine tenths of its own, mirrored or not."""
     tall, wide, down, right, flip = torch.rand(5, generator=generator).tolist()
     size = [max(1, round(side * (0.5 + 0.4 * share))) for side, share in ((height, tall), (width, wide))]
     corner = [round(room * share) for room, share in ((height - size[0], down), (width - size[1], right))]
-    return View(*corner, *size, flip=flip < 0.5)
+    return CropBox(*corner, *size, flip=flip < 0.5)
 
 
 def _squashed(preprocess: Preprocess | FusedPreprocess) -> Preprocess | FusedPreprocess:
-    """The same for pictures that are seen whole: stretched to the output size, nothing cut off."""
+    """The same for images that are seen whole: stretched to the output size, nothing cut off."""
     if isinstance(preprocess, FusedPreprocess):
         return FusedPreprocess(tuple(_whole(tower) for tower in preprocess.towers))
     return _whole(preprocess)

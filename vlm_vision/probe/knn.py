@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: how far classes lie apart without learning anything."""
+"""Weighted nearest neighbors: how far classes lie apart without learning anything."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm_vision.probe.labelled import Labelled, share_right
+from vlm_vision.probe.labelled import LabeledFeatures, accuracy
 
-NEIGHBOURS = (10, 20, 100, 200)
+NEIGHBORS = (10, 20, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Knn:
     """Accuracies from 0 to 1."""
 
     by_k: dict[int, float]
-    """Of each number of neighbours; those that exceed the training pictures are left out."""
+    """Of each number of neighbors; those that exceed the training images are left out."""
 
     @property
     def best(self) -> float:
@@ -26,25 +26,25 @@ class Knn:
 
 @torch.no_grad()
 def knn(
-    train: Labelled,
-    test: Labelled,
+    train: LabeledFeatures,
+    test: LabeledFeatures,
     *,
-    ks: Sequence[int] = NEIGHBOURS,
+    ks: Sequence[int] = NEIGHBORS,
     temperature: float = 0.07,
     chunk_size: int = 4096,
 ) -> Knn:
-    """A test picture's class is the one with most votes among its k nearest training pictures by cosine similarity.
+    """A test image's class is the one with most votes among its k nearest training images by cosine similarity.
 
-    A neighbour's vote weighs exp(similarity / temperature). Wu et al. 2018, "Unsupervised feature learning via
-    non-parametric instance discrimination", section 3.4, with the numbers of neighbours of DINO (Caron et al. 2021).
+    A neighbor's vote weighs exp(similarity / temperature). Wu et al. 2018, "Unsupervised feature learning via
+    non-parametric instance discrimination", section 3.4, with the numbers of neighbors of DINO (Caron et al. 2021).
 
     Args:
         train, test: features (M, D).
-        ks: numbers of neighbours.
+        ks: numbers of neighbors.
         chunk_size: at most chunk_size**2 similarities exist at a time.
 
     Raises:
-        ValueError: features of another shape, or no k between 1 and the number of training pictures.
+        ValueError: features of another shape, or no k between 1 and the number of training images.
     """
     if train.features.ndim != 2 or train.features.shape[1:] != test.features.shape[1:]:
         raise ValueError(
@@ -52,7 +52,7 @@ def knn(
         )
     ks = [k for k in sorted(set(ks)) if 1 <= k <= len(train)]
     if not ks:
-        raise ValueError(f"no number of neighbours fits {len(train)} training pictures: give a k of 1 to {len(train)}")
+        raise ValueError(f"no number of neighbors fits {len(train)} training images: give a k of 1 to {len(train)}")
     bank = F.normalize(train.features.float(), dim=-1)
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     for queries in F.normalize(test.features.float(), dim=-1).split(chunk_size):
@@ -62,7 +62,7 @@ def knn(
             votes = weights.new_zeros(len(queries), train.num_classes)
             votes.scatter_add_(1, labels[:, :k], weights[:, :k])
             predicted[k].append(votes.argmax(dim=1))
-    return Knn({k: share_right(torch.cat(one), test.labels) for k, one in predicted.items()})
+    return Knn({k: accuracy(torch.cat(one), test.labels) for k, one in predicted.items()})
 
 
 def _nearest(queries: Tensor, bank: Tensor, labels: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from vlm_vision.probe.seeded import seeded
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Features of M pictures and their classes. Raises ValueError if there are none, or not as many of one as of the other."""
+class LabeledFeatures:
+    """Features of M images and their classes. Raises ValueError if there are none, or not as many of one as of the other."""
 
     features: Tensor
     """(M, ...)"""
@@ -20,7 +20,7 @@ class Labelled:
     def __post_init__(self):
         if self.labels.ndim != 1 or self.labels.is_floating_point():
             raise ValueError(
-                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, expected whole numbers (M,), one for each picture"
+                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, expected whole numbers (M,), one for each image"
             )
         if len(self.features) != len(self.labels) or not len(self.labels):
             raise ValueError(
@@ -30,12 +30,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Tensor | slice) -> "Labelled":
-        return Labelled(self.features[rows], self.labels[rows])
+    def __getitem__(self, rows: Tensor | slice) -> "LabeledFeatures":
+        return LabeledFeatures(self.features[rows], self.labels[rows])
 
-    def to(self, device: str | torch.device) -> "Labelled":
+    def to(self, device: str | torch.device) -> "LabeledFeatures":
         """On another device."""
-        return Labelled(self.features.to(device), self.labels.to(device))
+        return LabeledFeatures(self.features.to(device), self.labels.to(device))
 
     @property
     def num_classes(self) -> int:
@@ -43,22 +43,22 @@ class Labelled:
         return int(self.labels.max()) + 1
 
 
-def held_out(data: Labelled, share: float, *, seed: int) -> tuple[Labelled, Labelled]:
+def held_out(data: LabeledFeatures, share: float, *, seed: int) -> tuple[LabeledFeatures, LabeledFeatures]:
     """(the rest, a random part): for choices that may not be made on the test data.
 
     Raises:
-        ValueError: too few pictures for both.
+        ValueError: too few images for both.
     """
     count = round(len(data) * share)
     if not 0 < count < len(data):
         raise ValueError(
-            f"{share:.0%} of {len(data)} pictures is {count}: expected some to learn from and some to choose by"
+            f"{share:.0%} of {len(data)} images is {count}: expected some to learn from and some to choose by"
         )
     with seeded(seed):
         order = torch.randperm(len(data)).to(data.labels.device)
     return data[order[count:]], data[order[:count]]
 
 
-def share_right(predicted: Tensor, labels: Tensor) -> float:
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of rows, from 0 to 1, where the predicted class (M,) is the right one."""
     return (predicted == labels).double().mean().item()

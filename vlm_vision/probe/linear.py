@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.probe.labelled import Labelled, held_out, share_right
+from vlm_vision.probe.labelled import LabeledFeatures, held_out, accuracy
 from vlm_vision.probe.seeded import seeded
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -17,7 +17,7 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 3))
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProbeChoice:
     """One of the classifiers that are trained together."""
 
     rate: float
@@ -35,7 +35,7 @@ class LinearProbe:
     accuracy: float
     """On the test data."""
     validation: float
-    chosen: Choice
+    chosen: ProbeChoice
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class LogisticProbe:
 
 
 def linear_probe(
-    train: Labelled,
-    validation: Labelled,
-    test: Labelled,
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    test: LabeledFeatures,
     *,
     rates: Sequence[float] = RATES,
     blocks: Sequence[int] = (1, 4),
@@ -64,7 +64,7 @@ def linear_probe(
 
     Oquab et al. 2023, "DINOv2", appendix B.3, and its code: SGD of momentum 0.9 without decay, a cosine to zero over
     `epochs`, all classifiers side by side. Its own figures choose on the data that they are reported on: give the test data
-    as validation for the like of them. There, training pictures are cropped at random; here, features are computed once.
+    as validation for the like of them. There, training images are cropped at random; here, features are computed once.
 
     Args:
         train, validation, test: features (M, blocks + 1, D) as `block_features` makes them.
@@ -78,7 +78,7 @@ def linear_probe(
                 f"features are {tuple(data.features.shape)}, expected (M, blocks + 1, D) with at least {max(blocks)} blocks: "
                 "use block_features"
             )
-    choices = [Choice(rate, n, average) for rate in rates for n in blocks for average in (False, True)]
+    choices = [ProbeChoice(rate, n, average) for rate in rates for n in blocks for average in (False, True)]
     with seeded(seed):
         heads = nn.ModuleList(_head(train, choice) for choice in choices)
         orders = [torch.randperm(len(train)).to(train.labels.device) for _ in range(epochs)]
@@ -101,14 +101,14 @@ def linear_probe(
     return LinearProbe(accuracy, scores[best], choices[best])
 
 
-def _head(train: Labelled, choice: Choice) -> nn.Linear:
+def _head(train: LabeledFeatures, choice: ProbeChoice) -> nn.Linear:
     head = nn.Linear(train.features.shape[-1] * (choice.blocks + choice.average), train.num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head.to(train.features.device)
 
 
-def _logits(heads: nn.ModuleList, choices: Sequence[Choice], features: Tensor) -> list[Tensor]:
+def _logits(heads: nn.ModuleList, choices: Sequence[ProbeChoice], features: Tensor) -> list[Tensor]:
     """(M, classes) of each classifier."""
     read = {}
     for key in {(choice.blocks, choice.average) for choice in choices}:
@@ -119,15 +119,15 @@ def _logits(heads: nn.ModuleList, choices: Sequence[Choice], features: Tensor) -
 
 
 @torch.no_grad()
-def _accuracies(heads: nn.ModuleList, choices: Sequence[Choice], data: Labelled, batch_size: int) -> list[float]:
+def _accuracies(heads: nn.ModuleList, choices: Sequence[ProbeChoice], data: LabeledFeatures, batch_size: int) -> list[float]:
     batches = [_logits(heads, choices, features) for features in data.features.split(batch_size)]
     predicted = [torch.cat([logits.argmax(dim=1) for logits in one]) for one in zip(*batches, strict=True)]
-    return [share_right(one, data.labels) for one in predicted]
+    return [accuracy(one, data.labels) for one in predicted]
 
 
 def logistic_probe(
-    train: Labelled,
-    test: Labelled,
+    train: LabeledFeatures,
+    test: LabeledFeatures,
     *,
     strengths: Sequence[float] = STRENGTHS,
     share: float = 0.2,
@@ -137,7 +137,7 @@ def logistic_probe(
     """Logistic regression by L-BFGS on all data at once: least of C * sum(cross entropy) + |W|**2 / 2.
 
     As Radford et al. 2021, "Learning transferable visual models from natural language supervision", appendix A.3, do it:
-    the C that is best on a held-out part of the training data, then learned anew from all of it. Each channel is centred
+    the C that is best on a held-out part of the training data, then learned anew from all of it. Each channel is centerd
     and divided by its deviation first. From the smallest C on, each begins where the one before it ended.
 
     Args:
@@ -154,7 +154,7 @@ def logistic_probe(
             f"features are {tuple(train.features.shape)} and {tuple(test.features.shape)}, expected (M, D) of one width"
         )
     mean, deviation = train.features.float().mean(dim=0), train.features.float().std(dim=0)
-    train, test = (Labelled((one.features.float() - mean) / (deviation + 1e-6), one.labels) for one in (train, test))
+    train, test = (LabeledFeatures((one.features.float() - mean) / (deviation + 1e-6), one.labels) for one in (train, test))
     rest, part = held_out(train, share, seed=seed)
     classes, strengths = train.num_classes, sorted(strengths)
     scores, weights = [], _zeros(train, classes)
@@ -168,12 +168,12 @@ def logistic_probe(
     return LogisticProbe(_accuracy(weights, test), scores[best], strengths[best])
 
 
-def _zeros(data: Labelled, classes: int) -> Tensor:
+def _zeros(data: LabeledFeatures, classes: int) -> Tensor:
     """(classes, D + 1): weights, and the bias last."""
     return data.features.new_zeros(classes, data.features.shape[1] + 1)
 
 
-def _fitted(data: Labelled, start: Tensor, strength: float, iterations: int) -> Tensor:
+def _fitted(data: LabeledFeatures, start: Tensor, strength: float, iterations: int) -> Tensor:
     """The weights that L-BFGS finds."""
     weights = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -191,5 +191,5 @@ def _fitted(data: Labelled, start: Tensor, strength: float, iterations: int) -> 
     return weights.detach()
 
 
-def _accuracy(weights: Tensor, data: Labelled) -> float:
-    return share_right(F.linear(data.features, weights[:, :-1], weights[:, -1]).argmax(dim=1), data.labels)
+def _accuracy(weights: Tensor, data: LabeledFeatures) -> float:
+    return accuracy(F.linear(data.features, weights[:, :-1], weights[:, -1]).argmax(dim=1), data.labels)

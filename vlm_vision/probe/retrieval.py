@@ -1,4 +1,4 @@
-"""Retrieval: how near the right text lies to a picture, the right picture to a text, or a drawing to its other style."""
+"""Retrieval: how near the right text lies to an image, the right image to a text, or a drawing to its other style."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,16 +32,16 @@ class Retrieval:
 def retrieval(
     images: Tensor, texts: Tensor, image_of_text: Tensor | None = None, *, at: Sequence[int] = AT
 ) -> Retrieval:
-    """Rank texts for each picture, of which any of its own is right, and pictures for each text.
+    """Rank texts for each image, of which any of its own is right, and images for each text.
 
     Args:
         images: (I, E), of length one.
         texts: (T, E), of length one.
-        image_of_text: (T,), the row of each text's picture; default row i is that of text i.
+        image_of_text: (T,), the row of each text's image; default row i is that of text i.
         at: numbers of first items.
 
     Raises:
-        ValueError: as `ranking`; also a picture without a text.
+        ValueError: as `ranking`; also an image without a text.
     """
     own = torch.arange(len(images), device=images.device)
     owner = torch.arange(len(texts), device=images.device) if image_of_text is None else image_of_text

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import text_embeddings
-from vlm_vision.probe.labelled import Labelled
+from vlm_vision.probe.labelled import LabeledFeatures
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ZeroShot:
 def class_embeddings(
     pair: Pair, classes: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",), *, batch_size: int = 256
 ) -> Tensor:
-    """(classes, E), of length one: each class's name in every template, embedded, averaged and normalised.
+    """(classes, E), of length one: each class's name in every template, embedded, averaged and normalized.
 
     Radford et al. 2021, "Learning transferable visual models from natural language supervision", section 3.1.4.
 
@@ -46,11 +46,11 @@ def class_embeddings(
 
 
 @torch.no_grad()
-def zero_shot(test: Labelled, classes: Tensor) -> ZeroShot:
+def zero_shot(test: LabeledFeatures, classes: Tensor) -> ZeroShot:
     """How often the right class is nearest, or among the five nearest.
 
     Args:
-        test: embeddings of pictures (M, E), of length one.
+        test: embeddings of images (M, E), of length one.
         classes: of `class_embeddings`; row c is that of label c.
 
     Raises:
@@ -58,7 +58,7 @@ def zero_shot(test: Labelled, classes: Tensor) -> ZeroShot:
     """
     if test.features.ndim != 2 or test.features.shape[-1] != classes.shape[-1] or test.num_classes > len(classes):
         raise ValueError(
-            f"pictures are {tuple(test.features.shape)} of {test.num_classes} classes, descriptions {tuple(classes.shape)}: "
+            f"images are {tuple(test.features.shape)} of {test.num_classes} classes, descriptions {tuple(classes.shape)}: "
             "expected one width, and a description for each class"
         )
     nearest = (test.features @ classes.T).topk(min(5, len(classes)), dim=1).indices

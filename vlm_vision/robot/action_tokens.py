@@ -1,6 +1,6 @@
 """Actions as tokens of a language model (RT-2, Brohan et al. 2023; OpenVLA, Kim et al. 2024).
 
-Each number of an action, normalised to [-1, 1], falls into one of evenly spaced bins; the bins take the place of the
+Each number of an action, normalized to [-1, 1], falls into one of evenly spaced bins; the bins take the place of the
 last words of the vocabulary, which are used least.
 """
 

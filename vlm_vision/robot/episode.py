@@ -14,7 +14,7 @@ class Episode:
 
     Args:
         task: the instruction, in words.
-        images: camera name -> T pictures, RGB; or one uint8 array (T, H, W, 3).
+        images: camera name -> T images, RGB; or one uint8 array (T, H, W, 3).
         actions: (T, A), what was done after each moment, in the robot's own units.
         states: (T, S), what the robot told of itself; None if nothing.
         success: whether the task was done in the end; None where nobody knows.

@@ -15,7 +15,7 @@ _NEEDS = {"quantiles": ("q01", "q99"), "mean_std": ("mean", "std"), "min_max": (
 
 @dataclass(frozen=True)
 class Normalizer:
-    """One kind of normalisation by one set of statistics.
+    """One kind of normalization by one set of statistics.
 
     quantiles: 2 (x - q01) / (q99 - q01 + eps) - 1, clipped to [-1, 1] (OpenVLA, Kim et al. 2024; pi0.5)
     min_max: the same with min and max (OpenVLA-OFT for absolute joints)
@@ -34,10 +34,10 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         if self.kind not in _NEEDS:
-            raise ValueError(f"normalisation {self.kind!r} is not known: expected one of {', '.join(_NEEDS)}")
+            raise ValueError(f"normalization {self.kind!r} is not known: expected one of {', '.join(_NEEDS)}")
         if lacking := [name for name in _NEEDS[self.kind] if getattr(self.statistics, name) is None]:
             raise ValueError(
-                f"normalisation {self.kind!r} needs {' and '.join(lacking)}, which the statistics do not have: "
+                f"normalization {self.kind!r} needs {' and '.join(lacking)}, which the statistics do not have: "
                 "choose another kind, or compute them from the data"
             )
 

@@ -9,7 +9,7 @@ from vlm_vision.preprocess.images import ImageInput, load_image
 
 _MOST_CHARACTERS = 2000
 _MARKS = ("<image>", "<video>")
-"""Places of pictures in a prompt, where no instruction may put one."""
+"""Places of images in a prompt, where no instruction may put one."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Observation:
     """One moment of one robot.
 
     Args:
-        images: camera name -> picture, RGB: PIL, path, uint8 numpy (H, W, 3) or uint8 torch (3, H, W).
+        images: camera name -> image, RGB: PIL, path, uint8 numpy (H, W, 3) or uint8 torch (3, H, W).
         instruction: what to do, in words.
         state: (S,) in the robot's own units; None for a robot that tells nothing of itself.
     """
@@ -32,7 +32,7 @@ class PolicySpec:
     """What a policy takes and gives.
 
     Args:
-        cameras: names of the pictures that it looks at, in its order.
+        cameras: names of the images that it looks at, in its order.
         action_dim: numbers of an action.
         chunk: actions that one look gives, one for each time step.
         state_dim: numbers of the robot's state; 0 for a policy that does not read it.
@@ -110,4 +110,4 @@ def _check_instruction(instruction: object) -> None:
             f"the instruction has {len(instruction)} characters: expected at most {_MOST_CHARACTERS}; say it in fewer"
         )
     if held := [mark for mark in _MARKS if mark in instruction.lower()]:
-        raise ValueError(f"the instruction holds {held[0]}, the place of a picture in a prompt: leave it out")
+        raise ValueError(f"the instruction holds {held[0]}, the place of an image in a prompt: leave it out")

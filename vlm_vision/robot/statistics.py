@@ -17,7 +17,7 @@ class Statistics:
     """Of one feature, each (D,) float64; None where a file does not tell.
 
     Args:
-        mask: (D,) bool, where normalisation applies; other numbers pass as they are (a gripper that is 0 or 1).
+        mask: (D,) bool, where normalization applies; other numbers pass as they are (a gripper that is 0 or 1).
         count: rows that were counted.
     """
 
@@ -105,7 +105,7 @@ def read_statistics(source: str | Path) -> Named:
     raise ValueError(f"{path} holds no statistics: expected mean, std, min, max, q01 or q99 by feature")
 
 
-def chosen(named: Named, name: str) -> dict[str, Statistics]:
+def choose_statistics(named: Named, name: str) -> dict[str, Statistics]:
     """Those of one data set. Without a name there must be just one.
 
     Raises:
@@ -141,7 +141,7 @@ def _features(held: Mapping[str, Any], path: Path) -> dict[str, Statistics]:
         if not isinstance(told, Mapping) or not any(field in told for field in FIELDS):
             continue  # a count of episodes
         if np.ndim(next(told[field] for field in FIELDS if field in told)) > 1:
-            continue  # of pictures: by channel, (3, 1, 1)
+            continue  # of images: by channel, (3, 1, 1)
         fields = {field: told[field] for field in (*FIELDS, "mask") if told.get(field) is not None}
         count = told.get("count", 0)
         try:

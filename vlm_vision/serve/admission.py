@@ -4,7 +4,7 @@ import hmac
 import time
 from collections import OrderedDict
 
-from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.errors import RequestError
 
 _SCHEMES = ("bearer", "api-key")
 
@@ -16,20 +16,20 @@ def check_token(header: str | None, origin: str | None, token: str) -> None:
     looked at it.
 
     Raises:
-        Refusal: 401 or 403.
+        RequestError: 401 or 403.
     """
     if not token:
         if origin is not None:
-            raise Refusal(403, "pages in a browser are served only with a token: start the server with --token-file")
+            raise RequestError(403, "pages in a browser are served only with a token: start the server with --token-file")
         return
     scheme, _, shown = (header or "").partition(" ")
     if scheme.lower() not in _SCHEMES:
-        raise Refusal(401, "a token is needed: send the header 'Authorization: Bearer TOKEN' or 'Api-Key TOKEN'")
+        raise RequestError(401, "a token is needed: send the header 'Authorization: Bearer TOKEN' or 'Api-Key TOKEN'")
     if not hmac.compare_digest(shown.strip().encode(), token.encode()):
-        raise Refusal(401, "the token is not the one of this server")
+        raise RequestError(401, "the token is not the one of this server")
 
 
-class Rate:
+class RateLimit:
     """A bucket of `rate` requests that fills again in a second.
 
     Args:
@@ -51,19 +51,19 @@ class Rate:
         return True
 
     @property
-    def refusal(self) -> Refusal:
-        return Refusal(429, f"too many requests: at most {self.rate:g} a second are answered; ask less often")
+    def request_error(self) -> RequestError:
+        return RequestError(429, f"too many requests: at most {self.rate:g} a second are answered; ask less often")
 
 
-class Rates:
-    """One `Rate` for each address; those not heard of for longest are forgotten."""
+class RateLimits:
+    """One `RateLimit` for each address; those not heard of for longest are forgotten."""
 
     def __init__(self, rate: float, most: int = 4096) -> None:
         self._rate, self._most = rate, most
-        self._of: OrderedDict[str, Rate] = OrderedDict()
+        self._of: OrderedDict[str, RateLimit] = OrderedDict()
 
-    def of(self, address: str) -> Rate:
-        found = self._of.pop(address, None) or Rate(self._rate)
+    def of(self, address: str) -> RateLimit:
+        found = self._of.pop(address, None) or RateLimit(self._rate)
         self._of[address] = found
         if len(self._of) > self._most:
             self._of.popitem(last=False)

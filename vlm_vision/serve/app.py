@@ -6,30 +6,30 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from vlm_vision.serve.errors import Refusal
-from vlm_vision.serve.handler import Desk
+from vlm_vision.serve.errors import RequestError
+from vlm_vision.serve.handler import RequestHandler
 from vlm_vision.serve.metrics import MEDIA_TYPE
 from vlm_vision.serve.protocols import openpi, openvla
 
 
-def application(desk: Desk) -> Starlette:
+def application(handler: RequestHandler) -> Starlette:
     """An ASGI application."""
 
     async def websocket(socket: WebSocket) -> None:
-        await openpi.talk(socket, desk)
+        await openpi.serve_websocket(socket, handler)
 
     async def act(request: Request) -> Response:
-        return await openvla.act(request, desk)
+        return await openvla.act(request, handler)
 
     async def health(_: Request) -> Response:
-        return PlainTextResponse("OK\n") if desk.batcher.running else PlainTextResponse("stopping\n", 503)
+        return PlainTextResponse("OK\n") if handler.batcher.running else PlainTextResponse("stopping\n", 503)
 
     async def metrics(request: Request) -> Response:
         try:
-            await desk.admit(request)
-        except Refusal as refusal:
-            return PlainTextResponse(f"{refusal}\n", refusal.status)
-        return PlainTextResponse(desk.metrics.text(desk.batcher.length), media_type=MEDIA_TYPE)
+            await handler.admit(request)
+        except RequestError as request_error:
+            return PlainTextResponse(f"{request_error}\n", request_error.status)
+        return PlainTextResponse(handler.metrics.text(handler.batcher.length), media_type=MEDIA_TYPE)
 
     return Starlette(
         routes=[

@@ -13,9 +13,9 @@ import numpy as np
 
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.policy import Policy
-from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.errors import RequestError
 from vlm_vision.serve.metrics import Metrics
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class _Pending:
     observation: Observation
     answer: asyncio.Future[Answer]
     since: float
@@ -52,9 +52,9 @@ class Batcher:
     whoever waits or comes is refused.
     """
 
-    def __init__(self, policy: Policy, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, policy: Policy, settings: ServerSettings, metrics: Metrics) -> None:
         self._policy, self._settings, self._metrics = policy, settings, metrics
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Pending] = deque()
         self._changed = threading.Condition()
         self._closing = self._ended = False
         self._asked: set[asyncio.Future[Answer]] = set()
@@ -62,20 +62,20 @@ class Batcher:
         self._thread.start()
 
     async def act(self, observation: Observation) -> Answer:
-        """Actions for one observation. Cancelled, it waits no more and is not computed, unless it already is.
+        """Actions for one observation. Canceled, it waits no more and is not computed, unless it already is.
 
         Raises:
-            Refusal: the server is stopping or its policy has ended (503), too many wait (429), the policy refused it (400) or
+            RequestError: the server is stopping or its policy has ended (503), too many wait (429), the policy refused it (400) or
                 failed (500).
         """
-        waiting = _Waiting(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
+        waiting = _Pending(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
         with self._changed:
             if self._closing:
-                raise Refusal(503, "the server is stopping: ask another one, or later")
+                raise RequestError(503, "the server is stopping: ask another one, or later")
             if self._ended:
                 raise _policy_ended()
             if len(self._waiting) >= self._settings.max_queue:
-                raise Refusal(429, f"{len(self._waiting)} observations wait for the policy already: ask again later")
+                raise RequestError(429, f"{len(self._waiting)} observations wait for the policy already: ask again later")
             self._waiting.append(waiting)
             self._changed.notify()
         self._asked.add(waiting.answer)
@@ -83,7 +83,7 @@ class Batcher:
             return await waiting.answer
         finally:
             self._asked.discard(waiting.answer)
-            with self._changed, contextlib.suppress(ValueError):  # it is there only if this was cancelled
+            with self._changed, contextlib.suppress(ValueError):  # it is there only if this was canceled
                 self._waiting.remove(waiting)
 
     @property
@@ -105,10 +105,10 @@ class Batcher:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0)  # answers that the thread has handed over are taken
         for answer in self._asked:
-            _settle(answer, Refusal(503, f"the server is stopping, and the policy was not done within {seconds:g} s"))
+            _settle(answer, RequestError(503, f"the server is stopping, and the policy was not done within {seconds:g} s"))
 
     def _run(self) -> None:
-        batch: list[_Waiting] | None = []
+        batch: list[_Pending] | None = []
         try:
             while (batch := self._next()) is not None:
                 self._give(batch, self._outcomes(batch) if batch else [])
@@ -121,12 +121,12 @@ class Batcher:
                 self._waiting.clear()
             self._give(left, [_policy_ended() for _ in left])
 
-    def _give(self, batch: list[_Waiting], outcomes: Sequence[Answer | Refusal]) -> None:
+    def _give(self, batch: list[_Pending], outcomes: Sequence[Answer | RequestError]) -> None:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
                 waiting.answer.get_loop().call_soon_threadsafe(_settle, waiting.answer, outcome)
 
-    def _next(self) -> list[_Waiting] | None:
+    def _next(self) -> list[_Pending] | None:
         """The next batch, without those whose client has gone; None at the end."""
         most = self._settings.max_batch
         with self._changed:
@@ -138,7 +138,7 @@ class Batcher:
             batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         return [waiting for waiting in batch if not waiting.answer.done()]
 
-    def _outcomes(self, batch: list[_Waiting]) -> list[Answer | Refusal]:
+    def _outcomes(self, batch: list[_Pending]) -> list[Answer | RequestError]:
         began = time.perf_counter()
         try:
             actions = self._policy.act([waiting.observation for waiting in batch])
@@ -151,9 +151,9 @@ class Batcher:
             if len(batch) > 1:
                 return [outcome for waiting in batch for outcome in self._outcomes([waiting])]
             if isinstance(error, ValueError):
-                return [Refusal(400, str(error))]
+                return [RequestError(400, str(error))]
             _log.exception("the policy failed")
-            return [Refusal(500, f"the policy failed with {type(error).__name__}: {str(error)[:500]}")]
+            return [RequestError(500, f"the policy failed with {type(error).__name__}: {str(error)[:500]}")]
         infer = time.perf_counter() - began
         self._metrics.batch(len(batch))
         for stage, seconds in {**stages, "infer": infer}.items():
@@ -161,19 +161,19 @@ class Batcher:
         return [
             Answer(row, stages, began - waiting.since, infer, len(batch))
             if np.isfinite(row).all()
-            else Refusal(500, "the policy's actions have NaN or Inf: nothing is sent that would move a robot")
+            else RequestError(500, "the policy's actions have NaN or Inf: nothing is sent that would move a robot")
             for waiting, row in zip(batch, values, strict=True)
         ]
 
 
-def _policy_ended() -> Refusal:
-    return Refusal(503, "the policy has ended: the server has to be started again")
+def _policy_ended() -> RequestError:
+    return RequestError(503, "the policy has ended: the server has to be started again")
 
 
-def _settle(answer: asyncio.Future[Answer], outcome: Answer | Refusal) -> None:
+def _settle(answer: asyncio.Future[Answer], outcome: Answer | RequestError) -> None:
     if answer.done():
         return
-    if isinstance(outcome, Refusal):
+    if isinstance(outcome, RequestError):
         answer.set_exception(outcome)
     else:
         answer.set_result(outcome)

@@ -1,7 +1,7 @@
 """Why a client gets no actions."""
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """One sentence for the client, and the HTTP status that goes with it.
 
     400 for what can be mended in the request, 401 and 403 for who asks, 413 and 429 for too much of it, 500 for a policy or

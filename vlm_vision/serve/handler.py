@@ -11,28 +11,28 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.policy import Policy
-from vlm_vision.serve.admission import Rates, check_token
+from vlm_vision.serve.admission import RateLimits, check_token
 from vlm_vision.serve.batching import Answer, Batcher
-from vlm_vision.serve.errors import Refusal
+from vlm_vision.serve.errors import RequestError
 from vlm_vision.serve.key_map import KeyMap
 from vlm_vision.serve.metrics import Metrics
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
 
-class Desk:
+class RequestHandler:
     """Reads, checks, queues and counts.
 
     Raises:
         ValueError: keys of the settings that the policy cannot use.
     """
 
-    def __init__(self, policy: Policy, settings: Settings) -> None:
+    def __init__(self, policy: Policy, settings: ServerSettings) -> None:
         self.spec, self.settings, self.metrics = policy.spec, settings, Metrics()
         self.keys = KeyMap.of(policy.spec, settings.keys)
         self.batcher = Batcher(policy, settings, self.metrics)
-        self._rates = Rates(settings.rate)
+        self._rates = RateLimits(settings.rate)
         self._in_hand, self._idle = 0, asyncio.Event()
         self._idle.set()
 
@@ -40,18 +40,18 @@ class Desk:
         """Let pass who shows the token, and does not come too often; guesses count too.
 
         Raises:
-            Refusal: 401, 403 or 429.
+            RequestError: 401, 403 or 429.
         """
         await self.within(connection)
         headers = connection.headers
         check_token(headers.get("authorization"), headers.get("origin"), self.settings.token)
 
     async def within(self, connection: HTTPConnection) -> None:
-        """Raises Refusal for an address that asks too often, after a moment, so that refusing costs no more than answering."""
+        """Raises RequestError for an address that asks too often, after a moment, so that refusing costs no more than answering."""
         rate = self._rates.of(connection.client.host if connection.client else "")
         if not rate.take():
             await asyncio.sleep(min(1 / rate.rate, 1.0))
-            raise rate.refusal
+            raise rate.request_error
 
     async def answer(self, read: Callable[[], Observation], gone: Coroutine[Any, Any, None]) -> Answer:
         """Actions for the observation that `read` gives; it may take its time, and raise.
@@ -60,7 +60,7 @@ class Desk:
             gone: ends when the client leaves, and with it this work.
 
         Raises:
-            Refusal: there are none, and why.
+            RequestError: there are none, and why.
             ClientDisconnect: there is nobody to answer.
         """
         working, leaving = asyncio.create_task(self._answer(read)), asyncio.create_task(gone)
@@ -77,10 +77,10 @@ class Desk:
         try:
             observation = await asyncio.to_thread(read)
         except ValueError as error:
-            raise Refusal(400, str(error)) from None
+            raise RequestError(400, str(error)) from None
         except Exception as error:  # whatever else a message does to its reading, its sender is told
             _log.exception("a message could not be read")
-            raise Refusal(500, f"reading the message failed with {type(error).__name__}: {str(error)[:500]}") from None
+            raise RequestError(500, f"reading the message failed with {type(error).__name__}: {str(error)[:500]}") from None
         answer = await self.batcher.act(observation)
         self.metrics.stage("queue", answer.queue)
         return answer

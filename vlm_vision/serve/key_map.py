@@ -65,7 +65,7 @@ class KeyMap:
         """A checked observation, its images converted.
 
         Raises:
-            ValueError: unknown keys, a camera or the instruction missing or given twice, a picture that is too large or too
+            ValueError: unknown keys, a camera or the instruction missing or given twice, an image that is too large or too
                 long, and what `spec.check` refuses.
         """
         if not isinstance(message, Mapping):
@@ -119,7 +119,7 @@ def _image(camera: str, value: object) -> np.ndarray:
     short, long = min(value.shape[:2], default=0), max(value.shape[:2], default=0)
     if long > _MOST_PIXELS or long > _MOST_ASPECT * short > 0:
         raise ValueError(
-            f"camera {camera} has a picture of shape {value.shape}: expected at most {_MOST_PIXELS} pixels along a side, and "
+            f"camera {camera} has an image of shape {value.shape}: expected at most {_MOST_PIXELS} pixels along a side, and "
             f"no side longer than {_MOST_ASPECT} times the other; crop or shrink it"
         )
     return value

@@ -10,8 +10,8 @@ import uvicorn
 
 from vlm_vision.robot.policy import Policy
 from vlm_vision.serve.app import application
-from vlm_vision.serve.handler import Desk
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.handler import RequestHandler
+from vlm_vision.serve.settings import ServerSettings
 from vlm_vision.serve.timeouts import GuardedHttp, GuardedWebsocket
 
 
@@ -23,15 +23,15 @@ class PolicyServer:
         OSError: the address is taken, or no address of this machine.
     """
 
-    def __init__(self, policy: Policy, settings: Settings) -> None:
+    def __init__(self, policy: Policy, settings: ServerSettings) -> None:
         self._socket = _listen(settings.host, settings.port)
         try:
-            desk = Desk(policy, settings)
+            handler = RequestHandler(policy, settings)
         except ValueError:
             self._socket.close()
             raise
         self.port: int = self._socket.getsockname()[1]
-        self._server = _Server(_config(desk), desk)
+        self._server = _Server(_config(handler), handler)
 
     def run(self) -> None:
         """Serve until `stop`, or in the main thread SIGTERM or SIGINT; a SIGINT after that does not wait for anything."""
@@ -45,7 +45,7 @@ class PolicyServer:
         self._server.should_exit = True
 
 
-def serve(policy: Policy, settings: Settings) -> None:
+def serve(policy: Policy, settings: ServerSettings) -> None:
     """Serve a policy until the process is told to end (SIGTERM, SIGINT). Raises what `PolicyServer` raises."""
     server = PolicyServer(policy, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -55,9 +55,9 @@ def serve(policy: Policy, settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+    def __init__(self, config: uvicorn.Config, handler: RequestHandler) -> None:
         super().__init__(config)
-        self._desk = desk
+        self._handler = handler
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's, but a signal that was obeyed is not raised again: the exit code is 0."""
@@ -77,16 +77,16 @@ class _Server(uvicorn.Server):
         ending.cancel()
         for connection in [*self.server_state.connections]:
             connection.transport.abort()
-        await self._desk.batcher.close(0)
+        await self._handler.batcher.close(0)
         await asyncio.wait([ending, *self.server_state.tasks], timeout=1)
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:
-        await self._desk.close()
+        await self._handler.close()
         await super().shutdown(sockets)  # closes each connection once what was written to it is taken
 
 
-def _config(desk: Desk) -> uvicorn.Config:
-    settings = desk.settings
+def _config(handler: RequestHandler) -> uvicorn.Config:
+    settings = handler.settings
 
     class Http(GuardedHttp):
         stall_s, max_connections = settings.stall_s, settings.max_connections
@@ -95,7 +95,7 @@ def _config(desk: Desk) -> uvicorn.Config:
         stall_s = settings.stall_s
 
     return uvicorn.Config(
-        application(desk),
+        application(handler),
         http=Http,
         ws=Websocket,
         loop="asyncio",

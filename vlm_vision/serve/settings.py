@@ -12,7 +12,7 @@ _MOST = 1_000_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Checked when made.
 
     Args:

@@ -11,7 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import State
 
 
-class _Clock:
+class _Deadline:
     """Calls `late` once `seconds` have gone by, unless it is stopped before."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]) -> None:
@@ -27,11 +27,11 @@ class _Clock:
             self._timer = None
 
 
-class _Clocked(asyncio.Protocol):
+class _TimedProtocol(asyncio.Protocol):
     """Who does not take an answer is let go; the clocks of a connection stop with it."""
 
-    _arriving: _Clock
-    _leaving: _Clock
+    _arriving: _Deadline
+    _leaving: _Deadline
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -47,7 +47,7 @@ class _Clocked(asyncio.Protocol):
         self._leaving.run(False)
 
 
-class GuardedHttp(_Clocked, H11Protocol):
+class GuardedHttp(_TimedProtocol, H11Protocol):
     """A request must be here, head and body, within `stall_s` of its first byte, or of the connection's beginning.
 
     One address may have half of the connections, open websockets aside, so that none without a token keeps all others out.
@@ -58,11 +58,11 @@ class GuardedHttp(_Clocked, H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._arriving = _Clock(self.loop, self.stall_s, self._stalled)
-        self._leaving = _Clock(self.loop, self.stall_s, transport.abort)
+        self._arriving = _Deadline(self.loop, self.stall_s, self._stalled)
+        self._leaving = _Deadline(self.loop, self.stall_s, transport.abort)
         if len(self.connections) > self.max_connections:
             self._refuse(503, f"{self.max_connections} connections are open, which is the most: try again later")
-        elif self._neighbours > (most := max(self.max_connections // 2, 1)):
+        elif self._neighbors > (most := max(self.max_connections // 2, 1)):
             self._refuse(
                 503, f"{most} connections of this address are open, which is the most over HTTP: try again later"
             )
@@ -80,7 +80,7 @@ class GuardedHttp(_Clocked, H11Protocol):
         self._watch()
 
     @property
-    def _neighbours(self) -> int:
+    def _neighbors(self) -> int:
         """Connections from this address, this one included, that may be of a client without the token."""
         known = {one for one in self.connections if isinstance(one, GuardedWebsocket) and one.handshake_complete}
         unknown: set[Any] = self.connections - known
@@ -107,15 +107,15 @@ class GuardedHttp(_Clocked, H11Protocol):
         self.transport.close()
 
 
-class GuardedWebsocket(_Clocked, WebSocketsSansIOProtocol):
+class GuardedWebsocket(_TimedProtocol, WebSocketsSansIOProtocol):
     """A message, once begun, must be here within `stall_s`; between messages a client may wait as long as it likes."""
 
     stall_s: float
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._arriving = _Clock(self.loop, self.stall_s, self._stalled)
-        self._leaving = _Clock(self.loop, self.stall_s, self.transport.abort)
+        self._arriving = _Deadline(self.loop, self.stall_s, self._stalled)
+        self._leaving = _Deadline(self.loop, self.stall_s, self.transport.abort)
 
     def handle_events(self) -> None:
         came = bool(self.conn.events)

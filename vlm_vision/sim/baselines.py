@@ -7,11 +7,11 @@ import numpy as np
 
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
-from vlm_vision.sim.metaworld import ACTION_NAMES, Simulated
+from vlm_vision.sim.metaworld import ACTION_NAMES, Simulation
 
 
-class Expert:
-    """The experts that come with Meta-World, as one policy. They know where everything is, and read no picture."""
+class ScriptedExpert:
+    """The experts that come with Meta-World, as one policy. They know where everything is, and read no image."""
 
     def __init__(self, cameras: Sequence[str] = ("corner4",)):
         from metaworld.policies import ENV_POLICY_MAP
@@ -24,7 +24,7 @@ class Expert:
         return Actions(np.stack([self._one(observation) for observation in observations])[:, None])
 
     def _one(self, observation: Observation) -> np.ndarray:
-        if not isinstance(observation, Simulated):
+        if not isinstance(observation, Simulation):
             raise ValueError("the observation is not of Meta-World: its experts know no other simulator")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an action will be clipped
@@ -32,7 +32,7 @@ class Expert:
         return np.clip(np.asarray(action, dtype=np.float32), -1, 1)
 
 
-class Chance:
+class RandomPolicy:
     """Evenly drawn actions in [-1, 1], from one generator."""
 
     def __init__(self, spec: PolicySpec, seed: int = 0):

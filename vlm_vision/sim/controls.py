@@ -9,14 +9,14 @@ import numpy as np
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import Observation
 
-GREY = 128
+GRAY = 128
 
 
-def blank(observation: Observation) -> Observation:
-    """The same moment with mid-grey pictures, each of its own size."""
+def blank_images(observation: Observation) -> Observation:
+    """The same moment with mid-gray images, each of its own size."""
     sizes = {name: load_image(image).size for name, image in observation.images.items()}
-    greys = {name: np.full((height, width, 3), GREY, dtype=np.uint8) for name, (width, height) in sizes.items()}
-    return replace(observation, images=greys)
+    grays = {name: np.full((height, width, 3), GRAY, dtype=np.uint8) for name, (width, height) in sizes.items()}
+    return replace(observation, images=grays)
 
 
 def shuffled(instructions: Mapping[str, str], seed: int = 0) -> dict[str, str]:

@@ -15,7 +15,7 @@ EVALUATION_SEED = 10_000
 class Environment(Protocol):
     """One robot, one task. Recordings, closed loops and videos take anything that is like this.
 
-    Stepping and looking are two calls, because pictures are what a simulator spends its time on: a chunk of actions that is
+    Stepping and looking are two calls, because images are what a simulator spends its time on: a chunk of actions that is
     executed without looking costs one look.
     """
 
@@ -31,7 +31,7 @@ class Environment(Protocol):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the pictures of an observation."""
+        """Names of the images of an observation."""
         ...
 
     @property

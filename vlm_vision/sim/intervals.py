@@ -8,7 +8,7 @@ Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Share:
+class SuccessRate:
     """Successes among tries, with the score interval of Wilson (1927), which stays in [0, 1] and fits few tries.
 
     Raises:
@@ -33,9 +33,9 @@ class Share:
     def interval(self) -> tuple[float, float]:
         """Ends of the 95 % interval."""
         n, p, z = self.tries, self.rate, Z_95
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return max(0.0, center - half), min(1.0, center + half)
 
     def __str__(self) -> str:
         low, high = self.interval

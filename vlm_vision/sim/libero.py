@@ -17,7 +17,7 @@ from vlm_vision.robot.statistics import listed
 from vlm_vision.sim.rendering import Renderer
 
 VIEWS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-"""Names of pictures -> cameras of the scene."""
+"""Names of images -> cameras of the scene."""
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Steps that OpenVLA's evaluation gives an episode; the longest for variants of unknown suites."""
 STILL = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
@@ -33,14 +33,14 @@ COLLISION_SHAPES = 0
 class Libero:
     """One task of a suite, an `Environment`.
 
-    Pictures have all effects and are equal to robosuite's, turned by 180 degrees as OpenVLA, openpi and LeRobot turn them; they are drawn
+    Images have all effects and are equal to robosuite's, turned by 180 degrees as OpenVLA, openpi and LeRobot turn them; they are drawn
     when they are looked at, which makes steps ten times faster. Actions are the controller's: motion, turn and gripper in [-1, 1],
     where -1 opens it.
 
     Args:
         name: suite and number of the task, as libero_spatial/0.
-        cameras: names of pictures -> cameras of the scene.
-        size: side of the pictures, in pixels.
+        cameras: names of images -> cameras of the scene.
+        size: side of the images, in pixels.
         horizon: steps after which an episode is over; 0 for the suite's.
 
     Raises:
@@ -102,7 +102,7 @@ class Libero:
         return self._success, self._success or self._steps >= self._horizon
 
     def observe(self) -> Observation:
-        """The pictures; the hand's place in metres and turn in radians, the places of both fingers."""
+        """The images; the hand's place in meters and turn in radians, the places of both fingers."""
         images = {name: self._draw(self._size, self._size, view) for name, view in self._views.items()}
         turn = axis_angle(self._told["robot0_eef_quat"])
         state = np.concatenate([self._told["robot0_eef_pos"], turn, self._told["robot0_gripper_qpos"]])

@@ -1,4 +1,4 @@
-"""Meta-World's fifty tasks (Yu et al. 2019; v3) of one Sawyer arm, as a robot sees them: pictures, hand and gripper, words."""
+"""Meta-World's fifty tasks (Yu et al. 2019; v3) of one Sawyer arm, as a robot sees them: images, hand and gripper, words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VIEWS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 """Cameras of the scene."""
 UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
-"""Those that hang so; their pictures are turned."""
+"""Those that hang so; their images are turned."""
 ACTION_NAMES = ("x", "y", "z", "gripper")
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
 HORIZON = 500
@@ -28,7 +28,7 @@ HORIZON = 500
 
 
 @dataclass(frozen=True)
-class Simulated(Observation):
+class Simulation(Observation):
     """An observation, and what no camera or robot tells, which is for scripted experts alone.
 
     Args:
@@ -43,14 +43,14 @@ class Simulated(Observation):
 class MetaWorld:
     """One task, an `Environment`.
 
-    The goal is seen as in the multi-task benchmarks, a coloured ball in the picture; the state never holds it, nor where an
+    The goal is seen as in the multi-task benchmarks, a colored ball in the image; the state never holds it, nor where an
     object is. A seed places objects and goal, as `env.seed` does. Success latches, and ends an episode.
 
     Args:
         name: of the task, as reach-v3.
-        cameras: names of pictures -> views of the scene; a sequence of views names each after itself. corner4 shows objects
+        cameras: names of images -> views of the scene; a sequence of views names each after itself. corner4 shows objects
             twice as large as corner2; where LeRobot says corner2, it has moved that camera to the place of corner4.
-        size: side of the pictures, in pixels.
+        size: side of the images, in pixels.
         horizon: steps after which an episode is over.
 
     Raises:
@@ -80,7 +80,7 @@ class MetaWorld:
             raise ValueError(f"size is {size}, horizon {horizon}: expected 1 pixel or more, and 1 to {HORIZON} steps")
         self.name, self.instruction, self.cameras = name, INSTRUCTIONS[name], tuple(self._views)
         self._size, self._horizon = size, horizon
-        self._simulated = _simulated(name)
+        self._simulated = _simulation(name)
         self.fps = 1 / self._simulated.dt
         self._renderer: Renderer | None = None
         self._hidden = np.zeros(39)
@@ -96,7 +96,7 @@ class MetaWorld:
         return self.observe()
 
     def step(self, action: np.ndarray) -> tuple[bool, bool]:
-        """Move the hand by (x, y, z) centimetres and press the gripper, each in [-1, 1]."""
+        """Move the hand by (x, y, z) centimeters and press the gripper, each in [-1, 1]."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
             raise ValueError(f"the action is {action.tolist()}: {self.name} takes 4 finite numbers")
@@ -106,10 +106,10 @@ class MetaWorld:
         return self._success, self._success or self._steps >= self._horizon
 
     def observe(self) -> Observation:
-        """The pictures, the hand's place in metres, the gripper's opening in [0, 1]."""
+        """The images, the hand's place in meters, the gripper's opening in [0, 1]."""
         images = {name: self._draw(self._size, self._size, view) for name, view in self._views.items()}
         state = self._hidden[:4].astype(np.float32)
-        return Simulated(images, self.instruction, state, self.name, self._hidden.copy())
+        return Simulation(images, self.instruction, state, self.name, self._hidden.copy())
 
     def frame(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8 of the first camera."""
@@ -128,7 +128,7 @@ class MetaWorld:
         return np.ascontiguousarray(drawn[::-1, ::-1] if view in UPSIDE_DOWN else drawn)
 
 
-def _simulated(name: str) -> SawyerXYZEnv:
+def _simulation(name: str) -> SawyerXYZEnv:
     """Meta-World's own, which draws objects and goal from its own generator at each reset and tells the goal."""
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS

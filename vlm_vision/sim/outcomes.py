@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlm_vision.sim.intervals import Share
+from vlm_vision.sim.intervals import SuccessRate
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Rollouts:
     looks: int
 
     @property
-    def shares(self) -> dict[str, Share]:
+    def shares(self) -> dict[str, SuccessRate]:
         """Task -> how often it was done."""
         tries = Counter(one.trial.task for one in self.outcomes)
         done = Counter(one.trial.task for one in self.outcomes if one.success)
-        return {task: Share(done[task], number) for task, number in tries.items()}
+        return {task: SuccessRate(done[task], number) for task, number in tries.items()}
 
     @property
     def mean(self) -> float:
@@ -57,9 +57,9 @@ class Rollouts:
         return sum(share.rate for share in self.shares.values()) / len(self.shares)
 
     @property
-    def all(self) -> Share:
+    def all(self) -> SuccessRate:
         """Of the episodes, each counted once."""
-        return Share(sum(one.success for one in self.outcomes), len(self.outcomes))
+        return SuccessRate(sum(one.success for one in self.outcomes), len(self.outcomes))
 
     def rows(self) -> dict[str, str]:
         """Task -> its rate with the 95 % interval; and the mean of the tasks, with the interval of all episodes."""

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm_vision.robot.episode import Episode
-from vlm_vision.sim.baselines import Expert
+from vlm_vision.sim.baselines import ScriptedExpert
 from vlm_vision.sim.environment import EVALUATION_SEED, TRAINING_SEED
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.metaworld import ACTION_NAMES, HORIZON, STATE_NAMES, MetaWorld
@@ -31,7 +31,7 @@ class Recorder:
 
     Args:
         views: cameras, each named after its view of the scene.
-        size: side of the pictures, in pixels.
+        size: side of the images, in pixels.
         noise: standard deviation of what is added to the actions that are executed. Recorded are the expert's own, so that
             a policy sees what to do beside the expert's path (DART, Laskey et al. 2017).
         horizon: steps after which a try has failed.
@@ -48,7 +48,7 @@ class Recorder:
 
     def __call__(self, task: str, seed: int) -> Episode:
         """Until the task is done or time is up; `success` tells which."""
-        environment, expert = _environment(task, self.views, self.size, self.horizon), Expert(self.views)
+        environment, expert = _environment(task, self.views, self.size, self.horizon), ScriptedExpert(self.views)
         drawn = np.random.default_rng([seed, 1])
         seen, actions = [environment.reset(seed)], []
         while True:
@@ -191,13 +191,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--episodes", nargs="+", type=int, default=[50], help="of each task: one number, or one for each (default: 50)"
     )
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images (default: %(default)s)")
     parser.add_argument("--views", nargs="+", default=["corner4"], metavar="VIEW", help="cameras (default: corner4)")
     parser.add_argument("--noise", type=float, default=0.0, help="added to what is executed (default: %(default)s)")
     parser.add_argument("--horizon", type=int, default=HORIZON, help="steps of a try (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=TRAINING_SEED, help="first one (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: %(default)s, this one)")
-    parser.add_argument("--png", action="store_true", help="pictures that lose nothing, instead of videos")
+    parser.add_argument("--png", action="store_true", help="images that lose nothing, instead of videos")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo model without a screen."""
+"""Images of a MuJoCo model without a screen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Renderer:
 
     Args:
         model: a mujoco.MjModel.
-        effects: shadows, reflections and multisampling. Without them a picture takes an eighth of the time: about 10 ms on one
+        effects: shadows, reflections and multisampling. Without them an image takes an eighth of the time: about 10 ms on one
             core.
         hidden: groups of shapes that are left out.
 

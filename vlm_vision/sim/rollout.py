@@ -54,7 +54,7 @@ def rollout(
         while coming or running:
             while coming and len(running) < at_once:
                 place, trial = coming.popleft()
-                one = _begun(place, trial, _environment(trial.task, make, spare, spec), instructions)
+                one = _start_trial(place, trial, _environment(trial.task, make, spare, spec), instructions)
                 running.append(one)
                 if watch:
                     watch(one.environment, one.outcome, False)
@@ -101,7 +101,7 @@ class _Running:
         self.observation = self.environment.observe()
 
 
-def _begun(place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None) -> _Running:
+def _start_trial(place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None) -> _Running:
     said = environment.instruction if instructions is None else instructions[trial.task]
     try:
         return _Running(place, environment, environment.reset(trial.seed), Outcome(trial, said, False, 0))

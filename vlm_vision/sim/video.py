@@ -11,7 +11,7 @@ from vlm_vision.sim.environment import Environment
 from vlm_vision.sim.outcomes import Outcome
 
 
-class Video:
+class VideoWriter:
     """An mp4 file, H.264 in yuv420p, that every browser plays.
 
     Args:
@@ -28,7 +28,7 @@ class Video:
         self._shape: tuple[int, ...] = ()
 
     def add(self, frame: np.ndarray) -> None:
-        """The next picture, RGB."""
+        """The next image, RGB."""
         if not self._shape:
             if frame.ndim != 3 or frame.shape[2] != 3 or frame.shape[0] % 2 or frame.shape[1] % 2:
                 raise ValueError(
@@ -49,7 +49,7 @@ class Video:
         self._file.close()
 
 
-class Films:
+class EpisodeVideos:
     """Watches a rollout: the first episodes of each task as mp4, and how each of these looked in the end.
 
     Used as a context: what is not over when it ends is thrown away.
@@ -65,7 +65,7 @@ class Films:
         self.folder, self.per_task, self.side, self.every = Path(folder), per_task, side, every
         self.ends: list[tuple[Outcome, np.ndarray]] = []
         self._begun: Counter[str] = Counter()
-        self._open: dict[tuple[str, int], Video] = {}
+        self._open: dict[tuple[str, int], VideoWriter] = {}
 
     def __call__(self, environment: Environment, outcome: Outcome, over: bool) -> None:
         trial = outcome.trial
@@ -74,7 +74,7 @@ class Films:
         if not outcome.steps and self._begun[trial.task] < self.per_task:
             self._begun[trial.task] += 1
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._open[place] = Video(file, environment.fps / self.every)
+            self._open[place] = VideoWriter(file, environment.fps / self.every)
         if place not in self._open or (outcome.steps % self.every and not over):
             return
         frame = environment.frame(self.side, self.side)

@@ -50,7 +50,7 @@ def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
         "lora": _groups(_lora_layers(model)),
         "full": _groups(_full_modules(model)),
         "base_fingerprint": base_fingerprint(model, without=_full_modules(model)),
-        "sight_fingerprint": sight_fingerprint(model),
+        "sight_fingerprint": vision_fingerprint(model),
     }
     with whole(Path(folder)) as staging:
         peft.save_pretrained(str(staging), save_embedding_layers=False)
@@ -72,7 +72,7 @@ def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
     unwrapped(model)
     if any(isinstance(module, LoraLayer) for module in model.modules()):
         raise ValueError("this model has adapters already: load these on the plain model")
-    if sight_fingerprint(model) != about.get("sight_fingerprint"):
+    if vision_fingerprint(model) != about.get("sight_fingerprint"):
         raise ValueError(
             f"{folder} was trained with other preprocessing, tap or image layout than this model has: restore them, the "
             "adapters would see other tokens"
@@ -108,7 +108,7 @@ def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
 
     Args:
         wrapped: of `set_trainable` or `load_adapter`; a plain model is returned as it is.
-        batch: the model's inputs, pictures among them; labels are not used.
+        batch: the model's inputs, images among them; labels are not used.
 
     Raises:
         ValueError: weights that are not finite; a merge that changes a float32 model's logits by more than 1e-4 of the
@@ -172,7 +172,7 @@ def base_fingerprint(model: VisionLanguageModel, *, without: Iterable[str]) -> s
     return digest.hexdigest()[:16]
 
 
-def sight_fingerprint(model: VisionLanguageModel) -> str:
+def vision_fingerprint(model: VisionLanguageModel) -> str:
     """16 hex digits of what decides the patch tokens beside weights: architecture, preprocessing, tap, image layout."""
     described = {"encoder": model.encoder.to_dict(), "layout": model.layout.to_dict()}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

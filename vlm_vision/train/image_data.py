@@ -1,4 +1,4 @@
-"""What a recipe on pictures needs before its loop: where they come from, and the batches of each step."""
+"""What a recipe on images needs before its loop: where they come from, and the batches of each step."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import Batch, Draws, Pictures, collate
+from vlm_vision.data.images.batches import ImageBatch, Draws, ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.sample import Samples
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.train.loop.prefetch import FetchAhead
+from vlm_vision.train.loop.prefetch import Prefetcher
 from vlm_vision.train.loop.sampler import own_batches
 from vlm_vision.train.settings import Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where pictures come from; sources as `vlm_vision.data.images.samples.read_samples` takes them."""
+class ImageData:
+    """Where images come from; sources as `vlm_vision.data.images.samples.read_samples` takes them."""
 
     train: str
     """A folder, a .csv or .jsonl file, .tar shards, here or by URL, or hf:owner/name."""
     test: str = ""
     """The same, to be measured on; empty for none."""
     images: str = ""
-    """Folder that picture paths start from; empty for that of the file."""
+    """Folder that image paths start from; empty for that of the file."""
     train_split: str = "train"
     test_split: str = "test"
     classes: int = 0
@@ -49,7 +49,7 @@ class Data:
         ShardCache(self.cache, self.cache_gb)
 
 
-def read_data(data: Data) -> tuple[Samples, Samples | None]:
+def read_data(data: ImageData) -> tuple[Samples, Samples | None]:
     """Samples to train on and to be measured on; where they have classes, those of the former.
 
     Raises:
@@ -64,7 +64,7 @@ def read_data(data: Data) -> tuple[Samples, Samples | None]:
     return train, test.with_classes(train.classes) if train.classes else test
 
 
-def _read(data: Data, source: str, split: str) -> Samples:
+def _read(data: ImageData, source: str, split: str) -> Samples:
     cache = ShardCache(data.cache, data.cache_gb)
     return read_samples(
         source, split, images=data.images, shuffle_shards=data.shuffle_shards, cache=cache, classes=data.classes
@@ -81,7 +81,7 @@ def batches_of_steps(
     needs: tuple[Literal["caption", "label"], ...] = (),
     copies: int = 1,
     alike: Mapping[int, int] = MappingProxyType({}),
-) -> tuple[Iterable[Batch], int]:
+) -> tuple[Iterable[ImageBatch], int]:
     """This process's micro-batches from `first_step` on, and how many of them a step has.
 
     Args:
@@ -96,9 +96,9 @@ def batches_of_steps(
     shards = samples.shards
     sizes = {"shards": shards.sizes, "together": shards.together} if shards else {}
     order = own_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
-    batches = FetchAhead(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
+    batches = Prefetcher(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
     loader = DataLoader(
-        Pictures(samples, views, needs=needs, seed=settings.seed, alike=alike),
+        ImageDataset(samples, views, needs=needs, seed=settings.seed, alike=alike),
         batch_sampler=Draws(batches, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
         collate_fn=collate,
         num_workers=settings.workers,

@@ -21,7 +21,7 @@ from accelerate.utils import (
 from jsonargparse import ArgumentParser
 
 LONGEST_WAIT = timedelta(hours=6)
-"""Of a process for another one, which may encode all pictures or load a large model meanwhile."""
+"""Of a process for another one, which may encode all images or load a large model meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Training:
     out: str
     """Folder for everything the run writes."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = 64
     """Records per step, over all processes."""
     micro_batch_size: int = 64
@@ -46,7 +46,7 @@ class Training:
     sharding: Literal["none", "fsdp2"] = "none"
     """How several processes share the model: each has a copy (DDP), or its part (FSDP2)."""
     workers: int = 0
-    """Processes that read pictures."""
+    """Processes that read images."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     eval_every: int = 0
@@ -54,7 +54,7 @@ class Training:
     log_every: int = 10
     """Steps between figures for the tracker."""
     peak_tflops: float = 0.0
-    """What one device can do in the precision of the run, for model FLOPs utilisation among the figures (Chowdhery et al. 2022,
+    """What one device can do in the precision of the run, for model FLOPs utilization among the figures (Chowdhery et al. 2022,
     appendix B; torch counts the products of one step, recomputation included); 0 for none. H100, bf16: 989."""
     tracker: str = "tensorboard"
     """Who keeps the figures: none, or one that accelerate knows. TensorBoard's files are in `out`/logs."""
@@ -71,7 +71,7 @@ class Training:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
-    def decisive(self) -> dict[str, Any]:
+    def resume_fields(self) -> dict[str, Any]:
         """What must stay the same for a stopped run to go on, as YAML and JSON write it."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:
@@ -92,7 +92,7 @@ def as_plain(settings: Training) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
 
 
-def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
+def parse_config(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
     """Typed settings from --config FILE.yaml and --key value."""
     parser = ArgumentParser(prog=f"python -m {name}", description=about)
     parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
@@ -101,7 +101,7 @@ def parsed(kind: type[S], name: str, about: str | None, arguments: list[str] | N
     return kind(**{name: value for name, value in settings.items() if name != "config"})
 
 
-def run(name: str, job: Callable[[], object]) -> None:
+def run_cli(name: str, job: Callable[[], object]) -> None:
     """Do the job of a script; what the user can put right is said in one sentence, with exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -111,7 +111,7 @@ def run(name: str, job: Callable[[], object]) -> None:
         sys.exit(2)
 
 
-def begin(settings: Training) -> Accelerator:
+def start_run(settings: Training) -> Accelerator:
     """The processes, the seed and the run's folder.
 
     Raises:

@@ -18,7 +18,7 @@ from vlm_vision.vlm.model import VisionLanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class EncoderSettings:
     """Who sees."""
 
     source: str = ""
@@ -39,12 +39,12 @@ class Encoder:
     def __post_init__(self):
         if self.source and (self.mean, self.std) != HALF:
             raise ValueError(
-                f"encoder.source {self.source} brings its own colours: leave encoder.mean and encoder.std out"
+                f"encoder.source {self.source} brings its own colors: leave encoder.mean and encoder.std out"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language:
+class LanguageSettings:
     """Who answers."""
 
     source: str = ""
@@ -56,14 +56,14 @@ class Language:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined(Training):
+class VLMTraining(Training):
     """How a run makes and trains a `VisionLanguageModel`."""
 
     start: str = ""
     """Folder or hub id of a VisionLanguageModel to begin from, in place of encoder, language, projector and layout; of LLaVA,
     OpenVLA and Prismatic too."""
-    encoder: Encoder = Encoder()
-    language: Language = Language()
+    encoder: EncoderSettings = EncoderSettings()
+    language: LanguageSettings = LanguageSettings()
     projector: str = "mlp"
     """A name of projectors.build."""
     projector_options: dict[str, Any] = field(default_factory=dict)
@@ -75,13 +75,13 @@ class Joined(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.start and (self.encoder != Encoder() or self.language != Language() or self.layout):
+        if self.start and (self.encoder != EncoderSettings() or self.language != LanguageSettings() or self.layout):
             raise ValueError(
                 f"start {self.start} brings its own encoder, language model and layout: leave encoder, language and layout out"
             )
 
 
-def joined(settings: Joined, texts: Iterable[str]) -> VisionLanguageModel:
+def build_vlm(settings: VLMTraining, texts: Iterable[str]) -> VisionLanguageModel:
     """Encoder, projector and language model, each loaded or made new; or the saved model that `start` names.
 
     Args:
@@ -96,13 +96,13 @@ def joined(settings: Joined, texts: Iterable[str]) -> VisionLanguageModel:
             raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
         model = VisionLanguageModel.from_pretrained(folder, dtype=torch.float32)
     else:
-        model = _joined(settings, texts)
+        model = _build_new_vlm(settings, texts)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _joined(settings: Joined, texts: Iterable[str]) -> VisionLanguageModel:
+def _build_new_vlm(settings: VLMTraining, texts: Iterable[str]) -> VisionLanguageModel:
     layer = settings.encoder.tap_layer
     tap = None if layer is None else Tap(layer, settings.encoder.tap_norm)
     if settings.encoder.source:

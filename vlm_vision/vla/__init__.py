@@ -1,6 +1,6 @@
 """From what a robot sees to what it does: action heads on any `VisionLanguageModel`.
 
-Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; sight, model (prompt, pictures and
+Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; sight, model (prompt, images and
 state to a head, saving, loading), look (one pass, as it is or captured), openvla, policy.
 """
 

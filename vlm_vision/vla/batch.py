@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_vision.data.images.views import Color
-from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.seeds import derive_seed
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.window import Window
@@ -18,8 +18,8 @@ from vlm_vision.vla.model import VisionLanguageActionModel
 Batch = dict[str, Tensor]
 
 
-class Reader:
-    """Observations to prompts with pictures; what learning and acting have in common.
+class ObservationReader:
+    """Observations to prompts with images; what learning and acting have in common.
 
     Holds no weights, so that worker processes may have it.
     """
@@ -28,21 +28,21 @@ class Reader:
         processor = model.plain_vlm.processor
         if processor is None:
             raise ValueError("the model has no processor: attach or load it with its tokenizer")
-        self.processor, self.spec, self.sight = processor, model.spec, model.sight
+        self.processor, self.spec, self.crop_config = processor, model.spec, model.crop_config
         self.prompt, self.lead_ids = model.prompt, model.lead_ids
 
-    def __call__(self, instructions: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Batch:
-        """input_ids, attention_mask (B, T), pixel_values; pictures as cut, in the order of the spec's cameras."""
+    def __call__(self, instructions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Batch:
+        """input_ids, attention_mask (B, T), pixel_values; images as cut, in the order of the spec's cameras."""
         lead = "<image>" * len(self.spec.cameras)
         texts = [lead + self.prompt.replace("{instruction}", one.strip().lower()) for one in instructions]
-        batch: Batch = dict(self.processor(text=texts, images=[list(row) for row in pictures], return_tensors="pt"))
+        batch: Batch = dict(self.processor(text=texts, images=[list(row) for row in images], return_tensors="pt"))
         if self.lead_ids:
             ids = torch.tensor(self.lead_ids).expand(len(texts), -1)
             batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
             batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(ids)], dim=1)
         return batch
 
-    def pictures(self, observation: Observation) -> list[Image.Image]:
+    def images(self, observation: Observation) -> list[Image.Image]:
         """Whole, in the order of the spec's cameras. Raises ValueError for a camera that is not there."""
         given = observation.images
         if missing := [name for name in self.spec.cameras if name not in given]:
@@ -57,22 +57,22 @@ class ActionCollator:
     """Windows with a seed each to a batch for `VisionLanguageActionModel.forward`.
 
     Args:
-        color: how colours are changed; None for not at all.
-        middle: whether the middle of each picture is seen, as when acting, and colours are left; else a random part.
+        color: how colors are changed; None for not at all.
+        center: whether the middle of each image is seen, as when acting, and colors are left; else a random part.
 
     Raises:
         ValueError: windows that do not fit the model's spec, or its head.
     """
 
-    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None, middle: bool = False):
-        self.read, self.color, self.middle, self.spec = Reader(model), color, middle, model.spec
+    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None, center: bool = False):
+        self.read, self.color, self.center, self.spec = ObservationReader(model), color, center, model.spec
         self.normalizers = {name: model.normalizers(name) for name in model.statistics}
         self.head = type(model.head)
 
     def __call__(self, drawn: Sequence[tuple[Window, int]]) -> Batch:
         windows, seeds = [window for window, _ in drawn], [seed for _, seed in drawn]
-        pictures = [self._seen(window, seed) for window, seed in drawn]
-        batch = self.read([window.observation.instruction for window in windows], pictures)
+        images = [self._seen(window, seed) for window, seed in drawn]
+        batch = self.read([window.observation.instruction for window in windows], images)
         numbers = [self._numbers(window) for window in windows]
         batch["actions"] = torch.stack([actions for actions, _ in numbers])
         if self.spec.state_dim:
@@ -81,13 +81,13 @@ class ActionCollator:
         return batch | self.head.draws(seeds, self.spec.chunk, self.spec.action_dim)
 
     def _seen(self, window: Window, seed: int) -> list[Image.Image]:
-        whole, sight = self.read.pictures(window.observation), self.read.sight
-        if self.middle:
-            return [sight.middle(one) for one in whole]
-        return [sight.drawn(one, self.color, seed_of(seed, i)) for i, one in enumerate(whole)]
+        whole, crop_config = self.read.images(window.observation), self.read.crop_config
+        if self.center:
+            return [crop_config.center(one) for one in whole]
+        return [crop_config.random(one, self.color, derive_seed(seed, i)) for i, one in enumerate(whole)]
 
     def _numbers(self, window: Window) -> tuple[Tensor, Any]:
-        """Normalised actions (K, A), and the state."""
+        """Normalized actions (K, A), and the state."""
         if window.data not in self.normalizers and not (window.data == "" and len(self.normalizers) == 1):
             raise ValueError(f"the model has statistics of {list(self.normalizers)}, none of {window.data!r}")
         name = window.data or next(iter(self.normalizers))
@@ -98,7 +98,7 @@ class ActionCollator:
         if self.head.bounded and (beyond := (actions.abs() > 1 + 1e-3).any(0)).any():  # less is lost in a bin
             number = int(beyond.int().argmax())
             raise ValueError(
-                f"number {number} of an action is not normalised and up to {actions[:, number].abs().max():.4g}, and the "
-                f"{self.head.name} head gives numbers from -1 to 1: normalise it, or choose another head"
+                f"number {number} of an action is not normalized and up to {actions[:, number].abs().max():.4g}, and the "
+                f"{self.head.name} head gives numbers from -1 to 1: normalize it, or choose another head"
             )
         return actions, None if state is None else state(torch.as_tensor(window.observation.state))

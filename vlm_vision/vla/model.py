@@ -14,8 +14,8 @@ from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
-from vlm_vision.robot.statistics import Named, Statistics, chosen, read_statistics
-from vlm_vision.vla.crop import Sight
+from vlm_vision.robot.statistics import Named, Statistics, choose_statistics, read_statistics
+from vlm_vision.vla.crop import CropConfig
 from vlm_vision.vla.heads.base import ActionHead
 from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.heads.prefix import Prefix
@@ -23,7 +23,7 @@ from vlm_vision.vla.state import StateToken
 from vlm_vision.vlm.model import VisionLanguageModel
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
-"""OpenVLA's; pictures stand before it."""
+"""OpenVLA's; images stand before it."""
 POLICY, WEIGHTS, STATISTICS = "policy.json", "action_head.safetensors", "dataset_statistics.json"
 """What a policy's folder has beside the files of its `VisionLanguageModel`."""
 
@@ -34,11 +34,11 @@ class VisionLanguageActionModel(nn.Module):
     Args:
         vlm: the model that sees and reads; peft may wrap it.
         head: fitting it, see `vlm_vision.vla.heads`.
-        spec: cameras in the order of their pictures, numbers of action and state.
+        spec: cameras in the order of their images, numbers of action and state.
         statistics: by name of the data; each has "action", and "observation.state" if the state is read.
         normalization: kind of both.
         prompt: with {instruction}, which is put in lower case.
-        sight: how pictures are cut.
+        crop_config: how images are cut.
         lead_ids: tokens after the prompt, which the tokenizer does not write.
 
     Raises:
@@ -54,7 +54,7 @@ class VisionLanguageActionModel(nn.Module):
         statistics: Named,
         normalization: Kind = "quantiles",
         prompt: str = PROMPT,
-        sight: Sight = Sight(),
+        crop_config: CropConfig = CropConfig(),
         lead_ids: Sequence[int] = (),
     ):
         super().__init__()
@@ -74,7 +74,7 @@ class VisionLanguageActionModel(nn.Module):
         if not statistics:
             raise ValueError("there are no statistics: a policy needs those of its data, by name, see read_statistics")
         self.vlm, self.head, self.spec = vlm, head, spec
-        self.statistics, self.prompt, self.sight = dict(statistics), prompt, sight
+        self.statistics, self.prompt, self.crop_config = dict(statistics), prompt, crop_config
         self.normalization: Kind = normalization
         self.lead_ids = tuple(lead_ids)
         for name in self.statistics:
@@ -102,7 +102,7 @@ class VisionLanguageActionModel(nn.Module):
         """
         made = cls(vlm, new_head(head, vlm, spec, **(head_options or {})), spec=spec, statistics=statistics, **options)
         weight = next(vlm.projector.parameters())
-        made.hands.to(weight.device)
+        made.action_modules.to(weight.device)
         return made.eval()
 
     @property
@@ -112,7 +112,7 @@ class VisionLanguageActionModel(nn.Module):
         return inner if isinstance(inner, VisionLanguageModel) else inner.get_base_model()
 
     @property
-    def hands(self) -> nn.ModuleList:
+    def action_modules(self) -> nn.ModuleList:
         """What is not the vision-language model: head and state token."""
         return nn.ModuleList(part for _, part in self._own())
 
@@ -122,7 +122,7 @@ class VisionLanguageActionModel(nn.Module):
         Raises:
             ValueError: an unknown name, statistics that lack a feature, or have other dimensions than the spec.
         """
-        features = chosen(self.statistics, data)
+        features = choose_statistics(self.statistics, data)
         action = self._normalizer(features, ("action", "actions"), self.spec.action_dim)
         if not self.spec.state_dim:
             return action, None
@@ -139,10 +139,10 @@ class VisionLanguageActionModel(nn.Module):
         return Normalizer(self.normalization, found)
 
     def prefix(self, batch: dict[str, Tensor]) -> Prefix:
-        """The prompt with its pictures and, after these, the state.
+        """The prompt with its images and, after these, the state.
 
         Args:
-            batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalised, where it is read.
+            batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalized, where it is read.
         """
         vlm, sizes = self.plain_vlm, batch.get("image_sizes")
         condition = self.steering(batch) if film_dim(vlm.encoder) else None
@@ -156,7 +156,7 @@ class VisionLanguageActionModel(nn.Module):
         return Prefix(vlm, embeds, mask, state)
 
     def steering(self, batch: dict[str, Tensor]) -> Tensor:
-        """(pictures, W): the mean embedding of the prompt's words, for each picture; what steers an encoder with FiLM, as in
+        """(images, W): the mean embedding of the prompt's words, for each image; what steers an encoder with FiLM, as in
         OpenVLA-OFT, where the end token counts too."""
         ids, vlm = batch["input_ids"], self.plain_vlm
         told = batch["attention_mask"].bool() & (ids != vlm.config.image_token_id)
@@ -172,7 +172,7 @@ class VisionLanguageActionModel(nn.Module):
         Args:
             batch: of an `ActionCollator`.
         """
-        draws = {name: batch[name] for name in self.head.drawn}
+        draws = {name: batch[name] for name in self.head.random_inputs}
         return self.head.loss(self.prefix(batch), batch["actions"], batch["padded"], **draws)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -198,7 +198,7 @@ class VisionLanguageActionModel(nn.Module):
             "spec": asdict(self.spec),
             "normalization": self.normalization,
             "prompt": self.prompt,
-            "sight": asdict(self.sight),
+            "sight": asdict(self.crop_config),
             "lead_ids": list(self.lead_ids),
         }
 
@@ -218,7 +218,7 @@ class VisionLanguageActionModel(nn.Module):
         vlm = VisionLanguageModel.from_pretrained(folder, **options)
         statistics = read_statistics(folder / STATISTICS)
         made = cls.attach(vlm, head.pop("name"), statistics=statistics, head_options=head, **told)
-        made._load_hands(folder)
+        made._load_action_modules(folder)
         return made.eval()
 
     def start_from(self, folder: str | Path) -> None:
@@ -236,9 +236,9 @@ class VisionLanguageActionModel(nn.Module):
                 f"head and state of {folder} are others ({said}): ask for the same, or begin with new ones (new_head of "
                 "recipes.vla)"
             )
-        self._load_hands(folder)
+        self._load_action_modules(folder)
 
-    def _load_hands(self, folder: Path) -> None:
+    def _load_action_modules(self, folder: Path) -> None:
         """Strict: a missing or unused weight is an error."""
         path = folder / WEIGHTS
         if not path.is_file():
@@ -270,7 +270,7 @@ def _told(folder: Path) -> dict[str, Any]:
     try:
         kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
         head = {"name": told["head"]["name"], **told["head"]}
-        return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "sight": Sight(**told["sight"])}
+        return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "crop_config": CropConfig(**told["sight"])}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as it was written ({error}): restore it") from None
 

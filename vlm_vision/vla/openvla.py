@@ -46,14 +46,14 @@ def load_openvla(
     All that is said here is kept by the model's save_pretrained: that folder needs none of it, for `vlm-vision serve` too.
 
     Args:
-        cameras: names for the pictures, in the order in which the policy was taught; default "image", and for OFT with two
-            pictures they have to be given, since the folder does not tell.
+        cameras: names for the images, in the order in which the policy was taught; default "image", and for OFT with two
+            images they have to be given, since the folder does not tell.
         chunk: actions that one look gives; OFT's folder does not tell: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
         normalization: of action and state; OFT's folder does not tell: "quantiles" on LIBERO and Bridge, "min_max" on ALOHA;
             default "quantiles", OpenVLA's own.
         prompt: another one for openvla-v01, whose was Vicuna's.
-        evaluation, crop: what becomes of a camera's picture first, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
-            with the crop for policies that were fine-tuned on cropped pictures, as all published ones for LIBERO.
+        evaluation, crop: what becomes of a camera's image first, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
+            with the crop for policies that were fine-tuned on cropped images, as all published ones for LIBERO.
         options: of VisionLanguageModel.from_pretrained.
 
     Raises:
@@ -66,7 +66,7 @@ def load_openvla(
     if held["action_head"] is not None and (not cameras or not chunk or normalization is None):
         raise ValueError(
             f"{held['action_head']} is of OpenVLA-OFT, whose folder tells neither its cameras nor its chunk nor its "
-            "normalisation: give cameras=[...] in the order in which it was taught, chunk (8 on LIBERO, 25 on ALOHA, 5 on "
+            "normalization: give cameras=[...] in the order in which it was taught, chunk (8 on LIBERO, 25 on ALOHA, 5 on "
             "Bridge) and normalization ('quantiles', on ALOHA 'min_max')"
         )
     vlm = VisionLanguageModel.from_pretrained(folder, **options)
@@ -87,7 +87,7 @@ def load_openvla(
     if model.state_token is not None:
         _filled(model.state_token, _state(held["proprio_projector"]), held["proprio_projector"])
     weight = next(vlm.projector.parameters())
-    model.hands.to(weight.device)
+    model.action_modules.to(weight.device)
     return model.eval()
 
 

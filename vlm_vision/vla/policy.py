@@ -13,10 +13,10 @@ from vlm_vision.deploy.cpu_layout import pack_for_cpu, pack_linears
 from vlm_vision.files import read_json
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
-from vlm_vision.vla.batch import Reader
+from vlm_vision.vla.batch import ObservationReader
 from vlm_vision.vla.model import POLICY, VisionLanguageActionModel
 from vlm_vision.vla.openvla import load_openvla
-from vlm_vision.vla.runner import Looks
+from vlm_vision.vla.runner import RunnerCache
 
 
 class VLAPolicy:
@@ -25,14 +25,14 @@ class VLAPolicy:
     Args:
         model: in evaluation mode from here on.
         statistics: name of the data whose units the robot uses; may be empty where the model has those of one.
-        graphs: see `Looks`: on a CUDA device, shapes of batches that are kept as CUDA graphs.
+        graphs: see `RunnerCache`: on a CUDA device, shapes of batches that are kept as CUDA graphs.
 
     Raises:
         ValueError: a name that is not known (it lists the known ones), or graphs where there can be none.
     """
 
     def __init__(self, model: VisionLanguageActionModel, statistics: str = "", *, graphs: int = 0):
-        self.model, self.read, self._look = model.eval(), Reader(model), Looks(model, graphs)
+        self.model, self.read, self._look = model.eval(), ObservationReader(model), RunnerCache(model, graphs)
         self.action, self.state = model.normalizers(statistics)
 
     @property
@@ -41,17 +41,17 @@ class VLAPolicy:
 
     @torch.no_grad()
     def act(self, observations: Sequence[Observation]) -> Actions:
-        """See `vlm_vision.robot.policy.Policy`. Every picture is encoded once, all of them in one batch.
+        """See `vlm_vision.robot.policy.Policy`. Every image is encoded once, all of them in one batch.
 
         Raises:
             ValueError: no observation, or one that `spec.check` refuses.
         """
         if not observations:
             raise ValueError("there are no observations: give at least one")
-        clock = _Clock(self.device)
+        clock = _StageTimer(self.device)
         observations = [self.spec.check(observation) for observation in observations]
-        pictures = [[self.read.sight.middle(one) for one in self.read.pictures(o)] for o in observations]
-        batch = self.read([one.instruction for one in observations], pictures)
+        images = [[self.read.crop_config.center(one) for one in self.read.images(o)] for o in observations]
+        batch = self.read([one.instruction for one in observations], images)
         if self.state is not None:
             states = np.stack([np.asarray(one.state, dtype=np.float64) for one in observations])
             batch["state"] = self.state(torch.from_numpy(states))
@@ -71,14 +71,14 @@ class VLAPolicy:
         saved.
 
         Raises:
-            ValueError: as `pack_for_cpu` and `act`; pictures of no fixed size.
+            ValueError: as `pack_for_cpu` and `act`; images of no fixed size.
         """
         self.act(observations)  # says what is wrong with them before anything is changed
         encoder = self.model.plain_vlm.encoder
         size = encoder.preprocess.output_size
         if size is None:
             raise ValueError(
-                "the policy's pictures have no fixed size, for which its weights could be packed: run it unpacked"
+                "the policy's images have no fixed size, for which its weights could be packed: run it unpacked"
             )
         pack_for_cpu(encoder, batch=len(observations) * len(self.spec.cameras), height=size[0], width=size[1])
         pack_linears(self.model, lambda: self.act(observations))
@@ -92,7 +92,7 @@ _HUB_FILES = (*TOKENIZER_FILES, "action_head--*.pt", "proprio_projector--*.pt")
 """What a policy on the hub has beside configurations and weights."""
 
 
-class _Clock:
+class _StageTimer:
     """Seconds of each stage, after all that the device was told to do is done."""
 
     def __init__(self, device: torch.device):

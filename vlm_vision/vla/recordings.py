@@ -19,7 +19,7 @@ class Recordings(Sequence[Window]):
         datasets: by the name of their statistics.
         chunk: actions of a window.
         read_state: whether the robot's state is read.
-        raw_actions: numbers of an action that are not normalised.
+        raw_actions: numbers of an action that are not normalized.
 
     Raises:
         ValueError: data sets of robots that differ.
@@ -71,7 +71,7 @@ class Recordings(Sequence[Window]):
 
     @property
     def statistics(self) -> Named:
-        """As the data sets tell them, with a mask where numbers of an action are not normalised.
+        """As the data sets tell them, with a mask where numbers of an action are not normalized.
 
         Raises:
             ValueError: none of the action, or numbers to leave alone that an action does not have.

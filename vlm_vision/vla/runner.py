@@ -22,7 +22,7 @@ _WARM_UP = 3
 """Looks before the capture, in which the libraries choose kernels and allocate workspaces."""
 
 
-class Look:
+class PolicyRunner:
     """Encode, prefill, decode, in this order. Without gradients, which is the caller's to say."""
 
     prefix: Prefix
@@ -33,7 +33,7 @@ class Look:
         self.model = model
 
     def encode(self, batch: Batch) -> None:
-        """Pictures and prompt, from any device, to what the language model reads."""
+        """Images and prompt, from any device, to what the language model reads."""
         device = self.model.plain_vlm.device
         self.prefix = self.model.prefix({name: value.to(device) for name, value in batch.items()})
 
@@ -41,12 +41,12 @@ class Look:
         self.held = self.model.head.prefill(self.prefix)
 
     def decode(self) -> Tensor:
-        """Actions (B, K, A), normalised, float32; the next look may overwrite them."""
+        """Actions (B, K, A), normalized, float32; the next look may overwrite them."""
         self.actions = self.model.head.decode(self.held)
         return self.actions
 
 
-class CapturedLook(Look):
+class GraphedRunner(PolicyRunner):
     """A look at batches of the shapes of `batch`, as three CUDA graphs.
 
     Weights are read where they were at the capture: changed in place they count, except for a position table that was
@@ -58,8 +58,8 @@ class CapturedLook(Look):
         device = model.plain_vlm.device
         with torch.inference_mode(False), torch.no_grad():
             self._given = {name: value.to(device, copy=True) for name, value in batch.items()}
-            stages = [lambda: Look.encode(self, self._given), lambda: Look.prefill(self), lambda: Look.decode(self)]
-            self._encode, self._prefill, self._decode = captured(stages, device)
+            stages = [lambda: PolicyRunner.encode(self, self._given), lambda: PolicyRunner.prefill(self), lambda: PolicyRunner.decode(self)]
+            self._encode, self._prefill, self._decode = capture_graphs(stages, device)
             grid = model.plain_vlm.encoder.grid(*batch["pixel_values"].shape[-2:])
             tables = [part for part in model.modules() if isinstance(part, PositionTable)]
             self._tables = [table(grid) for table in tables]  # resized tables, which their own cache may let go
@@ -77,14 +77,14 @@ class CapturedLook(Look):
         return self.actions
 
 
-class Looks:
+class RunnerCache:
     """The look for each batch: captured for the shapes that were seen last, or as it is.
 
     Args:
-        graphs: shapes (of a batch, its prompt and its pictures) to keep a capture of; 0 for none.
+        graphs: shapes (of a batch, its prompt and its images) to keep a capture of; 0 for none.
 
     Raises:
-        ValueError: graphs below 0, for a model that is not on a CUDA device, or whose pictures have no fixed size.
+        ValueError: graphs below 0, for a model that is not on a CUDA device, or whose images have no fixed size.
     """
 
     def __init__(self, model: VisionLanguageActionModel, graphs: int = 0):
@@ -97,24 +97,24 @@ class Looks:
             )
         if graphs and type(vlm.layout) is not Whole:
             raise ValueError(
-                f"layout {vlm.layout.name!r} reads each picture's size, which a CUDA graph cannot: leave graphs at 0"
+                f"layout {vlm.layout.name!r} reads each image's size, which a CUDA graph cannot: leave graphs at 0"
             )
-        self._model, self._graphs, self._plain = model, graphs, Look(model)
-        self._captured: OrderedDict[tuple, CapturedLook] = OrderedDict()
+        self._model, self._graphs, self._plain = model, graphs, PolicyRunner(model)
+        self._captured: OrderedDict[tuple, GraphedRunner] = OrderedDict()
 
-    def __call__(self, batch: Batch) -> Look:
+    def __call__(self, batch: Batch) -> PolicyRunner:
         if not self._graphs:
             return self._plain
         shape = tuple((name, tuple(value.shape)) for name, value in sorted(batch.items()))
         if shape not in self._captured:
             while len(self._captured) >= self._graphs:  # the one that was not seen for longest makes room
                 self._captured.popitem(last=False)
-            self._captured[shape] = CapturedLook(self._model, batch)
+            self._captured[shape] = GraphedRunner(self._model, batch)
         self._captured.move_to_end(shape)
         return self._captured[shape]
 
 
-def captured(stages: Sequence[Callable[[], object]], device: torch.device) -> list[Callable[[], None]]:
+def capture_graphs(stages: Sequence[Callable[[], object]], device: torch.device) -> list[Callable[[], None]]:
     """Each stage as a CUDA graph that replays it, after they ran in turn a few times."""
     with torch.cuda.device(device), torch.autocast("cuda", enabled=False):
         side = torch.cuda.Stream()

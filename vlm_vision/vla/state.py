@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class StateToken(nn.Module):
-    """(B, S), normalised -> (B, W): linear, GELU, linear, the proprio projector of OpenVLA-OFT."""
+    """(B, S), normalized -> (B, W): linear, GELU, linear, the proprio projector of OpenVLA-OFT."""
 
     def __init__(self, state_dim: int, width: int):
         super().__init__()

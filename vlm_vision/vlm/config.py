@@ -5,21 +5,21 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlm_vision.vlm.remote_code import OnHub
+from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 STOCK_TYPES = ("llava", "llava_next", "openvla", "prismatic")
 """model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads beside its own."""
 
 
-class VisionLanguageConfig(OnHub, PreTrainedConfig):
+class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):
     """Encoder, projector and language model of one `VisionLanguageModel`.
 
     Args:
         encoder_config: `Encoder.to_dict()` or `FusedEncoder.to_dict()`.
         projector_config: name, in_dim, out_dim and options, the arguments of `projectors.build`.
         text_config: configuration of the language model.
-        layout_config: `Layout.to_dict()`, how a picture becomes canvases and their tokens a sequence.
-        image_token_id: token that stands, once for each image token, where a picture goes.
+        layout_config: `Layout.to_dict()`, how an image becomes canvases and their tokens a sequence.
+        image_token_id: token that stands, once for each image token, where an image goes.
         encoder_in_fp32: keep encoder and projector in float32 though the language model is in half precision.
     """
 

@@ -12,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from vlm_vision.preprocess.spec import ImageInput
 
-PICTURES = ("pixel_values", "image_sizes", "patch_tokens", "grid")
+IMAGES = ("pixel_values", "image_sizes", "patch_tokens", "grid")
 """Inputs of a `VisionLanguageModel` that say what it sees."""
 
 _PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation)  # pyright: ignore[reportAttributeAccessIssue]
@@ -20,10 +20,10 @@ CACHE = "cache" if "cache" in _PREPARED.parameters else "past_key_values"
 """What transformers calls the cache while it generates."""
 
 
-class Speech:
+class LanguageMixin:
     """The speaking half of a `VisionLanguageModel`, which puts it before `GenerationMixin`.
 
-    Prompts are embedded once, pictures included, and go through transformers' generation as `prompt_embeds` (B, T, width)
+    Prompts are embedded once, images included, and go through transformers' generation as `prompt_embeds` (B, T, width)
     beside input_ids. Ids past the prompt are words, also where the model wrote an image token.
     """
 
@@ -32,7 +32,7 @@ class Speech:
     config: Any
     language_model: PreTrainedModel
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **pictures: Any) -> Tensor:
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **images: Any) -> Tensor:
         """Input embeddings (B, T, width), see `VisionLanguageModel.embed`."""
         raise NotImplementedError
 
@@ -69,24 +69,24 @@ class Speech:
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any):
-        """As `GenerationMixin.generate`; pictures are encoded once, whatever the number of beams or steps.
+        """As `GenerationMixin.generate`; images are encoded once, whatever the number of beams or steps.
 
         Args:
             inputs: or `input_ids`, the prompt (B, T), beside pixel_values and all else that the processor gives; or
                 inputs_embeds (B, T, width) in its place.
-            past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt begins with. Pictures are needed if what is new
+            past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt begins with. Images are needed if what is new
                 shows some; then pass them all, or with input_ids that are only what is new, the new ones.
-            assistant_model: a `VisionLanguageModel` of the same tokenizer, which sees the pictures too, or a language model.
+            assistant_model: a `VisionLanguageModel` of the same tokenizer, which sees the images too, or a language model.
             kwargs: as in transformers.
 
         Raises:
-            ValueError: pictures without input_ids, or beside inputs_embeds.
+            ValueError: images without input_ids, or beside inputs_embeds.
         """
-        pictures = {name: value for name in PICTURES if (value := kwargs.pop(name, None)) is not None}
+        images = {name: value for name in IMAGES if (value := kwargs.pop(name, None)) is not None}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if pictures and (input_ids is None or kwargs.get("inputs_embeds") is not None):
+        if images and (input_ids is None or kwargs.get("inputs_embeds") is not None):
             raise ValueError(
-                f"{', '.join(pictures)} without input_ids: their image tokens are the places of the pictures, pass all that the "
+                f"{', '.join(images)} without input_ids: their image tokens are the places of the images, pass all that the "
                 "processor gives"
             )
         if input_ids is not None and kwargs.get("inputs_embeds") is None and "prompt_embeds" not in kwargs:
@@ -94,22 +94,22 @@ class Speech:
                 kwargs[CACHE] = kwargs.pop("past_key_values")
             past, mask = kwargs.get(CACHE), kwargs.get("attention_mask")
             whole = mask is None or mask.shape[-1] == input_ids.shape[1]
-            seen = int(past.get_seq_length()) if past is not None and whole and not pictures else 0
-            kwargs["prompt_embeds"] = self._prompt(input_ids, seen, pictures)
-            if isinstance(assistant := kwargs.get("assistant_model"), Speech):
-                kwargs["assistant_embeds"] = assistant._prompt(input_ids, seen, pictures)
+            seen = int(past.get_seq_length()) if past is not None and whole and not images else 0
+            kwargs["prompt_embeds"] = self._prompt(input_ids, seen, images)
+            if isinstance(assistant := kwargs.get("assistant_model"), LanguageMixin):
+                kwargs["assistant_embeds"] = assistant._prompt(input_ids, seen, images)
         return super().generate(input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def answer(self, images: ImageInput | Sequence[ImageInput], question: str, *, max_new_tokens: int = 64) -> str:
-        """Greedy answer to a question about one or more pictures, through the chat template."""
+        """Greedy answer to a question about one or more images, through the chat template."""
         if self.processor is None:
             raise ValueError(
                 "this model has no processor: load it from a folder with a tokenizer, or set model.processor"
             )
-        pictures: Any = list(images) if isinstance(images, list | tuple) else [images]
-        content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
+        image_list: Any = list(images) if isinstance(images, list | tuple) else [images]
+        content = [{"type": "image"}] * len(image_list) + [{"type": "text", "text": question}]
         prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)
+        batch = self.processor(text=prompt, images=image_list, return_tensors="pt").to(self.device)
         out = self.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         return self.processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -128,7 +128,7 @@ class Speech:
             input_ids, inputs_embeds=inputs_embeds, **{CACHE: past}, **kwargs
         )
         ids = given.get("input_ids")
-        if ids is not None and not any(given.get(name) is not None for name in PICTURES):
+        if ids is not None and not any(given.get(name) is not None for name in IMAGES):
             start = input_ids.shape[1] - ids.shape[1]
             if prompt_embeds is None:
                 prompt_embeds = self._words(ids[:, :0])
@@ -139,9 +139,9 @@ class Speech:
             given["input_ids"] = None
         return given
 
-    def _prompt(self, input_ids: Tensor, seen: int, pictures: dict[str, Any]) -> Tensor:
-        """Embeddings of a prompt of whose tokens the first `seen` are in a cache, and their pictures not given."""
-        return torch.cat([self._words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **pictures)], dim=1)
+    def _prompt(self, input_ids: Tensor, seen: int, images: dict[str, Any]) -> Tensor:
+        """Embeddings of a prompt of whose tokens the first `seen` are in a cache, and their images not given."""
+        return torch.cat([self._words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **images)], dim=1)
 
     def _words(self, input_ids: Tensor) -> Tensor:
         return self.get_input_embeddings()(input_ids)

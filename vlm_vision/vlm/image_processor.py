@@ -1,4 +1,4 @@
-"""Pictures to pixel values as transformers' processors do it, with the encoder's own preprocessing."""
+"""Images to pixel values as transformers' processors do it, with the encoder's own preprocessing."""
 
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.layout import Layout, Whole, layout_from_dict
-from vlm_vision.vlm.remote_code import OnHub
+from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 
 def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:
@@ -21,7 +21,7 @@ def encoder_from_dict(state: dict[str, Any]) -> Encoder | FusedEncoder:
     return FusedEncoder.from_dict(state) if "towers" in state else Encoder.from_dict(state)
 
 
-class VisionLanguageImageProcessor(OnHub, BaseImageProcessor):
+class VisionLanguageImageProcessor(RemoteCodeMixin, BaseImageProcessor):
     """Holds what decides pixels and token counts: configuration of encoder, projector and layout, no weights."""
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -50,18 +50,18 @@ class VisionLanguageImageProcessor(OnHub, BaseImageProcessor):
         return self._shapes[0].preprocess.fingerprint
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens for one picture; height and width as `Layout.num_tokens` takes them."""
+        """Tokens for one image; height and width as `Layout.num_tokens` takes them."""
         encoder, projector, layout = self._shapes
         return layout.num_tokens(encoder, projector, (height, width))
 
     @property
     def canvas_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels of every picture's one canvas; None where canvases depend on the picture."""
+        """(height, width) in pixels of every image's one canvas; None where canvases depend on the image."""
         encoder, _, layout = self._shapes
         return encoder.preprocess.output_size if type(layout) is Whole else None
 
     def fetch_images(self, image_url_or_urls):
-        """Left to `preprocess`, which opens local files; pictures are never fetched from the network."""
+        """Left to `preprocess`, which opens local files; images are never fetched from the network."""
         return image_url_or_urls
 
     def __call__(self, images, *args, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
@@ -69,11 +69,11 @@ class VisionLanguageImageProcessor(OnHub, BaseImageProcessor):
         return self.preprocess(images, return_tensors=return_tensors)
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """One picture or a list -> pixel_values, float32 (canvases, C, H, W); image_sizes (pictures, 2) where the layout
+        """One image or a list -> pixel_values, float32 (canvases, C, H, W); image_sizes (images, 2) where the layout
         has them. Errors as `Preprocess`."""
         encoder, _, layout = self._shapes
-        pictures = images if isinstance(images, list | tuple) else list(images) if _is_batch(images) else [images]
-        return BatchFeature(layout.pixels(encoder, pictures), tensor_type=return_tensors)
+        image_list = images if isinstance(images, list | tuple) else list(images) if _is_batch(images) else [images]
+        return BatchFeature(layout.pixels(encoder, image_list), tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "_shapes"}

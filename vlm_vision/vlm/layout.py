@@ -1,7 +1,7 @@
-"""How a picture is laid before the language model: which canvases the encoder sees, which sequence their tokens make.
+"""How an image is laid before the language model: which canvases the encoder sees, which sequence their tokens make.
 
-`Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged picture, a newline after each row (LLaVA-NeXT).
-`Native`: the picture's own aspect ratio within a budget of patches (NaFlex). Each says by one formula, `num_tokens`, how
+`Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged image, a newline after each row (LLaVA-NeXT).
+`Native`: the image's own aspect ratio within a budget of patches (NaFlex). Each says by one formula, `num_tokens`, how
 long the sequence is; processor, collator and model all use it.
 """
 
@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """What every layout can do; as it stands here, one canvas for each picture."""
+    """What every layout can do; as it stands here, one canvas for each image."""
 
     name: ClassVar[str]
     newline: ClassVar[bool] = False
@@ -37,15 +37,15 @@ class Layout:
         """Raise ValueError if this layout does not go with encoder and projector."""
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
-        """Pictures -> pixel_values, float32 (canvases, C, H, W); layouts that need them add image_sizes (pictures, 2)."""
+        """Images -> pixel_values, float32 (canvases, C, H, W); layouts that need them add image_sizes (images, 2)."""
         return {"pixel_values": encoder.preprocess(list(images))}
 
     def num_canvases(self, encoder: Encoder | FusedEncoder, size: Size) -> int:
-        """Rows of pixel_values that one picture takes."""
+        """Rows of pixel_values that one image takes."""
         return 1
 
     def num_tokens(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector, size: Size) -> int:
-        """Tokens that one picture takes in the language model.
+        """Tokens that one image takes in the language model.
 
         Args:
             size: (height, width) in pixels: of its canvas, or where there are image_sizes, its row of them.
@@ -59,7 +59,7 @@ class Layout:
         image_sizes: Tensor | None,
         condition: Tensor | None = None,
     ) -> list[tuple[Tensor, Size]]:
-        """Patch tokens (canvases, N, D) and their grid, in the order of the pictures.
+        """Patch tokens (canvases, N, D) and their grid, in the order of the images.
 
         Args:
             condition: (canvases, film_dim), for an encoder with FiLM.
@@ -74,7 +74,7 @@ class Layout:
         image_sizes: Tensor | None,
         newline: Tensor | None,
     ) -> list[Tensor]:
-        """Projected tokens (canvases, M, width) and their grids -> the sequence (M, width) of each picture."""
+        """Projected tokens (canvases, M, width) and their grids -> the sequence (M, width) of each image."""
         return [row for group, _ in tokens for row in group]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,16 +84,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Whole(Layout):
-    """One canvas for each picture, as the encoder's own preprocessing makes it."""
+    """One canvas for each image, as the encoder's own preprocessing makes it."""
 
     name: ClassVar[str] = "whole"
 
 
 @dataclass(frozen=True)
 class AnyRes(Layout):
-    """The whole picture, squashed to one canvas, then tiles of it enlarged; a learned newline token ends each row.
+    """The whole image, squashed to one canvas, then tiles of it enlarged; a learned newline token ends each row.
 
-    The picture is enlarged, its aspect ratio kept, into that of `pinpoints` which keeps most of it and wastes least, and
+    The image is enlarged, its aspect ratio kept, into that of `pinpoints` which keeps most of it and wastes least, and
     black bars fill the rest; tokens that see bars alone are taken out again. LLaVA-NeXT (Liu et al. 2024), with its
     preprocessing and order of tokens.
 
@@ -136,15 +136,15 @@ class AnyRes(Layout):
         resample = squash.towers[0].resample if isinstance(squash, FusedPreprocess) else squash.resample
         canvases, sizes = [], []
         for image in images:
-            picture = load_image(image)
-            sizes.append((picture.height, picture.width))
-            mosaic = _fitted(picture, self._mosaic(sizes[-1]), Image.Resampling[resample.upper()])
+            loaded = load_image(image)
+            sizes.append((loaded.height, loaded.width))
+            mosaic = _fitted(loaded, self._mosaic(sizes[-1]), Image.Resampling[resample.upper()])
             tiles = [
                 mosaic.crop((left, top, left + canvas[1], top + canvas[0]))
                 for top in range(0, mosaic.height, canvas[0])
                 for left in range(0, mosaic.width, canvas[1])
             ]
-            canvases.append(squash([picture, *tiles]))
+            canvases.append(squash([loaded, *tiles]))
         return {"pixel_values": torch.cat(canvases), "image_sizes": torch.tensor(sizes)}
 
     def num_canvases(self, encoder: Encoder | FusedEncoder, size: Size) -> int:
@@ -179,7 +179,7 @@ class AnyRes(Layout):
         ]
 
     def _rows(self, canvases: Tensor, grid: Size, tiles: Size, size: Size, newline: Tensor) -> Tensor:
-        """(canvases, M, width) of one picture -> its sequence: the whole picture, then the mosaic row by row."""
+        """(canvases, M, width) of one image -> its sequence: the whole image, then the mosaic row by row."""
         width = canvases.shape[-1]
         mosaic = (
             canvases[1:]
@@ -193,12 +193,12 @@ class AnyRes(Layout):
         return torch.cat([canvases[0], torch.cat([mosaic, ends], dim=1).flatten(0, 1)])
 
     def _tiles(self, encoder: Encoder | FusedEncoder, size: Size) -> Size:
-        """(rows, columns) of tiles for a picture of `size`."""
+        """(rows, columns) of tiles for an image of `size`."""
         mosaic, canvas = self._mosaic(size), _canvas(encoder)
         return mosaic[0] // canvas[0], mosaic[1] // canvas[1]
 
     def _mosaic(self, size: Size) -> Size:
-        """The pinpoint that keeps most pixels of a picture of `size`, and among equals the smallest."""
+        """The pinpoint that keeps most pixels of an image of `size`, and among equals the smallest."""
 
         def merit(pinpoint: Size) -> tuple[int, int]:
             scale = min(pinpoint[1] / size[1], pinpoint[0] / size[0])
@@ -210,14 +210,14 @@ class AnyRes(Layout):
 
 @dataclass(frozen=True)
 class Native(Layout):
-    """One canvas for each picture in its own aspect ratio, of at most `max_patches` patches; packed, each attends to itself.
+    """One canvas for each image in its own aspect ratio, of at most `max_patches` patches; packed, each attends to itself.
 
     NaFlex (Tschannen et al. 2025, arXiv:2502.14786), for any single tower. image_sizes are the parts of pixel_values, from
-    their top left, that the pictures fill.
+    their top left, that the images fill.
 
     Args:
-        max_patches: budget of a picture.
-        multiple: sides of the grid are multiples of it, for projectors that merge neighbours.
+        max_patches: budget of an image.
+        multiple: sides of the grid are multiples of it, for projectors that merge neighbors.
     """
 
     max_patches: int = 256
@@ -255,8 +255,8 @@ class Native(Layout):
     ) -> list[tuple[Tensor, Size]]:
         assert isinstance(encoder, Encoder) and image_sizes is not None
         sizes = image_sizes.tolist()
-        pictures = [canvas[:, :height, :width] for canvas, (height, width) in zip(pixel_values, sizes, strict=True)]
-        return [(out.patch_tokens, out.grid) for out in encoder.packed(pictures, pool=False)]
+        images = [canvas[:, :height, :width] for canvas, (height, width) in zip(pixel_values, sizes, strict=True)]
+        return [(out.patch_tokens, out.grid) for out in encoder.packed(images, pool=False)]
 
 
 LAYOUTS: dict[str, type[Layout]] = {kind.name: kind for kind in (Whole, AnyRes, Native)}
@@ -279,13 +279,13 @@ def _canvas(encoder: Encoder | FusedEncoder) -> Size:
     size = encoder.preprocess.output_size
     if size is None:
         raise ValueError(
-            "this encoder's pictures have no fixed size: load it with image_size=..., or use layout Native"
+            "this encoder's images have no fixed size: load it with image_size=..., or use layout Native"
         )
     return size
 
 
 def _squashing(preprocess: Preprocess | FusedPreprocess) -> Preprocess | FusedPreprocess:
-    """The same filters and normalisation, but every picture squashed to the canvas; a tile of its size stays as it is."""
+    """The same filters and normalization, but every image squashed to the canvas; a tile of its size stays as it is."""
     if isinstance(preprocess, FusedPreprocess):
         return FusedPreprocess(tuple(_squashed(tower) for tower in preprocess.towers))
     return _squashed(preprocess)
@@ -297,20 +297,20 @@ def _squashed(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, resize="squash", resize_to=size, crop=None, crop_rounding="floor", fill=(0, 0, 0))
 
 
-def _fitted(picture: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
-    """The picture as large as fits into `size`, its aspect ratio kept, in the middle of black."""
+def _fitted(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
+    """The image as large as fits into `size`, its aspect ratio kept, in the middle of black."""
     height, width = size
-    if width / picture.width < height / picture.height:
-        fits = (min(math.ceil(picture.height * (width / picture.width)), height), width)
+    if width / image.width < height / image.height:
+        fits = (min(math.ceil(image.height * (width / image.width)), height), width)
     else:
-        fits = (height, min(math.ceil(picture.width * (height / picture.height)), width))
+        fits = (height, min(math.ceil(image.width * (height / image.height)), width))
     mosaic = Image.new("RGB", (width, height))
-    mosaic.paste(picture.resize((fits[1], fits[0]), resample), ((width - fits[1]) // 2, (height - fits[0]) // 2))
+    mosaic.paste(image.resize((fits[1], fits[0]), resample), ((width - fits[1]) // 2, (height - fits[0]) // 2))
     return mosaic
 
 
 def _unpadded(grid: Size, size: Size) -> tuple[slice, slice]:
-    """Rows and columns of a grid of tokens that see the picture of `size` and not only its bars, as LLaVA-NeXT counts."""
+    """Rows and columns of a grid of tokens that see the image of `size` and not only its bars, as LLaVA-NeXT counts."""
     down, across = grid
     if size[1] / size[0] > across / down:
         bar = (down - int(round(size[0] * (across / size[1]), 7))) // 2

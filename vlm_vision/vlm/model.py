@@ -21,16 +21,16 @@ import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
-from vlm_vision.vlm.generation import Speech
+from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.loading import LoadingMixin, describe
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
-from vlm_vision.vlm.remote_code import OnHub
-from vlm_vision.vlm.vision import Eyes, Newline, trained
+from vlm_vision.vlm.remote_code import RemoteCodeMixin
+from vlm_vision.vlm.vision import VisionMixin, Newline, active_peft_copy
 
 
-class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, GenerationMixin):
+class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMixin, PreTrainedModel, GenerationMixin):
     """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
@@ -159,7 +159,7 @@ class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, Ge
     def processor(self) -> VisionLanguageProcessor | None:
         """Makes this model's inputs; follows a change of the encoder's preprocessing or of the projector."""
         if self._processor is not None:
-            described = (self.encoder.to_dict(), projectors.describe(trained(self.projector)), self.layout.to_dict())
+            described = (self.encoder.to_dict(), projectors.describe(active_peft_copy(self.projector)), self.layout.to_dict())
             held = self._processor.image_processor
             if [*map(as_json, described)] != [held.encoder_config, held.projector_config, held.layout_config]:
                 self._processor.image_processor = VisionLanguageImageProcessor(*described)
@@ -197,14 +197,14 @@ class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, Ge
             condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
-            ValueError: as many image tokens in input_ids as the pictures give is violated.
+            ValueError: as many image tokens in input_ids as the images give is violated.
         """
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.image_token_id
         if pixel_values is None and patch_tokens is None:
             if bool(places.any()):
                 raise ValueError(
-                    f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the pictures"
+                    f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the images"
                 )
             return embeds
         features = self.get_image_features(
@@ -214,7 +214,7 @@ class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, Ge
         if not is_tracing() and (wanted := int(places.sum())) != sum(counts):  # a trace can read nothing back
             each = f"{counts[0]} each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts[:5]))} in turn"
             raise ValueError(
-                f"input_ids hold {wanted} image tokens but {len(counts)} pictures give {each}, {sum(counts)} in all: "
+                f"input_ids hold {wanted} image tokens but {len(counts)} images give {each}, {sum(counts)} in all: "
                 "was the text truncated, or made by another processor than this model's?"
             )
         tokens = torch.cat(features).to(embeds.device, embeds.dtype)
@@ -241,8 +241,8 @@ class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, Ge
         """The language model's own output, loss included if labels are given (-100 is ignored).
 
         Args:
-            input_ids: (B, T), image tokens where pictures go; pictures in reading order.
-            pixel_values: (canvases, C, H, W), with image_sizes (pictures, 2) where the layout has them; or patch_tokens
+            input_ids: (B, T), image tokens where images go; images in reading order.
+            pixel_values: (canvases, C, H, W), with image_sizes (images, 2) where the layout has them; or patch_tokens
                 (canvases, N, D) with their grid. An encoder with FiLM wants condition (canvases, film_dim) too.
             inputs_embeds: (B, T, width) in place of all of these.
             attention_mask, position_ids, labels, use_cache, logits_to_keep, kwargs: as for the language model; its cache is
@@ -254,7 +254,7 @@ class VisionLanguageModel(LoadingMixin, OnHub, Eyes, Speech, PreTrainedModel, Ge
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None and (pixel_values is not None or patch_tokens is not None):
             raise ValueError(
-                "inputs_embeds leave no place for pictures: give input_ids, or inputs_embeds = vlm.embed(...)"
+                "inputs_embeds leave no place for images: give input_ids, or inputs_embeds = vlm.embed(...)"
             )
         past = past_key_values if cache is None else cache
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past)

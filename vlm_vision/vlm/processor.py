@@ -1,4 +1,4 @@
-"""Text with `<image>` in it, and pictures, to the inputs of a `VisionLanguageModel`."""
+"""Text with `<image>` in it, and images, to the inputs of a `VisionLanguageModel`."""
 
 import copy
 import re
@@ -16,13 +16,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlm_vision.preprocess.spec import ImageInput
 from vlm_vision.vlm.config import VisionLanguageConfig
-from vlm_vision.vlm.remote_code import OnHub
+from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 IMAGE_TOKEN = "<image>"
 VIDEO_MARK = "<video>"
 
 Video = Sequence[ImageInput] | np.ndarray | torch.Tensor
-"""Frames: pictures, or one uint8 array of them, numpy (frames, H, W, C) or torch (frames, C, H, W)."""
+"""Frames: images, or one uint8 array of them, numpy (frames, H, W, C) or torch (frames, C, H, W)."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -35,8 +35,8 @@ PLAIN_TEMPLATE = (
 """For language models that come without a chat template: the prompt of Prismatic for base models."""
 
 
-class VisionLanguageProcessor(OnHub, ProcessorMixin):
-    """Each `<image>` becomes as many image tokens as its picture gives; all the rest is the tokenizer's.
+class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
+    """Each `<image>` becomes as many image tokens as its image gives; all the rest is the tokenizer's.
 
     Args:
         image_processor: a `VisionLanguageImageProcessor`.
@@ -62,32 +62,32 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Tokenize prompts and preprocess their pictures.
+        """Tokenize prompts and preprocess their images.
 
         Args:
-            images: pictures in the order of their `<image>`, in one list or one list for each text.
+            images: images in the order of their `<image>`, in one list or one list for each text.
             text: prompts; several `<image>` each, or none.
-            videos: frames, one sequence of pictures (or one array of them) for each `<video>`, in order. A video is its
-                frames, one picture each: `<video>` becomes as many `<image>`.
+            videos: frames, one sequence of images (or one array of them) for each `<video>`, in order. A video is its
+                frames, one image each: `<video>` becomes as many `<image>`.
             padding, truncation, max_length, return_tensors, kwargs: as for the tokenizer.
 
         Returns:
-            input_ids and attention_mask (B, T); if there are pictures pixel_values (canvases, C, H, W), and where the model's
-            layout has them image_sizes (pictures, 2).
+            input_ids and attention_mask (B, T); if there are images pixel_values (canvases, C, H, W), and where the model's
+            layout has them image_sizes (images, 2).
 
         Raises:
-            ValueError: pictures unlike placeholders in number, or truncation that would cut image tokens.
+            ValueError: images unlike placeholders in number, or truncation that would cut image tokens.
         """
         if text is None:
-            raise ValueError("the processor needs text: a prompt with one <image> for each picture")
+            raise ValueError("the processor needs text: a prompt with one <image> for each image")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"text is {text!r}, expected a prompt or a list of prompts")
-        pictures = self._flat(images, texts)
-        texts, pictures = _with_frames(texts, pictures, list(videos or []))
+        image_list = self._flat(images, texts)
+        texts, image_list = _with_frames(texts, image_list, list(videos or []))
         data: dict[str, Any] = {}
-        if pictures:
-            data = dict(self.image_processor.preprocess(pictures))
+        if image_list:
+            data = dict(self.image_processor.preprocess(image_list))
             texts = self.expand(texts, self.num_image_tokens(data))
         bos = self.tokenizer.bos_token
         written = [bool(bos) and one.startswith(bos) for one in texts]
@@ -107,7 +107,7 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
         return BatchFeature({**encoded, **data}, tensor_type=return_tensors)
 
     def note_auto_map(self, described: Any) -> bool:
-        """As `OnHub.note_auto_map`, also for the image processor, which is part of the same file."""
+        """As `RemoteCodeMixin.note_auto_map`, also for the image processor, which is part of the same file."""
         return super().note_auto_map(described) | self.image_processor.note_auto_map(self.image_processor)
 
     def answer_frame(self) -> tuple[str, str]:
@@ -146,7 +146,7 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
         return ids[-1]
 
     def num_image_tokens(self, pixels: Mapping[str, Any]) -> list[int]:
-        """Tokens of each picture in what the image processor returned."""
+        """Tokens of each image in what the image processor returned."""
         if "image_sizes" in pixels:
             sizes = [(int(height), int(width)) for height, width in pixels["image_sizes"]]
         else:
@@ -168,22 +168,22 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
         elif not isinstance(images, list | tuple):
             images = [images]
         if len(images) == len(texts) and any(item is None for item in images):
-            images = [[] if item is None else item for item in images]  # rows without a picture
+            images = [[] if item is None else item for item in images]  # rows without an image
         if any(isinstance(item, list | tuple) for item in images):
             given = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
             for i, (wanted, got) in enumerate(zip(counts, given, strict=False)):
                 if wanted != len(got):
                     raise ValueError(
-                        f"text {i} has {wanted} {IMAGE_TOKEN} but {len(got)} images: give one picture for each"
+                        f"text {i} has {wanted} {IMAGE_TOKEN} but {len(got)} images: give one image for each"
                     )
             if len(given) != len(texts):
                 raise ValueError(
                     f"got {len(texts)} texts and {len(given)} lists of images: give one list for each text"
                 )
-            return [picture for item in given for picture in item]
+            return [image for item in given for image in item]
         if sum(counts) != len(images):
             raise ValueError(
-                f"the text has {sum(counts)} {IMAGE_TOKEN} in all and there are {len(images)} images: give one picture for each"
+                f"the text has {sum(counts)} {IMAGE_TOKEN} in all and there are {len(images)} images: give one image for each"
             )
         return list(images)
 
@@ -200,7 +200,7 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
     ) -> Any:
         """As in transformers, for templates that take a message's content as text and for those that take it as parts.
 
-        Content may be given either way. For a template that takes text, pictures and videos become lines of their own.
+        Content may be given either way. For a template that takes text, images and videos become lines of their own.
         """
         if not isinstance(conversation, list | tuple):
             raise ValueError(
@@ -221,7 +221,7 @@ class VisionLanguageProcessor(OnHub, ProcessorMixin):
 
 @cache
 def _takes_parts(template: str) -> bool:
-    """Whether a chat template shows pictures and text of content that is a list of parts, and nothing of the list itself."""
+    """Whether a chat template shows images and text of content that is a list of parts, and nothing of the list itself."""
     probe = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\ue000"}]}]
     try:
         (shown,), _ = render_jinja_template([probe], chat_template=template, bos_token="", eos_token="")
@@ -231,19 +231,19 @@ def _takes_parts(template: str) -> bool:
 
 
 def _with_frames(
-    texts: list[str], pictures: list[ImageInput], videos: list[Video]
+    texts: list[str], images: list[ImageInput], videos: list[Video]
 ) -> tuple[list[str], list[ImageInput]]:
-    """The texts with `<image>` for each frame in place of `<video>`, and all pictures in reading order."""
+    """The texts with `<image>` for each frame in place of `<video>`, and all images in reading order."""
     wanted = sum(one.count(VIDEO_MARK) for one in texts)
     if not videos and not wanted:
-        return texts, pictures
+        return texts, images
     frames = [list(video) for video in videos]
     if wanted != len(frames) or not all(frames):
         raise ValueError(
             f"the text has {wanted} {VIDEO_MARK} in all and there are {len(frames)} videos, of {[len(f) for f in frames]} frames: "
             "give the frames of one video for each"
         )
-    given, shown, ordered = iter(pictures), iter(frames), []
+    given, shown, ordered = iter(images), iter(frames), []
 
     def place(mark: re.Match) -> str:
         own = [next(given)] if mark[0] == IMAGE_TOKEN else next(shown)

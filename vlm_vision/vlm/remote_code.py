@@ -20,7 +20,7 @@ _UPLOAD = ("commit_message", "commit_description", "private", "token", "revision
 """Arguments of `push_to_hub` alone."""
 
 
-class OnHub:
+class RemoteCodeMixin:
     """`register_for_auto_class` and `save_pretrained` of a class of this package.
 
     As in transformers, a registered class writes `auto_map` into the folders it saves; but beside it goes a file that

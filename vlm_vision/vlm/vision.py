@@ -23,12 +23,12 @@ class Newline(nn.Module):
         return self.weight
 
 
-def trained(module: Any) -> Any:
+def active_peft_copy(module: Any) -> Any:
     """The copy of a module that trains in peft's `modules_to_save`, or the module itself."""
     return module.modules_to_save[module.active_adapter] if hasattr(module, "original_module") else module
 
 
-class Eyes:
+class VisionMixin:
     """The seeing half of a `VisionLanguageModel`, which sets these four."""
 
     encoder: Encoder | FusedEncoder
@@ -42,13 +42,13 @@ class Eyes:
         return None if self.newline is None else self.newline.weight
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens that one picture takes in the language model; height and width as `Layout.num_tokens` takes them."""
+        """Tokens that one image takes in the language model; height and width as `Layout.num_tokens` takes them."""
         return self.layout.num_tokens(self.encoder, self.projector, (height, width))
 
     def encode(
         self, pixel_values: Tensor, image_sizes: Tensor | None = None, condition: Tensor | None = None
     ) -> list[tuple[Tensor, Size]]:
-        """Patch tokens (canvases, N, D) and their grid, in the order of the pictures; one pair where all share a grid.
+        """Patch tokens (canvases, N, D) and their grid, in the order of the images; one pair where all share a grid.
 
         No graph is kept where nothing in the encoder trains. An encoder with FiLM wants its condition (canvases, film_dim).
         """
@@ -65,11 +65,11 @@ class Eyes:
         grid: Size | None = None,
         condition: Tensor | None = None,
     ) -> list[Tensor]:
-        """Image tokens, (M, width of the language model) for each picture.
+        """Image tokens, (M, width of the language model) for each image.
 
         Args:
             pixel_values: (canvases, C, H, W).
-            image_sizes: (pictures, 2), where the layout has them.
+            image_sizes: (images, 2), where the layout has them.
             patch_tokens: (canvases, N, D) of `encode`, in place of pixel_values, for towers whose output is cached.
             grid: theirs; default the grid of the encoder's own preprocessing.
             condition: (canvases, film_dim), for an encoder with FiLM.
@@ -80,7 +80,7 @@ class Eyes:
         if patch_tokens is not None:
             size = self.encoder.preprocess.output_size
             if grid is None and size is None:
-                raise ValueError("this encoder's pictures have no fixed size: pass the grid of the patch tokens")
+                raise ValueError("this encoder's images have no fixed size: pass the grid of the patch tokens")
             seen = [(patch_tokens, grid or self.encoder.grid(*size))]  # type: ignore[misc]
         else:
             if pixel_values is None:
@@ -106,6 +106,6 @@ class Eyes:
         wanted = sum(self.layout.num_canvases(self.encoder, size) for size in sizes)
         if wanted != len(pixel_values):
             raise ValueError(
-                f"image_sizes of {len(sizes)} pictures ask for {wanted} canvases and pixel_values hold {len(pixel_values)}: "
+                f"image_sizes of {len(sizes)} images ask for {wanted} canvases and pixel_values hold {len(pixel_values)}: "
                 "pass both as the processor gives them"
             )

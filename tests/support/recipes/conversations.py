@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 import vlm_vision as vv
-from support.models import picture
+from support.models import make_image
 
 from .recipe import Laws, Recipe, Shared, Stopped
 
@@ -34,8 +34,8 @@ def write(folder: Path) -> None:
     """Captions; conversations of which every third has no image; and test questions."""
     records: list[dict] = []
     for i in range(9):
-        picture(i, 20, 16 + i).save(folder / f"{i}.png")
-        for question, answer in (("what colour ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
+        make_image(i, 20, 16 + i).save(folder / f"{i}.png")
+        for question, answer in (("what color ?", ["red", "blue"][i % 2]), ("is it red ?", ["yes", "no"][i % 2])):
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
             records.append({"image": f"{i}.png", "conversations": turns})
     (folder / "captions.json").write_text(json.dumps(records))
@@ -73,7 +73,7 @@ ALIGN_LAWS = Laws(
     cut={"whole": ((), (4, 2))},
     stopped={"whole": Stopped((), every=2, at=3)},
     wrong=[
-        (["--data.train", "FOLDER/talk.json"], "record 0 has no picture: captions need one in every record"),
+        (["--data.train", "FOLDER/talk.json"], "record 0 has no image: captions need one in every record"),
         (
             ["--encoder.new", "{}", "--language.new", "{}", "--start", "FOLDER"],
             "has no config.json: give the folder that save_pretrained wrote",

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from support.models import picture
+from support.models import make_image
 from vlm_vision.new_models import new_encoder
-from vlm_vision.train.tasks.distill_student import Agglomerate
+from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 
 from .recipe import Laws, Recipe, Shared, Stopped, write_table
 
@@ -25,7 +25,7 @@ micro_batch_size: 8
 statistics_steps: 2
 lr: 0.003
 warmup_steps: 2
-eval_neighbours: 0
+eval_neighbors: 0
 tracker: none
 """
 
@@ -33,7 +33,7 @@ tracker: none
 def write(folder: Path) -> None:
     rows = []
     for i in range(16):
-        picture(i, 24, 20 + i).save(folder / f"{i}.png")
+        make_image(i, 24, 20 + i).save(folder / f"{i}.png")
         rows.append({"image": f"{i}.png", "label": ["even", "odd"][i % 2]})
     write_table(folder / "train.csv", rows, "image", "label")
     write_table(folder / "test.csv", [row | {"label": "odd"} for row in rows[::3]], "image", "label")
@@ -50,7 +50,7 @@ RECIPE = Recipe("distill", write, TINY, ("--data.train", "FOLDER/train.csv", "--
 
 
 def state(out: Path) -> dict[str, Tensor]:
-    return Agglomerate.load(out / "model").state_dict()
+    return AgglomerativeStudent.load(out / "model").state_dict()
 
 
 def bad(folder: Path, new: Path) -> list[str]:
@@ -58,7 +58,7 @@ def bad(folder: Path, new: Path) -> list[str]:
     for name in ("train", "test"):
         (new / f"{name}.csv").write_text((folder / "train.csv").read_text() + f"{new}/bad.png,odd\n")
     data = [f"--data.{name}={new}/{name}.csv" for name in ("train", "test")]
-    return [*data, "--data.images", str(folder), "--eval_limit", "9", "--eval_neighbours", "40"]
+    return [*data, "--data.images", str(folder), "--eval_limit", "9", "--eval_neighbors", "40"]
 
 
 def taught(*teachers: dict) -> list[str]:

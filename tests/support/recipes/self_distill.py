@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import vlm_vision as vv
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
-from vlm_vision.train.tasks.self_distill import SelfDistilled, tensors
+from vlm_vision.train.tasks.self_distill import SelfDistillation, tensors
 
 from .recipe import Laws, Recipe, Shared, Stopped, write_halves, write_table
 
@@ -27,7 +27,7 @@ micro_batch_size: 8
 base_lr: 0.05
 warmup_steps: 2
 frozen_steps: 2
-eval_neighbours: 12
+eval_neighbors: 12
 log_every: 3
 tracker: none
 """
@@ -57,14 +57,14 @@ def finish(folder: Path) -> None:
         RECIPE.train(folder, f"done {name}", *changes)
 
 
-def model_and_batch(folder: Path, *changes: str) -> tuple[SelfDistilled, dict]:
+def model_and_batch(folder: Path, *changes: str) -> tuple[SelfDistillation, dict]:
     """A model whose teacher differs from the student, and a batch of all images."""
     config = RECIPE.module.parse(RECIPE.arguments(folder, "none", *changes))
     torch.manual_seed(0)
     model = RECIPE.module.model_of(config)
     for weight in model.student.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
-    images = Pictures(read_samples(config.data.train), RECIPE.module.views_of(config, model.student.encoder))
+    images = ImageDataset(read_samples(config.data.train), RECIPE.module.views_of(config, model.student.encoder))
     drawn = collate([images[row] for row in range(16)])
     return model, tensors(drawn, model.student.encoder, 0.05, config.masks)
 

@@ -24,7 +24,7 @@ train_language: full
 lr_vision: 2.0e-3
 lr_projector: 2.0e-3
 lr_language: 2.0e-3
-lr_hands: 2.0e-3
+lr_action: 2.0e-3
 steps: 8
 batch_size: 8
 micro_batch_size: 8

@@ -10,7 +10,7 @@ from typing import Any
 from vlm_vision.checkpoints.big_vision import flax_keys
 from vlm_vision.checkpoints.big_vision.npz import NpzFile
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import Hints, TowerWeights, Tower
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 
@@ -30,7 +30,7 @@ def read(path: Path, hints: Hints) -> Tower:
     """
     file = NpzFile(path)
     prefix = "img/" if "img/embedding/kernel" in file.shapes else ""
-    part = Part(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
+    part = TowerWeights(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
     if "embedding/kernel" not in part.shapes:
         raise ValueError(f"{path} holds no array embedding/kernel: it is no vision transformer of big_vision")
     names = part.shapes
@@ -60,11 +60,11 @@ def read(path: Path, hints: Hints) -> Tower:
     )
 
 
-def _spelling(part: Part, choices: tuple[str, ...], stem: str) -> str:
+def _spelling(part: TowerWeights, choices: tuple[str, ...], stem: str) -> str:
     return next(name for name in choices if any(stored.startswith(f"{stem}{name}") for stored in part.shapes))
 
 
-def _config(part: Part, num_heads: int, naflex: bool) -> ViTConfig:
+def _config(part: TowerWeights, num_heads: int, naflex: bool) -> ViTConfig:
     shapes = part.shapes
     dim = shapes["embedding/kernel"][0]
     table = shapes[_spelling(part, _POSITION, "")]
@@ -101,7 +101,7 @@ def _config(part: Part, num_heads: int, naflex: bool) -> ViTConfig:
     )
 
 
-def _keys(config: ViTConfig, part: Part) -> list[Key]:
+def _keys(config: ViTConfig, part: TowerWeights) -> list[Key]:
     naflex = len(part.shapes["embedding/kernel"]) == 2
     position = _spelling(part, _POSITION, "")
     keys = [

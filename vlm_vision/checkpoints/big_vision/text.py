@@ -8,7 +8,7 @@ from vlm_vision.checkpoints.big_vision import flax_keys
 from vlm_vision.checkpoints.big_vision.npz import NpzFile
 from vlm_vision.checkpoints.keys import Key, key
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
-from vlm_vision.checkpoints.towers import Part, Weights
+from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 from vlm_vision.nn.text import TextConfig
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -19,7 +19,7 @@ _POSITION_AGAIN = "Encoder_0/posembed_input/pos_embedding"
 class _OnePosition:
     """Weights of a text tower; old checkpoints have two position tables, which add up."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: WeightSource):
         self._weights = weights
         self.shapes = {name: shape for name, shape in weights.shapes.items() if name != _POSITION_AGAIN}
 
@@ -37,7 +37,7 @@ def read(path: Path) -> TextTower:
         ValueError: no text tower in it.
     """
     file = NpzFile(path)
-    part = _OnePosition(Part(file, "txt/"))
+    part = _OnePosition(TowerWeights(file, "txt/"))
     if "Embed_0/embedding" not in part.shapes:
         raise ValueError(f"{path} has no text tower: it holds no array txt/Embed_0/embedding")
     try:
@@ -59,7 +59,7 @@ def read(path: Path) -> TextTower:
     )
 
 
-def _config(part: Weights, num_heads: int) -> TextConfig:
+def _config(part: WeightSource, num_heads: int) -> TextConfig:
     """All is in the shapes but the epsilon and activation, flax's defaults, and the pooling, that of all SigLIPs."""
     shapes = part.shapes
     vocab_size, dim = shapes["Embed_0/embedding"]

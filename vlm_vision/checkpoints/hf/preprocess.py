@@ -48,13 +48,13 @@ _WITHOUT_EFFECT = set(
     "input_data_format return_tensors device disable_grouping image_seq_length pad_size".split()
 )
 _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
-"""How a `_TILED` class cuts a picture into several, which no `Preprocess` does."""
+"""How a `_TILED` class cuts an image into several, which no `Preprocess` does."""
 
 _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
 }
-"""Keys about several canvases for one picture, by class: what each canvas is made of is read."""
+"""Keys about several canvases for one image, by class: what each canvas is made of is read."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -65,8 +65,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
     class's PIL backend; of the torchvision backend where there is no other (DINOv3).
 
-    Idefics3 and SmolVLM cut a picture into tiles of `max_image_size` and add the whole as one more. What the tower sees
-    of one tile is read: the picture, squashed to that size in one step where transformers takes two or more.
+    Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. What the tower sees
+    of one tile is read: the image, squashed to that size in one step where transformers takes two or more.
 
     Raises:
         ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
@@ -121,7 +121,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
 
 
 def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int]) -> Preprocess:
-    """Of PI0ImageProcessor: the picture at the top left; zeros are added after the normalisation, the mean in 0..255."""
+    """Of PI0ImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
     if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
         raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
     red, green, blue = (mean / values["rescale_factor"] for mean in values["image_mean"])
@@ -196,7 +196,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
     if spec.kernel == "torch":
         return "transformers' classes with a PIL backend resize with Pillow, this with torch"
     if spec.crop_place != "centre":
-        return f"transformers crops the centre, this {spec.crop_place}"
+        return f"transformers crops the center, this {spec.crop_place}"
     if spec.kernel == "float" and spec.resize == "max_patches":
         return "transformers rounds to 8 bits where it resizes to max_patches"
     if spec.fill != (0, 0, 0):
@@ -207,7 +207,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
 
 
 def _cut_alike(spec: Preprocess) -> bool:
-    """Whether every picture is cut at the same place under both crop roundings."""
+    """Whether every image is cut at the same place under both crop roundings."""
     places = zip(spec.resize_to, spec.crop or (), strict=True)
     return spec.resize == "squash" and all(
         crop_offset(size, crop, "floor") == crop_offset(size, crop, "half_even") for size, crop in places
@@ -243,6 +243,6 @@ def _height_width(key: str, size: Any) -> tuple[int, int]:
 
 def _unsupported(key: str, value: Any) -> ValueError:
     return ValueError(
-        f"{key}={value!r} in the preprocessor config is not supported: expected resize, centre crop, rescale and "
-        "normalise only; build a Preprocess by hand"
+        f"{key}={value!r} in the preprocessor config is not supported: expected resize, center crop, rescale and "
+        "normalize only; build a Preprocess by hand"
     )

@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.hf.dino import DINOV2, DINOV2_WITH_REGISTERS, DINOV3
 from vlm_vision.checkpoints.hf.family import Family, Json, style_of
 from vlm_vision.checkpoints.hf.preprocess import from_hf
 from vlm_vision.checkpoints.hf.vit import DEIT, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 from vlm_vision.nn.config import ViTConfig
@@ -91,11 +91,11 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
     beside = [stored for stored in outside if stored in family.beside or not stored.startswith(SIBLINGS)]
-    part = Part(weights, prefix, beside=beside, ignored=lambda stored: stored.endswith("position_ids"))
+    part = TowerWeights(weights, prefix, beside=beside, ignored=lambda stored: stored.endswith("position_ids"))
     try:
         vit = family.read_config(fields, frozenset(part.shapes))
         table = family.keys(vit, style_of(family, part.shapes))
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(
             f"{folder / 'config.json'} has a value of the wrong kind ({error!r}): download it again"
         ) from None
@@ -182,5 +182,5 @@ def _preprocess(folder: Path, default: Json) -> Preprocess:
         return from_hf(described)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{file} has a value of the wrong kind ({error!r}): download it again") from None

@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.hf.clip import block_keys
 from vlm_vision.checkpoints.hf.family import activation, activation_back
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
-from vlm_vision.checkpoints.towers import Part
+from vlm_vision.checkpoints.towers import TowerWeights
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.text import TextConfig
 from vlm_vision.preprocess.tokenizer import TokenizerRules
@@ -90,7 +90,7 @@ def read(folder: Path, config: Json) -> TextTower:
     weights = WeightFiles(folder)
     prefix = _prefix(folder, weights)
     beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
-    part = Part(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
+    part = TowerWeights(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
     try:
         text = _config(family, _fields(family, config), part.shapes)
         scale, bias = scalar(weights, "logit_scale"), scalar(weights, "logit_bias")

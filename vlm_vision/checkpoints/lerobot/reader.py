@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.hf import reader as hf
-from vlm_vision.checkpoints.towers import Hints, Part, Tower
+from vlm_vision.checkpoints.towers import Hints, TowerWeights, Tower
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
@@ -62,7 +62,7 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
     prefixes = [name.removesuffix(_LANDMARK) for name in weights.shapes if name.endswith(_LANDMARK)]
     if len(prefixes) != 1:
         raise ValueError(f"{folder} should hold one tower with {_LANDMARK}, found {len(prefixes)}")
-    part = Part(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
+    part = TowerWeights(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
     family = POLICIES[str(config.get("type", "pi0"))]
     try:
         vit = _config(part.shapes, family, hints)
@@ -83,7 +83,7 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
 def _preprocess(folder: Path, config: Json) -> Preprocess:
     """The aspect ratio kept, black bars, values in -1..1.
 
-    openpi (`resize_with_pad` of its client): Pillow's bilinear filter, the picture in the middle. LeRobot: two by two
+    openpi (`resize_with_pad` of its client): Pillow's bilinear filter, the image in the middle. LeRobot: two by two
     pixels without antialiasing; pi0, pi0.5 and pi0-FAST in the middle (`image_resolution`), SmolVLA and the first pi0 at the
     bottom right (`resize_imgs_with_padding`, width before height; null: as it comes).
     """

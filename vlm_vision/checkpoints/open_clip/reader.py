@@ -10,7 +10,7 @@ from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
 from vlm_vision.checkpoints.weights import STEMS, WeightFiles
 from vlm_vision.nn.config import Pool, ViTConfig
 
@@ -56,13 +56,13 @@ def read(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
     stem = next((name.removesuffix(mark) for mark in LANDMARKS for name in weights.shapes if name.endswith(mark)), None)
     if stem is None:
         raise ValueError(f"{path} holds no weight ending in {' or '.join(LANDMARKS)}: it has no vision transformer")
-    part = Part(weights, f"{stem}visual.")
+    part = TowerWeights(weights, f"{stem}visual.")
     try:
         if "timm_model_name" in vision:
             return _trunk(path, stem, vision, preprocess, weights, hints)
         vit = _config(part.shapes, model, vision, hints)
         spec = from_open_clip(preprocess, vit.image_size)
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{path}: a value or weight is missing or of the wrong kind ({error!r})") from None
     except ValueError as error:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
@@ -107,7 +107,7 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
         )
     arguments["global_pool"] = pool
     side = vision.get("image_size", arguments.get("img_size"))
-    part = Part(weights, f"{stem}visual.trunk.", ignored=timm_layout.carries_nothing)
+    part = TowerWeights(weights, f"{stem}visual.trunk.", ignored=timm_layout.carries_nothing)
     described = {} if side is None else {"input_size": [3, *((side, side) if isinstance(side, int) else side)]}
     name = str(vision["timm_model_name"])
     found = timm.tower(str(path), part, name, arguments, described, hints)

@@ -7,7 +7,7 @@ from typing import Any
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip.reader import CONFIG, block_keys, own_weights
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
-from vlm_vision.checkpoints.towers import WRONG_KIND, Part
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights
 from vlm_vision.nn.text import TextConfig
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -54,12 +54,12 @@ def read(folder: Path, config: Json) -> TextTower:
         raise ValueError(f"{folder} should hold one text tower, found {len(stems)} weights called {LANDMARK}")
     prefix = stems[0]
     root = prefix.removesuffix("text.")
-    part = Part(weights, prefix, ignored=lambda name: prefix == root and name.startswith(_IGNORED))
+    part = TowerWeights(weights, prefix, ignored=lambda name: prefix == root and name.startswith(_IGNORED))
     try:
         tower = _config(part.shapes, model, text)
         rules = _rules(text)
         scale, bias = scalar(weights, f"{root}logit_scale"), scalar(weights, f"{root}logit_bias")
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{folder}: a value or weight is missing or of the wrong kind ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None

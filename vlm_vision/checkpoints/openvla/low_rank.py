@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.towers import WeightSource
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 
@@ -15,7 +15,7 @@ _BASE = re.compile(r"(.+)\.base_layer(\..+)")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class Merged:
+class MergedLowRank:
     """W + scale B A for every weight W that has factors, W for every other; read one at a time, sums in float32.
 
     Args:
@@ -29,7 +29,7 @@ class Merged:
             of their own.
     """
 
-    def __init__(self, weights: Weights, factors: Weights, *, scale: float | None, source: str):
+    def __init__(self, weights: WeightSource, factors: WeightSource, *, scale: float | None, source: str):
         self._weights, self._factors, self._scale = weights, factors, scale
         found = {name: _FACTOR.fullmatch(name) for name in factors.shapes}
         other = [name for name, match in found.items() if match is None]
@@ -76,6 +76,6 @@ def described(folder: Path) -> tuple[str, float]:
     return str(config.get("base_model_name_or_path")), float(alpha) / float(rank)  # type: ignore[arg-type]
 
 
-def on_base(weights: Weights, folder: Path) -> Merged:
-    """The base's weights with the adapter in `folder`; errors as `Merged` and `described`."""
-    return Merged(weights, WeightFiles(folder / WEIGHTS), scale=described(folder)[1], source=str(folder))
+def on_base(weights: WeightSource, folder: Path) -> MergedLowRank:
+    """The base's weights with the adapter in `folder`; errors as `MergedLowRank` and `described`."""
+    return MergedLowRank(weights, WeightFiles(folder / WEIGHTS), scale=described(folder)[1], source=str(folder))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla import low_rank
-from vlm_vision.checkpoints.openvla.low_rank import Merged
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.openvla.low_rank import MergedLowRank
+from vlm_vision.checkpoints.towers import WeightSource
 from vlm_vision.checkpoints.weights import WeightFiles
 
 ADAPTER = "lora_adapter"
@@ -29,13 +29,13 @@ def base(folder: Path) -> Path:
         raise ValueError(f"{folder} is an adapter of {name}, which is not to be had: {error}") from None
 
 
-def weights(folder: Path) -> Weights:
+def weights(folder: Path) -> WeightSource:
     """All weights, those of the adapter added where they are not merged."""
     whole = base(folder)
     return WeightFiles(whole) if whole == folder else low_rank.on_base(WeightFiles(whole), folder / ADAPTER)
 
 
-def tower_weights(folder: Path) -> Weights | None:
+def tower_weights(folder: Path) -> WeightSource | None:
     """Towers with FiLM in a file of their own; None if there is none.
 
     Raises:
@@ -51,4 +51,4 @@ def tower_weights(folder: Path) -> Weights | None:
     stored = WeightFiles(files[0])
     adapter = folder / ADAPTER
     scale = low_rank.described(adapter)[1] if (adapter / low_rank.CONFIG).is_file() else None
-    return Merged(stored, stored, scale=scale, source=str(files[0]))
+    return MergedLowRank(stored, stored, scale=scale, source=str(files[0]))

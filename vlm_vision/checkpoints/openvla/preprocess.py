@@ -18,7 +18,7 @@ _STATISTICS = {"dinov2": IMAGENET, "siglip": HALF, "augreg": HALF, "clip": OPENA
 def from_openvla(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> list[Preprocess]:
     """One preprocessing for each tower, in the order of the channels.
 
-    Letterbox adds the mean colour of the last tower to the pictures of all, as the reference does.
+    Letterbox adds the mean color of the last tower to the images of all, as the reference does.
 
     Args:
         config: content of config.json; read where there is no `preprocessor`.
@@ -93,21 +93,21 @@ def _of_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _of_tvf(preprocessor: dict[str, Any]) -> dict[str, Any]:
     """The same keys as `_of_config`, from the arguments of torchvision's functions that the reference stores."""
-    resizes, crops, normalises = (preprocessor[f"tvf_{step}_params"] for step in ("resize", "crop", "normalize"))
+    resizes, crops, normalizes = (preprocessor[f"tvf_{step}_params"] for step in ("resize", "crop", "normalize"))
     squash = isinstance(resizes[0]["size"], list | tuple)
     sizes = [list(crop["output_size"]) for crop in crops]
     resized = [list(resize["size"]) if squash else [resize["size"]] * 2 for resize in resizes]
     if sizes != resized or (squash and preprocessor.get("tvf_do_letterbox")):
         raise ValueError(
             f"tvf_resize_params resize to {resized} and tvf_crop_params crop to {sizes}: expected equal sizes, and one "
-            "edge rather than two where the picture is letterboxed"
+            "edge rather than two where the image is letterboxed"
         )
     strategy = "resize-naive" if squash else "letterbox" if preprocessor.get("tvf_do_letterbox") else "resize-crop"
     return {
         "image_resize_strategy": strategy,
         "input_sizes": [[3, *size] for size in sizes],
         "interpolations": [Image.Resampling(resize["interpolation"]).name.lower() for resize in resizes],
-        "means": [step["mean"] for step in normalises],
-        "stds": [step["std"] for step in normalises],
+        "means": [step["mean"] for step in normalizes],
+        "stds": [step["std"] for step in normalizes],
         "tvf_letterbox_fill": preprocessor.get("tvf_letterbox_fill"),
     }

@@ -13,7 +13,7 @@ from typing import Any
 from vlm_vision.checkpoints.openvla.preprocess import from_openvla
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower, Weights
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower, WeightSource
 from vlm_vision.nn.config import Tap
 
 Json = dict[str, Any]
@@ -41,7 +41,7 @@ BACKBONES: dict[str, list[tuple[str, str, int]]] = {
         ("siglip_featurizer", "vit_so400m_patch14_siglip_384", 384),
     ],
 }
-"""vision_backbone_id -> (attribute in Prismatic's own code, timm architecture, picture side in pixels), in channel order."""
+"""vision_backbone_id -> (attribute in Prismatic's own code, timm architecture, image side in pixels), in channel order."""
 
 BASE_MODELS = {
     "siglip-224px+7b": ("siglip-vit-so400m", "letterbox"),
@@ -68,7 +68,7 @@ def run_weights(folder: Path) -> Path | None:
     return latest if latest.is_file() else steps[-1] if steps else None
 
 
-def read(source: Path, config: Json, preprocessor: Json | None, weights: Weights, hints: Hints) -> list[Tower]:
+def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightSource, hints: Hints) -> list[Tower]:
     """The towers in channel order, each tapped where the model taps it: before the last block's output, without norm.
 
     Args:
@@ -104,7 +104,7 @@ def read(source: Path, config: Json, preprocessor: Json | None, weights: Weights
             part = _part(source, weights, (HF_NAMES[i], own_name))
             found = timm.tower(str(source), part, str(described["timm_model_ids"][i]), extra, {}, hints)
             towers.append(replace(found, format="openvla", preprocess=specs[i], tap=Tap(layer=-2, norm=False)))
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
     return towers
 
@@ -120,14 +120,14 @@ def _plain_name(name: str) -> str:
     return re.sub(r"^(blocks\.\d+\.)block\.", r"\1", name)
 
 
-def _part(source: Path, weights: Weights, names: tuple[str, ...]) -> Part:
+def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerWeights:
     """The tower whose weights are under one of `names`."""
     mark = timm_layout.LANDMARKS[0]
     stems = {f"vision_backbone.{name}." for name in names}
     for stored in weights.shapes:
         prefix = stored.removesuffix(mark)
         if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
-            return Part(weights, prefix, ignored=timm_layout.carries_nothing, rename=_plain_name)
+            return TowerWeights(weights, prefix, ignored=timm_layout.carries_nothing, rename=_plain_name)
     raise ValueError(
         f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
         "them out; load them from their own checkpoints"

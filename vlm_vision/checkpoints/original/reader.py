@@ -22,7 +22,7 @@ from torch import Tensor
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
@@ -45,7 +45,7 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         ValueError: several towers or none, a head count or an architecture that the file does not tell.
     """
     prefix = choose(path, timm_layout.prefixes(list(weights.shapes)), hints)
-    part = Part(
+    part = TowerWeights(
         weights,
         prefix,
         ignored=lambda name: timm_layout.carries_nothing(name) or name.startswith(("decoder_", "mask_token_dec")),
@@ -56,14 +56,14 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
     names = set(weights.shapes)
     family = _family(path, prefix, names)
     if family in ("vit_mae",) and f"{prefix}decoder_embed.weight" in names:
-        part = Part(part, ignored=lambda name: name == "mask_token")  # the decoder's
+        part = TowerWeights(part, ignored=lambda name: name == "mask_token")  # the decoder's
     try:
         fields = timm_layout.fields(part.shapes)
         if f"{prefix}rope_embed.periods" in names:
             fields["rope_base"] = _rope_base(weights.get(f"{prefix}rope_embed.periods").float())
         config = _config(path, family, fields, _num_heads(path, fields["embed_dim"], names, weights, prefix, hints))
         table = timm_layout.key_table(config, part.shapes)
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{path} is no state dict of a vision transformer ({error!r}): download it again") from None
     except ValueError as error:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None

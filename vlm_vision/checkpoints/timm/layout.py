@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_vision.checkpoints.keys import PATCH_VECTOR, ZEROS, Key, Layout, key, layer, table_of
+from vlm_vision.checkpoints.keys import PATCH_VECTOR, ZEROS, Key, TensorLayout, key, layer, table_of
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.position import Grid
 
@@ -151,7 +151,7 @@ def _without_key(bias: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.cat([query, torch.zeros_like(masked), value])
 
 
-_KEY_MASKED = Layout(write=lambda bias: bias, read=_without_key)
+_KEY_MASKED = TensorLayout(write=lambda bias: bias, read=_without_key)
 """A qkv bias whose key part the code multiplies by zero, whatever is stored there."""
 
 

@@ -20,8 +20,8 @@ def from_timm(pretrained_cfg: dict[str, Any], *, patch_size: int | None = None, 
     """Reads the `pretrained_cfg` of a timm model's config.json, as timm's `create_transform` does for evaluation.
 
     Args:
-        patch_size: pixels; given for a NaFlex model (`naflexvit_*`), whose pictures keep their aspect ratio.
-        max_patches: most patches of a picture, for a NaFlex model; timm's default.
+        patch_size: pixels; given for a NaFlex model (`naflexvit_*`), whose images keep their aspect ratio.
+        max_patches: most patches of an image, for a NaFlex model; timm's default.
 
     Raises:
         ValueError: a key has a value that timm or `Preprocess` does not know.
@@ -81,7 +81,7 @@ def to_timm(spec: Preprocess) -> dict[str, Any]:
     if spec.camera is not None:
         raise _inexpressible("timm has no JPEG round trip, Lanczos filter and crop before the resize (camera)")
     if spec.crop_place != "centre":
-        raise _inexpressible(f"timm crops the centre, this {spec.crop_place}")
+        raise _inexpressible(f"timm crops the center, this {spec.crop_place}")
     if spec.kernel != "pillow":
         raise _inexpressible(f"timm resizes with Pillow, this with kernel {spec.kernel!r}")
     if spec.rescale != 1 / 255:

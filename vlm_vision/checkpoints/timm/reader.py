@@ -11,7 +11,7 @@ from typing import Any
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import from_timm
-from vlm_vision.checkpoints.towers import WRONG_KIND, Hints, Part, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import Activation, ViTConfig
 
@@ -71,11 +71,11 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         )
     wrapper = "timm_model."
     prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
-    part = Part(weights, prefix, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
+    part = TowerWeights(weights, prefix, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
     return tower(str(folder), part, str(config["architecture"]), arguments, described, hints)
 
 
-def tower(source: str, part: Part, architecture: str, arguments: Json, described: Json, hints: Hints) -> Tower:
+def tower(source: str, part: TowerWeights, architecture: str, arguments: Json, described: Json, hints: Hints) -> Tower:
     """A tower of timm's layout.
 
     Args:
@@ -99,7 +99,7 @@ def tower(source: str, part: Part, architecture: str, arguments: Json, described
         described = described | {"input_size": [3, *size]}
         preprocess = from_timm(described, patch_size=config.patch_size if "naflex" in name else None)
         table = timm_layout.key_table(config, part.shapes)
-    except WRONG_KIND as error:
+    except MALFORMED_ERRORS as error:
         raise ValueError(f"{source}: its configuration has a value of the wrong kind ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None

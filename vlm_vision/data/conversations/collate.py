@@ -1,4 +1,4 @@
-"""Conversations to one batch of a `VisionLanguageModel`: tokens, labels, pictures; padded rows, or packed ones."""
+"""Conversations to one batch of a `VisionLanguageModel`: tokens, labels, images; padded rows, or packed ones."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -8,7 +8,7 @@ from torch import Tensor
 from vlm_vision.data.conversations.labels import ChatLabels, pack, pad
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.data.stored_image import Picture, opened
+from vlm_vision.data.stored_image import ImageSource, open_stored_images
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
 
@@ -36,15 +36,15 @@ class Collator:
         pack_length: int = 0,
     ):
         if cache is not None and processor.image_processor.canvas_size is None:
-            raise ValueError("cached patch tokens need one canvas of one size for each picture: leave the cache out")
+            raise ValueError("cached patch tokens need one canvas of one size for each image: leave the cache out")
         self.processor, self.cache, self.pack_length = processor, cache, pack_length
         self.chat = ChatLabels(processor, max_length=max_length)
 
     def __call__(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
         if not conversations:
             raise ValueError("there are no conversations to collate: expected at least one")
-        pictures = [picture for one in conversations for picture in one.images]
-        data, counts = self._see(pictures) if pictures else ({}, [])
+        images = [image for one in conversations for image in one.images]
+        data, counts = self._see(images) if images else ({}, [])
         left = iter(counts)
         examples = [self.chat(one, list(islice(left, len(one.images)))) for one in conversations]
         pad_token_id = self.processor.tokenizer.pad_token_id
@@ -52,11 +52,11 @@ class Collator:
             return pack(examples, pad_token_id, length=self.pack_length) | data
         return pad(examples, pad_token_id) | data
 
-    def _see(self, pictures: Sequence[Picture]) -> tuple[dict[str, Tensor], list[int]]:
-        """What the model sees of the pictures, and how many tokens each takes."""
+    def _see(self, images: Sequence[ImageSource]) -> tuple[dict[str, Tensor], list[int]]:
+        """What the model sees of the images, and how many tokens each takes."""
         if self.cache is None:
-            data = dict(self.processor.image_processor.preprocess(opened(pictures)))
+            data = dict(self.processor.image_processor.preprocess(open_stored_images(images)))
             return data, self.processor.num_image_tokens(data)
         size = self.processor.image_processor.canvas_size
         each = self.processor.image_processor.num_image_tokens(*size)
-        return {"patch_tokens": self.cache[pictures]}, [each] * len(pictures)
+        return {"patch_tokens": self.cache[images]}, [each] * len(images)

@@ -1,4 +1,4 @@
-"""The easy-VQA data set (PyPI `easy-vqa`, MIT): its questions, and its pictures described from what they show."""
+"""The easy-VQA data set (PyPI `easy-vqa`, MIT): its questions, and its images described from what they show."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ FORMS = ((0.94, "rectangle"), (0.72, "circle"), (0.0, "triangle"))
 SIZES = ((20, "small"), (30, "medium"), (65, "large"))
 """Longest side of a form in pixels, and what it is called up to there."""
 BACKGROUND = 60
-"""Distance in grey levels, of any channel, that parts the form from what is behind it."""
+"""Distance in gray levels, of any channel, that parts the form from what is behind it."""
 
 
 def paths(split: str) -> dict[int, str]:
-    """Id of a picture -> its file. Raises ValueError: the package is not installed, or a split it does not have."""
+    """Id of an image -> its file. Raises ValueError: the package is not installed, or a split it does not have."""
     package = _package(split)
     return package.get_train_image_paths() if split == "train" else package.get_test_image_paths()
 
 
 def questions(split: str) -> list[tuple[str, str, int]]:
-    """Question, answer, id of its picture. Raises ValueError as `paths`."""
+    """Question, answer, id of its image. Raises ValueError as `paths`."""
     package = _package(split)
     return list(
         zip(*(package.get_train_questions() if split == "train" else package.get_test_questions()), strict=True)
@@ -32,7 +32,7 @@ def questions(split: str) -> list[tuple[str, str, int]]:
 
 
 def described(split: str) -> list[tuple[str, str, str]]:
-    """Path, caption and class ("blue circle") of every picture, as `describe` sees it. Raises ValueError as `paths`."""
+    """Path, caption and class ("blue circle") of every image, as `describe` sees it. Raises ValueError as `paths`."""
     told = []
     for path in paths(split).values():
         with Image.open(path) as image:
@@ -41,9 +41,9 @@ def described(split: str) -> list[tuple[str, str, str]]:
 
 
 def describe(pixels: np.ndarray) -> tuple[str, str]:
-    """Caption and class of a picture (H, W, 3), uint8, with one form of one colour on a plain background.
+    """Caption and class of an image (H, W, 3), uint8, with one form of one color on a plain background.
 
-    Size, colour, form and place are measured ("a small blue circle at the top left"): no answer to a question is read.
+    Size, color, form and place are measured ("a small blue circle at the top left"): no answer to a question is read.
     """
     behind = np.median(pixels.reshape(-1, 3), axis=0)
     inside = (np.abs(pixels.astype(int) - behind) > BACKGROUND).any(-1)

@@ -7,34 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.data.conversations.records import Conversation, LazyConversations, Turns, checked, llava_turns
-from vlm_vision.data.stored_image import Picture, Stored
+from vlm_vision.data.stored_image import ImageSource, StoredImage
 
 FORMS = "conversations (LLaVA), texts (the Cauldron, FineVision), messages (chat), or question with answer or answers"
 
 
 @dataclass(frozen=True)
-class Cell(Stored):
-    """A picture in a row of a data set."""
+class Cell(StoredImage):
+    """An image in a row of a data set."""
 
     source: str
     fingerprint: str
     row: int
     column: str
     index: int
-    """Among the pictures of the cell."""
+    """Among the images of the cell."""
     dataset: Any = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.source}, row {self.row}, {self.column} {self.index}"
 
     def read(self) -> bytes:
-        stored = stored_pictures(self.dataset[self.row][self.column][0])[self.index].as_py()
+        stored = stored_images(self.dataset[self.row][self.column][0])[self.index].as_py()
         data = stored["bytes"] if isinstance(stored, dict) else stored
         path = Path(stored["path"] or "") if isinstance(stored, dict) else Path()
         if data is None and path.is_file():
             return path.read_bytes()
         if not isinstance(data, bytes):
-            raise ValueError(f"picture {self} has neither bytes nor a local file ({path}): embed the pictures")
+            raise ValueError(f"image {self} has neither bytes nor a local file ({path}): embed the images")
         return data
 
     def version(self) -> str:
@@ -44,18 +44,18 @@ class Cell(Stored):
 def hf_dataset(
     source: str, split: str = "train", *, subset: str | None = None, image_folder: str = ""
 ) -> Sequence[Conversation]:
-    """The rows of one split, made when asked for; pictures stay encoded until they are opened.
+    """The rows of one split, made when asked for; images stay encoded until they are opened.
 
     The columns tell the form of the rows: `conversations` (LLaVA), `texts` of {user, assistant} (the Cauldron, FineVision),
     `messages` of {role, content} with text or parts as content, or `question` with `answer` or `answers` (the most frequent
-    is taken); pictures in `image` or `images`; `type` is an optional type of question. A system message goes before the
-    first question. Where no question of a row holds `<image>` its pictures come first, one a line, as LLaVA puts them.
+    is taken); images in `image` or `images`; `type` is an optional type of question. A system message goes before the
+    first question. Where no question of a row holds `<image>` its images come first, one a line, as LLaVA puts them.
 
     Args:
         source: a folder written by `save_to_disk`, a local folder of parquet, JSON or other files that `datasets` knows, or
             a hub id.
         subset: the configuration of a hub id that has several.
-        image_folder: where pictures lie that are given by path.
+        image_folder: where images lie that are given by path.
 
     Raises:
         ValueError: `datasets` is not installed, no such data set, split or subset, or columns of no known form; on
@@ -71,15 +71,15 @@ def hf_dataset(
         raise ValueError(f"{source} has the columns images and image: expected one of them, remove the other")
     texts = [name for name in columns if name in (form, "answer", "answers", "type")]
     name = f"{source}{f' ({subset})' if subset else ''} {split}"
-    rows = _Rows(
+    rows = _ConversationRows(
         dataset.with_format("arrow"), dataset._fingerprint, name, form, texts, next(iter(images), None), image_folder
     )
     return LazyConversations(rows, range(len(dataset)))
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """Row -> conversation. Rows come as arrow tables, so that a picture's bytes are not touched to count it."""
+class _ConversationRows:
+    """Row -> conversation. Rows come as arrow tables, so that an image's bytes are not touched to count it."""
 
     dataset: Any
     fingerprint: str
@@ -92,7 +92,7 @@ class _Rows:
     def __call__(self, row: int) -> Conversation:
         table, name = self.dataset[row], f"{self.source}, row {row}"
         record = {column: _listed(table[column][0].as_py()) for column in self.texts}
-        images = self._pictures(table, row)
+        images = self._images(table, row)
         try:
             turns = _TURNS[self.form](record, name)
             if images and turns and not any("<image>" in question for question, _ in turns):
@@ -102,10 +102,10 @@ class _Rows:
             raise ValueError(f"{name} is not of the form of its column {self.form} ({error!r}): leave it out") from None
         return checked(images, turns, record.get("type"), name)
 
-    def _pictures(self, table: Any, row: int) -> tuple[Picture, ...]:
+    def _images(self, table: Any, row: int) -> tuple[ImageSource, ...]:
         if self.image is None:
             return ()
-        cell = stored_pictures(table[self.image][0])
+        cell = stored_images(table[self.image][0])
         return tuple(
             str(Path(self.image_folder) / one.as_py())
             if is_path(one)
@@ -121,8 +121,8 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def stored_pictures(cell: Any) -> list[Any]:
-    """The pictures of an arrow cell, one or a list, as arrow scalars."""
+def stored_images(cell: Any) -> list[Any]:
+    """The images of an arrow cell, one or a list, as arrow scalars."""
     import pyarrow
 
     several = isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar)
@@ -130,7 +130,7 @@ def stored_pictures(cell: Any) -> list[Any]:
 
 
 def is_path(one: Any) -> bool:
-    """Whether an arrow scalar is text: a picture given by its path."""
+    """Whether an arrow scalar is text: an image given by its path."""
     import pyarrow
 
     return pyarrow.types.is_string(one.type) or pyarrow.types.is_large_string(one.type)
@@ -151,7 +151,7 @@ def _messages(record: dict[str, Any], name: str) -> Turns:
 
 
 def _content(content: str | list[dict[str, Any]]) -> str:
-    """Text, or parts of type "text" and "image", a picture on a line of its own."""
+    """Text, or parts of type "text" and "image", an image on a line of its own."""
     if isinstance(content, str):
         return content
     return "".join("<image>\n" if part["type"] == "image" else part["text"] for part in content).removesuffix("\n")

@@ -41,7 +41,7 @@ class ChatLabels:
         self.lead, self.tail = processor.answer_frame()
 
     def __call__(self, conversation: Conversation, image_tokens: Sequence[int]) -> Example:
-        """The conversation as numbers; image_tokens says how many each of its pictures takes, in order.
+        """The conversation as numbers; image_tokens says how many each of its images takes, in order.
 
         Raises ValueError if max_length would cut image tokens, or every answer, or a text holds our marks.
         """

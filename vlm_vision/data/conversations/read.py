@@ -9,12 +9,12 @@ from vlm_vision.data.conversations.webdataset import webdataset
 
 
 def read_conversations(source: str, *, images: str = "", split: str = "train") -> Sequence[Conversation]:
-    """Whatever holds conversations about pictures, as a sequence with random access.
+    """Whatever holds conversations about images, as a sequence with random access.
 
     Args:
         source: `easy_vqa`; a `.json` or `.jsonl` file in LLaVA's form; WebDataset shards, `shard-{000000..000009}.tar`; a
             local folder that `datasets` reads; or `hf:owner/name`, `hf:owner/name:subset` on the hub.
-        images: folder that picture paths start from; default the folder of the JSON file.
+        images: folder that image paths start from; default the folder of the JSON file.
         split: of easy_vqa and data sets; files hold one.
 
     Raises:

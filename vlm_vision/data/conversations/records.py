@@ -1,4 +1,4 @@
-"""Conversations about pictures: the record that all sources are read to, LLaVA's JSON and easy-VQA."""
+"""Conversations about images: the record that all sources are read to, LLaVA's JSON and easy-VQA."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from vlm_vision.data.conversations import easy_vqa as data_set
-from vlm_vision.data.stored_image import Picture
+from vlm_vision.data.stored_image import ImageSource
 
 Turns = tuple[tuple[str, str], ...]
 """(question, answer), in order."""
@@ -16,13 +16,13 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions about pictures, with their answers.
+    """Questions about images, with their answers.
 
-    The questions name the pictures by `<image>`, once for each.
+    The questions name the images by `<image>`, once for each.
     """
 
-    images: tuple[Picture, ...]
-    """The pictures, in the order of their `<image>`."""
+    images: tuple[ImageSource, ...]
+    """The images, in the order of their `<image>`."""
     turns: Turns
     kind: str = "all"
     """Type of question, for evaluation by type."""
@@ -60,8 +60,8 @@ class LazyConversations(Sequence[Conversation]):
         return self.make(self.rows[index])
 
 
-def checked(images: tuple[Picture, ...], turns: Turns, kind: Any, name: str) -> Conversation:
-    """A conversation whose texts are texts and whose questions name each picture once.
+def checked(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:
+    """A conversation whose texts are texts and whose questions name each image once.
 
     Raises:
         ValueError: that is not so, or there is no turn.
@@ -71,11 +71,11 @@ def checked(images: tuple[Picture, ...], turns: Turns, kind: Any, name: str) -> 
     if not all(isinstance(text, str) for turn in turns for text in turn):
         raise ValueError(f"{name}: every question and answer must be text")
     if any("<image>" in answer for _, answer in turns):
-        raise ValueError(f"{name} has <image> in an answer: only questions show pictures")
+        raise ValueError(f"{name} has <image> in an answer: only questions show images")
     placeholders = sum(question.count("<image>") for question, _ in turns)
     if placeholders != len(images):
         raise ValueError(
-            f"{name}: {placeholders} <image> in the questions but {len(images)} pictures; write one for each"
+            f"{name}: {placeholders} <image> in the questions but {len(images)} images; write one for each"
         )
     return Conversation(images, turns, kind if isinstance(kind, str) and kind else "all", name)
 
@@ -87,7 +87,7 @@ def llava_json(file: str | Path, image_folder: str | Path) -> list[Conversation]
     such record in each line.
 
     Raises:
-        ValueError: no such file, no JSON list, turns that do not alternate, or placeholders unlike pictures in number.
+        ValueError: no such file, no JSON list, turns that do not alternate, or placeholders unlike images in number.
     """
     file, image_folder = Path(file), Path(image_folder)
     if not file.is_file():
@@ -157,16 +157,16 @@ def easy_vqa(split: str) -> list[Conversation]:
 
 
 def regroup(conversations: Sequence[Conversation], turns: int, *, seed: int) -> Sequence[Conversation]:
-    """Ask up to `turns` questions about the same picture in one conversation, in random order.
+    """Ask up to `turns` questions about the same image in one conversation, in random order.
 
-    The picture is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations whose
-    first question begins with a line of its own for the pictures are joined; all others stay as they are. Above one turn
+    The image is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations whose
+    first question begins with a line of its own for the images are joined; all others stay as they are. Above one turn
     this makes every conversation at once.
     """
     if turns <= 1:
         return conversations
     shuffled = random.Random(seed)
-    by_image: dict[tuple[Picture, ...], list[Conversation]] = {}
+    by_image: dict[tuple[ImageSource, ...], list[Conversation]] = {}
     joined = []
     for one in conversations:
         if one.images and one.turns[0][0].startswith("<image>" * len(one.images) + "\n"):

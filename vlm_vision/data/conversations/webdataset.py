@@ -19,20 +19,20 @@ from vlm_vision.data.shards.tar import TarMember, matching, members_by_key, open
 
 log = logging.getLogger(__name__)
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("json", "txt")
 
 Entry = tuple[str, int, int, int, int, int]
-"""A sample: name of the picture, offset and size of it and of its text, whether the text is JSON."""
+"""A sample: name of the image, offset and size of it and of its text, whether the text is JSON."""
 
 
 def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[Conversation]:
     """The samples of shards, as img2dataset and the webdataset library write them, made when asked for.
 
-    A sample is the members of one shard that share a key, their name up to its first dot: a picture (`jpg`, `jpeg`, `png`
+    A sample is the members of one shard that share a key, their name up to its first dot: an image (`jpg`, `jpeg`, `png`
     or `webp`) and a text. The text is `json` in LLaVA's form ("conversations"), or a caption: "caption" of `json`, else
     `txt`. A caption becomes one turn, the question "<image>" alone, as in LLaVA's first stage (Liu et al. 2023). Samples
-    that have no picture or no such text are left out, and a warning says how many.
+    that have no image or no such text are left out, and a warning says how many.
 
     Args:
         shards: local tar files; a pattern may have braces, `shard-{000000..000009}.tar`, `{a,b}.tar`, and wildcards.
@@ -54,7 +54,7 @@ def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         log.warning("%d of %d samples left out; the first: %s", len(skipped), len(skipped) + len(rows), skipped[0])
     if not rows:
         raise ValueError(
-            f"{shards} holds no sample: expected members key.{{{','.join(PICTURES)}}} with key.json or key.txt"
+            f"{shards} holds no sample: expected members key.{{{','.join(IMAGES)}}} with key.json or key.txt"
         )
     return LazyConversations(_Samples(tuple(paths), names, np.array(rows, dtype=np.int64)), range(len(rows)))
 
@@ -69,9 +69,9 @@ class _Samples:
 
     def __call__(self, row: int) -> Conversation:
         shard, offset, size, text_offset, text_size, is_json = self.table[row].tolist()
-        picture = TarMember(self.shards[shard], self.names[row], offset, size)
-        with open_shard(picture.shard) as file:
-            return _conversation(read_at(file, text_offset, text_size, picture), bool(is_json), picture)
+        image = TarMember(self.shards[shard], self.names[row], offset, size)
+        with open_shard(image.shard) as file:
+            return _conversation(read_at(file, text_offset, text_size, image), bool(is_json), image)
 
 
 def _index(path: str) -> list[Entry | str]:
@@ -81,10 +81,10 @@ def _index(path: str) -> list[Entry | str]:
 
 
 def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> Entry | str:
-    picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
-    if picture is None:
-        return f"{name} has no picture"
-    shown = TarMember(path, picture.name, picture.offset_data, picture.size)
+    image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+    if image is None:
+        return f"{name} has no image"
+    shown = TarMember(path, image.name, image.offset_data, image.size)
     problem = f"{name} has no text"
     for suffix in TEXTS:
         if text := members.get(suffix):
@@ -97,16 +97,16 @@ def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.Tar
     return problem
 
 
-def _conversation(text: bytes, is_json: bool, picture: TarMember) -> Conversation:
+def _conversation(text: bytes, is_json: bool, image: TarMember) -> Conversation:
     """Raises ValueError for a text that is neither a conversation nor a caption."""
-    name = str(picture)
+    name = str(image)
     try:
         record = json.loads(text) if is_json else {"caption": text.decode("utf-8-sig")}
         if "conversations" in record:
-            return checked((picture,), llava_turns(record, name), record.get("type"), name)
+            return checked((image,), llava_turns(record, name), record.get("type"), name)
         caption = (record.get("caption") or "").strip()
     except (TypeError, KeyError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{name} has a text that is neither LLaVA's JSON nor a caption ({error!r})") from None
     if not caption:
         raise ValueError(f"{name} has an empty caption")
-    return checked((picture,), (("<image>", caption),), None, name)
+    return checked((image,), (("<image>", caption),), None, name)

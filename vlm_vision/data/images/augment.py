@@ -1,9 +1,9 @@
-"""RandAugment: a few random operations of one strength, on a PIL picture.
+"""RandAugment: a few random operations of one strength, on a PIL image.
 
 Cubuk et al. 2020, "RandAugment: practical automated data augmentation with a reduced search space", with the operations,
 levels and noise of timm's `rand-m9-mstd0.5-inc1` (rwightman, timm/data/auto_augment.py), which DeiT and its successors
 train with: every operation grows with the magnitude, and is made with probability one half. Posterize alone differs, at the
-full magnitude: it keeps one bit, where none would leave a black picture.
+full magnitude: it keeps one bit, where none would leave a black image.
 """
 
 import random
@@ -20,7 +20,7 @@ AffineFilter = Literal["nearest", "bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Called with an RGB picture and a generator, returns a picture of the same size.
+    """Called with an RGB image and a generator, returns an image of the same size.
 
     Raises:
         ValueError: a magnitude outside 0..10, a negative deviation or number, a probability outside 0..1, an unknown filter.
@@ -31,7 +31,7 @@ class RandAugment:
     deviation: float = 0.5
     """Of the magnitude, which is normally distributed and then clipped to 0..10."""
     number: int = 2
-    """Operations drawn for each picture, with replacement."""
+    """Operations drawn for each image, with replacement."""
     probability: float = 0.5
     """That a drawn operation is made."""
     fill: tuple[int, int, int] = (124, 116, 104)
@@ -59,7 +59,7 @@ class RandAugment:
         return image
 
     def _affine(self, image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-        """(x, y) of the result is (ax + by + c, dx + ey + f) of the picture."""
+        """(x, y) of the result is (ax + by + c, dx + ey + f) of the image."""
         how = Image.Resampling[self.resample.upper()]
         return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=how, fillcolor=self.fill)
 
@@ -76,7 +76,7 @@ def _brighter_shadows(image: Image.Image, add: int) -> Image.Image:
 
 
 Operation = Callable[[RandAugment, Image.Image, float, int], Image.Image]
-"""(settings, picture, level in 0..1, sign) -> picture."""
+"""(settings, image, level in 0..1, sign) -> image."""
 
 OPERATIONS: dict[str, Operation] = {
     "autocontrast": lambda how, image, level, sign: ImageOps.autocontrast(image),

@@ -1,9 +1,9 @@
 """From samples to batches of views that keep their size: where a sample is bad, the next one takes its place.
 
 order = StepBatches(len(samples), ...)
-pictures = Pictures(samples, dino_views(), seed=0)
+images = Images(samples, dino_views(), seed=0)
 draws = Draws(order, micro_batches=order.micro_batches, first_step=order.first_step)
-for batch in DataLoader(pictures, batch_sampler=draws, collate_fn=collate, num_workers=8):
+for batch in DataLoader(images, batch_sampler=draws, collate_fn=collate, num_workers=8):
     skipped.add(batch)
 """
 
@@ -17,20 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from vlm_vision.data.sample import LostSample, Sample
-from vlm_vision.data.seeds import seed_of
-from vlm_vision.data.shards.fetch import Unreachable
-from vlm_vision.data.stored_image import opened
+from vlm_vision.data.sample import LostSampleError, Sample
+from vlm_vision.data.seeds import derive_seed
+from vlm_vision.data.shards.fetch import UnreachableError
+from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
 
 log = logging.getLogger(__name__)
 
-MOST_IN_A_ROW = 1000
+MAX_CONSECUTIVE_SKIPS = 1000
 """Bad samples one after another before a run gives up."""
 
 
 class Draw(NamedTuple):
-    """One picture of one step."""
+    """One image of one step."""
 
     row: int
     step: int = 0
@@ -78,7 +78,7 @@ class Item(NamedTuple):
     """Samples that would have stood here."""
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """B samples."""
 
     views: tuple[Tensor, ...]
@@ -91,15 +91,15 @@ class Batch(NamedTuple):
     skipped: list[Skip]
 
 
-class Pictures(Dataset[Item]):
+class ImageDataset(Dataset[Item]):
     """Views of samples, for a DataLoader with any number of workers.
 
-    A sample whose picture cannot be decoded, or that lacks what `needs` names, gives way to the next row, one of a lost shard
+    A sample whose image cannot be decoded, or that lacks what `needs` names, gives way to the next row, one of a lost shard
     to one of the next shard.
 
     Args:
         samples: with random access.
-        views: each takes an RGB picture and a seed: `View`s, or `Plain`.
+        views: each takes an RGB image and a seed: `View`s, or `Plain`.
         needs: what every sample must have.
         seed: of the run; view v of a draw has the seed of (seed, step, row, copy, v).
         alike: view -> another one whose seed it has, so that with the same crop and flip both show the same part.
@@ -130,21 +130,21 @@ class Pictures(Dataset[Item]):
         """The item of a draw; a number is the row at step 0."""
         row, step, copy = Draw(draw) if isinstance(draw, int) else draw
         skipped, taken = [], row
-        while len(skipped) < min(len(self.samples), MOST_IN_A_ROW):
+        while len(skipped) < min(len(self.samples), MAX_CONSECUTIVE_SKIPS):
             sample = None
             try:
                 sample = self.samples[taken]
                 self._check(sample)
-                image = load_image(opened([sample.picture])[0])
-            except Unreachable:
+                image = load_image(open_stored_images([sample.image])[0])
+            except UnreachableError:
                 raise
             except (ValueError, OSError) as error:
                 skipped.append(Skip((sample and sample.name) or f"sample {taken}", str(error)))
-                taken = (taken + (error.ahead if isinstance(error, LostSample) else 1)) % len(self.samples)
+                taken = (taken + (error.ahead if isinstance(error, LostSampleError) else 1)) % len(self.samples)
                 continue
-            seed = seed_of(self.seed, step, row, copy)
+            seed = derive_seed(self.seed, step, row, copy)
             views = tuple(
-                view(image, seed_of(self.seed, step, row, copy, v))
+                view(image, derive_seed(self.seed, step, row, copy, v))
                 for v, view in zip(self.seeds, self.views, strict=True)
             )
             return Item(views, sample.caption, sample.label, seed, tuple(skipped))
@@ -158,9 +158,9 @@ class Pictures(Dataset[Item]):
             raise ValueError("it has no label: expected a class")
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> ImageBatch:
     """Items to one batch; views of the same place must be of one size."""
-    return Batch(
+    return ImageBatch(
         tuple(torch.stack(views) for views in zip(*(item.views for item in items), strict=True)),
         [item.caption for item in items],
         torch.tensor([item.label for item in items]),
@@ -176,7 +176,7 @@ class Skipped:
         self.seen, self.bad = 0, 0
         self.first: Skip | None = None
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ImageBatch) -> None:
         """Count a batch.
 
         Raises:

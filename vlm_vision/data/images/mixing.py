@@ -1,4 +1,4 @@
-"""What is done to a whole batch of normalised pixels: parts erased, pictures and their targets mixed."""
+"""What is done to a whole batch of normalized pixels: parts erased, images and their targets mixed."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from vlm_vision.data.seeds import Range, check_probabilities, check_range
 
 @dataclass(frozen=True)
 class Erase:
-    """A rectangle of each picture becomes normal noise, one value for each pixel and channel.
+    """A rectangle of each image becomes normal noise, one value for each pixel and channel.
 
     Zhong et al. 2020, "Random erasing data augmentation", with noise as DeiT and timm's `RandomErasing(mode="pixel")` have it.
 
@@ -24,7 +24,7 @@ class Erase:
 
     probability: float = 0.25
     area: Range = (0.02, 1 / 3)
-    """Of the rectangle, as a fraction of the picture."""
+    """Of the rectangle, as a fraction of the image."""
     ratio: Range = (0.3, 1 / 0.3)
     """Height by width, drawn uniformly in its logarithm."""
 
@@ -34,7 +34,7 @@ class Erase:
         check_range(self, "ratio", 1e-3, 1e3)
 
     def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """(B, C, H, W), normalised, and a seed for each picture -> the same with parts erased; `pixels` is not changed."""
+        """(B, C, H, W), normalized, and a seed for each image -> the same with parts erased; `pixels` is not changed."""
         erased, (height, width) = pixels.clone(), pixels.shape[-2:]
         for row, seed in zip(erased, seeds, strict=True):
             box = self.box(height, width, random.Random(seed))
@@ -45,7 +45,7 @@ class Erase:
         return erased
 
     def box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
-        """(top, left, height, width) of what to erase from a picture of this size. None: nothing, also where ten tries do not fit."""
+        """(top, left, height, width) of what to erase from an image of this size. None: nothing, also where ten tries do not fit."""
         if rng.random() >= self.probability:
             return None
         for _ in range(10):
@@ -59,7 +59,7 @@ class Erase:
 
 @dataclass(frozen=True)
 class Mix:
-    """Each picture mixed with its mirror place in the batch, by Mixup or CutMix, and targets mixed alike.
+    """Each image mixed with its mirror place in the batch, by Mixup or CutMix, and targets mixed alike.
 
     Zhang et al. 2018, "mixup: beyond empirical risk minimization"; Yun et al. 2019, "CutMix: regularization strategy to train
     strong classifiers with localizable features". One share for the whole batch, of Beta(alpha, alpha); the defaults are
@@ -88,10 +88,10 @@ class Mix:
             )
 
     def __call__(self, pixels: Tensor, labels: Tensor, num_classes: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Mixed pictures and their targets.
+        """Mixed images and their targets.
 
         Args:
-            pixels: (B, C, H, W), normalised; not changed.
+            pixels: (B, C, H, W), normalized; not changed.
             labels: (B,), int64.
             seed: of this batch: a function of the run's seed, the micro-batch and the process.
 
@@ -114,7 +114,7 @@ class Mix:
 
 
 def _window(height: int, width: int, share: float, rng: random.Random) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a window that would leave `share` of the picture, its centre anywhere, clipped."""
+    """(top, bottom, left, right) of a window that would leave `share` of the image, its center anywhere, clipped."""
     side = math.sqrt(1 - share)
     tall, wide = int(height * side) // 2, int(width * side) // 2
     y, x = rng.randrange(height), rng.randrange(width)

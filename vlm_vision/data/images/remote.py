@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from vlm_vision.data.sample import LostSample, Sample, Samples, Shards
+from vlm_vision.data.sample import LostSampleError, Sample, Samples, Shards
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.data.shards.fetch import Missing, size_of
+from vlm_vision.data.shards.fetch import MissingFileError, size_of
 from vlm_vision.data.shards.members import caption_at, label_at
 from vlm_vision.data.shards.sizes import sizes_of
 from vlm_vision.data.shards.tar import TarMember, read_at
-from vlm_vision.data.stored_image import Stored
+from vlm_vision.data.stored_image import StoredImage
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class RemotePicture(Stored):
-    """A picture inside a shard by URL, which is fetched again if it was dropped meanwhile."""
+class RemoteImage(StoredImage):
+    """An image inside a shard by URL, which is fetched again if it was dropped meanwhile."""
 
     shard: Remote
     member: TarMember
@@ -47,7 +47,7 @@ class RemoteSamples:
     """Row -> sample.
 
     Raises:
-        LostSample: its shard is missing, or ends before it; to be replaced by the one as far into the next shard.
+        LostSampleError: its shard is missing, or ends before it; to be replaced by the one as far into the next shard.
         ValueError: its label is no number of a class.
         Unreachable: its shard cannot be fetched now.
     """
@@ -65,21 +65,21 @@ class RemoteSamples:
         try:
             with shard.cache.opened(shard.url, shard.size) as held:
                 if index >= held.count:
-                    raise LostSample(f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead)
+                    raise LostSampleError(f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead)
                 name, places = held.sample(index)
-                picture = TarMember(shard.url, name, places.picture, places.picture_size)
-                caption = caption_at(held.file, places, picture)
-                label = self._label(label_at(held.file, places, picture), picture)
-        except Missing as error:
-            raise LostSample(str(error), ahead) from None
-        return Sample(RemotePicture(shard, picture), caption, label, str(picture))
+                image = TarMember(shard.url, name, places.image, places.image_size)
+                caption = caption_at(held.file, places, image)
+                label = self._label(label_at(held.file, places, image), image)
+        except MissingFileError as error:
+            raise LostSampleError(str(error), ahead) from None
+        return Sample(RemoteImage(shard, image), caption, label, str(image))
 
-    def _label(self, text: str | None, picture: TarMember) -> int:
+    def _label(self, text: str | None, image: TarMember) -> int:
         if not text or not self.classes:
             return -1
         if not text.isdecimal() or int(text) >= self.classes:
             raise ValueError(
-                f"{picture} has the label {text!r}: expected a number below {self.classes}, as classes says"
+                f"{image} has the label {text!r}: expected a number below {self.classes}, as classes says"
             )
         return int(text)
 

@@ -1,4 +1,4 @@
-"""Pictures with captions, with labels, or alone, from any source of pretraining."""
+"""Images with captions, with labels, or alone, from any source of pretraining."""
 
 import csv
 import json
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from vlm_vision.data.conversations.easy_vqa import described
-from vlm_vision.data.conversations.hf_dataset import Cell, is_path, load_data_set, stored_pictures
-from vlm_vision.data.conversations.webdataset import PICTURES
+from vlm_vision.data.conversations.hf_dataset import Cell, is_path, load_data_set, stored_images
+from vlm_vision.data.conversations.webdataset import IMAGES
 from vlm_vision.data.images.remote import remote_shards
 from vlm_vision.data.sample import Sample, Samples, Shards, caption_of
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.data.shards.members import Places, caption_at, index_of, label_at
+from vlm_vision.data.shards.members import SampleOffsets, caption_at, index_of, label_at
 from vlm_vision.data.shards.tar import TarMember, matching, members_by_key, open_shard
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"picture": ("picture", "image"), "caption": ("caption", "text"), "label": ("label",)}
+COLUMNS = {"image": ("picture", "image"), "caption": ("caption", "text"), "label": ("label",)}
 """What a table may call each; the first that is there is taken."""
-SUFFIXES = (*(f".{suffix}" for suffix in PICTURES), ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
+SUFFIXES = (*(f".{suffix}" for suffix in IMAGES), ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 TOGETHER = 16
 """Shards by URL that are shuffled together."""
@@ -39,11 +39,11 @@ def read_samples(
     cache: ShardCache = ShardCache(),
     classes: int = 0,
 ) -> Samples:
-    """Whatever holds pictures, as a sequence with random access.
+    """Whatever holds images, as a sequence with random access.
 
     Args:
         source: one of
-            a folder of class folders, as ImageNet's, whose sorted names are the classes, or a folder of pictures; where all its
+            a folder of class folders, as ImageNet's, whose sorted names are the classes, or a folder of images; where all its
             folders are named as splits, train, val, test, the one of `split` is read;
             a `.csv` or `.jsonl` file with the columns picture (or image), caption (or text), label, of which only the first
             must be there; labels are names of classes or numbers from 0;
@@ -52,9 +52,9 @@ def read_samples(
             the same by URL, `https://host/{00000..00999}.tar` or any protocol of fsspec (s3, gs, hf), larger than the disk
             if need be: see `remote.remote_shards`;
             a folder that `datasets` reads, `hf:owner/name` or `hf:owner/name:subset`, with columns as a `.csv` file;
-            `easy_vqa`, whose captions and classes ("blue circle") are measured in the pictures.
+            `easy_vqa`, whose captions and classes ("blue circle") are measured in the images.
         split: of easy_vqa, of data sets, and of folders that have it; other sources hold one.
-        images: folder that picture paths start from; default the folder of the file.
+        images: folder that image paths start from; default the folder of the file.
         shuffle_shards: how many shards are shuffled together, so that what is read lies near what was read before; 0: all.
             None: 16 of shards by URL, all of others.
         cache: where shards by URL are kept, and how much of them.
@@ -79,7 +79,7 @@ def read_samples(
         return _table(path, Path(images or path.parent))
     if not path.is_dir():
         raise ValueError(
-            f"{source!r} is no source of pictures: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
+            f"{source!r} is no source of images: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
         )
     if shards := sorted(map(str, path.glob("*.tar"))):
         return _shards(shards, shuffle_shards or 0)
@@ -90,11 +90,11 @@ def read_samples(
 
 
 @dataclass(frozen=True, eq=False)
-class _Listed:
+class _FileRows:
     """Row -> sample, of files listed in memory."""
 
     folder: str
-    pictures: list[str]
+    images: list[str]
     labels: np.ndarray
     captions: list[str]
     """Empty: there are none."""
@@ -102,9 +102,9 @@ class _Listed:
     """Names the samples by row; empty: by their path."""
 
     def __call__(self, row: int) -> Sample:
-        picture = os.path.join(self.folder, self.pictures[row])
-        name = f"{self.source}, record {row + 1}" if self.source else picture
-        return Sample(picture, self.captions[row] if self.captions else "", int(self.labels[row]), name)
+        image = os.path.join(self.folder, self.images[row])
+        name = f"{self.source}, record {row + 1}" if self.source else image
+        return Sample(image, self.captions[row] if self.captions else "", int(self.labels[row]), name)
 
 
 def _folder(folder: Path, split: str) -> Samples:
@@ -113,50 +113,50 @@ def _folder(folder: Path, split: str) -> Samples:
         if split not in inside:
             raise ValueError(f"{folder} has the splits {', '.join(inside)}: expected one of them, not {split!r}")
         folder, inside = folder / split, _folders(folder / split)
-    own = sorted(entry.name for entry in os.scandir(folder) if _is_picture(entry.name) and entry.is_file())
-    held = {name: _pictures_under(folder, name) for name in inside}
+    own = sorted(entry.name for entry in os.scandir(folder) if _is_image(entry.name) and entry.is_file())
+    held = {name: _images_under(folder, name) for name in inside}
     if own and any(held.values()):
-        raise ValueError(f"{folder} holds both pictures and folders of pictures: expected one of the two")
+        raise ValueError(f"{folder} holds both images and folders of images: expected one of the two")
     if own:
         held = {}
-    if empty := [name for name, pictures in held.items() if not pictures]:
-        raise ValueError(f"class folder {folder / empty[0]} holds no picture: fill or remove it")
-    pictures = own or [picture for pictures in held.values() for picture in pictures]
-    if not pictures:
-        raise ValueError(f"{folder} holds no picture: expected {', '.join(SUFFIXES)}, in it or in class folders")
+    if empty := [name for name, images in held.items() if not images]:
+        raise ValueError(f"class folder {folder / empty[0]} holds no image: fill or remove it")
+    images = own or [image for images in held.values() for image in images]
+    if not images:
+        raise ValueError(f"{folder} holds no image: expected {', '.join(SUFFIXES)}, in it or in class folders")
     labels = np.repeat(np.arange(len(held)), [len(each) for each in held.values()]) if held else np.full(len(own), -1)
-    return Samples(_Listed(str(folder), pictures, labels, [], ""), range(len(pictures)), tuple(held))
+    return Samples(_FileRows(str(folder), images, labels, [], ""), range(len(images)), tuple(held))
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures_under(folder: Path, name: str) -> list[str]:
-    """Paths below `folder` of all pictures in its folder `name`."""
+def _images_under(folder: Path, name: str) -> list[str]:
+    """Paths below `folder` of all images in its folder `name`."""
     start = os.path.join(folder, "")
-    paths = (os.path.join(at, file) for at, _, files in os.walk(start + name) for file in files if _is_picture(file))
+    paths = (os.path.join(at, file) for at, _, files in os.walk(start + name) for file in files if _is_image(file))
     return sorted(path.removeprefix(start) for path in paths)
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _table(file: Path, folder: Path) -> Samples:
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: give the table of pictures")
+        raise ValueError(f"there is no file {file}: give the table of images")
     records = _csv(file) if file.suffix == ".csv" else _jsonl(file)
     if not records:
-        raise ValueError(f"{file} holds no record: expected one for each picture")
-    picture, caption, label = _columns({name: None for record in records for name in record}, str(file))
-    pictures = [path for record in records if isinstance(path := record.get(picture), str)]
-    if len(pictures) < len(records):
-        row = next(row for row, record in enumerate(records, start=1) if not isinstance(record.get(picture), str))
-        raise ValueError(f"{file}, record {row}, has no path as {picture}: expected that of a picture")
+        raise ValueError(f"{file} holds no record: expected one for each image")
+    image, caption, label = _columns({name: None for record in records for name in record}, str(file))
+    images = [path for record in records if isinstance(path := record.get(image), str)]
+    if len(images) < len(records):
+        row = next(row for row, record in enumerate(records, start=1) if not isinstance(record.get(image), str))
+        raise ValueError(f"{file}, record {row}, has no path as {image}: expected that of an image")
     labels, classes = _labels([record.get(label) for record in records], str(file)) if label else _none(len(records))
     captions = [caption_of(record.get(caption)) for record in records] if caption else []
-    return Samples(_Listed(str(folder), pictures, labels, captions, file.name), range(len(records)), classes)
+    return Samples(_FileRows(str(folder), images, labels, captions, file.name), range(len(records)), classes)
 
 
 def _csv(file: Path) -> list[dict[str, Any]]:
@@ -176,13 +176,13 @@ def _jsonl(file: Path) -> list[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number}, is not valid JSON ({error}): expected a record") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{file}, line {number}, is no record: expected {{...}} with a picture")
+                raise ValueError(f"{file}, line {number}, is no record: expected {{...}} with an image")
             records.append(record)
     return records
 
 
 def _columns(columns: Iterable[str], source: str) -> list[str]:
-    """What the source calls picture, caption and label; empty where it has none."""
+    """What the source calls image, caption and label; empty where it has none."""
     columns = list(columns)
     found = [next((name for name in names if name in columns), "") for names in COLUMNS.values()]
     if not found[0]:
@@ -205,9 +205,9 @@ def _labels(values: Sequence[Any], source: str) -> tuple[np.ndarray, tuple[str, 
 
 
 def _easy_vqa(split: str) -> Samples:
-    pictures, captions, kinds = map(list, zip(*described(split), strict=True))
+    images, captions, kinds = map(list, zip(*described(split), strict=True))
     labels, classes = _labels(kinds, "easy_vqa")
-    return Samples(_Listed("", pictures, labels, captions, ""), range(len(pictures)), classes)
+    return Samples(_FileRows("", images, labels, captions, ""), range(len(images)), classes)
 
 
 def _none(number: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -220,28 +220,28 @@ def _shards(paths: Sequence[str], together: int) -> Samples:
         with open_shard(path) as file:
             found, places, lacking = index_of(members_by_key(path, file))
             shown = [
-                TarMember(path, name, place.picture, place.picture_size)
+                TarMember(path, name, place.image, place.image_size)
                 for name, place in zip(found, places, strict=True)
             ]
-            labels += [label_at(file, place, picture) for place, picture in zip(places, shown, strict=True)]
+            labels += [label_at(file, place, image) for place, image in zip(places, shown, strict=True)]
         names += found
         rows += [(number, *place) for place in places]
         without += [f"{path}/{key}" for key in lacking]
         sizes.append(len(found))
     if without:
         log.warning(
-            "%d of %d samples have no picture; the first: %s", len(without), len(without) + len(rows), without[0]
+            "%d of %d samples have no image; the first: %s", len(without), len(without) + len(rows), without[0]
         )
     if not rows:
-        raise ValueError(f"{', '.join(paths[:3])} hold no picture: expected members key.{{{','.join(PICTURES)}}}")
+        raise ValueError(f"{', '.join(paths[:3])} hold no image: expected members key.{{{','.join(IMAGES)}}}")
     numbers, classes = _labels(labels, paths[0])
-    make = _InShards(tuple(paths), names, np.array(rows, dtype=np.int64), numbers)
+    make = _ShardRows(tuple(paths), names, np.array(rows, dtype=np.int64), numbers)
     return Samples(make, range(len(rows)), classes, Shards(tuple(sizes), together))
 
 
 @dataclass(frozen=True, eq=False)
-class _InShards:
-    """Row -> sample. A row of `table` is the number of the shard, then its `Places`."""
+class _ShardRows:
+    """Row -> sample. A row of `table` is the number of the shard, then its `SampleOffsets`."""
 
     shards: tuple[str, ...]
     names: list[str]
@@ -250,43 +250,43 @@ class _InShards:
 
     def __call__(self, row: int) -> Sample:
         shard, *numbers = self.table[row].tolist()
-        places = Places(*numbers)
-        picture = TarMember(self.shards[shard], self.names[row], places.picture, places.picture_size)
-        with open_shard(picture.shard) as file:
-            return Sample(picture, caption_at(file, places, picture), int(self.labels[row]), str(picture))
+        places = SampleOffsets(*numbers)
+        image = TarMember(self.shards[shard], self.names[row], places.image, places.image_size)
+        with open_shard(image.shard) as file:
+            return Sample(image, caption_at(file, places, image), int(self.labels[row]), str(image))
 
 
 def _data_set(source: str, split: str, subset: str | None, image_folder: str) -> Samples:
     dataset = load_data_set(source, split, subset)
-    picture, caption, label = _columns(dataset.column_names, source)
+    image, caption, label = _columns(dataset.column_names, source)
     numbers, classes = _none(len(dataset))
     if label:
         numbers, classes = _labels(dataset.select_columns(label).with_format(None)[:][label], source)
         classes = tuple(getattr(dataset.features[label], "names", classes))
     name = f"{source}{f' ({subset})' if subset else ''} {split}"
-    make = _InDataSet(dataset.with_format("arrow"), dataset._fingerprint, name, picture, caption, numbers, image_folder)
+    make = _DataSetRows(dataset.with_format("arrow"), dataset._fingerprint, name, image, caption, numbers, image_folder)
     return Samples(make, range(len(dataset)), classes)
 
 
 @dataclass(frozen=True, eq=False)
-class _InDataSet:
-    """Row -> sample; rows come as arrow tables, so that a picture is not touched before it is opened."""
+class _DataSetRows:
+    """Row -> sample; rows come as arrow tables, so that an image is not touched before it is opened."""
 
     dataset: Any
     fingerprint: str
     source: str
-    picture: str
+    image: str
     caption: str
     labels: np.ndarray
     image_folder: str
 
     def __call__(self, row: int) -> Sample:
         table, name = self.dataset[row], f"{self.source}, row {row}"
-        cell = stored_pictures(table[self.picture][0])
+        cell = stored_images(table[self.image][0])
         if len(cell) != 1:
-            raise ValueError(f"{name} has {len(cell)} pictures: expected one")
-        picture = Cell(self.source, self.fingerprint, row, self.picture, 0, self.dataset)
+            raise ValueError(f"{name} has {len(cell)} images: expected one")
+        image = Cell(self.source, self.fingerprint, row, self.image, 0, self.dataset)
         if is_path(cell[0]):
-            picture = os.path.join(self.image_folder, cell[0].as_py())
+            image = os.path.join(self.image_folder, cell[0].as_py())
         caption = caption_of(table[self.caption][0].as_py()) if self.caption else ""
-        return Sample(picture, caption, int(self.labels[row]), name)
+        return Sample(image, caption, int(self.labels[row]), name)

@@ -1,4 +1,4 @@
-"""Random views of a picture, as the recipes of DINO, MAE, DeiT and CLIP draw them, each a function of one seed.
+"""Random views of an image, as the recipes of DINO, MAE, DeiT and CLIP draw them, each a function of one seed.
 
 Pillow does the work: its resize, ImageOps, ImageEnhance and ImageFilter are the very functions the published recipes call
 through torchvision and timm, so that pixels are theirs, on 8 bits, without another dependency.
@@ -22,7 +22,7 @@ from vlm_vision.preprocess.spec import Preprocess, ResampleFilter
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of the picture, resized to a square: Szegedy et al. 2015, "Going deeper with convolutions", by the
+    """A random part of the image, resized to a square: Szegedy et al. 2015, "Going deeper with convolutions", by the
     law of torchvision's RandomResizedCrop.
 
     The part is cut out before it is resized, so that no pixel outside it is seen.
@@ -34,7 +34,7 @@ class Crop:
     size: int = 224
     """Pixels along a side of the view."""
     scale: Range = (0.08, 1.0)
-    """Area of the part, as a fraction of the picture."""
+    """Area of the part, as a fraction of the image."""
     ratio: Range = (3 / 4, 4 / 3)
     """Width by height, drawn uniformly in its logarithm."""
     resample: ResampleFilter = "bicubic"
@@ -144,7 +144,7 @@ class View:
         check_range(self, "blur_sigma", 0, 1e3)
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """An RGB picture to uint8 (3, size, size), the same for the same seed on every machine and in every worker."""
+        """An RGB image to uint8 (3, size, size), the same for the same seed on every machine and in every worker."""
         rng = random.Random(seed)
         image = self.crop(image, rng)
         if rng.random() < self.flip:
@@ -163,16 +163,16 @@ class View:
 
 @dataclass(frozen=True)
 class Plain:
-    """The view without chance, for evaluation: what `preprocess` makes of a picture, in 0..255, to be `normalised` later."""
+    """The view without chance, for evaluation: what `preprocess` makes of an image, in 0..255, to be `normalize_views` later."""
 
     preprocess: Preprocess
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """An RGB picture to float32 (3, H, W)."""
+        """An RGB image to float32 (3, H, W)."""
         return dataclasses.replace(self.preprocess, rescale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)(image)[0]
 
 
-def normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+def normalize_views(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """Views (B, 3, H, W) in 0..255, of any dtype and device, to the float32 pixels that the encoder sees."""
     scale = np.divide(preprocess.rescale, preprocess.std).astype(np.float32)
     shift = np.divide(preprocess.mean, preprocess.std).astype(np.float32)
@@ -192,7 +192,7 @@ def dino_views(
     """Two large views, then `num_local` small ones, as DINOv2 draws them (Oquab et al. 2023, "DINOv2").
 
     Args:
-        scale: area that parts large and small: large views are of `scale` to 1 of the picture, small ones of 0.05 to `scale`.
+        scale: area that parts large and small: large views are of `scale` to 1 of the image, small ones of 0.05 to `scale`.
             DINO's own is 0.4, with six small views (Caron et al. 2021).
         flip: how often left and right are exchanged; never in DINOv3.
     """

@@ -1,4 +1,4 @@
-"""Pictures that lie in the tables, as encoded bytes."""
+"""Images that lie in the tables, as encoded bytes."""
 
 import io
 from collections import OrderedDict
@@ -14,14 +14,14 @@ from vlm_vision.data.lerobot.tables import damaged, open_table
 from vlm_vision.preprocess.images import load_image
 
 MEMORY = 256 * 2**20
-"""Bytes of encoded pictures that are kept, where nobody says."""
+"""Bytes of encoded images that are kept, where nobody says."""
 
 
 class Cells:
-    """Pictures in tables, decoded when asked for. A table is read a row group at a time; the last groups are kept.
+    """Images in tables, decoded when asked for. A table is read a row group at a time; the last groups are kept.
 
     Args:
-        limit: bytes of groups to keep. Moments in any order need all of them: a group is read for every picture else.
+        limit: bytes of groups to keep. Moments in any order need all of them: a group is read for every image else.
     """
 
     def __init__(self, limit: int = MEMORY):
@@ -30,11 +30,11 @@ class Cells:
         self._groups: OrderedDict[tuple[Path, str, int], Any] = OrderedDict()
         self._held = 0
 
-    def picture(self, path: Path, column: str, row: int) -> np.ndarray:
+    def image(self, path: Path, column: str, row: int) -> np.ndarray:
         """uint8 (H, W, 3) RGB.
 
         Raises:
-            ValueError: a damaged table, or no picture in that row.
+            ValueError: a damaged table, or no image in that row.
         """
         try:
             file, ends = self._file(path)
@@ -45,11 +45,11 @@ class Cells:
         held = cell.as_py()
         data = held.get("bytes") if isinstance(held, dict) else held
         if not isinstance(data, bytes):
-            raise ValueError(f"{path} holds no picture there: embed the pictures in the tables")
+            raise ValueError(f"{path} holds no image there: embed the images in the tables")
         try:
             return np.asarray(load_image(Image.open(io.BytesIO(data))))
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
-            raise ValueError(f"{path} holds no picture there that can be decoded ({error})") from None
+            raise ValueError(f"{path} holds no image there that can be decoded ({error})") from None
 
     def _file(self, path: Path) -> tuple[pq.ParquetFile, np.ndarray]:
         if path not in self._files:

@@ -1,4 +1,4 @@
-"""Pictures to bytes: PNG in the tables, or videos of many episodes each."""
+"""Images to bytes: PNG in the tables, or videos of many episodes each."""
 
 import io
 import os
@@ -41,20 +41,20 @@ def check_size(shape: tuple[int, ...], codec: str) -> None:
     """Raises ValueError for (H, W, 3) of which the codec makes no video."""
     if min(shape[:2]) < _LEAST[codec] or any(side % 2 for side in shape[:2]):
         raise ValueError(
-            f"pictures of {shape[0]} x {shape[1]} make no {codec} video, which needs even sides of at least "
+            f"images of {shape[0]} x {shape[1]} make no {codec} video, which needs even sides of at least "
             f"{_LEAST[codec]}: use video=False" + (" or codec='h264'" if codec == "av1" else "")
         )
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     """Of one uint8 (H, W, 3); exact."""
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
+    Image.fromarray(image).save(data, "PNG")
     return data.getvalue()
 
 
-def write_clip(path: Path, pictures: Iterable[np.ndarray], fps: Fraction, codec: str) -> None:
-    """A video of uint8 (H, W, 3) pictures of one size, yuv420p.
+def write_clip(path: Path, images: Iterable[np.ndarray], fps: Fraction, codec: str) -> None:
+    """A video of uint8 (H, W, 3) images of one size, yuv420p.
 
     Raises:
         ValueError: the encoder failed.
@@ -64,18 +64,18 @@ def write_clip(path: Path, pictures: Iterable[np.ndarray], fps: Fraction, codec:
     try:
         with av.open(str(path), "w") as file:
             stream: Any = None
-            for picture in pictures:
+            for image in images:
                 if stream is None:
                     stream = file.add_stream(encoder, fps, options=options)
-                    stream.pix_fmt, (stream.height, stream.width) = "yuv420p", picture.shape[:2]
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                    stream.pix_fmt, (stream.height, stream.width) = "yuv420p", image.shape[:2]
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             file.mux(stream.encode())
     except FFmpegError as error:
         raise ValueError(f"{encoder} made no video ({error}): use another codec, or video=False") from None
 
 
 @dataclass(frozen=True)
-class Place:
+class ClipPlace:
     """Where the clip of an episode lies; start and end in seconds."""
 
     chunk: int
@@ -99,7 +99,7 @@ class VideoFiles:
         self._out: Any = None
         self._stream: Any = None
 
-    def add(self, clip: Path) -> Place:
+    def add(self, clip: Path) -> ClipPlace:
         """Append a clip that `write_clip` wrote."""
         size = clip.stat().st_size
         if self._out is not None and self._bytes + size > self.limit:
@@ -119,7 +119,7 @@ class VideoFiles:
                 self._out.mux(packet)
                 self._frames += 1
         self._bytes += size
-        return Place(self._chunk, self._file, float(first / self.fps), float(self._frames / self.fps))
+        return ClipPlace(self._chunk, self._file, float(first / self.fps), float(self._frames / self.fps))
 
     def _begun(self, origin: Any) -> tuple[Any, Any]:
         places = {"chunk_index": self._chunk, "file_index": self._file}

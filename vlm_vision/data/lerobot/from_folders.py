@@ -1,4 +1,4 @@
-"""Episodes from plain folders: pictures or a video for each camera, numbers in a file, the task in words."""
+"""Episodes from plain folders: images or a video for each camera, numbers in a file, the task in words."""
 
 import json
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_vision.data.lerobot.video import Video
+from vlm_vision.data.lerobot.video import VideoReader
 from vlm_vision.preprocess.images import ImageInput
 from vlm_vision.robot.episode import Episode
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 NUMBERS = (".npy", ".csv", ".json")
 VIDEO = ".mp4"
 TASK, TABLES = "task.txt", ("actions", "states")
@@ -27,11 +27,11 @@ class EpisodeFolders(Sequence[Episode]):
         task.txt            what is done, in words
         actions.npy         or .csv or .json: (T, A)
         states.npy          the same, if the robot told anything: (T, S)
-        front/000000.png    T pictures of the camera "front", in the order of their names;
+        front/000000.png    T images of the camera "front", in the order of their names;
         wrist.mp4           or a video of T frames
 
     Endings may be in capitals. Hidden files are passed over; anything else that is none of these is an error. All is checked
-    at once but the pictures, which are opened when they are asked for.
+    at once but the images, which are opened when they are asked for.
 
     Raises:
         ValueError: no episode; one without a task, actions or cameras, or with something that is none of an episode's parts;
@@ -84,7 +84,7 @@ def _read(path: Path) -> Episode:
     cameras: dict[str, Sequence[ImageInput]] = {}
     for item in _shown(path):
         if item.is_dir():
-            cameras[item.name] = _pictures(item)
+            cameras[item.name] = _images(item)
         elif item.suffix.lower() == VIDEO:
             if item.stem in cameras:
                 raise ValueError(f"episode {path} has the camera {item.stem} twice: remove a folder or a video")
@@ -92,10 +92,10 @@ def _read(path: Path) -> Episode:
         elif item.name != TASK and (item.stem not in TABLES or item.suffix.lower() not in NUMBERS):
             raise ValueError(
                 f"{item} is no part of an episode: expected {TASK}, {' and '.join(TABLES)} ({', '.join(NUMBERS)}), folders of "
-                f"pictures and {VIDEO} videos; remove it"
+                f"images and {VIDEO} videos; remove it"
             )
     if not cameras:
-        raise ValueError(f"episode {path} has no camera: expected sub-folders of pictures, or {VIDEO} files")
+        raise ValueError(f"episode {path} has no camera: expected sub-folders of images, or {VIDEO} files")
     actions, states = (_numbers(path, name) for name in TABLES)
     if actions is None:
         raise ValueError(
@@ -115,14 +115,14 @@ def _task(path: Path) -> str:
     return " ".join(task.split())
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     found = _shown(folder)
-    if other := [path for path in found if path.suffix.lower() not in PICTURES]:
+    if other := [path for path in found if path.suffix.lower() not in IMAGES]:
         raise ValueError(
-            f"{other[0]} is no picture: expected {', '.join(PICTURES)} in the folder of a camera; remove it"
+            f"{other[0]} is no image: expected {', '.join(IMAGES)} in the folder of a camera; remove it"
         )
     if not found:
-        raise ValueError(f"{folder} holds no pictures: expected those of a camera")
+        raise ValueError(f"{folder} holds no images: expected those of a camera")
     return found
 
 
@@ -177,7 +177,7 @@ class VideoFrames(Sequence[np.ndarray]):
 
     def __init__(self, path: Path):
         self.path = path
-        self._video = Video(path)
+        self._video = VideoReader(path)
         self._times: list[float] = []
 
     def __len__(self) -> int:

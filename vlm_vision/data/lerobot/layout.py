@@ -27,7 +27,7 @@ class Feature:
 
     Args:
         dtype: "image" (in the tables), "video", "string" or one of numpy's.
-        shape: of one moment; (H, W, 3) of pictures.
+        shape: of one moment; (H, W, 3) of images.
         names: of the numbers, in any nesting that info.json has; None where nobody said.
         info: what else info.json tells, of videos.
     """
@@ -44,8 +44,8 @@ class Feature:
         return names if len(names) == math.prod(self.shape) else ()
 
     @property
-    def is_picture(self) -> bool:
-        """Whether it is a colour picture; maps of depth are none."""
+    def is_image(self) -> bool:
+        """Whether it is a color image; maps of depth are none."""
         depth = any(self.info.get(name) for name in ("is_depth_map", "video.is_depth_map"))
         return self.dtype in ("image", "video") and not depth
 

@@ -15,10 +15,10 @@ from vlm_vision.data.lerobot.cells import MEMORY, Cells
 from vlm_vision.data.lerobot.layout import ACTION, STATE, STATS, SUCCESS, Feature, Info, camera_name, read_info
 from vlm_vision.data.lerobot.meta import StoredEpisode, read_episodes, read_tasks
 from vlm_vision.data.lerobot.rows import read_rows
-from vlm_vision.data.lerobot.video import Videos
+from vlm_vision.data.lerobot.video import VideoReaders
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import Statistics, chosen, listed, read_statistics
+from vlm_vision.robot.statistics import Statistics, choose_statistics, listed, read_statistics
 from vlm_vision.robot.window import Window
 
 
@@ -41,7 +41,7 @@ class Frame:
 class RobotDataset:
     """A LeRobotDataset v3. `read_dataset` makes it; it can be pickled and used after a fork, by one thread at a time.
 
-    Numbers are in memory, shared with forked workers, read again by spawned ones; pictures are decoded when asked for.
+    Numbers are in memory, shared with forked workers, read again by spawned ones; images are decoded when asked for.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RobotDataset:
         if unknown := set(np.unique(self._values["task_index"]).tolist()) - set(self.tasks):
             raise ValueError(f"{folder} has moments of task {min(unknown)}, which its tasks.parquet does not tell")
         self._starts = np.cumsum([0, *(episode.length for episode in self.episodes)])
-        self._memory, self._videos, self._cells = memory, Videos(), Cells(memory)
+        self._memory, self._videos, self._cells = memory, VideoReaders(), Cells(memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.info, self.episodes, self._keys, self.tolerance, self._memory)
@@ -101,7 +101,7 @@ class RobotDataset:
         Raises:
             ValueError: it tells none. `Statistics.of(dataset.column("action"))` measures them.
         """
-        return chosen(read_statistics(self.folder / STATS), "")
+        return choose_statistics(read_statistics(self.folder / STATS), "")
 
     def column(self, feature: str) -> np.ndarray:
         """(N, *shape), a feature at all moments; not to be written to.
@@ -119,7 +119,7 @@ class RobotDataset:
         """A moment, 0 <= index < len(self).
 
         Raises:
-            ValueError: a picture that cannot be read; it names the file, the episode and the frame.
+            ValueError: an image that cannot be read; it names the file, the episode and the frame.
         """
         episode, step = self._place(index)
         values = {name: copy(column[index]) for name, column in self._values.items()}
@@ -140,7 +140,7 @@ class RobotDataset:
         return Window(self._observation(index, episode, step), actions, ahead >= left, episode.index, step)
 
     def episode(self, number: int) -> Episode:
-        """The episode at a place of `episodes`, its pictures decoded when asked for.
+        """The episode at a place of `episodes`, its images decoded when asked for.
 
         Raises:
             ValueError: no actions in the data set, or an episode of several tasks.
@@ -152,16 +152,16 @@ class RobotDataset:
             raise ValueError(f"{self.folder}, episode {stored.index} has the tasks {names}: read it by frame")
         return Episode(
             task=self.tasks[int(tasks[0])],
-            images={camera: _Pictures(self, camera, int(first), stored.length) for camera in self.cameras},
+            images={camera: _CameraImages(self, camera, int(first), stored.length) for camera in self.cameras},
             actions=self.column(ACTION)[first:last],
             states=self._values[STATE][first:last] if STATE in self._values else None,
             success=bool(self._values[SUCCESS][first:last].any()) if SUCCESS in self._values else None,
         )
 
-    def picture(self, index: int, camera: str) -> np.ndarray:
+    def image(self, index: int, camera: str) -> np.ndarray:
         """What a camera saw at a moment, uint8 (H, W, 3) RGB. Raises ValueError as `frame`."""
         episode, step = self._place(index)
-        return self._picture(index, episode, step, camera)
+        return self._image(index, episode, step, camera)
 
     def _place(self, index: int) -> tuple[StoredEpisode, int]:
         if not 0 <= index < len(self):
@@ -170,32 +170,32 @@ class RobotDataset:
         return self.episodes[number], int(index - self._starts[number])
 
     def _observation(self, index: int, episode: StoredEpisode, step: int) -> Observation:
-        images = {camera: self._picture(index, episode, step, camera) for camera in self.cameras}
+        images = {camera: self._image(index, episode, step, camera) for camera in self.cameras}
         state = self._values[STATE][index].copy() if STATE in self._values else None
         return Observation(images, self.tasks[int(self._values["task_index"][index, 0])], state)
 
-    def _picture(self, index: int, episode: StoredEpisode, step: int, camera: str) -> np.ndarray:
+    def _image(self, index: int, episode: StoredEpisode, step: int, camera: str) -> np.ndarray:
         key = self._keys[camera]
         feature = self.features[key]
         try:
             if feature.dtype == "image":
-                picture = self._cells.picture(episode.file, key, int(self._rows[index]))
+                image = self._cells.image(episode.file, key, int(self._rows[index]))
             else:
                 clip = episode.clips[key]
                 seconds = clip.start + float(self._values["timestamp"][index, 0])
-                picture = self._videos.at(clip.file, seconds, self.tolerance)
+                image = self._videos.at(clip.file, seconds, self.tolerance)
         except ValueError as error:
             raise ValueError(f"episode {episode.index}, frame {step}, camera {camera}: {error}") from None
-        if picture.shape != feature.shape:
+        if image.shape != feature.shape:
             raise ValueError(
-                f"episode {episode.index}, frame {step}, camera {camera}: the picture has shape {picture.shape}, "
+                f"episode {episode.index}, frame {step}, camera {camera}: the image has shape {image.shape}, "
                 f"info.json says {feature.shape}: get the data set anew"
             )
-        return picture
+        return image
 
 
 @dataclass(frozen=True)
-class _Pictures(Sequence[np.ndarray]):
+class _CameraImages(Sequence[np.ndarray]):
     """What a camera saw in an episode."""
 
     dataset: RobotDataset = field(repr=False)
@@ -209,7 +209,7 @@ class _Pictures(Sequence[np.ndarray]):
     def __getitem__(self, step: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= step < self.length:
             raise IndexError(f"moment {step} of {self.length}")
-        return self.dataset.picture(self.first + step, self.camera)
+        return self.dataset.image(self.first + step, self.camera)
 
 
 def read_dataset(
@@ -230,7 +230,7 @@ def read_dataset(
             features without "observation.images.". Maps of depth are not read.
         tolerance: seconds that a frame of a video may be off the moment's time; default a quarter of a moment.
         revision: of a hub id: branch, tag ("v3.0") or commit.
-        memory: bytes of PNG pictures that are kept. With less than there are, moments in random order take some twenty
+        memory: bytes of PNG images that are kept. With less than there are, moments in random order take some twenty
             times as long.
 
     Raises:
@@ -251,7 +251,7 @@ def read_dataset(
 
 def _cameras(folder: Path, info: Info, wanted: Mapping[str, str] | None) -> dict[str, str]:
     """Name -> feature."""
-    known = {camera_name(key): key for key, feature in info.features.items() if feature.is_picture}
+    known = {camera_name(key): key for key, feature in info.features.items() if feature.is_image}
     if wanted is None:
         return known
     for name in wanted.values():

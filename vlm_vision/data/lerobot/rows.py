@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from vlm_vision.data.lerobot.layout import ACTION, STATE, Info
 from vlm_vision.data.lerobot.meta import StoredEpisode
-from vlm_vision.data.lerobot.tables import BadRow, read_table, to_array
+from vlm_vision.data.lerobot.tables import BadRowError, read_table, to_array
 
 
 def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Feature -> (N, *shape) of the moments of these episodes, one after another; and each moment's row in its table.
 
-    Each table is read once, memory-mapped. Pictures, and columns that are neither numbers nor text, are left out.
+    Each table is read once, memory-mapped. Images, and columns that are neither numbers nor text, are left out.
 
     Raises:
         ValueError: a damaged table, one that lacks moments, or an action or state that is not finite; it names the file,
@@ -53,7 +53,7 @@ def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, 
 def _counter(file: Path, table: pa.Table, name: str) -> np.ndarray:
     try:
         return to_array(table[name], "int64", ())
-    except BadRow as error:
+    except BadRowError as error:
         raise ValueError(f"{file}, row {error.row}: {name} {error}: get it anew") from None
     except ValueError as error:
         raise ValueError(f"{file}: {name}: {error}: get it anew") from None
@@ -64,9 +64,9 @@ def _column(file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, 
     try:
         values = to_array(table[name], feature.dtype, feature.shape)
         if name in (ACTION, STATE) and not (finite := np.isfinite(values).reshape(len(values), -1).all(1)).all():
-            raise BadRow(int(np.flatnonzero(~finite)[0]), "is NaN or Inf")
+            raise BadRowError(int(np.flatnonzero(~finite)[0]), "is NaN or Inf")
         return values
-    except BadRow as error:
+    except BadRowError as error:
         where = f"{file}, episode {of[error.row]}, frame {moments[error.row]}"
         raise ValueError(f"{where}: {name} {error}: mend it, or leave the episode out") from None
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Statistics as LeRobot lays them out, but exact: over every row and every pixel, quantiles by linear interpolation.
 
-LeRobot itself samples pictures and reads quantiles off histograms of 5000 bins.
+LeRobot itself samples images and reads quantiles off histograms of 5000 bins.
 """
 
 import math
@@ -12,11 +12,11 @@ import numpy as np
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
-Told = dict[str, Any]
+JsonStatistics = dict[str, Any]
 """Name of the statistic -> nested lists, as stats.json holds them."""
 
 
-def of_numbers(parts: Sequence[np.ndarray]) -> Told:
+def of_numbers(parts: Sequence[np.ndarray]) -> JsonStatistics:
     """Of the rows (n, *shape) of all parts, by the last axis as LeRobot; std over n."""
     found: dict[str, list[Any]] = {name: [] for name in ("min", "max", "mean", "std", *QUANTILES)}
     flat = [part.reshape(-1, part.shape[-1]) for part in parts]
@@ -32,25 +32,25 @@ def of_numbers(parts: Sequence[np.ndarray]) -> Told:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How often each channel has each of the 256 values, from which all statistics of pictures follow."""
+    """How often each channel has each of the 256 values, from which all statistics of images follow."""
 
     counts: np.ndarray
     """(3, 256) int64."""
-    pictures: int
+    images: int
 
     @classmethod
     def none(cls) -> "PixelCounts":
         return cls(np.zeros((3, 256), np.int64), 0)
 
     @classmethod
-    def of(cls, picture: np.ndarray) -> "PixelCounts":
+    def of(cls, image: np.ndarray) -> "PixelCounts":
         """Of one uint8 (H, W, 3)."""
-        return cls(np.stack([np.bincount(picture[..., c].ravel(), minlength=256) for c in range(3)]), 1)
+        return cls(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]), 1)
 
     def __add__(self, other: "PixelCounts") -> "PixelCounts":
-        return PixelCounts(self.counts + other.counts, self.pictures + other.pictures)
+        return PixelCounts(self.counts + other.counts, self.images + other.images)
 
-    def told(self) -> Told:
+    def to_json(self) -> JsonStatistics:
         """Of values in [0, 1], each (3, 1, 1)."""
         values, pixels = np.arange(256) / 255, int(self.counts[0].sum())
         mean = self.counts @ values / pixels
@@ -63,10 +63,10 @@ class PixelCounts:
             around = (math.floor(place), math.ceil(place))
             low, high = ([int(np.searchsorted(row, at, side="right")) for row in upto] for at in around)
             found[name] = values[low] + (values[high] - values[low]) * (place - around[0])
-        return _with_count({name: value.reshape(3, 1, 1).tolist() for name, value in found.items()}, self.pictures)
+        return _with_count({name: value.reshape(3, 1, 1).tolist() for name, value in found.items()}, self.images)
 
 
-def _with_count(found: dict[str, list[Any]], rows: int) -> Told:
+def _with_count(found: dict[str, list[Any]], rows: int) -> JsonStatistics:
     """In LeRobot's order."""
     first = ("min", "max", "mean", "std")
     return {n: found[n] for n in first} | {"count": [rows]} | {name: found[name] for name in QUANTILES}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-class BadRow(ValueError):
+class BadRowError(ValueError):
     """A row that holds no value of its kind; `row` is its number in the table."""
 
     def __init__(self, row: int, problem: str):
@@ -48,7 +48,7 @@ def to_array(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.nd
     """A column of numbers or (nested) lists of numbers -> (rows, *shape); a column of text -> (rows,) of objects.
 
     Raises:
-        BadRow: a row without a value, or with more or fewer numbers than `shape`.
+        BadRowError: a row without a value, or with more or fewer numbers than `shape`.
         ValueError: it holds nothing of that kind.
     """
     if dtype == "string":
@@ -62,12 +62,12 @@ def to_array(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.nd
             if flat.null_count:
                 found = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0])
                 per_row = max(len(flat) // max(len(chunk), 1), 1)
-                raise BadRow(done + found // per_row, "has no value")
+                raise BadRowError(done + found // per_row, "has no value")
             if not (pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type) or _is_fixed(flat.type)):
                 break
             flat = flat.flatten()
         if len(flat) != size * len(chunk):
-            raise BadRow(done + _uneven(chunk, size), f"does not hold {size} numbers")
+            raise BadRowError(done + _uneven(chunk, size), f"does not hold {size} numbers")
         try:
             parts.append(flat.to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(len(chunk), *shape))
         except (TypeError, ValueError) as error:

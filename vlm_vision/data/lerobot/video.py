@@ -1,4 +1,4 @@
-"""Pictures out of videos: by their time, in any order, quickest in the video's own.
+"""Images out of videos: by their time, in any order, quickest in the video's own.
 
 Videos are decoded on one thread: frames of robots are small, workers are many, and a decoder without threads survives a fork.
 """
@@ -20,7 +20,7 @@ _SEEK = 2
 """What a seek costs, in decoded frames."""
 
 
-class Video:
+class VideoReader:
     """An open video.
 
     Raises:
@@ -32,7 +32,7 @@ class Video:
         try:
             self._container = av.open(self.path)
             if not self._container.streams.video:
-                raise ValueError("it has no pictures")
+                raise ValueError("it has no images")
             self._stream = self._container.streams.video[0]
             if self._stream.codec_context is None:
                 raise ValueError("FFmpeg does not know its codec")
@@ -107,11 +107,11 @@ class Video:
     def _sought(self, wanted: int, *, run_in: int) -> Iterator[Any]:
         """Frames from the last key frame on that is shown at `wanted` or before.
 
-        A file is sought by when frames are decoded, and pictures that lead a key frame, decoded after it and shown before,
+        A file is sought by when frames are decoded, and images that lead a key frame, decoded after it and shown before,
         need the one before.
 
         Args:
-            run_in: 1 to begin at the key frame before: H.264 may let a picture put one away that is older than the key
+            run_in: 1 to begin at the key frame before: H.264 may let an image put one away that is older than the key
                 frame, which is an error where that was not decoded.
         """
         key = self._first(wanted)
@@ -140,7 +140,7 @@ class Video:
 def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
     """Frames that are decoded from a key frame on and shown no earlier; what others lack is no damage.
 
-    Holds no `Video`: as part of a cycle it would be freed when the collector runs, in a forked process perhaps.
+    Holds no `VideoReader`: as part of a cycle it would be freed when the collector runs, in a forked process perhaps.
     """
     for packet in packets:
         matters = packet.dts is None or (packet.dts >= key.dts and packet.pts >= key.pts)
@@ -153,22 +153,22 @@ def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
         yield from (frame for frame in frames if frame.pts is not None and frame.pts >= key.pts)
 
 
-class Videos:
+class VideoReaders:
     """Videos that are opened when first looked at; the last `limit` of them stay open, in each process its own."""
 
     def __init__(self, limit: int = 16):
         self.limit = limit
-        self._open: OrderedDict[Path, Video] = OrderedDict()
+        self._open: OrderedDict[Path, VideoReader] = OrderedDict()
         self._process = os.getpid()
         self._inherited: list[Any] = []
 
     def at(self, path: Path, seconds: float, tolerance: float) -> np.ndarray:
-        """As `Video.at`."""
+        """As `VideoReader.at`."""
         if self._process != os.getpid():  # after a fork the files' positions are shared with the parent
             self._inherited.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
         if path not in self._open:
-            self._open[path] = Video(path)
+            self._open[path] = VideoReader(path)
             if len(self._open) > self.limit:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(path)
@@ -178,7 +178,7 @@ class Videos:
             self._open.pop(path).close()
             raise
 
-    def __reduce__(self) -> tuple[type["Videos"], tuple[int]]:
+    def __reduce__(self) -> tuple[type["VideoReaders"], tuple[int]]:
         return type(self), (self.limit,)
 
 

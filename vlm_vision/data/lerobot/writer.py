@@ -26,7 +26,7 @@ from vlm_vision.data.lerobot.layout import (
     Info,
     camera_key,
 )
-from vlm_vision.data.lerobot.statistics import PixelCounts, Told, of_numbers
+from vlm_vision.data.lerobot.statistics import PixelCounts, JsonStatistics, of_numbers
 from vlm_vision.data.lerobot.tables import read_table, to_array
 from vlm_vision.data.lerobot.written import RollingTables, data_table, tasks_table
 from vlm_vision.files import new_folder, write_json
@@ -64,7 +64,7 @@ def write_dataset(
         data_files_size_in_mb, video_files_size_in_mb: a new file begins where an episode would go over.
 
     Raises:
-        ValueError: the folder is there already; no episodes; one unlike the first, or a picture that cannot be read; it names
+        ValueError: the folder is there already; no episodes; one unlike the first, or an image that cannot be read; it names
             the episode by its number.
     """
     if not isinstance(fps, int) or fps < 1:
@@ -80,12 +80,12 @@ def write_dataset(
         video_files_size_in_mb=video_files_size_in_mb,
     )
     with new_folder(Path(folder)) as staging, ExitStack() as stack:
-        writing: _Writing | None = None
+        writing: _DatasetWriter | None = None
         for number, episode in enumerate(episodes):
             try:
                 if writing is None:
                     features = _features(episode, names, codec, fps)
-                    writing = _Writing(staging, replace(info, features=features), codec)
+                    writing = _DatasetWriter(staging, replace(info, features=features), codec)
                     stack.callback(writing.close)
                 writing.add(number, episode)
             except ValueError as error:
@@ -95,7 +95,7 @@ def write_dataset(
         return writing.finish()
 
 
-class _Writing:
+class _DatasetWriter:
     """A data set that is being written."""
 
     def __init__(self, folder: Path, info: Info, codec: str):
@@ -105,7 +105,7 @@ class _Writing:
         self.meta = RollingTables(folder, EPISODES_PATH, limit=info.data_files_size_in_mb * mib, chunks_size=chunks)
         limit = info.video_files_size_in_mb * mib
         self.videos = {key: VideoFiles(folder, key, self.rate, limit=limit, chunks_size=chunks) for key in info.videos}
-        self.pixels = {key: PixelCounts.none() for key, feature in info.features.items() if feature.is_picture}
+        self.pixels = {key: PixelCounts.none() for key, feature in info.features.items() if feature.is_image}
         self.tasks: dict[str, int] = {}
         self.frames = self.episodes = 0
         self._rows: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ class _Writing:
         task = self.tasks.setdefault(episode.task, len(self.tasks))
         numbers = self._numbers(number, episode, task)
         told = {name: of_numbers([values]) for name, values in numbers.items()}
-        pictures, row = {}, {"episode_index": number, "tasks": [episode.task], "length": len(episode)}
+        images, row = {}, {"episode_index": number, "tasks": [episode.task], "length": len(episode)}
         for camera, given in episode.images.items():
             key, counts = camera_key(camera), []
             drawn = self._drawn(camera, given, counts)
@@ -130,11 +130,11 @@ class _Writing:
                 where |= {"from_timestamp": place.start, "to_timestamp": place.end}
                 row |= {f"videos/{key}/{name}": value for name, value in where.items()}
             else:
-                pictures[key] = [png(picture) for picture in drawn]
+                images[key] = [png(image) for image in drawn]
             seen = sum(counts, PixelCounts.none())
             self.pixels[key] += seen
-            told[key] = seen.told()
-        chunk, file = self.data.add(data_table(self.info.features, numbers, pictures))
+            told[key] = seen.to_json()
+        chunk, file = self.data.add(data_table(self.info.features, numbers, images))
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         row |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + len(episode)}
         row |= {f"stats/{name}/{kind}": value for name, kinds in told.items() for kind, value in kinds.items()}
@@ -148,7 +148,7 @@ class _Writing:
         """Write what tells of all episodes."""
         self._write_rows()
         self.close()
-        told = {key: pixels.told() for key, pixels in self.pixels.items()}
+        told = {key: pixels.to_json() for key, pixels in self.pixels.items()}
         for name, feature in self.info.features.items():
             if feature.is_table:
                 parts = [
@@ -206,20 +206,20 @@ class _Writing:
         return {name: numbers[name] for name in features if name in numbers}
 
     def _drawn(self, camera: str, given: Any, counts: list[PixelCounts]) -> Iterator[np.ndarray]:
-        """The pictures of a camera, one at a time, counted as they go by."""
+        """The images of a camera, one at a time, counted as they go by."""
         shape = self.info.features[camera_key(camera)].shape
         for step in range(len(given)):
             try:
-                picture = np.asarray(load_image(given[step]))
+                image = np.asarray(load_image(given[step]))
             except ValueError as error:
                 raise ValueError(f"frame {step} of camera {camera}: {error}") from None
-            if picture.shape != shape:
-                sizes = " and ".join(f"{size[0]} x {size[1]}" for size in (picture.shape, shape))
+            if image.shape != shape:
+                sizes = " and ".join(f"{size[0]} x {size[1]}" for size in (image.shape, shape))
                 raise ValueError(
                     f"frame {step} of camera {camera}: sizes differ, {sizes} of the first: resize them alike"
                 )
-            counts.append(PixelCounts.of(picture))
-            yield picture
+            counts.append(PixelCounts.of(image))
+            yield image
 
     def _write_rows(self) -> None:
         """The rows of meta/episodes."""
@@ -244,7 +244,7 @@ def _features(episode: Episode, names: Mapping[str, tuple[str, ...]], codec: str
             shape = np.asarray(load_image(given[0])).shape
         except ValueError as error:
             raise ValueError(f"frame 0 of camera {camera}: {error}") from None
-        about: Told = {}
+        about: JsonStatistics = {}
         if codec:
             check_size(shape, codec)
             about = {"video.height": shape[0], "video.width": shape[1], "video.codec": codec}

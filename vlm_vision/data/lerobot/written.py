@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from vlm_vision.data.lerobot.layout import Feature, next_place
 
 _ROW_GROUP = 4 * 2**20
-"""Bytes: what a reader takes in to see one picture."""
+"""Bytes: what a reader takes in to see one image."""
 
-_PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 class RollingTables:
@@ -62,17 +62,17 @@ class RollingTables:
 
 
 def data_table(
-    features: Mapping[str, Feature], numbers: Mapping[str, np.ndarray], pictures: Mapping[str, Sequence[bytes]]
+    features: Mapping[str, Feature], numbers: Mapping[str, np.ndarray], images: Mapping[str, Sequence[bytes]]
 ) -> pa.Table:
-    """The moments of an episode: numbers (T, *shape), encoded pictures; with what `datasets` wants to know of them."""
+    """The moments of an episode: numbers (T, *shape), encoded images; with what `datasets` wants to know of them."""
     columns, described = {}, {}
     for name, feature in features.items():
         if feature.dtype == "video":
             continue
         if feature.dtype == "image":
-            paths = pa.array([f"frame-{i:06d}.png" for i in range(len(pictures[name]))])
+            paths = pa.array([f"frame-{i:06d}.png" for i in range(len(images[name]))])
             columns[name] = pa.StructArray.from_arrays(
-                [pa.array(pictures[name], pa.binary()), paths], fields=list(_PICTURE)
+                [pa.array(images[name], pa.binary()), paths], fields=list(_IMAGE)
             )
             described[name] = {"_type": "Image"}
             continue

@@ -18,22 +18,22 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from vlm_vision.data.shards.fetch import Missing, Unreachable, fetch
-from vlm_vision.data.shards.members import Places, index_of
+from vlm_vision.data.shards.fetch import MissingFileError, UnreachableError, fetch
+from vlm_vision.data.shards.members import SampleOffsets, index_of
 from vlm_vision.data.shards.tar import whole_members
 
 log = logging.getLogger(__name__)
 
 LOST_FOR = 3600
 """Seconds until a shard that was missing is asked for again, and what a killed process left is dropped."""
-_PLACES = struct.Struct(f"<{len(Places._fields)}q")
+_PLACES = struct.Struct(f"<{len(SampleOffsets._fields)}q")
 _END = struct.Struct("<qq")
 """At the end of the file of a shard: bytes of the tar file, bytes of each record of the index that follows it."""
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A tar file and its index: the places and the name of the picture of every sample, in records of one size."""
+    """A tar file and its index: the places and the name of the image of every sample, in records of one size."""
 
     file: BinaryIO
     size: int
@@ -43,11 +43,11 @@ class OpenShard:
     count: int
     """Samples."""
 
-    def sample(self, index: int) -> tuple[str, Places]:
-        """Name of the picture and places of a sample, `index` < `count`."""
+    def sample(self, index: int) -> tuple[str, SampleOffsets]:
+        """Name of the image and places of a sample, `index` < `count`."""
         self.file.seek(self.size + index * self.width)
         record = self.file.read(self.width)
-        return record[_PLACES.size :].rstrip(b"\0").decode(), Places(*_PLACES.unpack_from(record))
+        return record[_PLACES.size :].rstrip(b"\0").decode(), SampleOffsets(*_PLACES.unpack_from(record))
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ class ShardCache:
                     os.replace(part, path)
                 closing.pop_all()
             return shard
-        except Missing as error:
+        except MissingFileError as error:
             path.with_suffix(".lost").write_text(str(error))
             log.warning("%s: its %ssamples count as bad", error, "" if told is None else f"{told} ")
             raise
-        except Unreachable:
+        except UnreachableError:
             raise
         except OSError as error:
-            raise Unreachable(
+            raise UnreachableError(
                 f"{path} cannot be written ({error.strerror}): make room, or choose another cache"
             ) from None
         finally:
@@ -182,6 +182,6 @@ def _check_lost(path: Path) -> None:
     marker = path.with_suffix(".lost")
     try:
         if time.time() - marker.stat().st_mtime < LOST_FOR:
-            raise Missing(marker.read_text())
+            raise MissingFileError(marker.read_text())
     except FileNotFoundError:
         pass

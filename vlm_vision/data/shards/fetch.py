@@ -13,20 +13,20 @@ from typing import BinaryIO, NamedTuple
 
 log = logging.getLogger(__name__)
 
-WAITS = (1, 2, 4, 8, 16, 32, 64)
+RETRY_DELAYS = (1, 2, 4, 8, 16, 32, 64)
 """Seconds before each new attempt; the count begins again whenever more of the file has come than before."""
 TIMEOUT = 60
 """Seconds without a byte after which a connection is given up."""
-CHUNK = 1 << 20
-PASSING = (408, 425, 429)
+CHUNK_BYTES = 1 << 20
+RETRYABLE_STATUS = (408, 425, 429)
 """Answers of a server below 500 that may be others later."""
 
 
-class Missing(ValueError):
+class MissingFileError(ValueError):
     """There is no such file, or it may not be read: to ask again is of no use."""
 
 
-class Unreachable(OSError):
+class UnreachableError(OSError):
     """A file that may well be there cannot be fetched now, or there is no room for it: stop, and go on later."""
 
 
@@ -45,7 +45,7 @@ def fetch(url: str, out: BinaryIO) -> None:
 
     Raises:
         Missing: HTTP 404 and the like.
-        Unreachable: no connection, and no more of the file after `WAITS`.
+        Unreachable: no connection, and no more of the file after `RETRY_DELAYS`.
         ValueError: a protocol that fsspec has not, or not without another package.
     """
     version, furthest, failures = "", 0, 0
@@ -55,7 +55,7 @@ def fetch(url: str, out: BinaryIO) -> None:
                 version = source.version
                 out.seek(source.start)
                 out.truncate()
-                shutil.copyfileobj(source.file, out, CHUNK)
+                shutil.copyfileobj(source.file, out, CHUNK_BYTES)
                 out.flush()
             if source.size is None or out.tell() == source.size:
                 return
@@ -66,14 +66,14 @@ def fetch(url: str, out: BinaryIO) -> None:
             reason = str(error) or type(error).__name__
         if out.tell() > furthest:
             furthest, failures = out.tell(), 0
-        if failures == len(WAITS):
-            raise Unreachable(f"{url} cannot be fetched ({reason}): start again when it can, and the run goes on")
-        log.info("%s: %s; trying again in %s s", url, reason, WAITS[failures])
-        time.sleep(WAITS[failures])
+        if failures == len(RETRY_DELAYS):
+            raise UnreachableError(f"{url} cannot be fetched ({reason}): start again when it can, and the run goes on")
+        log.info("%s: %s; trying again in %s s", url, reason, RETRY_DELAYS[failures])
+        time.sleep(RETRY_DELAYS[failures])
         failures += 1
 
 
-def fetched(url: str) -> bytes:
+def fetch_temporary(url: str) -> bytes:
     """A small file. Raises as `fetch`."""
     out = io.BytesIO()
     fetch(url, out)
@@ -108,7 +108,7 @@ def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
                 file.seek(start)
                 yield _Source(file, start, about.get("size"), told)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise Missing(f"{url} is missing ({type(error).__name__})") from None
+            raise MissingFileError(f"{url} is missing ({type(error).__name__})") from None
         return
     wanted = {"Range": f"bytes={start}-", "If-Range": version} if start else {}
     request = urllib.request.Request(url, headers={"User-Agent": "vlm_vision"} | wanted)
@@ -116,8 +116,8 @@ def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code < 500 and error.code not in (*PASSING, 416):
-            raise Missing(f"{url} is missing (HTTP {error.code} {error.reason})") from None
+        if error.code < 500 and error.code not in (*RETRYABLE_STATUS, 416):
+            raise MissingFileError(f"{url} is missing (HTTP {error.code} {error.reason})") from None
         raise
     with closing(response):
         start = start if response.status == 206 else 0

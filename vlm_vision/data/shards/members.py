@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from tarfile import TarInfo
 from typing import BinaryIO, NamedTuple
 
-from vlm_vision.data.conversations.webdataset import PICTURES
+from vlm_vision.data.conversations.webdataset import IMAGES
 from vlm_vision.data.sample import caption_of
 from vlm_vision.data.shards.tar import TarMember, read_at
 
 
-class Places(NamedTuple):
+class SampleOffsets(NamedTuple):
     """Where a sample lies in its shard, in bytes; a member that it lacks has size 0."""
 
-    picture: int
-    picture_size: int
+    image: int
+    image_size: int
     json: int
     json_size: int
     text: int
@@ -23,33 +23,33 @@ class Places(NamedTuple):
     label_size: int
 
 
-def index_of(samples: Mapping[str, Mapping[str, TarInfo]]) -> tuple[list[str], list[Places], list[str]]:
-    """Names of the pictures and places of the samples of a shard; keys that have no picture."""
+def index_of(samples: Mapping[str, Mapping[str, TarInfo]]) -> tuple[list[str], list[SampleOffsets], list[str]]:
+    """Names of the images and places of the samples of a shard; keys that have no image."""
     names, places, without = [], [], []
     for key, members in samples.items():
-        picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
-        if picture is None:
+        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        if image is None:
             without.append(key)
             continue
         others = [members.get(suffix) for suffix in ("json", "txt", "cls")]
-        found = [number for one in (picture, *others) for number in ((one.offset_data, one.size) if one else (0, 0))]
-        names.append(picture.name)
-        places.append(Places(*found))
+        found = [number for one in (image, *others) for number in ((one.offset_data, one.size) if one else (0, 0))]
+        names.append(image.name)
+        places.append(SampleOffsets(*found))
     return names, places, without
 
 
-def caption_at(file: BinaryIO, places: Places, picture: TarMember) -> str:
+def caption_at(file: BinaryIO, places: SampleOffsets, image: TarMember) -> str:
     """ "caption" of the JSON, else the text; empty where both are missing or damaged."""
     try:
-        record = json.loads(read_at(file, places.json, places.json_size, picture)) if places.json_size else None
+        record = json.loads(read_at(file, places.json, places.json_size, image)) if places.json_size else None
     except (ValueError, RecursionError):
         record = None
     caption = caption_of(record.get("caption")) if isinstance(record, dict) else ""
-    return caption or read_at(file, places.text, places.text_size, picture).decode("utf-8-sig", errors="ignore").strip()
+    return caption or read_at(file, places.text, places.text_size, image).decode("utf-8-sig", errors="ignore").strip()
 
 
-def label_at(file: BinaryIO, places: Places, picture: TarMember) -> str | None:
+def label_at(file: BinaryIO, places: SampleOffsets, image: TarMember) -> str | None:
     """The text of its class; None: it has none."""
     if not places.label_size:
         return None
-    return read_at(file, places.label, places.label_size, picture).decode(errors="replace").strip()
+    return read_at(file, places.label, places.label_size, image).decode(errors="replace").strip()

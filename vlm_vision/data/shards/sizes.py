@@ -12,7 +12,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from vlm_vision.data.shards.cache import ShardCache
-from vlm_vision.data.shards.fetch import Missing, fetched
+from vlm_vision.data.shards.fetch import MissingFileError, fetch_temporary
 from vlm_vision.data.shards.members import index_of
 from vlm_vision.data.shards.tar import braces, matching, members_by_key, open_shard
 
@@ -90,7 +90,7 @@ def count_samples(source: str, cache: ShardCache) -> list[Path]:
         try:
             with cache.opened(url) as shard:
                 return shard.count
-        except Missing:
+        except MissingFileError:
             return 0
 
     urls = shard_urls(source)
@@ -115,8 +115,8 @@ def _sibling(url: str, name: str) -> str:
 def _record(url: str) -> dict[str, Any]:
     """A JSON object by URL; empty where there is none."""
     try:
-        text = fetched(url)
-    except Missing:
+        text = fetch_temporary(url)
+    except MissingFileError:
         return {}
     try:
         record = json.loads(text)

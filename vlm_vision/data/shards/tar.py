@@ -8,12 +8,12 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from vlm_vision.data.stored_image import Stored
+from vlm_vision.data.stored_image import StoredImage
 
 
 @dataclass(frozen=True)
-class TarMember(Stored):
-    """A picture inside a tar file."""
+class TarMember(StoredImage):
+    """An image inside a tar file."""
 
     shard: str
     name: str
@@ -79,12 +79,12 @@ def open_shard(path: str) -> BinaryIO:
         raise ValueError(f"shard {path} cannot be opened ({error.strerror}): expected a local tar file") from None
 
 
-def read_at(file: BinaryIO, offset: int, size: int, picture: TarMember) -> bytes:
-    """A member of the shard of `picture`. Raises ValueError if the shard is now shorter."""
+def read_at(file: BinaryIO, offset: int, size: int, image: TarMember) -> bytes:
+    """A member of the shard of `image`. Raises ValueError if the shard is now shorter."""
     file.seek(offset)
     data = file.read(size)
     if len(data) != size:
-        raise ValueError(f"{picture} is cut short: {picture.shard} changed after it was indexed; start again")
+        raise ValueError(f"{image} is cut short: {image.shard} changed after it was indexed; start again")
     return data
 
 

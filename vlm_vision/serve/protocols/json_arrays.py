@@ -26,7 +26,7 @@ def loads(text: bytes | str) -> object:
     signs = text.encode(errors="replace") if isinstance(text, str) else text
     if sum(signs.count(sign) for sign in (b"[", b"{", b",")) > MOST_VALUES:
         raise ValueError(
-            f"the request cannot be read as JSON with arrays (more than {MOST_VALUES} brackets and commas): send pictures as arrays"
+            f"the request cannot be read as JSON with arrays (more than {MOST_VALUES} brackets and commas): send images as arrays"
         )
     try:
         return json.loads(text, object_hook=_loaded)

@@ -27,7 +27,7 @@ def unpack(data: bytes) -> Any:
     Raises:
         ValueError: no msgpack, more than `MOST_VALUES` values, or an array of anything but numbers.
     """
-    held = _Held()
+    held = _CountedItems()
     limits = {"max_array_len": _MOST_ITEMS, "max_map_len": _MOST_ITEMS, "max_ext_len": 0}
     try:
         return msgpack.unpackb(data, list_hook=held.list, object_hook=held.map, **limits)
@@ -36,7 +36,7 @@ def unpack(data: bytes) -> Any:
         raise ValueError(f"the message cannot be read as msgpack with arrays ({reason[:200]})") from None
 
 
-class _Held:
+class _CountedItems:
     """Counts what the lists and maps of one message hold, each when it is complete."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _Held:
     def _count(self, found: Sized) -> None:
         self._left -= 1 + len(found)
         if self._left < 0:
-            raise ValueError(f"more than {MOST_VALUES} values; send pictures as arrays")
+            raise ValueError(f"more than {MOST_VALUES} values; send images as arrays")
 
 
 def _packed(value: object) -> dict[bytes, object]:

@@ -15,44 +15,44 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from vlm_vision.robot.observation import Observation
 from vlm_vision.serve.batching import Answer
-from vlm_vision.serve.errors import Refusal
-from vlm_vision.serve.handler import Desk
+from vlm_vision.serve.errors import RequestError
+from vlm_vision.serve.handler import RequestHandler
 from vlm_vision.serve.protocols.msgpack_arrays import pack, unpack
 
 
-async def talk(socket: WebSocket, desk: Desk) -> None:
+async def serve_websocket(socket: WebSocket, handler: RequestHandler) -> None:
     """One client, from its coming to its going."""
     try:
-        await desk.admit(socket)
-    except Refusal as refusal:
-        desk.metrics.request("websocket", refusal.status)
-        await socket.send_denial_response(PlainTextResponse(f"{refusal}\n", refusal.status))
+        await handler.admit(socket)
+    except RequestError as request_error:
+        handler.metrics.request("websocket", request_error.status)
+        await socket.send_denial_response(PlainTextResponse(f"{request_error}\n", request_error.status))
         return
     try:
         await socket.accept()
-        await socket.send_bytes(pack(_metadata(desk)))
-        await _converse(socket, desk)
+        await socket.send_bytes(pack(_metadata(handler)))
+        await _answer_messages(socket, handler)
     except (WebSocketDisconnect, ClientDisconnect):
         return
 
 
-async def _converse(socket: WebSocket, desk: Desk) -> None:
+async def _answer_messages(socket: WebSocket, handler: RequestHandler) -> None:
     before: float | None = None
     coming = asyncio.create_task(socket.receive())
     try:
         while (message := await coming)["type"] == "websocket.receive":
             began = time.perf_counter()
             coming = asyncio.create_task(socket.receive())
-            with desk.in_hand(began):
+            with handler.in_hand(began):
                 try:
-                    await desk.within(socket)
-                    read = partial(_observation, desk, message.get("bytes"))
-                    answer = await desk.answer(read, _gone(coming))
-                except Refusal as refusal:
-                    desk.metrics.request("websocket", refusal.status)
-                    await socket.send_text(str(refusal))
+                    await handler.within(socket)
+                    read = partial(_observation, handler, message.get("bytes"))
+                    answer = await handler.answer(read, _gone(coming))
+                except RequestError as request_error:
+                    handler.metrics.request("websocket", request_error.status)
+                    await socket.send_text(str(request_error))
                     continue
-                desk.metrics.request("websocket", 200)
+                handler.metrics.request("websocket", 200)
                 await socket.send_bytes(pack(_reply(answer, time.perf_counter() - began, before)))
                 before = time.perf_counter() - began
     finally:
@@ -65,10 +65,10 @@ async def _gone(coming: asyncio.Task[Message]) -> None:
         await asyncio.Event().wait()
 
 
-def _observation(desk: Desk, data: bytes | None) -> Observation:
+def _observation(handler: RequestHandler, data: bytes | None) -> Observation:
     if data is None:
         raise ValueError("the message is text: expected msgpack in a binary message")
-    return desk.keys.observation(unpack(data))
+    return handler.keys.observation(unpack(data))
 
 
 def _reply(answer: Answer, total: float, before: float | None) -> dict[str, object]:
@@ -86,8 +86,8 @@ def _milliseconds(seconds: dict[str, float]) -> dict[str, float]:
     return {f"{name}_ms": 1000 * value for name, value in seconds.items()}
 
 
-def _metadata(desk: Desk) -> dict[str, object]:
-    spec = desk.spec
+def _metadata(handler: RequestHandler) -> dict[str, object]:
+    spec = handler.spec
     return {
         "cameras": list(spec.cameras),
         "state_dim": spec.state_dim,
@@ -95,6 +95,6 @@ def _metadata(desk: Desk) -> dict[str, object]:
         "action_names": list(spec.action_names),
         "chunk": spec.chunk,
         "fps": spec.fps,
-        "statistics": desk.settings.statistics,
-        "keys": {key: target for key, target in desk.keys.targets.items() if target},
+        "statistics": handler.settings.statistics,
+        "keys": {key: target for key, target in handler.keys.targets.items() if target},
     }

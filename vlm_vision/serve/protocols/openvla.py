@@ -11,36 +11,36 @@ from starlette.responses import Response
 
 from vlm_vision.robot.observation import Observation
 from vlm_vision.serve.batching import Answer
-from vlm_vision.serve.errors import Refusal
-from vlm_vision.serve.handler import Desk
+from vlm_vision.serve.errors import RequestError
+from vlm_vision.serve.handler import RequestHandler
 from vlm_vision.serve.protocols.json_arrays import dumps, loads
-from vlm_vision.serve.settings import Settings
+from vlm_vision.serve.settings import ServerSettings
 
 
-async def act(request: Request, desk: Desk) -> Response:
+async def act(request: Request, handler: RequestHandler) -> Response:
     """One request."""
     began = time.perf_counter()
-    with desk.in_hand(began):
+    with handler.in_hand(began):
         try:
-            await desk.admit(request)
-            question = _Question(await _body(request, desk.settings), desk)
-            answer = await desk.answer(question.read, _gone(request))
-        except Refusal as refusal:
-            desk.metrics.request("http", refusal.status)
-            return _json({"error": str(refusal)}, refusal.status)
+            await handler.admit(request)
+            question = _ActRequest(await _body(request, handler.settings), handler)
+            answer = await handler.answer(question.read, _gone(request))
+        except RequestError as request_error:
+            handler.metrics.request("http", request_error.status)
+            return _json({"error": str(request_error)}, request_error.status)
         except ClientDisconnect:
             return Response(status_code=400)
-        desk.metrics.request("http", 200)
+        handler.metrics.request("http", 200)
         response = _json(question.reply(answer))
         response.headers["Server-Timing"] = _timing(answer, time.perf_counter() - began)
         return response
 
 
-class _Question:
+class _ActRequest:
     """A body, which is read in another thread, and what its sender expects back."""
 
-    def __init__(self, body: bytes, desk: Desk) -> None:
-        self._body, self._desk = body, desk
+    def __init__(self, body: bytes, handler: RequestHandler) -> None:
+        self._body, self._handler = body, handler
         self._encoded = self._one_action = False
 
     def read(self) -> Observation:
@@ -55,30 +55,30 @@ class _Question:
             raise ValueError(f"the request is of type {type(message).__name__}: expected an object with keys")
         self._one_action = "image" in message
         self._check_statistics(message.pop("unnorm_key", None))
-        return self._desk.keys.observation(message)
+        return self._handler.keys.observation(message)
 
     def reply(self, answer: Answer) -> object:
         actions = answer.actions[0] if self._one_action else list(answer.actions)
         return dumps(actions) if self._encoded else actions
 
     def _check_statistics(self, name: object) -> None:
-        known = self._desk.settings.statistics
+        known = self._handler.settings.statistics
         if name is not None and name != known:
             says = f"{known!r}, which is the one known" if known else "statistics without a name: leave unnorm_key out"
             raise ValueError(f"unnorm_key is {str(name)[:80]!r}: this policy was started with {says}")
 
 
-async def _body(request: Request, settings: Settings) -> bytes:
+async def _body(request: Request, settings: ServerSettings) -> bytes:
     most = settings.max_bytes
-    refusal = Refusal(413, f"the request is larger than {settings.max_message_mb:g} MiB: send smaller pictures")
+    request_error = RequestError(413, f"the request is larger than {settings.max_message_mb:g} MiB: send smaller images")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > most:
-        raise refusal
+        raise request_error
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > most:
-            raise refusal
+            raise request_error
     return bytes(body)
 
 

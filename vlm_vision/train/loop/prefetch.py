@@ -12,7 +12,7 @@ from vlm_vision.train.loop.sampler import StepBatches
 log = logging.getLogger(__name__)
 
 
-class FetchAhead(Sampler[list[int]]):
+class Prefetcher(Sampler[list[int]]):
     """The micro-batches of an order, while a thread fetches the shards that it draws from next.
 
     Args:

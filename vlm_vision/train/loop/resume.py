@@ -1,6 +1,6 @@
 """Checkpoints from which a run goes on as if it had not stopped.
 
-A checkpoint holds what training changes: weights that train and their averages (`EmaTeacher`), the optimiser's state, the
+A checkpoint holds what training changes: weights that train and their averages (`EmaTeacher`), the optimizer's state, the
 schedule, the gradient scaler and each process's random state. Weights that are frozen come from where they came from.
 Sharded or not, the tensors are written by torch.distributed.checkpoint, each process its part.
 """
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """What a checkpoint keeps."""
 
     model: nn.Module
@@ -44,7 +44,7 @@ class State:
     """What must be the same to go on, as JSON; kept to be compared."""
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, state: State, *, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, *, step: int) -> None:
     """Write the state after `step` steps; then drop the checkpoint before it. Every process must call it.
 
     The folder appears only when it is complete: a kill while writing leaves the one before.
@@ -79,7 +79,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: State, *, ste
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, state: State) -> int:
+def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> int:
     """Restore the newest checkpoint in `folder` and return its step; 0 if there is none. Every process must call it.
 
     With another number of processes the run goes on too, but what is drawn at random (dropout) is drawn anew.

@@ -24,9 +24,9 @@ class StepBatches(Sampler[list[int]]):
 
     Args:
         num_records: in the data set.
-        batch_size: records per optimiser step, over all processes.
+        batch_size: records per optimizer step, over all processes.
         micro_batch_size: records per forward pass.
-        steps: optimiser steps in all.
+        steps: optimizer steps in all.
         first_step: where to begin.
         seed: of the order.
         rank, world_size: this process and their number.
@@ -63,7 +63,7 @@ class StepBatches(Sampler[list[int]]):
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes per optimiser step in one process."""
+        """Forward passes per optimizer step in one process."""
         return self.batch_size // (self.micro_batch_size * self.world_size)
 
     def __len__(self) -> int:

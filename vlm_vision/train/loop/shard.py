@@ -1,4 +1,4 @@
-"""Fully sharded data parallel training (FSDP2): each process keeps its part of weights, gradients and optimiser state.
+"""Fully sharded data parallel training (FSDP2): each process keeps its part of weights, gradients and optimizer state.
 
 torch's own `fully_shard`. Each layer is gathered when its turn comes and let go again; what is between them is gathered with
 the model. A frozen encoder is small beside a language model and stays whole in every process.
@@ -26,7 +26,7 @@ def shard(
     aside: Collection[nn.Module] = (),
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Shard a model in place over all processes. Make the optimiser afterwards: the parameters are others.
+    """Shard a model in place over all processes. Make the optimizer afterwards: the parameters are others.
 
     Args:
         model: the same in every process; it may be on the CPU, each process keeps its part on `device`.

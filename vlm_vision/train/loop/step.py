@@ -1,4 +1,4 @@
-"""One optimiser step over micro-batches and processes, and what it reports."""
+"""One optimizer step over micro-batches and processes, and what it reports."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from vlm_vision.train.loop.nonfinite import ADVICE, first_bad_gradient, first_bad_module
-from vlm_vision.train.loop.resume import State, load_checkpoint, save_checkpoint
+from vlm_vision.train.loop.resume import RunState, load_checkpoint, save_checkpoint
 from vlm_vision.train.loop.shard import full, gather, shard, summing, unsharded
 from vlm_vision.train.optim.groups import warmup_cosine
 from vlm_vision.train.settings import Training, write_config
@@ -27,7 +27,7 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What one step was."""
 
     loss: Tensor
@@ -60,7 +60,7 @@ class Task:
 
 
 class Step:
-    """Model, optimiser and schedule of a run, in one process or in one of many.
+    """Model, optimizer and schedule of a run, in one process or in one of many.
 
     Args:
         model: on any device; it is moved, and sharded where `settings.sharding` says so.
@@ -74,10 +74,10 @@ class Step:
             shard(model, accelerator.device, layers=task.layers, aside=task.aside, dtype=dtype)
         else:
             model.to(accelerator.device)
-        self.parts, optimised = task.parts(model), task.groups(model)
-        self.weights: list[nn.Parameter] = [weight for group in optimised for weight in group["params"]]
+        self.parts, optimized = task.parts(model), task.groups(model)
+        self.weights: list[nn.Parameter] = [weight for group in optimized for weight in group["params"]]
         fused = accelerator.scaler is None  # else it would leave out a step by itself, and accelerate not know
-        self.optimizer = torch.optim.AdamW(optimised, betas=settings.betas, fused=fused)
+        self.optimizer = torch.optim.AdamW(optimized, betas=settings.betas, fused=fused)
         self.schedule = warmup_cosine(
             self.optimizer, warmup_steps=settings.warmup_steps, steps=settings.steps, end=task.lr_end
         )
@@ -88,7 +88,7 @@ class Step:
         if accelerator.process_index:  # the first process draws as it would alone, each other one differently
             torch.manual_seed(settings.seed + accelerator.process_index)
 
-    def __call__(self, index: int, micro_batches: Sequence[Batch]) -> Taken:
+    def __call__(self, index: int, micro_batches: Sequence[Batch]) -> StepResult:
         """Take step `index`. Every process has its own micro-batches, as many as the others.
 
         Raises:
@@ -105,7 +105,7 @@ class Step:
             return taken
         return self._taken(index, micro_batches)
 
-    def _taken(self, index: int, micro_batches: Sequence[Batch]) -> Taken:
+    def _taken(self, index: int, micro_batches: Sequence[Batch]) -> StepResult:
         accelerator = self.accelerator
         terms = self._over_processes(torch.stack([self.task.terms(batch) for batch in micro_batches]).sum())
         loss = torch.zeros((), device=accelerator.device)
@@ -129,7 +129,7 @@ class Step:
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.stepper.zero_grad()
-        return Taken(loss, terms, gradients)
+        return StepResult(loss, terms, gradients)
 
     def _attention(self) -> AbstractContextManager:
         """On a CPU the gradient of PyTorch's fused attention is slow in bfloat16: a step may take 1.5 times as long with it."""
@@ -192,8 +192,8 @@ class Step:
     def _checkpoints(self) -> Path:
         return Path(self.settings.out) / "checkpoints"
 
-    def _state(self) -> State:
-        return State(self.model, self.optimizer, self.schedule, json.loads(json.dumps(self.settings.decisive())))
+    def _state(self) -> RunState:
+        return RunState(self.model, self.optimizer, self.schedule, json.loads(json.dumps(self.settings.resume_fields())))
 
     def _summing(self, *, last: bool) -> AbstractContextManager:
         if self.sharded:
@@ -223,7 +223,7 @@ class Progress:
             disable=not self.accelerator.is_main_process,
         )
 
-    def took(self, steps: int, taken: Taken) -> None:
+    def took(self, steps: int, taken: StepResult) -> None:
         """After so many steps."""
         self.losses.append(taken.loss.item())
         self.terms += int(taken.terms)

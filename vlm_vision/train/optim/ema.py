@@ -36,7 +36,7 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """Move towards the student, which may be wrapped by DDP or `torch.compile`; buffers are copied.
+        """Move toward the student, which may be wrapped by DDP or `torch.compile`; buffers are copied.
 
         Sharded parameters are averaged shard by shard: no process talks to another.
 

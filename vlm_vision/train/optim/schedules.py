@@ -1,4 +1,4 @@
-"""Values that change while a run goes on, as functions of the step alone; and their way into an optimiser.
+"""Values that change while a run goes on, as functions of the step alone; and their way into an optimizer.
 
 momentum = cosine(step, start=0.992, end=1.0, steps=steps)
 temperature = linear(step, start=0.04, end=0.07, steps=warmup_steps)
@@ -44,7 +44,7 @@ def cosine(
 
 
 class GroupSchedule:
-    """Sets learning rate and weight decay of an optimiser's groups; call `step` after each of the optimiser's.
+    """Sets learning rate and weight decay of an optimizer's groups; call `step` after each of the optimizer's.
 
     A group with a key `frozen_steps` has rate 0 for so many steps (the last layer of DINO's head).
 
@@ -58,7 +58,7 @@ class GroupSchedule:
         self.optimizer, self.lr, self.weight_decay, self.steps_done = optimizer, lr, weight_decay, 0
         for (
             group
-        ) in optimizer.param_groups:  # kept in the optimiser's state: a schedule may be made after it is restored
+        ) in optimizer.param_groups:  # kept in the optimizer's state: a schedule may be made after it is restored
             group.setdefault("initial_lr", group["lr"])
             group.setdefault("decays", group["weight_decay"] > 0)
         self._apply()

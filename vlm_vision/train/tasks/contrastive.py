@@ -20,25 +20,25 @@ LARGEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class ContrastiveLossSettings:
     """How pairs are compared."""
 
     loss: Literal["siglip", "clip"] = "siglip"
     chunk_size: int = 1024
-    """siglip: pictures at a time."""
+    """siglip: images at a time."""
     exchange: Exchange = "ring"
     """siglip: how texts of other processes come."""
     rows: Literal["local", "global"] = "local"
     """clip: logits of each process's own rows, or of all."""
 
 
-class Contrasted(nn.Module):
+class PairWithLoss(nn.Module):
     """A pair whose output is its loss, so that wrappers for several processes see one forward.
 
     Scale and bias become vectors of one value: a scalar cannot be sharded.
     """
 
-    def __init__(self, pair: Pair, contrast: Contrast):
+    def __init__(self, pair: Pair, contrast: ContrastiveLossSettings):
         super().__init__()
         for value in (pair.logit_scale, pair.logit_bias):
             if value is not None:
@@ -57,8 +57,8 @@ class Contrasted(nn.Module):
         )
 
 
-def contrasting(
-    settings: Training, accelerator: Accelerator, pair: Pair, contrast: Contrast, *, rates: dict[str, float]
+def contrastive_step(
+    settings: Training, accelerator: Accelerator, pair: Pair, contrast: ContrastiveLossSettings, *, rates: dict[str, float]
 ) -> Step:
     """Steps that train a pair.
 
@@ -102,7 +102,7 @@ def contrasting(
         layers=frozenset({"Block"}),
         aside=() if "image" in rates else (pair.image,),
     )
-    return Step(settings, accelerator, Contrasted(pair, contrast), task)
+    return Step(settings, accelerator, PairWithLoss(pair, contrast), task)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import Batch as Drawn
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageBatch
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder
@@ -21,13 +21,13 @@ from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
-from vlm_vision.train.tasks.distill_student import Agglomerate, Space
-from vlm_vision.train.tasks.supervised import as_seen_by
+from vlm_vision.train.tasks.distill_student import AgglomerativeStudent, TeacherFeatures
+from vlm_vision.train.tasks.supervised import renormalize
 
 AS_DRAWN = Preprocess(
     resize="none", resize_to=(0, 0), resample="bicubic", crop=None, rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
 )
-"""The normalisation of views: none, they are in 0..255."""
+"""The normalization of views: none, they are in 0..255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +72,29 @@ class Teacher:
         return tower.requires_grad_(False).eval()
 
 
-class Distilled(nn.Module):
+class StudentWithLoss(nn.Module):
     """A student whose output is its loss, so that wrappers for several processes see one forward."""
 
-    def __init__(self, student: Agglomerate, weights: Sequence[float]):
+    def __init__(self, student: AgglomerativeStudent, weights: Sequence[float]):
         super().__init__()
         self.student, self.weights = student, tuple(weights)
 
     def forward(self, pixels: Tensor, told: Sequence[VisionOutput]) -> Tensor:
-        """The weighted sum over teachers, a mean over pictures.
+        """The weighted sum over teachers, a mean over images.
 
         Args:
             pixels: (B, 3, H, W), as the student sees them.
             told: of each teacher.
         """
-        seen = self.student.seen(pixels)
+        seen = self.student.encode(pixels)
         each = zip(self.weights, self.student.each(), told, strict=True)
         return torch.stack([weight * heads.loss(seen, one) for weight, heads, one in each]).sum()
 
 
-def distilling(
-    settings: Training, accelerator: Accelerator, model: Distilled, teachers: Sequence[Encoder], lr: float
+def distill_step(
+    settings: Training, accelerator: Accelerator, model: StudentWithLoss, teachers: Sequence[Encoder], lr: float
 ) -> Step:
-    """Steps that train a student and its heads on batches of "views" (B, 3, H, W) in 0..255; a term of the loss is a picture.
+    """Steps that train a student and its heads on batches of "views" (B, 3, H, W) in 0..255; a term of the loss is an image.
 
     Args:
         teachers: on the accelerator's device, whole in every process; each sees the views in its own size.
@@ -104,7 +104,7 @@ def distilling(
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         views = batch["views"]
-        return model(as_seen_by(encoder, views, AS_DRAWN), told_by(teachers, views)) * len(views)
+        return model(renormalize(encoder, views, AS_DRAWN), teacher_outputs(teachers, views)) * len(views)
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         return {name: model.get_submodule(f"student.{name}") for name in ("encoder", "heads")}
@@ -123,14 +123,14 @@ def distilling(
 
 
 @torch.no_grad()
-def told_by(teachers: Sequence[Encoder], views: Tensor) -> list[VisionOutput]:
+def teacher_outputs(teachers: Sequence[Encoder], views: Tensor) -> list[VisionOutput]:
     """What each teacher gives for views (B, 3, H, W) in 0..255."""
-    return [teacher(as_seen_by(teacher, views, AS_DRAWN)) for teacher in teachers]
+    return [teacher(renormalize(teacher, views, AS_DRAWN)) for teacher in teachers]
 
 
 @torch.no_grad()
-def standardise(
-    accelerator: Accelerator, student: Agglomerate, teachers: Sequence[Encoder], batches: Iterable[Drawn]
+def standardize(
+    accelerator: Accelerator, student: AgglomerativeStudent, teachers: Sequence[Encoder], batches: Iterable[ImageBatch]
 ) -> None:
     """Set mean and std of the heads by the teachers' features of these views, those of all processes together.
 
@@ -140,7 +140,7 @@ def standardise(
     sums = {key: torch.zeros(3, len(head.mean), dtype=torch.float64) for key, head in heads.items()}
     for drawn in batches:
         with accelerator.autocast():
-            told = told_by(teachers, drawn.views[0].to(accelerator.device))
+            told = teacher_outputs(teachers, drawn.views[0].to(accelerator.device))
         for i, (both, out) in enumerate(zip(student.each(), told, strict=True)):
             for part, values in both.features(out).items():
                 rows = values.flatten(0, -2).double().cpu()
@@ -154,18 +154,18 @@ def standardise(
 
 
 @torch.no_grad()
-def likeness(
+def teacher_cosine(
     settings: Training,
     accelerator: Accelerator,
-    student: Agglomerate,
+    student: AgglomerativeStudent,
     teachers: Sequence[Encoder],
     samples: Sequence[Sample],
     side: int,
 ) -> dict[str, float]:
-    """Mean cosine similarity to what the teachers give for pictures, in their own units and on their grids.
+    """Mean cosine similarity to what the teachers give for images, in their own units and on their grids.
 
-    Beside it that of the best constant: of all vectors that do not depend on picture and place, the one nearest to the
-    teacher's. Every process must call it and sees its share. A picture that cannot be decoded gives way to the next.
+    Beside it that of the best constant: of all vectors that do not depend on image and place, the one nearest to the
+    teacher's. Every process must call it and sees its share. An image that cannot be decoded gives way to the next.
 
     Args:
         student: on the accelerator's device, as the teachers; one that is sharded within `Step.measured`.
@@ -178,7 +178,7 @@ def likeness(
     batches = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)]
     turns = range(accelerator.process_index, -(-len(batches) // processes) * processes, processes)
     loader = DataLoader(
-        Pictures(samples, [Plain(middle(side))]),
+        ImageDataset(samples, [Plain(center_crop_preprocess(side))]),
         batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
         collate_fn=collate,
         num_workers=settings.workers,
@@ -189,8 +189,8 @@ def likeness(
         for turn, drawn in zip(turns, loader, strict=True):
             views = drawn.views[0].to(accelerator.device)
             with accelerator.autocast():
-                seen = student.seen(as_seen_by(student.encoder, views, AS_DRAWN))
-                for heads, told in zip(student.each(), told_by(teachers, views), strict=True):
+                seen = student.encode(renormalize(student.encoder, views, AS_DRAWN))
+                for heads, told in zip(student.each(), teacher_outputs(teachers, views), strict=True):
                     for key, value in heads.nearness(seen, told).items():
                         counts = turn < len(batches)  # past the last batch a process only keeps the others company
                         sums[key] = sums.get(key, torch.zeros_like(value)) + value * counts
@@ -199,11 +199,11 @@ def likeness(
     return {key: value.norm().item() if value.ndim else value.item() for key, value in sums.items()}
 
 
-def space_of(name: str, teacher: Encoder) -> Space:
+def space_of(name: str, teacher: Encoder) -> TeacherFeatures:
     """Its widths at its tap."""
     config = teacher.config
     pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
-    return Space(name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token)
+    return TeacherFeatures(name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token)
 
 
 def side_of(encoder: Encoder, who: str) -> int:
@@ -214,8 +214,8 @@ def side_of(encoder: Encoder, who: str) -> int:
     return size[0]
 
 
-def middle(side: int) -> Preprocess:
-    """The middle square of a picture, in ImageNet's normalisation: what a new student sees, and the test shows."""
+def center_crop_preprocess(side: int) -> Preprocess:
+    """The middle square of an image, in ImageNet's normalization: what a new student sees, and the test shows."""
     mean, std = IMAGENET
     square = (side, side)
     return Preprocess(

@@ -20,20 +20,20 @@ from vlm_vision.objectives.distill import feature_distillation_loss
 
 
 @dataclass(frozen=True)
-class Space:
+class TeacherFeatures:
     """Where a teacher's features lie."""
 
     name: str
     width: int
     """Channels of its patch tokens."""
     summary: int
-    """Channels of its vector for the whole picture: pooled, else CLS; 0 where it has none."""
+    """Channels of its vector for the whole image: pooled, else CLS; 0 where it has none."""
 
 
-class Head(nn.Module):
-    """(..., D) of a student to (..., E) of a teacher, standardised: two linear layers with a norm and GELU between.
+class TeacherHead(nn.Module):
+    """(..., D) of a student to (..., E) of a teacher, standardized: two linear layers with a norm and GELU between.
 
-    Standardised means that each channel has mean 0 and deviation 1 over pictures: teachers whose features differ in size a
+    Standardized means that each channel has mean 0 and deviation 1 over images: teachers whose features differ in size a
     hundredfold then weigh alike, and so do their channels, few of which would be heard otherwise. It takes two vectors
     and is undone by them. PHI-S (Ranzinger et al. 2024, arXiv:2410.01680), which rotates the channels and gives them one
     common scale, keeps their proportions; the simpler one is done here.
@@ -51,7 +51,7 @@ class Head(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.norm(self.fc1(tokens))))
 
-    def standardised(self, told: Tensor) -> Tensor:
+    def standardized(self, told: Tensor) -> Tensor:
         """The teacher's own features, as the head is to give them."""
         return (told.float() - self.mean) / self.std
 
@@ -60,14 +60,14 @@ class Head(nn.Module):
         return said.float() * self.std + self.mean
 
 
-class Heads(nn.Module):
+class TeacherHeads(nn.Module):
     """What a student has for one teacher."""
 
-    def __init__(self, in_dim: int, space: Space):
+    def __init__(self, in_dim: int, space: TeacherFeatures):
         super().__init__()
         self.space = space
-        self.patches = Head(in_dim, space.width)
-        self.summary = Head(in_dim, space.summary) if space.summary else None
+        self.patches = TeacherHead(in_dim, space.width)
+        self.summary = TeacherHead(in_dim, space.summary) if space.summary else None
 
     def forward(self, seen: VisionOutput) -> VisionOutput:
         """The teacher's patch tokens on the student's grid, and its summary as `pooled`, in the teacher's own units."""
@@ -80,12 +80,12 @@ class Heads(nn.Module):
         found = {"patches": out.patch_tokens}
         return found if self.summary is None else found | {"summary": summary_of(out)}
 
-    def each(self) -> dict[str, Head]:
+    def each(self) -> dict[str, TeacherHead]:
         """One for the patch tokens, and one for the summary where there is one."""
         return {"patches": self.patches} | ({} if self.summary is None else {"summary": self.summary})
 
     def nearness(self, seen: VisionOutput, told: VisionOutput) -> dict[str, Tensor]:
-        """Sums over pictures: of the mean cosine similarity, and (D,) of the mean direction, whose length is the cosine
+        """Sums over images: of the mean cosine similarity, and (D,) of the mean direction, whose length is the cosine
         similarity of the best constant."""
         said, found = self(seen), {}
         said = VisionOutput(on_grid(said.patch_tokens, said.grid, told.grid), told.grid, pooled=said.pooled)
@@ -98,7 +98,7 @@ class Heads(nn.Module):
         return found
 
     def loss(self, seen: VisionOutput, told: VisionOutput) -> Tensor:
-        """Cosine and smooth L1 of the patch tokens on the teacher's grid, and of the summary; mean over pictures.
+        """Cosine and smooth L1 of the patch tokens on the teacher's grid, and of the summary; mean over images.
 
         The student's tokens go to the teacher's grid, so that what is learned is what the teacher says and no blend of it.
         AM-RADIO takes for the summary the cosine alone, which leaves its length open: with it, the vector could not be
@@ -107,34 +107,34 @@ class Heads(nn.Module):
         said = {"patches": on_grid(self.patches(seen.patch_tokens), seen.grid, told.grid)}
         if self.summary is not None:
             said["summary"] = self.summary(summary_of(seen))
-        true = {part: self.each()[part].standardised(values) for part, values in self.features(told).items()}
+        true = {part: self.each()[part].standardized(values) for part, values in self.features(told).items()}
         return torch.stack([feature_distillation_loss(said[part], true[part]) for part in said]).sum()
 
 
-class Agglomerate(nn.Module):
+class AgglomerativeStudent(nn.Module):
     """A student that gives the features of several teachers in one pass.
 
     student = Agglomerate.load("runs/distill/model")
     student(student.encoder.preprocess(images))["siglip"].patch_tokens
     """
 
-    def __init__(self, encoder: Encoder, spaces: Sequence[Space]):
+    def __init__(self, encoder: Encoder, spaces: Sequence[TeacherFeatures]):
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(Heads(encoder.embed_dim, space) for space in spaces)
+        self.heads = nn.ModuleList(TeacherHeads(encoder.embed_dim, space) for space in spaces)
 
     def forward(self, pixels: Tensor) -> dict[str, VisionOutput]:
         """Each teacher's patch tokens on the student's grid, and its summary as `pooled`, by its name."""
-        seen = self.seen(pixels)
+        seen = self.encode(pixels)
         return {heads.space.name: heads(seen) for heads in self.each()}
 
-    def seen(self, pixels: Tensor) -> VisionOutput:
+    def encode(self, pixels: Tensor) -> VisionOutput:
         """The student's own features, which heads read."""
         return self.encoder(pixels, tap=Tap(), pool=False)
 
-    def each(self) -> list[Heads]:
+    def each(self) -> list[TeacherHeads]:
         """The heads of each teacher."""
-        return [heads for heads in self.heads if isinstance(heads, Heads)]
+        return [heads for heads in self.heads if isinstance(heads, TeacherHeads)]
 
     def save(self, folder: Path) -> None:
         """Write the encoder, for transformers and `vlm_vision.load`, and beside it heads.safetensors and heads.json."""
@@ -144,7 +144,7 @@ class Agglomerate(nn.Module):
             write_json(staging / "heads.json", {"teachers": [asdict(heads.space) for heads in self.each()]})
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Agglomerate":
+    def load(cls, folder: str | Path) -> "AgglomerativeStudent":
         """What `save` wrote, in evaluation mode.
 
         Raises:
@@ -156,7 +156,7 @@ class Agglomerate(nn.Module):
         if not isinstance(encoder, Encoder):
             raise ValueError(f"{folder} holds several towers: a student is one")
         try:
-            student = cls(encoder, [Space(**one) for one in described["teachers"]])
+            student = cls(encoder, [TeacherFeatures(**one) for one in described["teachers"]])
             student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, RuntimeError, OSError):
             raise ValueError(f"the heads in {folder} are not those of its heads.json: save the student again") from None

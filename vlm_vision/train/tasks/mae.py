@@ -1,4 +1,4 @@
-"""Masked-autoencoder training as a task for `Step`, and the loss on pictures that are not trained on."""
+"""Masked-autoencoder training as a task for `Step`, and the loss on images that are not trained on."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import Batch as Drawn
-from vlm_vision.data.images.batches import Pictures, collate
+from vlm_vision.data.images.batches import ImageBatch
+from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
-from vlm_vision.data.images.views import Plain, normalised
+from vlm_vision.data.images.views import Plain, normalize_views
 from vlm_vision.mae import MaskedAutoencoder
 from vlm_vision.objectives.mae import mae_loss
 from vlm_vision.objectives.masks import patch_noise
@@ -19,7 +19,7 @@ from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
 
 
-class Masked(nn.Module):
+class MaeWithLoss(nn.Module):
     """A masked autoencoder whose output is its loss, so that wrappers for several processes see one forward."""
 
     def __init__(self, mae: MaskedAutoencoder):
@@ -27,13 +27,13 @@ class Masked(nn.Module):
         self.mae = mae
 
     def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """The mean over the pictures, all of which have equally many masked patches."""
+        """The mean over the images, all of which have equally many masked patches."""
         painted, size = self.mae(pixels, noise), self.mae.encoder.config.patch_size
         return mae_loss(painted.predicted, pixels, painted.mask, patch_size=size, normalize=self.mae.config.normalize)
 
 
-def painting(settings: Training, accelerator: Accelerator, model: MaskedAutoencoder, lr: float) -> Step:
-    """Steps that train encoder and decoder with one learning rate; a term of the loss is a picture.
+def mae_step(settings: Training, accelerator: Accelerator, model: MaskedAutoencoder, lr: float) -> Step:
+    """Steps that train encoder and decoder with one learning rate; a term of the loss is an image.
 
     With `settings.gradient_checkpointing` the encoder's blocks are computed again, the decoder's are not.
     """
@@ -53,26 +53,26 @@ def painting(settings: Training, accelerator: Accelerator, model: MaskedAutoenco
         groups=groups,
         layers=frozenset({"Block"}),
     )
-    return Step(settings, accelerator, Masked(model), task)
+    return Step(settings, accelerator, MaeWithLoss(model), task)
 
 
 def noise_of(seeds: Sequence[int], patches: int) -> Tensor:
-    """(B, N) on the CPU: what is masked of a picture follows from its seed alone, however a batch is cut."""
+    """(B, N) on the CPU: what is masked of an image follows from its seed alone, however a batch is cut."""
     return torch.cat([patch_noise(1, patches, torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def tensors(drawn: Drawn, model: MaskedAutoencoder) -> Batch:
-    """What the model sees of each picture, and the noise that masks it."""
+def tensors(drawn: ImageBatch, model: MaskedAutoencoder) -> Batch:
+    """What the model sees of each image, and the noise that masks it."""
     (views,) = drawn.views
-    pixels = normalised(views.to(model.encoder.device), model.encoder.preprocess)
+    pixels = normalize_views(views.to(model.encoder.device), model.encoder.preprocess)
     patches = model.encoder.num_patch_tokens(pixels.shape[-2], pixels.shape[-1])
     return {"pixels": pixels, "noise": noise_of(drawn.seeds, patches)}
 
 
 def held_out_loss(step: Step, model: MaskedAutoencoder, samples: Sequence[Sample]) -> float:
-    """Mean loss over pictures as `preprocess` makes them, each with noise that is the same in every run.
+    """Mean loss over images as `preprocess` makes them, each with noise that is the same in every run.
 
-    Every process must call it and sees its share. A picture that cannot be decoded gives way to the next.
+    Every process must call it and sees its share. An image that cannot be decoded gives way to the next.
 
     Args:
         model: the one that `step` trains.
@@ -82,7 +82,7 @@ def held_out_loss(step: Step, model: MaskedAutoencoder, samples: Sequence[Sample
     processes = accelerator.num_processes
     turns = range(accelerator.process_index, -(-len(batches) // processes) * processes, processes)
     loader = DataLoader(
-        Pictures(samples, [Plain(model.encoder.preprocess)]),
+        ImageDataset(samples, [Plain(model.encoder.preprocess)]),
         batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
         collate_fn=collate,
         num_workers=settings.workers,

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vlm_vision.data.images.batches import Batch as Drawn
-from vlm_vision.data.images.views import normalised
-from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.images.batches import ImageBatch
+from vlm_vision.data.images.views import normalize_views
+from vlm_vision.data.seeds import derive_seed
 from vlm_vision.encoder import Encoder
 from vlm_vision.nn.position import Grid
 from vlm_vision.objectives.dino import DinoHead, dino_loss
@@ -26,13 +26,13 @@ from vlm_vision.train.optim.layer_decay import layer_groups
 from vlm_vision.train.optim.schedules import Schedule
 from vlm_vision.train.settings import Training
 from vlm_vision.train.tasks.self_distill_gram import on_grid
-from vlm_vision.train.tasks.supervised import as_seen_by
+from vlm_vision.train.tasks.supervised import renormalize
 
 Sharpen = Literal["sinkhorn", "center"]
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Of the parts of the loss; a part of weight 0 is not computed. dino alone is DINO, dino and ibot are iBOT."""
 
     dino: float = 1.0
@@ -50,7 +50,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Heads:
+class DinoHeadSettings:
     """Of student and teacher alike: `DinoHead`."""
 
     prototypes: int = 65536
@@ -62,7 +62,7 @@ class Heads:
         if min(self.prototypes, self.depth, self.hidden_dim, self.bottleneck_dim) < 1:
             raise ValueError(f"{self}: expected whole numbers of at least 1")
 
-    def made(self, dim: int) -> DinoHead:
+    def build(self, dim: int) -> DinoHead:
         """One, for features of `dim` channels."""
         return DinoHead(
             dim, self.prototypes, depth=self.depth, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim
@@ -70,7 +70,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Masks:
+class BlockMaskSettings:
     """Which patches of the large crops the student does not see: blocks, as `vlm_vision.objectives.masks.block_mask` draws them."""
 
     share: float = 0.5
@@ -83,8 +83,8 @@ class Masks:
             raise ValueError(f"{self}: expected shares from 0 to 1, the least ratio before the greatest")
 
 
-class Seen(NamedTuple):
-    """What a network makes of the crops of B pictures."""
+class NetworkOutput(NamedTuple):
+    """What a network makes of the crops of B images."""
 
     cls_token: Tensor
     """(2B, D), of the large crops, first those of the first view."""
@@ -96,7 +96,7 @@ class Seen(NamedTuple):
     """Logits (M, K) of the patches that were asked for, or None."""
 
 
-class Network(nn.Module):
+class StudentNetwork(nn.Module):
     """An encoder with its heads: the student, and the module of the teacher.
 
     Args:
@@ -104,10 +104,10 @@ class Network(nn.Module):
         pack: whether large and small crops are one sequence, or one batch after the other; the same but for rounding.
     """
 
-    def __init__(self, encoder: Encoder, heads: Heads, *, patch_heads: Heads | None = None, pack: bool = False):
+    def __init__(self, encoder: Encoder, heads: DinoHeadSettings, *, patch_heads: DinoHeadSettings | None = None, pack: bool = False):
         super().__init__()
-        self.encoder, self.head, self.pack = encoder, heads.made(encoder.embed_dim), pack
-        self.patch_head = None if patch_heads is None else patch_heads.made(encoder.embed_dim)
+        self.encoder, self.head, self.pack = encoder, heads.build(encoder.embed_dim), pack
+        self.patch_head = None if patch_heads is None else patch_heads.build(encoder.embed_dim)
 
     def forward(
         self,
@@ -117,7 +117,7 @@ class Network(nn.Module):
         mask: Tensor | None,
         at: Tensor | None,
         patches: bool = False,
-    ) -> Seen:
+    ) -> NetworkOutput:
         """Each head runs once, on what the encoder makes of all crops.
 
         Args:
@@ -146,14 +146,14 @@ class Network(nn.Module):
             crops, logits = self.head(rows), self.patch_head(out.patch_tokens[at.flatten(0, 1)])
         else:
             crops, logits = self.head(torch.cat([rows, out.patch_tokens[at.flatten(0, 1)]])).tensor_split([count])
-        return Seen(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), logits)
+        return NetworkOutput(out.cls_token, out.patch_tokens, crops.unflatten(0, (-1, large.shape[1])), logits)
 
 
-class SelfDistilled(nn.Module):
+class SelfDistillation(nn.Module):
     """Student and teacher, whose output is the loss, so that wrappers for several processes see one forward.
 
     Oquab et al. 2023, "DINOv2: learning robust visual features without supervision" (arXiv:2304.07193), section 4. Sinkhorn,
-    the centres and KoLeo see the micro-batches of all processes together, so that these are one batch.
+    the centers and KoLeo see the micro-batches of all processes together, so that these are one batch.
 
     Args:
         encoder: with a class token and, where patches are masked, a mask token; becomes the student's.
@@ -164,26 +164,26 @@ class SelfDistilled(nn.Module):
         pack: whether the student sees all crops in one sequence.
     """
 
-    told: dict[str, Tensor]
+    loss_parts: dict[str, Tensor]
     """Parts of the last forward's loss, without their weights."""
 
     def __init__(
         self,
         encoder: Encoder,
-        heads: Heads,
-        weights: Weights = Weights(),
+        heads: DinoHeadSettings,
+        weights: LossWeights = LossWeights(),
         *,
-        patch_heads: Heads | None = None,
+        patch_heads: DinoHeadSettings | None = None,
         sharpen: Sharpen = "sinkhorn",
         earlier: Encoder | None = None,
         negatives: Negatives = "clip",
         pack: bool = False,
     ):
         super().__init__()
-        self.weights, self.told = weights, {}
+        self.weights, self.loss_parts = weights, {}
         self.negatives: Negatives = negatives
         patch_heads = patch_heads if weights.ibot else None
-        self.student = Network(encoder, heads, patch_heads=patch_heads, pack=pack)
+        self.student = StudentNetwork(encoder, heads, patch_heads=patch_heads, pack=pack)
         self.teacher = EmaTeacher(self.student)
         self.earlier = None if earlier is None else EmaTeacher(earlier)
         self.centers = None
@@ -200,18 +200,18 @@ class SelfDistilled(nn.Module):
         mask: Tensor | None = None,
         undistorted: Tensor | None = None,
     ) -> Tensor:
-        """The mean over pictures, from crops and masks as `Network` takes them and the teacher's temperature.
+        """The mean over images, from crops and masks as `StudentNetwork` takes them and the teacher's temperature.
 
         Args:
-            undistorted: (2, B, 3, H, W), what the earlier teacher sees, in its normalisation; without it the large crops as
+            undistorted: (2, B, 3, H, W), what the earlier teacher sees, in its normalization; without it the large crops as
                 its own preprocessing would make them.
         """
         ours = self.student(large, small=small, mask=mask, at=mask, patches=self.weights.gram > 0)
-        theirs: Seen = self.teacher(large, mask=None, at=mask)
+        theirs: NetworkOutput = self.teacher(large, mask=None, at=mask)
         weights, parts = self.weights, {}
         if weights.dino:
             wanted = self._sharpened("crops", theirs.crops.flatten(0, 1), temperature).unflatten(0, (2, -1))
-            parts["dino"] = of_all_pairs(ours.crops, wanted, weights.small)
+            parts["dino"] = pairwise_dino_loss(ours.crops, wanted, weights.small)
         if weights.ibot and mask is not None and ours.patches is not None and theirs.patches is not None:
             wanted = self._sharpened("patches", theirs.patches, temperature)
             parts["ibot"] = ibot_loss(ours.patches, wanted, mask.flatten(0, 1))
@@ -220,7 +220,7 @@ class SelfDistilled(nn.Module):
         if weights.gram and self.earlier is not None:
             wanted = self._earlier(large, undistorted)
             parts["gram"] = gram_loss(ours.patch_tokens, wanted, negatives=self.negatives)
-        self.told = {name: part.detach() for name, part in parts.items()}
+        self.loss_parts = {name: part.detach() for name, part in parts.items()}
         return torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
 
     def refresh(self) -> None:
@@ -230,7 +230,7 @@ class SelfDistilled(nn.Module):
 
     @torch.no_grad()
     def _sharpened(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """Probabilities (M, K) by Sinkhorn-Knopp, or by the centre, which then moves."""
+        """Probabilities (M, K) by Sinkhorn-Knopp, or by the center, which then moves."""
         if self.centers is None:
             return sinkhorn_knopp(logits, temperature)
         center = self.centers[name]
@@ -246,14 +246,14 @@ class SelfDistilled(nn.Module):
         earlier, ours = earlier_of(self), self.student.encoder
         assert self.earlier is not None and earlier is not None
         if undistorted is None:
-            pixels = as_seen_by(earlier, large.flatten(0, 1), ours.preprocess)
+            pixels = renormalize(earlier, large.flatten(0, 1), ours.preprocess)
         else:
             pixels = undistorted.flatten(0, 1)
         out, grid = self.earlier(pixels, pool=False), ours.grid(*large.shape[-2:])
         return on_grid(out.patch_tokens, out.grid, grid)
 
 
-def of_all_pairs(student: Tensor, teacher: Tensor, weight: float = 1.0) -> Tensor:
+def pairwise_dino_loss(student: Tensor, teacher: Tensor, weight: float = 1.0) -> Tensor:
     """Mean DINO loss over the 2 + 2 S pairs of a crop that the student sees and another, large one that the teacher sees.
 
     Args:
@@ -268,10 +268,10 @@ def of_all_pairs(student: Tensor, teacher: Tensor, weight: float = 1.0) -> Tenso
     return found / pairs
 
 
-def self_distilling(
+def self_distill_step(
     settings: Training,
     accelerator: Accelerator,
-    model: SelfDistilled,
+    model: SelfDistillation,
     *,
     lr: float,
     layer_decay: float = 0.9,
@@ -332,9 +332,9 @@ def prepare(step: Step, index: int, weight_decay: Schedule) -> None:
 
 
 def tensors(
-    drawn: Drawn, encoder: Encoder, temperature: float, masks: Masks | None, earlier: Encoder | None = None
+    drawn: ImageBatch, encoder: Encoder, temperature: float, masks: BlockMaskSettings | None, earlier: Encoder | None = None
 ) -> Batch:
-    """What the networks see of each picture: two large views, the small ones, and masks where there are to be any.
+    """What the networks see of each image: two large views, the small ones, and masks where there are to be any.
 
     Args:
         earlier: who sees the last two views; none where these are small ones too.
@@ -344,7 +344,7 @@ def tensors(
         small, last = small[:-2], small[-2:]
 
     def seen(views: Sequence[Tensor], by: Encoder) -> Tensor:
-        return torch.stack([normalised(view.to(encoder.device), by.preprocess) for view in views])
+        return torch.stack([normalize_views(view.to(encoder.device), by.preprocess) for view in views])
 
     batch = {"large": seen(large, encoder), "temperature": torch.tensor(temperature, dtype=torch.float64)}
     if small:
@@ -356,8 +356,8 @@ def tensors(
     return batch
 
 
-def masks_of(seeds: Sequence[int], grid: Grid, masks: Masks) -> Tensor:
-    """(2, B, N) on the CPU: what is masked of a picture's large crops follows from its seed alone, however a batch is cut.
+def masks_of(seeds: Sequence[int], grid: Grid, masks: BlockMaskSettings) -> Tensor:
+    """(2, B, N) on the CPU: what is masked of an image's large crops follows from its seed alone, however a batch is cut.
 
     Each crop is masked with the probability `share` and draws its own ratio. DINOv2 masks the same share of every batch and
     spreads its ratios evenly: the mean is the same.
@@ -369,24 +369,24 @@ def masks_of(seeds: Sequence[int], grid: Grid, masks: Masks) -> Tensor:
         ratio = masks.ratios[0] + where * (masks.ratios[1] - masks.ratios[0])
         return block_mask(int(grid[0] * grid[1] * ratio) if chance < masks.share else 0, grid, generator)
 
-    return torch.stack([torch.stack([one(seed_of(seed, view)) for seed in seeds]) for view in range(2)])
+    return torch.stack([torch.stack([one(derive_seed(seed, view)) for seed in seeds]) for view in range(2)])
 
 
-def student_of(model: nn.Module) -> Network:
+def student_of(model: nn.Module) -> StudentNetwork:
     """The one that learns."""
-    assert isinstance(model, SelfDistilled)
+    assert isinstance(model, SelfDistillation)
     return model.student
 
 
-def teacher_of(model: nn.Module) -> Network:
+def teacher_of(model: nn.Module) -> StudentNetwork:
     """The average that is kept in the end."""
-    assert isinstance(model, SelfDistilled) and isinstance(model.teacher.module, Network)
+    assert isinstance(model, SelfDistillation) and isinstance(model.teacher.module, StudentNetwork)
     return model.teacher.module
 
 
 def earlier_of(model: nn.Module) -> Encoder | None:
     """The one that Gram anchoring holds on to, where there is one."""
-    assert isinstance(model, SelfDistilled)
+    assert isinstance(model, SelfDistillation)
     earlier = model.earlier and model.earlier.module
     assert earlier is None or isinstance(earlier, Encoder)
     return earlier

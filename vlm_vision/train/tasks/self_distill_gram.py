@@ -14,7 +14,7 @@ from vlm_vision.objectives.gram import Negatives
 
 
 @dataclass(frozen=True)
-class Gram:
+class GramSettings:
     """What Gram anchoring holds on to: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), section 4."""
 
     teacher: str = ""
@@ -42,7 +42,7 @@ class Gram:
         return not self.refreshes or steps // self.refresh <= self.refreshes
 
 
-def earlier_teacher(gram: Gram, encoder: Encoder) -> Encoder:
+def earlier_teacher(gram: GramSettings, encoder: Encoder) -> Encoder:
     """A loaded encoder whose patches lie where the student's do, or are to be resized to them.
 
     Raises:

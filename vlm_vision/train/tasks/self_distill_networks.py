@@ -1,4 +1,4 @@
-"""Student, teacher, heads and centres of a finished self-distillation, in one file from which another run begins."""
+"""Student, teacher, heads and centers of a finished self-distillation, in one file from which another run begins."""
 
 import os
 from pathlib import Path
@@ -11,19 +11,19 @@ from torch import Tensor
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.position import PositionTable
-from vlm_vision.train.tasks.self_distill import SelfDistilled, student_of
+from vlm_vision.train.tasks.self_distill import SelfDistillation, student_of
 
 NAME = "networks.safetensors"
 """In a run's folder."""
 
 
-def save_networks(model: SelfDistilled, folder: Path) -> None:
+def save_networks(model: SelfDistillation, folder: Path) -> None:
     """Write all weights but those of the earlier teacher of Gram anchoring; the file appears when it is complete."""
     save_file({name: value.contiguous() for name, value in _own(model).items()}, folder / f".{NAME}")
     os.replace(folder / f".{NAME}", folder / NAME)
 
 
-def load_networks(model: SelfDistilled, run: str | Path, *, student: Literal["student", "teacher"] = "student") -> None:
+def load_networks(model: SelfDistillation, run: str | Path, *, student: Literal["student", "teacher"] = "student") -> None:
     """Give a model the weights that a run left.
 
     Learned positions of another grid are resized by the encoder's own rule; all else must be the same.
@@ -33,7 +33,7 @@ def load_networks(model: SelfDistilled, run: str | Path, *, student: Literal["st
         student: whose weights the student takes, those of the run's student or of its teacher.
 
     Raises:
-        ValueError: no finished run, or one of another architecture, with other heads or centres.
+        ValueError: no finished run, or one of another architecture, with other heads or centers.
     """
     path = Path(run) / NAME
     if not path.is_file():
@@ -59,7 +59,7 @@ def load_networks(model: SelfDistilled, run: str | Path, *, student: Literal["st
     model.load_state_dict(found, strict=False)
 
 
-def _own(model: SelfDistilled) -> dict[str, Tensor]:
+def _own(model: SelfDistillation) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if not name.startswith("earlier.")}
 
 

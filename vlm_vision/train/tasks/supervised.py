@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints.save import hf_files
-from vlm_vision.data.images.views import normalised
+from vlm_vision.data.images.views import normalize_views
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
 from vlm_vision.load import load
@@ -29,7 +29,7 @@ PLAIN = {"vit": "vit", "deit": "deit", "vit_mae": "vit"}
 
 
 @dataclass(frozen=True)
-class Distill:
+class DistillLossSettings:
     """How a teacher is followed. Touvron et al. 2021, "Training data-efficient image transformers", section 4.
 
     Raises:
@@ -48,7 +48,7 @@ class Distill:
             raise ValueError(f"{self}: expected alpha between 0 and 1, and a positive temperature")
 
 
-class Classified(nn.Module):
+class ClassifierWithLoss(nn.Module):
     """A classifier whose output is its loss, so that wrappers for several processes see one forward.
 
     Args:
@@ -56,13 +56,13 @@ class Classified(nn.Module):
         average: whether an average of its weights is kept, as `average`; the caller moves it after each step.
     """
 
-    def __init__(self, encoder: Encoder, distill: Distill = Distill(), *, average: bool = False):
+    def __init__(self, encoder: Encoder, distill: DistillLossSettings = DistillLossSettings(), *, average: bool = False):
         super().__init__()
         self.encoder, self.distill = encoder, distill
         self.average = EmaTeacher(encoder) if average else None
 
     def forward(self, pixels: Tensor, targets: Tensor, told: Tensor | None = None) -> Tensor:
-        """The mean over pictures (B, 3, H, W) with targets (B, K), and the teacher's logits (B, K) where there is one.
+        """The mean over images (B, 3, H, W) with targets (B, K), and the teacher's logits (B, K) where there is one.
 
         A student with a distillation token learns labels by its class head and the teacher by its distillation head;
         another one learns both by its one head.
@@ -70,20 +70,20 @@ class Classified(nn.Module):
         vit, out = self.encoder.model, self.encoder(pixels, patches=False)
         if told is None:
             return F.cross_entropy(out.logits.float(), targets)
-        labelled = copied = out.logits
+        labeled = copied = out.logits
         if vit.head is not None and vit.head_dist is not None:
-            labelled, copied = vit.head(out.cls_token), vit.head_dist(out.register_tokens[:, 0])
+            labeled, copied = vit.head(out.cls_token), vit.head_dist(out.register_tokens[:, 0])
         if self.distill.kind == "hard":
             follow = hard_distillation_loss(copied, told)
         else:
             follow = soft_distillation_loss(copied, told, temperature=self.distill.temperature)
-        return (1 - self.distill.alpha) * F.cross_entropy(labelled.float(), targets) + self.distill.alpha * follow
+        return (1 - self.distill.alpha) * F.cross_entropy(labeled.float(), targets) + self.distill.alpha * follow
 
 
-def classifying(
+def supervised_step(
     settings: Training,
     accelerator: Accelerator,
-    model: Classified,
+    model: ClassifierWithLoss,
     *,
     lr: float,
     layer_decay: float = 1.0,
@@ -106,7 +106,7 @@ def classifying(
         told = None
         if teacher is not None:
             with torch.no_grad():
-                told = teacher(as_seen_by(teacher, batch["pixels"], ours)).logits
+                told = teacher(renormalize(teacher, batch["pixels"], ours)).logits
         return model(batch["pixels"], batch["targets"], told) * len(batch["targets"])
 
     task = Task(
@@ -165,13 +165,13 @@ def read_teacher(source: str, num_classes: int) -> Encoder:
     return teacher
 
 
-def as_seen_by(encoder: Encoder, pixels: Tensor, ours: Preprocess) -> Tensor:
-    """Pixels (B, 3, H, W) that `ours` normalised, in the encoder's normalisation and, where it has one, its size."""
+def renormalize(encoder: Encoder, pixels: Tensor, ours: Preprocess) -> Tensor:
+    """Pixels (B, 3, H, W) that `ours` normalized, in the encoder's normalization and, where it has one, its size."""
     std, mean = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (ours.std, ours.mean))
     shown, size = (pixels * std + mean) / ours.rescale, encoder.preprocess.output_size
     if size is not None and size != tuple(shown.shape[-2:]):
         shown = F.interpolate(shown, size=size, mode="bicubic", antialias=True)
-    return normalised(shown, encoder.preprocess)
+    return normalize_views(shown, encoder.preprocess)
 
 
 def save_classifier(encoder: Encoder, folder: Path, classes: Sequence[str]) -> None:
@@ -184,11 +184,11 @@ def save_classifier(encoder: Encoder, folder: Path, classes: Sequence[str]) -> N
 
 def encoder_of(model: nn.Module) -> Encoder:
     """The one that learns."""
-    assert isinstance(model, Classified)
+    assert isinstance(model, ClassifierWithLoss)
     return model.encoder
 
 
 def average_of(model: nn.Module) -> EmaTeacher | None:
     """That of the weights, where it is kept."""
-    assert isinstance(model, Classified)
+    assert isinstance(model, ClassifierWithLoss)
     return model.average

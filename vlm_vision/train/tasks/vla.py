@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_vision.data.images.batches import Draw, Draws
-from vlm_vision.data.seeds import seed_of
+from vlm_vision.data.seeds import derive_seed
 from vlm_vision.robot.window import Window
 from vlm_vision.train.loop.sampler import own_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
@@ -19,7 +19,7 @@ from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.model import VisionLanguageActionModel
 
 
-def acting(
+def vla_step(
     settings: Training, accelerator: Accelerator, model: VisionLanguageActionModel, *, rates: dict[str, float]
 ) -> Step:
     """Steps that train a policy.
@@ -32,7 +32,7 @@ def acting(
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         assert isinstance(model, VisionLanguageActionModel)
-        own = {**group_modules(model.vlm), "hands": model.hands}
+        own = {**group_modules(model.vlm), "action": model.action_modules}
         return {name: own[name] for name in rates}
 
     def groups(model: nn.Module) -> list[dict]:
@@ -56,14 +56,14 @@ def acting(
     return Step(settings, accelerator, model, task)
 
 
-class Drawn(Dataset[tuple[Window, int]]):
+class WindowDraws(Dataset[tuple[Window, int]]):
     """A moment for each draw of a step, with the seed of what is random about it."""
 
     def __init__(self, recordings: Sequence[Window], *, seed: int):
         self.recordings, self.seed = recordings, seed
 
     def __getitem__(self, draw: Draw) -> tuple[Window, int]:
-        return self.recordings[draw.row], seed_of(self.seed, draw.step, draw.row, draw.copy)
+        return self.recordings[draw.row], derive_seed(self.seed, draw.step, draw.row, draw.copy)
 
 
 def batches_of_steps(
@@ -82,7 +82,7 @@ def batches_of_steps(
     order = own_batches(settings, accelerator, len(recordings), first_step=first_step)
     loader = iter(
         DataLoader(
-            Drawn(recordings, seed=settings.seed),
+            WindowDraws(recordings, seed=settings.seed),
             batch_sampler=Draws(order, micro_batches=order.micro_batches, first_step=first_step),
             collate_fn=collate,
             num_workers=settings.workers,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.train.conversations import Settings
+from vlm_vision.train.conversations import ConversationTraining
 from vlm_vision.train.loop.sampler import own_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
@@ -19,7 +19,7 @@ from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.trainable import group_modules, unwrapped
 
 
-def answering(settings: Settings, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
+def vqa_step(settings: ConversationTraining, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
     """Steps that train answers.
 
     Args:
@@ -50,8 +50,8 @@ def answering(settings: Settings, accelerator: Accelerator, model: nn.Module, *,
     return Step(settings, accelerator, model, task)
 
 
-class WithPicture:
-    """A collator whose batches always show a picture, so that all processes run the same parts of the model.
+class EnsureImage:
+    """A collator whose batches always show an image, so that all processes run the same parts of the model.
 
     Where none of the conversations has one, `witness` is added as a row without labels: its gradient is zero.
     """
@@ -75,7 +75,7 @@ class WithPicture:
 
 
 def batches_of_steps(
-    settings: Settings,
+    settings: ConversationTraining,
     accelerator: Accelerator,
     conversations: Sequence[Conversation],
     collate: Collator,
@@ -89,7 +89,7 @@ def batches_of_steps(
         DataLoader(
             conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
             batch_sampler=batches,
-            collate_fn=WithPicture(collate, witness),
+            collate_fn=EnsureImage(collate, witness),
             num_workers=settings.workers,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from

@@ -10,7 +10,7 @@ from vlm_vision.vla.heads.prefix import Prefix
 
 
 class ActionHead(nn.Module):
-    """Actions are normalised, (B, K, A): K time steps of A numbers. Steps where `padded` (B, K) is true do not count."""
+    """Actions are normalized, (B, K, A): K time steps of A numbers. Steps where `padded` (B, K) is true do not count."""
 
     name: ClassVar[str]
     reads_state: ClassVar[bool] = False
@@ -19,7 +19,7 @@ class ActionHead(nn.Module):
     bounded: ClassVar[bool] = False
     """Whether it gives numbers from -1 to 1 and no others."""
 
-    drawn: ClassVar[tuple[str, ...]] = ()
+    random_inputs: ClassVar[tuple[str, ...]] = ()
     """Names of what `draws` gives."""
 
     tail_ids: tuple[int, ...] = ()

@@ -44,7 +44,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Read:
+class PromptCache:
     """A prompt that the language model has read."""
 
     keys: list[Tensor]
@@ -56,7 +56,7 @@ class Read:
     """The language model's table of angles, or None."""
 
     @classmethod
-    def of(cls, prefix: Prefix, *, detach: bool) -> "Read":
+    def of(cls, prefix: Prefix, *, detach: bool) -> "PromptCache":
         """Let the language model read a prompt.
 
         Raises:
@@ -108,7 +108,7 @@ def _rotary(decoder: Any) -> Any:
     return module
 
 
-class Expert(nn.Module):
+class ActionExpert(nn.Module):
     """Tokens (B, Q, D) -> (B, Q, D), each layer looking into that of the language model.
 
     Blocks are those of Gemma: RMSNorm, attention without biases, a gated MLP with the tanh GELU.
@@ -119,7 +119,7 @@ class Expert(nn.Module):
         self.layers = nn.ModuleList(ExpertLayer(shape, width, mlp_dim) for _ in range(shape.depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, x: Tensor, held: Read, blocks: Tensor) -> Tensor:
+    def forward(self, x: Tensor, held: PromptCache, blocks: Tensor) -> Tensor:
         """
         Args:
             blocks: (Q,) ascending; a token sees the prompt and all tokens of its block and of earlier ones.
@@ -142,7 +142,7 @@ class Expert(nn.Module):
 
 
 class ExpertLayer(nn.Module):
-    """One layer of an `Expert`."""
+    """One layer of an `ActionExpert`."""
 
     def __init__(self, shape: Shape, width: int, mlp_dim: int):
         super().__init__()

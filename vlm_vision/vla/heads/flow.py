@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from vlm_vision.vla.heads.base import ActionHead
-from vlm_vision.vla.heads.expert import Expert, Read, Shape
+from vlm_vision.vla.heads.expert import ActionExpert, PromptCache, Shape
 from vlm_vision.vla.heads.prefix import Prefix
 
 
 @dataclass(frozen=True)
-class Held:
+class FlowCache:
     """What the steps of the flow start from."""
 
-    read: Read
+    read: PromptCache
     state: Tensor | None
-    """(B, S), normalised."""
+    """(B, S), normalized."""
 
 
 class FlowHead(ActionHead):
@@ -37,7 +37,7 @@ class FlowHead(ActionHead):
 
     name = "flow"
     reads_state = True
-    drawn = ("noise", "time")
+    random_inputs = ("noise", "time")
     noise: Tensor
 
     def __init__(
@@ -60,7 +60,7 @@ class FlowHead(ActionHead):
         self.state_in = nn.Linear(state_dim, width) if state_dim else None
         self.action_in, self.action_out = nn.Linear(action_dim, width), nn.Linear(width, action_dim)
         self.time_in, self.time_out = nn.Linear(2 * width, width), nn.Linear(width, width)
-        self.expert = Expert(shape, width=width, mlp_dim=mlp_dim)
+        self.expert = ActionExpert(shape, width=width, mlp_dim=mlp_dim)
         self.register_buffer("places", sines(torch.arange(chunk) / max(1, chunk), width), persistent=False)
         self.register_buffer("noise", self.draws([0], chunk, action_dim)["noise"], persistent=False)
         blocks = torch.tensor([0] * bool(state_dim) + [1] * chunk)
@@ -84,10 +84,10 @@ class FlowHead(ActionHead):
         error = (predicted - (noise - actions)).square()
         return error.masked_fill(padded[..., None], 0).sum()
 
-    def prefill(self, prefix: Prefix) -> Held:
-        return Held(Read.of(prefix, detach=self.stop_gradient), prefix.state)
+    def prefill(self, prefix: Prefix) -> FlowCache:
+        return FlowCache(PromptCache.of(prefix, detach=self.stop_gradient), prefix.state)
 
-    def decode(self, held: Held) -> Tensor:
+    def decode(self, held: FlowCache) -> Tensor:
         """From the same noise each time, so that actions are a function of what is seen."""
         mask = held.read.mask
         x, time = self.noise.float().expand(len(mask), -1, -1), torch.ones(len(mask), device=mask.device)
@@ -96,7 +96,7 @@ class FlowHead(ActionHead):
             time = time - 1 / self.steps
         return x
 
-    def velocity(self, held: Held, noisy: Tensor, time: Tensor) -> Tensor:
+    def velocity(self, held: FlowCache, noisy: Tensor, time: Tensor) -> Tensor:
         """What the expert tells of actions (B, K, A) at times (B,), float32."""
         dtype = self.action_in.weight.dtype
         actions = self.action_in(noisy.to(dtype))

@@ -15,7 +15,7 @@ from vlm_vision.vlm.model import VisionLanguageModel
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt with its pictures, embedded; rows are padded on the left, so that all end at the same place."""
+    """A prompt with its images, embedded; rows are padded on the left, so that all end at the same place."""
 
     vlm: VisionLanguageModel
     """Without peft's wrapper, with adapters in its layers or not."""
@@ -24,7 +24,7 @@ class Prefix:
     mask: Tensor
     """(B, T) int64, 0 where a row is padded."""
     state: Tensor | None = None
-    """(B, S), normalised, for heads that read it themselves."""
+    """(B, S), normalized, for heads that read it themselves."""
 
     def followed_by(self, embeds: Tensor) -> "Prefix":
         """The same with (B, Q, W) after it."""

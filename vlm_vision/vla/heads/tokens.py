@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Read:
+class TokenCache:
     """A prompt that the language model has read."""
 
     prefix: Prefix
@@ -56,11 +56,11 @@ class TokenHead(ActionHead):
     def terms(self, padded: Tensor) -> Tensor:
         return super().terms(padded) + (len(padded) if self.end_id is not None else 0)
 
-    def prefill(self, prefix: Prefix) -> Read:
+    def prefill(self, prefix: Prefix) -> TokenCache:
         out = prefix.vlm(inputs_embeds=prefix.embeds, attention_mask=prefix.mask, logits_to_keep=1, use_cache=True)
-        return Read(prefix, cache_of(out), out.logits[:, -1])
+        return TokenCache(prefix, cache_of(out), out.logits[:, -1])
 
-    def decode(self, held: Read) -> Tensor:
+    def decode(self, held: TokenCache) -> Tensor:
         """The likeliest word each time, as OpenVLA; one that is no action decodes as the nearest bin."""
         vlm, mask, cache = held.prefix.vlm, held.prefix.mask, held.cache
         ids = [held.logits.argmax(-1)]

@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 import projectors
-from vlm_vision.checkpoints.towers import Weights
+from vlm_vision.checkpoints.towers import WeightSource
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import ViTConfig
@@ -23,7 +23,7 @@ from vlm_vision.vlm.layout import Layout
 Json = dict[str, Any]
 State = dict[str, Tensor]
 
-NOT_OF_THE_NUMBERS = (
+NON_NUMERIC_FIELDS = (
     "position_resize",
     "drop_path",
     "drop_path_ramp",
@@ -66,12 +66,12 @@ class Parts:
 
 
 def canvas(spec: Preprocess, what: str) -> int:
-    """Side in pixels of the square that every picture becomes. Raises ValueError if there is none."""
+    """Side in pixels of the square that every image becomes. Raises ValueError if there is none."""
     size = spec.output_size
     if size is None or size[0] != size[1]:
         found = "of any size" if size is None else f"of {size[0]}x{size[1]} pixels"
         raise ValueError(
-            f"{what} takes square pictures of one size, this encoder's preprocessing gives some {found}: load the "
+            f"{what} takes square images of one size, this encoder's preprocessing gives some {found}: load the "
             "encoder with image_size=..."
         )
     return size[0]
@@ -113,7 +113,7 @@ def tower_at(encoder: Encoder, side: int, *, pool: bool) -> tuple[ViTConfig, Sta
 
 def check_same(ours: ViTConfig, theirs: ViTConfig, what: str) -> None:
     """Raise ValueError if the written configuration would be read as another architecture."""
-    fields = {name: getattr(ours, name) for name in NOT_OF_THE_NUMBERS}
+    fields = {name: getattr(ours, name) for name in NON_NUMERIC_FIELDS}
     theirs = replace(theirs, **fields)
     differ = [
         f"{name} {value!r} would be read as {getattr(theirs, name)!r}"
@@ -135,7 +135,7 @@ def language_tensors(llm: PreTrainedModel) -> State:
 
 
 def load_language_model(
-    weights: Weights, config: PreTrainedConfig, source: Path, dtype: torch.dtype, device: torch.device
+    weights: WeightSource, config: PreTrainedConfig, source: Path, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """The language model of a larger checkpoint: `language_model.*`, or `model.language_model.*` and `lm_head.*`.
 

@@ -25,7 +25,7 @@ def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify:
         format: "llava" is transformers' LlavaForConditionalGeneration (also of vLLM and others), with the layout AnyRes
             LlavaNextForConditionalGeneration: one CLIP or SigLIP tower tapped before the final norm, projector "mlp".
             "prismatic" is the layout of Prismatic and OpenVLA: DINOv2 with registers and SigLIP fused, or one tower, and
-            one picture, right after the first token; see `vlm_vision.vlm.formats.prismatic_export`.
+            one image, right after the first token; see `vlm_vision.vlm.formats.prismatic_export`.
         folder: made if absent; on an error nothing is left in it.
         verify: load what was written ("llava" in unmodified transformers, "prismatic" with this library) and compare
             weights' names, inputs and logits. Needs memory for the model once more.

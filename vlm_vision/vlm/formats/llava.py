@@ -14,7 +14,7 @@ from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
 import projectors
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.towers import Part, state_of
+from vlm_vision.checkpoints.towers import TowerWeights, state_of
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
@@ -149,7 +149,7 @@ def _projector(
         projector = projectors.build("mlp", in_dim=width, out_dim=wider, activation=activation, bias=bias)
     table = [row for i in (1, 2) for row in keys.layer(f"fc{i}", f"linear_{i}", bias=bias)]
     shapes = {name: value.shape for name, value in projector.state_dict().items()}
-    state = state_of(table, shapes, Part(weights, prefix), source=str(path), dtype=dtype, device=device)
+    state = state_of(table, shapes, TowerWeights(weights, prefix), source=str(path), dtype=dtype, device=device)
     projector.load_state_dict(state, assign=True)
     return projector.eval()
 

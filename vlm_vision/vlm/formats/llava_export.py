@@ -52,7 +52,7 @@ _NEXT = _Classes(LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextPr
 
 
 def to_folder(vlm: VisionLanguageModel) -> Folder:
-    """The model in LLaVA's layout, with the layout AnyRes of pictures in LLaVA-NeXT's.
+    """The model in LLaVA's layout, with the layout AnyRes of images in LLaVA-NeXT's.
 
     The tower is written at the size of its preprocessing, its position table resized by its own rule, so that the numbers
     are the same whichever reference that rule is of.
@@ -110,7 +110,7 @@ def to_folder(vlm: VisionLanguageModel) -> Folder:
     return Folder(tensors=tensors, config=config.to_diff_dict(), files=files, tokenizer=tokenizer)
 
 
-def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.Mlp]:
+def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.MlpProjector]:
     """Tower and projector. Raises ValueError for parts that the format has no way to say."""
     encoder, projector = vlm.encoder, vlm.projector
     if isinstance(encoder, FusedEncoder):
@@ -120,7 +120,7 @@ def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.Mlp]:
             f"LLaVA takes CLIP and SigLIP towers of one size, not {encoder.origin.family}: attach another encoder, or keep "
             "the model in this library's format by save_pretrained"
         )
-    if not isinstance(projector, projectors.Mlp) or projector.depth != 2:
+    if not isinstance(projector, projectors.MlpProjector) or projector.depth != 2:
         raise ValueError(
             f"LLaVA's projector is two linear layers, this one is {projectors.describe(projector)}: attach the encoder with "
             'projector="mlp"'
@@ -150,7 +150,7 @@ def _tower(encoder: Encoder, side: int) -> tuple[Any, State]:
 
 
 def _image_processor(encoder: Encoder) -> Json:
-    """For pictures that take one canvas."""
+    """For images that take one canvas."""
     try:
         return to_hf(encoder.preprocess, image_processor_type=IMAGE_PROCESSORS[encoder.origin.family])
     except ValueError as error:
@@ -160,7 +160,7 @@ def _image_processor(encoder: Encoder) -> Json:
 
 
 def _tiling(encoder: Encoder, side: int) -> Json:
-    """For pictures and tiles squashed to the canvas, as the layout AnyRes does whatever the encoder's own resize is."""
+    """For images and tiles squashed to the canvas, as the layout AnyRes does whatever the encoder's own resize is."""
     squash: Json = dict(resize="squash", resize_to=(side, side), crop=None, crop_rounding="floor", fill=(0, 0, 0))
     described = to_hf(replace(encoder.preprocess, **squash), image_processor_type="CLIPImageProcessor")
     return described | {
@@ -206,7 +206,7 @@ def _check_head(llm: Any) -> None:
 
 @torch.no_grad()
 def verify(vlm: VisionLanguageModel, folder: Path) -> None:
-    """Load `folder` in unmodified transformers and compare with the model, on a picture and prompt by either processor.
+    """Load `folder` in unmodified transformers and compare with the model, on an image and prompt by either processor.
 
     Raises:
         ValueError: weights missing or left over, other input_ids, pixel_values or logits.
@@ -227,7 +227,7 @@ def verify(vlm: VisionLanguageModel, folder: Path) -> None:
     assert vlm.processor is not None
     side = canvas(vlm.encoder.preprocess, "LLaVA")  # type: ignore[arg-type]
     noise = np.random.default_rng(0).integers(0, 256, (side + side // 2, side + side // 4, 3), dtype=np.uint8)
-    given: Json = dict(text=f"{IMAGE_TOKEN} What is in the picture?", images=[Image.fromarray(noise)])
+    given: Json = dict(text=f"{IMAGE_TOKEN} What is in the image?", images=[Image.fromarray(noise)])
     ours, other = vlm.processor(**given), processor(**given, return_tensors="pt")
     if not torch.equal(ours["input_ids"], other["input_ids"]):
         raise ValueError(

@@ -35,7 +35,7 @@ TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ ' ' + text + eos_token }}{% if not loop.last %}{{ '\n' }}{% endif %}"
     "{% else %}{{ text + '\n' }}{% endif %}{% endfor %}"
 )
-"""Prismatic's prompt for base models, pictures first, as `read_prismatic` sets it where the tokenizer has no template."""
+"""Prismatic's prompt for base models, images first, as `read_prismatic` sets it where the tokenizer has no template."""
 
 
 def read_prismatic(
@@ -57,7 +57,7 @@ def read_prismatic(
 
     Returns:
         The parts. Without a tokenizer's files the tokenizer is None and the last word of the vocabulary, which is padding
-        there, stands for the picture.
+        there, stands for the image.
 
     Raises:
         ValueError: no such folder, a tower, projector or language model that is not known, weights missing or unused.

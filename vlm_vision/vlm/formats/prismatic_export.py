@@ -1,9 +1,9 @@
 """A `VisionLanguageModel` as a folder in Prismatic's layout, and the proof that it is one.
 
-The format has no place for a picture in the prompt: its reader takes one picture for each prompt and puts the patches right
+The format has no place for an image in the prompt: its reader takes one image for each prompt and puts the patches right
 after the first token. A model exported from here gives the same numbers there for a prompt that begins with `<image>`.
 
-The reader's own configuration class derives timm's names, activations and picture sides from vision_backbone_id; the file
+The reader's own configuration class derives timm's names, activations and image sides from vision_backbone_id; the file
 states them all the same. A tower of another shape than the named one has its arguments under `timm_model_args`, one key
 more than the public folders have, and loads only where that, `timm_override_act_layers` and `image_sizes` are read.
 """
@@ -123,10 +123,10 @@ def to_folder(vlm: VisionLanguageModel) -> Folder:
 
 
 def _check(vlm: VisionLanguageModel, encoders: Sequence[Encoder]) -> list[int]:
-    """Sides of the towers' pictures. Raises ValueError for what the format has no way to say."""
+    """Sides of the towers' images. Raises ValueError for what the format has no way to say."""
     if type(vlm.layout) is not Whole:
         raise ValueError(
-            f"Prismatic gives each picture one canvas, this model has the layout {vlm.layout.name!r}: attach the encoder with "
+            f"Prismatic gives each image one canvas, this model has the layout {vlm.layout.name!r}: attach the encoder with "
             "Whole()"
         )
     families = tuple(one.origin.family for one in encoders)
@@ -161,7 +161,7 @@ def _check(vlm: VisionLanguageModel, encoders: Sequence[Encoder]) -> list[int]:
     sides = [canvas(one.preprocess, "Prismatic") for one in encoders]
     if len(set(sides)) > 1:
         raise ValueError(
-            f"Prismatic stacks the pictures of its towers, these have sides of {sides} pixels: load them with one "
+            f"Prismatic stacks the images of its towers, these have sides of {sides} pixels: load them with one "
             "image_size=..."
         )
     return sides
@@ -226,12 +226,12 @@ def _preprocessor(specs: Sequence[Preprocess], sides: Sequence[int]) -> tuple[st
             return strategy, config | {"image_resize_strategy": strategy}
     if any(spec.camera is not None for spec in specs):
         raise ValueError(
-            "Prismatic's folder has no place for what a camera's picture goes through before (with_evaluation): take it away by "
+            "Prismatic's folder has no place for what a camera's image goes through before (with_evaluation): take it away by "
             'encoder.preprocess = encoder.preprocess.with_evaluation("none", crop=False) and give it again when you load'
         )
     given = ", ".join(f"resize={spec.resize!r} to {spec.resize_to}, crop={spec.crop}" for spec in specs)
     raise ValueError(
-        f"Prismatic prepares the pictures of all towers alike: resize='squash' without a crop, letterbox with the mean of the "
+        f"Prismatic prepares the images of all towers alike: resize='squash' without a crop, letterbox with the mean of the "
         f"last tower, or shortest_edge with a crop of that size and half_even rounding; these have {given}. Set the towers' "
         "preprocess to replace(preprocess, resize='squash', resize_to=(side, side), crop=None) before training"
     )
@@ -247,7 +247,7 @@ def verify(vlm: VisionLanguageModel, folder: Path) -> None:
     again = VisionLanguageModel.from_parts(read_prismatic(folder, dtype=vlm.dtype, device=vlm.device))
     assert vlm.processor is not None and again.processor is not None
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    batch = vlm.processor(text=f"{IMAGE_TOKEN}What is in the picture?", images=[noise])
+    batch = vlm.processor(text=f"{IMAGE_TOKEN}What is in the image?", images=[noise])
     pixels = again.processor.image_processor.preprocess(noise)["pixel_values"]
     if not torch.allclose(pixels, batch["pixel_values"], atol=1e-5):
         raise ValueError("the preprocessing that was written makes other pixel values")
