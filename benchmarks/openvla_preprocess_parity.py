@@ -29,9 +29,7 @@ GOLDEN_SIDE = 16
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.openvla_preprocess_parity", description=__doc__)
     parser.add_argument("--tensorflow", required=True, help="a python that has tensorflow")
-    parser.add_argument(
-        "--images", type=Path, help="folder of photos, each taken as it is, at 256 x 256 and 640 x 480"
-    )
+    parser.add_argument("--images", type=Path, help="folder of photos, each taken as it is, at 256 x 256 and 640 x 480")
     parser.add_argument("--noise", type=int, default=10, help="images of noise beside them")
     parser.add_argument("--golden", type=Path, help="write this file and stop")
     options = parser.parse_args()

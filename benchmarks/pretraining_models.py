@@ -28,7 +28,14 @@ from vlm_vision.train.optim.groups import warmup_cosine
 from vlm_vision.train.settings import Training
 from vlm_vision.train.tasks.contrastive import LARGEST_SCALE, ContrastiveLossSettings, contrastive_step, keep_scale
 from vlm_vision.train.tasks.mae import mae_step
-from vlm_vision.train.tasks.self_distill import DinoHeadSettings, SelfDistillation, LossWeights, prepare, self_distill_step, student_of
+from vlm_vision.train.tasks.self_distill import (
+    DinoHeadSettings,
+    LossWeights,
+    SelfDistillation,
+    prepare,
+    self_distill_step,
+    student_of,
+)
 
 Batch = dict[str, Tensor]
 Take = Callable[[Batch], Tensor]

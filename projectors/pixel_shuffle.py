@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from projectors.neighbours import side_by_side, squares_of
+from projectors.neighbors import side_by_side, squares_of
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 

@@ -24,8 +24,8 @@ from vlm_vision.files import whole, write_json
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.train.conversations import ConversationTraining, build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import start_run, parse_config, run_cli
-from vlm_vision.train.tasks.vqa import vqa_step, batches_of_steps
+from vlm_vision.train.settings import parse_config, run_cli, start_run
+from vlm_vision.train.tasks.vqa import batches_of_steps, vqa_step
 from vlm_vision.train.trainable import set_trainable, trainable_table, unwrapped
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 

@@ -21,8 +21,7 @@ from typing import Any, Literal
 import torch
 
 import vlm_vision as vv
-from vlm_vision.data.images.batches import ImageBatch
-from vlm_vision.data.images.batches import Skipped
+from vlm_vision.data.images.batches import ImageBatch, Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, normalize_views
 from vlm_vision.files import whole, write_json
@@ -32,7 +31,7 @@ from vlm_vision.probe.features import image_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
 from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
 from vlm_vision.train.tasks.contrastive import ContrastiveLossSettings, PairWithLoss, contrastive_step, keep_scale
 
 

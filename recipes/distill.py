@@ -33,20 +33,20 @@ from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
-from vlm_vision.probe.labelled import LabeledFeatures
-from vlm_vision.probe.neighbours import labeled_images, knn_accuracy
+from vlm_vision.probe.labeled import LabeledFeatures
+from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
 from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
 from vlm_vision.train.tasks.distill import (
     StudentWithLoss,
     Teacher,
-    distill_step,
-    teacher_cosine,
     center_crop_preprocess,
+    distill_step,
     side_of,
     space_of,
     standardize,
+    teacher_cosine,
 )
 from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 

@@ -28,10 +28,10 @@ from vlm_vision.data.images.views import Crop, View
 from vlm_vision.files import whole, write_json
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.preprocess.spec import HALF
-from vlm_vision.probe.neighbours import neighbors
+from vlm_vision.probe.neighbors import neighbors
 from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
 from vlm_vision.train.tasks.mae import MaeWithLoss, held_out_loss, mae_step, tensors
 
 

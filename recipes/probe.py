@@ -27,9 +27,9 @@ from vlm_vision.files import write_json
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.correspondence import image_correspondence
-from vlm_vision.probe.features import Kind, block_features, patch_features, image_features
+from vlm_vision.probe.features import Kind, block_features, image_features, patch_features
 from vlm_vision.probe.knn import NEIGHBORS, knn
-from vlm_vision.probe.labelled import LabeledFeatures, held_out
+from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.settings import parse_config, run_cli
@@ -88,7 +88,10 @@ def main(config: ProbeConfig) -> dict[str, Any]:
     asked = read_samples(config.test, config.test_split)
     if learned.classes:
         asked = asked.with_classes(learned.classes)
-    train, test = sample_images(learned, config.train_limit, config.seed), sample_images(asked, config.test_limit, config.seed)
+    train, test = (
+        sample_images(learned, config.train_limit, config.seed),
+        sample_images(asked, config.test_limit, config.seed),
+    )
 
     size, tap = config.image_size or None, vv.Tap(config.tap_layer, config.tap_norm)
     encoder = vv.load(config.encoder, tap=tap, image_size=size, device=config.device)
@@ -123,7 +126,9 @@ def sample_images(samples: Samples, limit: int, seed: int) -> ProbeSplit:
     return ProbeSplit([one.image for one in taken], torch.tensor([one.label for one in taken]))
 
 
-def probe_encoder(config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder, train: ProbeSplit, test: ProbeSplit) -> dict[str, float]:
+def probe_encoder(
+    config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder, train: ProbeSplit, test: ProbeSplit
+) -> dict[str, float]:
     """Every probe of an encoder, by name."""
 
     def features(make: Any, **options: Any) -> tuple[LabeledFeatures, LabeledFeatures]:

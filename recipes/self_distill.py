@@ -41,17 +41,17 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.probe.features import image_features
-from vlm_vision.probe.neighbours import LabeledImages, labeled_images, neighbors, knn_accuracy
+from vlm_vision.probe.neighbors import LabeledImages, knn_accuracy, labeled_images, neighbors
 from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
-from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
 from vlm_vision.train.tasks.self_distill import (
-    DinoHeadSettings,
     BlockMaskSettings,
+    DinoHeadSettings,
+    LossWeights,
     SelfDistillation,
     Sharpen,
-    LossWeights,
     earlier_of,
     prepare,
     self_distill_step,
@@ -320,11 +320,14 @@ def as_published(encoder: vv.Encoder) -> vv.Encoder:
 def parts_of_the_loss(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
     """Of the last micro-batch; every process must ask."""
     return {
-        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item() for name, part in model.loss_parts.items()
+        f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item()
+        for name, part in model.loss_parts.items()
     }
 
 
-def evaluation_images(config: SelfDistillConfig, train: Samples, test: Samples | None) -> tuple[LabeledImages, LabeledImages] | None:
+def evaluation_images(
+    config: SelfDistillConfig, train: Samples, test: Samples | None
+) -> tuple[LabeledImages, LabeledImages] | None:
     """To be looked at while the run goes on; None where there are fewer than five."""
     if test is None or not train.classes:
         return None

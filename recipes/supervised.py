@@ -32,8 +32,7 @@ from torch.utils.data import DataLoader
 
 import vlm_vision as vv
 from vlm_vision.data.images.augment import RandAugment
-from vlm_vision.data.images.batches import ImageBatch
-from vlm_vision.data.images.batches import ImageDataset, Skipped, collate
+from vlm_vision.data.images.batches import ImageBatch, ImageDataset, Skipped, collate
 from vlm_vision.data.images.mixing import Erase, Mix
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, Plain, View, normalize_views
@@ -43,16 +42,16 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, start_run, parse_config, run_cli
+from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
 from vlm_vision.train.tasks.supervised import (
     ClassifierWithLoss,
     DistillLossSettings,
     average_of,
     classifier,
-    supervised_step,
     encoder_of,
     read_teacher,
     save_classifier,
+    supervised_step,
 )
 
 
@@ -238,7 +237,9 @@ def view_of(config: SupervisedConfig, encoder: vv.Encoder) -> View:
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip, randaugment=config.randaugment)
 
 
-def tensors(config: SupervisedConfig, drawn: ImageBatch, preprocess: Preprocess, num_classes: int, device: torch.device) -> Batch:
+def tensors(
+    config: SupervisedConfig, drawn: ImageBatch, preprocess: Preprocess, num_classes: int, device: torch.device
+) -> Batch:
     """Images with parts erased, mixed with each other, and what is to be said of them; mixed by the seeds of its rows."""
     (views,) = drawn.views
     pixels = config.erase(normalize_views(views.to(device), preprocess), drawn.seeds)
@@ -246,7 +247,9 @@ def tensors(config: SupervisedConfig, drawn: ImageBatch, preprocess: Preprocess,
     return {"pixels": pixels, "targets": targets}
 
 
-def evaluate_classifier(config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples) -> dict[str, Accuracy]:
+def evaluate_classifier(
+    config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples
+) -> dict[str, Accuracy]:
     """How good the last weights are, and their average; every process must call it."""
     encoder, average = encoder_of(model), average_of(model)
     was_training = encoder.training

@@ -33,8 +33,8 @@ from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import start_run, parse_config, run_cli
-from vlm_vision.train.tasks.vla import vla_step, batches_of_steps
+from vlm_vision.train.settings import parse_config, run_cli, start_run
+from vlm_vision.train.tasks.vla import batches_of_steps, vla_step
 from vlm_vision.train.trainable import set_trainable, trainable_table
 from vlm_vision.train.vlm import VLMTraining, build_vlm
 from vlm_vision.vla.batch import ActionCollator
@@ -116,7 +116,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     color: Color | None = OPENVLA_COLOR if config.color else None
     collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    rates |= {"language": config.lr_language, "action": config.lr_action}
+    rates |= {"language": config.lr_language, "hands": config.lr_action}
     step = vla_step(config, accelerator, model, rates=rates)
 
     # The loop.

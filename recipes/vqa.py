@@ -28,15 +28,15 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.files import whole, write_json
-from vlm_vision.measure.answers import evaluate, shuffled_images, is_correct
+from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
 from vlm_vision.train.conversations import ConversationData, ConversationTraining, build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import start_run, parse_config, run_cli
-from vlm_vision.train.tasks.vqa import vqa_step, batches_of_steps
+from vlm_vision.train.settings import parse_config, run_cli, start_run
+from vlm_vision.train.tasks.vqa import batches_of_steps, vqa_step
 from vlm_vision.train.trainable import group_modules, set_trainable, trainable_table, unwrapped
 
 

@@ -26,7 +26,7 @@ from vlm_vision.probe.features import (
     text_embeddings,
 )
 from vlm_vision.probe.knn import knn
-from vlm_vision.probe.labelled import LabeledFeatures, held_out
+from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.probe.retrieval import ranking, retrieval
 from vlm_vision.probe.zero_shot import class_embeddings, zero_shot

@@ -73,6 +73,4 @@ def save_pair(
 def _check_widths(image: ViTConfig, text: TextTransformer) -> None:
     width = image.pool_dim or image.embed_dim
     if width != text.config.features_dim:
-        raise ValueError(
-            f"features of images are of width {width}, of texts {text.config.features_dim}: it is no pair"
-        )
+        raise ValueError(f"features of images are of width {width}, of texts {text.config.features_dim}: it is no pair")

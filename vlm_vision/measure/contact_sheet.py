@@ -40,7 +40,9 @@ def contact_sheet(
             )
         sheet.paste(thumbnail, (x, y))
         shown_question = textwrap.shorten(question.replace("<image>", "").strip(), 46, placeholder="...")
-        draw.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(shown_question, 24)), fill=_INK, font=small, spacing=2)
+        draw.multiline_text(
+            (x, y + side + 4), "\n".join(textwrap.wrap(shown_question, 24)), fill=_INK, font=small, spacing=2
+        )
         color, mark = (_RIGHT, marks[0]) if is_right else (_WRONG, marks[1])
         draw.rectangle((x, y, x + side - 1, y + side - 1), outline=color, width=2)
         draw.text(

@@ -212,9 +212,7 @@ class VisionTransformer(nn.Module):
         if not batches:
             return []
         if self.config.film_dim:
-            raise ValueError(
-                "an encoder with FiLM sees batches, not packed images: use encoder(pixels, condition=...)"
-            )
+            raise ValueError("an encoder with FiLM sees batches, not packed images: use encoder(pixels, condition=...)")
         masks = masks or [None] * len(batches)
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
         counts, lengths = [len(x) for x, _ in embedded], [x.shape[1] for x, _ in embedded]

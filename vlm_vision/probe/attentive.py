@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.probe.labelled import LabeledFeatures, held_out, accuracy
+from vlm_vision.probe.labeled import LabeledFeatures, accuracy, held_out
 from vlm_vision.probe.seeded import seeded
 
 RATES = (3e-4, 1e-3, 3e-3)

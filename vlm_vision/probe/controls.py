@@ -11,7 +11,7 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.preprocess.spec import Preprocess
 from vlm_vision.probe.features import ProbeImage, read_images
-from vlm_vision.probe.labelled import LabeledFeatures, accuracy
+from vlm_vision.probe.labeled import LabeledFeatures, accuracy
 from vlm_vision.probe.seeded import seeded
 
 E = TypeVar("E", bound=Encoder | FusedEncoder)

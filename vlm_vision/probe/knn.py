@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm_vision.probe.labelled import LabeledFeatures, accuracy
+from vlm_vision.probe.labeled import LabeledFeatures, accuracy
 
 NEIGHBORS = (10, 20, 100, 200)
 

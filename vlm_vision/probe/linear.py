@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.probe.labelled import LabeledFeatures, held_out, accuracy
+from vlm_vision.probe.labeled import LabeledFeatures, accuracy, held_out
 from vlm_vision.probe.seeded import seeded
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -119,7 +119,9 @@ def _logits(heads: nn.ModuleList, choices: Sequence[ProbeChoice], features: Tens
 
 
 @torch.no_grad()
-def _accuracies(heads: nn.ModuleList, choices: Sequence[ProbeChoice], data: LabeledFeatures, batch_size: int) -> list[float]:
+def _accuracies(
+    heads: nn.ModuleList, choices: Sequence[ProbeChoice], data: LabeledFeatures, batch_size: int
+) -> list[float]:
     batches = [_logits(heads, choices, features) for features in data.features.split(batch_size)]
     predicted = [torch.cat([logits.argmax(dim=1) for logits in one]) for one in zip(*batches, strict=True)]
     return [accuracy(one, data.labels) for one in predicted]
@@ -154,7 +156,9 @@ def logistic_probe(
             f"features are {tuple(train.features.shape)} and {tuple(test.features.shape)}, expected (M, D) of one width"
         )
     mean, deviation = train.features.float().mean(dim=0), train.features.float().std(dim=0)
-    train, test = (LabeledFeatures((one.features.float() - mean) / (deviation + 1e-6), one.labels) for one in (train, test))
+    train, test = (
+        LabeledFeatures((one.features.float() - mean) / (deviation + 1e-6), one.labels) for one in (train, test)
+    )
     rest, part = held_out(train, share, seed=seed)
     classes, strengths = train.num_classes, sorted(strengths)
     scores, weights = [], _zeros(train, classes)

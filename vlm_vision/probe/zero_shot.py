@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import text_embeddings
-from vlm_vision.probe.labelled import LabeledFeatures
+from vlm_vision.probe.labeled import LabeledFeatures
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def check_token(header: str | None, origin: str | None, token: str) -> None:
     """
     if not token:
         if origin is not None:
-            raise RequestError(403, "pages in a browser are served only with a token: start the server with --token-file")
+            raise RequestError(
+                403, "pages in a browser are served only with a token: start the server with --token-file"
+            )
         return
     scheme, _, shown = (header or "").partition(" ")
     if scheme.lower() not in _SCHEMES:

@@ -75,7 +75,9 @@ class Batcher:
             if self._ended:
                 raise _policy_ended()
             if len(self._waiting) >= self._settings.max_queue:
-                raise RequestError(429, f"{len(self._waiting)} observations wait for the policy already: ask again later")
+                raise RequestError(
+                    429, f"{len(self._waiting)} observations wait for the policy already: ask again later"
+                )
             self._waiting.append(waiting)
             self._changed.notify()
         self._asked.add(waiting.answer)
@@ -105,7 +107,9 @@ class Batcher:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0)  # answers that the thread has handed over are taken
         for answer in self._asked:
-            _settle(answer, RequestError(503, f"the server is stopping, and the policy was not done within {seconds:g} s"))
+            _settle(
+                answer, RequestError(503, f"the server is stopping, and the policy was not done within {seconds:g} s")
+            )
 
     def _run(self) -> None:
         batch: list[_Pending] | None = []

@@ -80,7 +80,9 @@ class RequestHandler:
             raise RequestError(400, str(error)) from None
         except Exception as error:  # whatever else a message does to its reading, its sender is told
             _log.exception("a message could not be read")
-            raise RequestError(500, f"reading the message failed with {type(error).__name__}: {str(error)[:500]}") from None
+            raise RequestError(
+                500, f"reading the message failed with {type(error).__name__}: {str(error)[:500]}"
+            ) from None
         answer = await self.batcher.act(observation)
         self.metrics.stage("queue", answer.queue)
         return answer

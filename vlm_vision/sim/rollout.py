@@ -101,7 +101,9 @@ class _Running:
         self.observation = self.environment.observe()
 
 
-def _start_trial(place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None) -> _Running:
+def _start_trial(
+    place: int, trial: Trial, environment: Environment, instructions: Mapping[str, str] | None
+) -> _Running:
     said = environment.instruction if instructions is None else instructions[trial.task]
     try:
         return _Running(place, environment, environment.reset(trial.seed), Outcome(trial, said, False, 0))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import ImageBatch, Draws, ImageDataset, collate
+from vlm_vision.data.images.batches import Draws, ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.sample import Samples
 from vlm_vision.data.shards.cache import ShardCache

@@ -58,7 +58,11 @@ class GraphedRunner(PolicyRunner):
         device = model.plain_vlm.device
         with torch.inference_mode(False), torch.no_grad():
             self._given = {name: value.to(device, copy=True) for name, value in batch.items()}
-            stages = [lambda: PolicyRunner.encode(self, self._given), lambda: PolicyRunner.prefill(self), lambda: PolicyRunner.decode(self)]
+            stages = [
+                lambda: PolicyRunner.encode(self, self._given),
+                lambda: PolicyRunner.prefill(self),
+                lambda: PolicyRunner.decode(self),
+            ]
             self._encode, self._prefill, self._decode = capture_graphs(stages, device)
             grid = model.plain_vlm.encoder.grid(*batch["pixel_values"].shape[-2:])
             tables = [part for part in model.modules() if isinstance(part, PositionTable)]

@@ -278,9 +278,7 @@ def _canvas(encoder: Encoder | FusedEncoder) -> Size:
     """(height, width) in pixels of what the encoder's own preprocessing gives."""
     size = encoder.preprocess.output_size
     if size is None:
-        raise ValueError(
-            "this encoder's images have no fixed size: load it with image_size=..., or use layout Native"
-        )
+        raise ValueError("this encoder's images have no fixed size: load it with image_size=..., or use layout Native")
     return size
 
 

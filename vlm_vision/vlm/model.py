@@ -27,7 +27,7 @@ from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.loading import LoadingMixin, describe
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
-from vlm_vision.vlm.vision import VisionMixin, Newline, active_peft_copy
+from vlm_vision.vlm.vision import Newline, VisionMixin, active_peft_copy
 
 
 class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMixin, PreTrainedModel, GenerationMixin):
@@ -159,7 +159,11 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     def processor(self) -> VisionLanguageProcessor | None:
         """Makes this model's inputs; follows a change of the encoder's preprocessing or of the projector."""
         if self._processor is not None:
-            described = (self.encoder.to_dict(), projectors.describe(active_peft_copy(self.projector)), self.layout.to_dict())
+            described = (
+                self.encoder.to_dict(),
+                projectors.describe(active_peft_copy(self.projector)),
+                self.layout.to_dict(),
+            )
             held = self._processor.image_processor
             if [*map(as_json, described)] != [held.encoder_config, held.projector_config, held.layout_config]:
                 self._processor.image_processor = VisionLanguageImageProcessor(*described)

@@ -230,9 +230,7 @@ def _takes_parts(template: str) -> bool:
     return IMAGE_TOKEN in shown and "\ue000" in shown and "'type'" not in shown
 
 
-def _with_frames(
-    texts: list[str], images: list[ImageInput], videos: list[Video]
-) -> tuple[list[str], list[ImageInput]]:
+def _with_frames(texts: list[str], images: list[ImageInput], videos: list[Video]) -> tuple[list[str], list[ImageInput]]:
     """The texts with `<image>` for each frame in place of `<video>`, and all images in reading order."""
     wanted = sum(one.count(VIDEO_MARK) for one in texts)
     if not videos and not wanted:

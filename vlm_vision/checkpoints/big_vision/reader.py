@@ -10,7 +10,7 @@ from typing import Any
 from vlm_vision.checkpoints.big_vision import flax_keys
 from vlm_vision.checkpoints.big_vision.npz import NpzFile
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
-from vlm_vision.checkpoints.towers import Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import Hints, Tower, TowerWeights
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 

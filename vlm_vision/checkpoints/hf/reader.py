@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.hf.dino import DINOV2, DINOV2_WITH_REGISTERS, DINOV3
 from vlm_vision.checkpoints.hf.family import Family, Json, style_of
 from vlm_vision.checkpoints.hf.preprocess import from_hf
 from vlm_vision.checkpoints.hf.vit import DEIT, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 from vlm_vision.nn.config import ViTConfig

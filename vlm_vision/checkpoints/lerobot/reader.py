@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.hf import reader as hf
-from vlm_vision.checkpoints.towers import Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess

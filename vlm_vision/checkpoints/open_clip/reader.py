@@ -10,7 +10,7 @@ from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import STEMS, WeightFiles
 from vlm_vision.nn.config import Pool, ViTConfig
 

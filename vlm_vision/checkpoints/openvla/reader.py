@@ -13,7 +13,7 @@ from typing import Any
 from vlm_vision.checkpoints.openvla.preprocess import from_openvla
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower, WeightSource
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource
 from vlm_vision.nn.config import Tap
 
 Json = dict[str, Any]

@@ -22,7 +22,7 @@ from torch import Tensor
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess

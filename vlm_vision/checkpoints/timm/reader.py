@@ -11,7 +11,7 @@ from typing import Any
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import from_timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, TowerWeights, Tower
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.config import Activation, ViTConfig
 

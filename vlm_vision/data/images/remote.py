@@ -65,7 +65,9 @@ class RemoteSamples:
         try:
             with shard.cache.opened(shard.url, shard.size) as held:
                 if index >= held.count:
-                    raise LostSampleError(f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead)
+                    raise LostSampleError(
+                        f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead
+                    )
                 name, places = held.sample(index)
                 image = TarMember(shard.url, name, places.image, places.image_size)
                 caption = caption_at(held.file, places, image)
@@ -78,9 +80,7 @@ class RemoteSamples:
         if not text or not self.classes:
             return -1
         if not text.isdecimal() or int(text) >= self.classes:
-            raise ValueError(
-                f"{image} has the label {text!r}: expected a number below {self.classes}, as classes says"
-            )
+            raise ValueError(f"{image} has the label {text!r}: expected a number below {self.classes}, as classes says")
         return int(text)
 
     def bring(self, number: int) -> None:

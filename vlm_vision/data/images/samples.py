@@ -220,8 +220,7 @@ def _shards(paths: Sequence[str], together: int) -> Samples:
         with open_shard(path) as file:
             found, places, lacking = index_of(members_by_key(path, file))
             shown = [
-                TarMember(path, name, place.image, place.image_size)
-                for name, place in zip(found, places, strict=True)
+                TarMember(path, name, place.image, place.image_size) for name, place in zip(found, places, strict=True)
             ]
             labels += [label_at(file, place, image) for place, image in zip(places, shown, strict=True)]
         names += found
@@ -229,9 +228,7 @@ def _shards(paths: Sequence[str], together: int) -> Samples:
         without += [f"{path}/{key}" for key in lacking]
         sizes.append(len(found))
     if without:
-        log.warning(
-            "%d of %d samples have no image; the first: %s", len(without), len(without) + len(rows), without[0]
-        )
+        log.warning("%d of %d samples have no image; the first: %s", len(without), len(without) + len(rows), without[0])
     if not rows:
         raise ValueError(f"{', '.join(paths[:3])} hold no image: expected members key.{{{','.join(IMAGES)}}}")
     numbers, classes = _labels(labels, paths[0])

@@ -118,9 +118,7 @@ def _task(path: Path) -> str:
 def _images(folder: Path) -> list[Path]:
     found = _shown(folder)
     if other := [path for path in found if path.suffix.lower() not in IMAGES]:
-        raise ValueError(
-            f"{other[0]} is no image: expected {', '.join(IMAGES)} in the folder of a camera; remove it"
-        )
+        raise ValueError(f"{other[0]} is no image: expected {', '.join(IMAGES)} in the folder of a camera; remove it")
     if not found:
         raise ValueError(f"{folder} holds no images: expected those of a camera")
     return found

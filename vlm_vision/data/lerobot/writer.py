@@ -26,7 +26,7 @@ from vlm_vision.data.lerobot.layout import (
     Info,
     camera_key,
 )
-from vlm_vision.data.lerobot.statistics import PixelCounts, JsonStatistics, of_numbers
+from vlm_vision.data.lerobot.statistics import JsonStatistics, PixelCounts, of_numbers
 from vlm_vision.data.lerobot.tables import read_table, to_array
 from vlm_vision.data.lerobot.written import RollingTables, data_table, tasks_table
 from vlm_vision.files import new_folder, write_json

@@ -70,7 +70,9 @@ class _ActRequest:
 
 async def _body(request: Request, settings: ServerSettings) -> bytes:
     most = settings.max_bytes
-    request_error = RequestError(413, f"the request is larger than {settings.max_message_mb:g} MiB: send smaller images")
+    request_error = RequestError(
+        413, f"the request is larger than {settings.max_message_mb:g} MiB: send smaller images"
+    )
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > most:
         raise request_error

@@ -193,7 +193,9 @@ class Step:
         return Path(self.settings.out) / "checkpoints"
 
     def _state(self) -> RunState:
-        return RunState(self.model, self.optimizer, self.schedule, json.loads(json.dumps(self.settings.resume_fields())))
+        return RunState(
+            self.model, self.optimizer, self.schedule, json.loads(json.dumps(self.settings.resume_fields()))
+        )
 
     def _summing(self, *, last: bool) -> AbstractContextManager:
         if self.sharded:

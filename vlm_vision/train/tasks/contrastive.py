@@ -58,7 +58,12 @@ class PairWithLoss(nn.Module):
 
 
 def contrastive_step(
-    settings: Training, accelerator: Accelerator, pair: Pair, contrast: ContrastiveLossSettings, *, rates: dict[str, float]
+    settings: Training,
+    accelerator: Accelerator,
+    pair: Pair,
+    contrast: ContrastiveLossSettings,
+    *,
+    rates: dict[str, float],
 ) -> Step:
     """Steps that train a pair.
 

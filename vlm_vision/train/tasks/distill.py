@@ -9,8 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import ImageBatch
-from vlm_vision.data.images.batches import ImageDataset, collate
+from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder
@@ -203,7 +202,9 @@ def space_of(name: str, teacher: Encoder) -> TeacherFeatures:
     """Its widths at its tap."""
     config = teacher.config
     pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
-    return TeacherFeatures(name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token)
+    return TeacherFeatures(
+        name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token
+    )
 
 
 def side_of(encoder: Encoder, who: str) -> int:

@@ -7,8 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vlm_vision.data.images.batches import ImageBatch
-from vlm_vision.data.images.batches import ImageDataset, collate
+from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain, normalize_views
 from vlm_vision.mae import MaskedAutoencoder

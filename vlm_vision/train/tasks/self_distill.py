@@ -104,7 +104,14 @@ class StudentNetwork(nn.Module):
         pack: whether large and small crops are one sequence, or one batch after the other; the same but for rounding.
     """
 
-    def __init__(self, encoder: Encoder, heads: DinoHeadSettings, *, patch_heads: DinoHeadSettings | None = None, pack: bool = False):
+    def __init__(
+        self,
+        encoder: Encoder,
+        heads: DinoHeadSettings,
+        *,
+        patch_heads: DinoHeadSettings | None = None,
+        pack: bool = False,
+    ):
         super().__init__()
         self.encoder, self.head, self.pack = encoder, heads.build(encoder.embed_dim), pack
         self.patch_head = None if patch_heads is None else patch_heads.build(encoder.embed_dim)
@@ -332,7 +339,11 @@ def prepare(step: Step, index: int, weight_decay: Schedule) -> None:
 
 
 def tensors(
-    drawn: ImageBatch, encoder: Encoder, temperature: float, masks: BlockMaskSettings | None, earlier: Encoder | None = None
+    drawn: ImageBatch,
+    encoder: Encoder,
+    temperature: float,
+    masks: BlockMaskSettings | None,
+    earlier: Encoder | None = None,
 ) -> Batch:
     """What the networks see of each image: two large views, the small ones, and masks where there are to be any.
 

@@ -23,7 +23,9 @@ def save_networks(model: SelfDistillation, folder: Path) -> None:
     os.replace(folder / f".{NAME}", folder / NAME)
 
 
-def load_networks(model: SelfDistillation, run: str | Path, *, student: Literal["student", "teacher"] = "student") -> None:
+def load_networks(
+    model: SelfDistillation, run: str | Path, *, student: Literal["student", "teacher"] = "student"
+) -> None:
     """Give a model the weights that a run left.
 
     Learned positions of another grid are resized by the encoder's own rule; all else must be the same.

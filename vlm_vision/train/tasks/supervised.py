@@ -56,7 +56,9 @@ class ClassifierWithLoss(nn.Module):
         average: whether an average of its weights is kept, as `average`; the caller moves it after each step.
     """
 
-    def __init__(self, encoder: Encoder, distill: DistillLossSettings = DistillLossSettings(), *, average: bool = False):
+    def __init__(
+        self, encoder: Encoder, distill: DistillLossSettings = DistillLossSettings(), *, average: bool = False
+    ):
         super().__init__()
         self.encoder, self.distill = encoder, distill
         self.average = EmaTeacher(encoder) if average else None

@@ -32,7 +32,7 @@ def vla_step(
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         assert isinstance(model, VisionLanguageActionModel)
-        own = {**group_modules(model.vlm), "action": model.action_modules}
+        own = {**group_modules(model.vlm), "hands": model.action_modules}
         return {name: own[name] for name in rates}
 
     def groups(model: nn.Module) -> list[dict]:

@@ -19,7 +19,9 @@ from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.trainable import group_modules, unwrapped
 
 
-def vqa_step(settings: ConversationTraining, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
+def vqa_step(
+    settings: ConversationTraining, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]
+) -> Step:
     """Steps that train answers.
 
     Args:

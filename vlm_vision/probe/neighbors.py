@@ -15,7 +15,7 @@ from vlm_vision.preprocess.images import load_image
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.knn import NEIGHBORS, knn
-from vlm_vision.probe.labelled import LabeledFeatures, held_out
+from vlm_vision.probe.labeled import LabeledFeatures, held_out
 
 FeatureFunction = Callable[[Sequence[ImageSource]], Tensor]
 """Images to features (M, D)."""
