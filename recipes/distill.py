@@ -158,7 +158,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
             student = vv.load(str(out / "model"), device=accelerator.device)
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
             towers = {"student": student, **dict(zip(called, teachers, strict=True))}
-            metrics |= {"neighbours": neighbors(config, towers, train, test)}
+            metrics |= {"neighbors": neighbors(config, towers, train, test)}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -205,7 +205,7 @@ def table(metrics: dict[str, Any]) -> str:
         constant, untrained = (metrics[key.replace("cosine", other)] for other in ("constant", "untrained"))
         told = f"cosine {metrics[key]:.3f}, best constant {constant:.3f}, untrained {untrained:.3f}"
         lines.append(f"{key.removeprefix('eval_cosine/'):32} {told}")
-    for name, share in metrics.get("neighbours", {}).items():
+    for name, share in metrics.get("neighbors", {}).items():
         lines.append(f"nearest neighbors, {name:30} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 

@@ -143,7 +143,7 @@ def main(config: MaeConfig) -> dict[str, Any]:
         if test and train.classes and config.eval_neighbors:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(encoder, train, test, limit=config.eval_neighbors, seed=config.seed)
-            metrics |= {"neighbours": found}
+            metrics |= {"neighbors": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -183,7 +183,7 @@ def table(metrics: dict[str, Any]) -> str:
     lines = []
     if "eval_loss" in metrics:
         lines.append(f"held-out loss: {metrics['eval_loss_at_start']:.4f} before, {metrics['eval_loss']:.4f} after")
-    for name, share in metrics.get("neighbours", {}).items():
+    for name, share in metrics.get("neighbors", {}).items():
         lines.append(f"nearest neighbors, {name:20} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)
 

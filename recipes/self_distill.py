@@ -212,7 +212,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         if done % config.log_every == 0:
             progress.note(done, parts_of_the_loss(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
-            progress.note(done, {"neighbours": neighbor_accuracy(config, step, *looked)})
+            progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
             step.save(done)
     progress.close()
@@ -233,7 +233,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
-            metrics |= {"neighbours": found}
+            metrics |= {"neighbors": found}
         write_json(out / "metrics.json", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -344,7 +344,7 @@ def neighbor_accuracy(config: SelfDistillConfig, step: Step, known: LabeledImage
 
 def table(metrics: dict[str, Any]) -> str:
     """Nearest neighbors, by who looks."""
-    found = metrics.get("neighbours", {})
+    found = metrics.get("neighbors", {})
     return "".join(f"nearest neighbors, {name:20} {share:7.1%}\n" for name, share in found.items())
 
 

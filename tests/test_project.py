@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_every_config_fits_its_recipe(file, tmp_path):
     named |= {"distill": distill}
     named |= {"vla": vla_eval if file.stem.startswith("vla_eval") else vla}
     recipe = named.get(file.stem.split("_")[0], vqa)
-    assert isinstance(recipe.parse(["--config", str(file), "--out", str(tmp_path)]), recipe.Config)
+    assert type(recipe.parse(["--config", str(file), "--out", str(tmp_path)])) is get_type_hints(recipe.parse)["return"]
 
 
 def test_the_wheel_ships_the_two_packages_and_nothing_else(tmp_path):

@@ -146,7 +146,7 @@ def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told == {name: value for name, value in found.items() if name != "losses"}
     who = {"student", "teacher wide", "random weights", "pixels", "most frequent class"}
-    assert set(told["neighbours"]) == who
+    assert set(told["neighbors"]) == who
 
 
 @torch.no_grad()

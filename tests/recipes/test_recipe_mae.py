@@ -43,7 +43,7 @@ def test_the_loss_falls_and_metrics_tell_it(folder, tmp_path):
     assert found["eval_loss"] < 0.5 * found["eval_loss_at_start"]
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told == {name: value for name, value in found.items() if name != "losses"}
-    assert set(told["neighbours"]) == {"encoder", "random weights", "pixels", "most frequent class"}
+    assert set(told["neighbors"]) == {"encoder", "random weights", "pixels", "most frequent class"}
 
 
 @torch.no_grad()

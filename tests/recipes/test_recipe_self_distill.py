@@ -175,7 +175,7 @@ def test_the_teacher_collapses_without_sharpening_alone(folder, tmp_path, sharpe
     assert used == 1 if sharpen == "still center" else used >= 5
     told = json.loads((tmp_path / "metrics.json").read_text())
     assert told == {name: value for name, value in found.items() if name != "losses"}
-    assert set(told["neighbours"]) == {"encoder", "random weights", "pixels", "most frequent class"}
+    assert set(told["neighbors"]) == {"encoder", "random weights", "pixels", "most frequent class"}
 
 
 def test_weights_choose_the_parts(folder):

@@ -87,7 +87,7 @@ LAWS = Laws(
     cut={"whole": ((), (4, 1))},
     stopped={"whole": Stopped(("--micro_batch_size", "4"), every=3, at=5, then=("--eval_every", "2"))},
     bad=bad,
-    bad_metrics=lambda metrics: metrics["neighbours"],
+    bad_metrics=lambda metrics: metrics["neighbors"],
     wrong=[
         (taught(), "there is no teacher: give teachers"),
         (

@@ -67,7 +67,7 @@ LAWS = Laws(
     cut={"whole": ((), (4, 1))},
     stopped={"whole": Stopped(("--micro_batch_size", "4"), every=3, at=5, then=("--eval_every", "2"))},
     bad=bad,
-    bad_metrics=lambda metrics: metrics["neighbours"],
+    bad_metrics=lambda metrics: metrics["neighbors"],
     wrong=[
         (changed(image_size=18), "crops of 18 pixels are no whole number of patches of 4: choose image_size 16 or 20"),
         (changed(pre_norm=True), "this layout cannot express the architecture"),
