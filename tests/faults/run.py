@@ -22,6 +22,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ class Fault:
             state = "is not there" if count < 0 else f"holds its old text {count} times"
             return f"{self.name}: {self.file} {state}, expected once; the text is in {self._holders(root)}"
         for test in self.tests:
-            file, _, function = test.partition("::")
+            file, _, function = test.partition("[")[0].partition("::")
             if not (root / file).is_file():
                 return f"{self.name}: there is no test file {file}: name the one that catches the fault"
             if function and not re.search(rf"^def {re.escape(function)}\(", (root / file).read_text(), re.MULTILINE):
@@ -145,7 +146,8 @@ def _pytest(root: Path, tests: list[str], output: int) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
         del sys.modules[name]
     sys.modules["__main__"] = types.ModuleType("__main__")  # spawned processes would import the main module again
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    one_process = ["-n", "0"] if find_spec("xdist") else []
+    options = [*one_process, "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     sys.exit(pytest.main([*options, *tests]))
 
 
