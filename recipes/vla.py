@@ -34,7 +34,7 @@ from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, VlmSettings
+from vlm_vision.train.settings import Option, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vla import action_batches, vla_step
 from vlm_vision.train.trainable import set_trainable, trainable_table
@@ -72,7 +72,7 @@ class VlaConfig(VlmSettings, Training):
     """Recorded episodes."""
     head: Literal["tokens", "parallel", "flow"] = "parallel"
     """Action head: discrete tokens (OpenVLA), a chunk in one forward pass (parallel, OpenVLA-OFT), or flow matching (flow, pi0)."""
-    head_options: dict[str, Any] = field(default_factory=dict)
+    head_options: dict[str, Option] = field(default_factory=dict)
     """Options of `head`, such as {hidden_dim: 256} of parallel; another head starts from its own defaults."""
     chunk: int = 8
     """Actions that the policy predicts at once."""
