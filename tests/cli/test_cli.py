@@ -121,7 +121,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(vlm, talk, tmp_path, capsys
     capsys.readouterr()
     assert main([one.format(**names) for one in arguments]) == 2
     errors = [
-        line for line in capsys.readouterr().err.strip().splitlines() if line and "%|" not in line
+        line for line in capsys.readouterr().err.strip().splitlines() if line.strip() and "%|" not in line
     ]  # progress bars
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()

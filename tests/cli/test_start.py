@@ -125,7 +125,6 @@ def test_each_end_has_its_exit_code(end, code, says):
         (["tokens", "a", "--encodr=b"], "vlm-vision tokens: unrecognized argument --encodr: did you mean --encoder?"),
         (["tokens", "a"], "vlm-vision tokens: the following arguments are required: --encoder, --out"),
         (["train", "mea"], "vlm-vision train: there is no recipe mea: did you mean mae?"),
-        (["train", "mae", "--stepps", "5"], "vlm-vision train mae: unrecognized argument --stepps: did you mean --steps?"),
         (["train", "mae", "--config", "mae_smok"], "vlm-vision train mae: there is no config mae_smok: did you mean mae_smoke?"),
         (["train"], "vlm-vision train: the following arguments are required: NAME"),
     ],

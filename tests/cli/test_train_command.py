@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import get_type_hints
 
 import pytest
@@ -99,9 +99,8 @@ def test_another_package_called_recipes_is_never_used(tmp_path, monkeypatch):
                           env=os.environ | {"PYTHONPATH": places})  # fmt: skip
     assert done.stdout.strip() == str(RECIPES / "mae.py"), done.stderr
     if RECIPES.parent != Path(vlm_vision.__file__).parent:  # a checkout
-        monkeypatch.syspath_prepend(tmp_path)
-        for module in [module for module in sys.modules if module.partition(".")[0] == "recipes"]:
-            monkeypatch.delitem(sys.modules, module)
-        import_module("recipes")
+        other = ModuleType("recipes")
+        other.__file__ = str(tmp_path / "recipes" / "__init__.py")
+        monkeypatch.setitem(sys.modules, "recipes", other)
         with pytest.raises(ValueError, match="another package called recipes is imported already"):
             train.recipe("mae")
