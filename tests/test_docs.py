@@ -36,6 +36,7 @@ REPLACED = {
     "facebook/vit-mae-base": "masked_autoencoder",
     "demo.yaml": "demo.yaml --steps 2 --data.test_limit 8 --eval_limit 8 --eval_batch_size 8 --cache_features false",
     "vla_smoke.yaml": "vla_smoke.yaml --steps 4 --warmup_steps 1",
+    "EPISODES = 400": "EPISODES = 40",
     "STEPS = 400": "STEPS = 3",
     "STEPS = 600": "STEPS = 3",
 }
