@@ -1,6 +1,6 @@
 """Align an encoder with a language model: stage one. Both are frozen; the projector alone learns, from captions.
 
-    python -m recipes.align --config recipes/configs/align_demo.yaml --data.train captions.json --data.test held_out.json
+    vlm-vision train align --config align_demo --data.train captions.json --data.test held_out.json
     torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
 
 As LLaVA does it: the prompt is the image and nothing else, the answer its caption, whatever was asked in the data. A

@@ -1,6 +1,6 @@
 """Train an image tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked image tower.
 
-    python -m recipes.contrastive --config recipes/configs/contrastive_smoke.yaml
+    vlm-vision train contrastive --config contrastive_smoke
     torchrun --nproc_per_node 8 -m recipes.contrastive --config recipes/configs/siglip_b16.yaml \
         --data.train 'laion/{00000..00999}.tar'
 

@@ -1,7 +1,7 @@
 """Bring the features of several frozen teachers into one smaller student: DINOv2's and SigLIP's for the cost of one tower.
 
     vlm-vision emoji --out emoji
-    python -m recipes.distill --config recipes/configs/distill_smoke.yaml
+    vlm-vision train distill --config distill_smoke
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.distill --config recipes/configs/distill_dinov2_siglip.yaml
 
 Ranzinger et al. 2024, "AM-RADIO: agglomerative vision foundation model" (arXiv:2312.06709). Every teacher sees the same view

@@ -1,7 +1,7 @@
 """Train an encoder to paint what it does not see of images: masked autoencoding, without captions or labels.
 
     vlm-vision emoji --out emoji
-    python -m recipes.mae --config recipes/configs/mae_smoke.yaml
+    vlm-vision train mae --config mae_smoke
     torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
 
 He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What an image shows and which of its

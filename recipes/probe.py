@@ -1,8 +1,8 @@
 """Judge an encoder by its frozen features: nearest neighbors, linear and attentive probes, patch correspondence.
 
     vlm-vision emoji --out emoji
-    python -m recipes.probe --config recipes/configs/probe_smoke.yaml --encoder FOLDER
-    python -m recipes.probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
+    vlm-vision train probe --config probe_smoke --encoder FOLDER
+    vlm-vision train probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
 
 Beside the encoder stand the same encoder with random weights, plain pixels and the most frequent class: what a figure is
 worth is its distance from theirs. Choices of a probe are made on a part of the training images.

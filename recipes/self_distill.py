@@ -1,7 +1,7 @@
 """Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
 
     vlm-vision emoji --out emoji
-    python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
+    vlm-vision train self_distill --config self_distill_smoke
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.self_distill --config recipes/configs/dinov2_vit_l.yaml
 
 Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (arXiv:2104.14294), is `--weights.ibot 0

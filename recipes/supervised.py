@@ -1,10 +1,10 @@
 """Train a vision transformer on labels by the recipe of DeiT, fine-tune a loaded one, or let one follow a teacher.
 
-    python -m recipes.supervised --config recipes/configs/supervised_smoke.yaml
+    vlm-vision train supervised --config supervised_smoke
     torchrun --nproc_per_node 8 -m recipes.supervised --config recipes/configs/deit_s.yaml
-    python -m recipes.supervised --config recipes/configs/deit_s.yaml --teacher FOLDER \
+    vlm-vision train supervised --config deit_s --teacher FOLDER \
         --student.fields '{..., num_registers: 1, position_prefix: 2, pool: cls_dist, class_input: distilled}'
-    python -m recipes.supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
+    vlm-vision train supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
 
 Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention". Views, erasing and mixing
 are functions of (seed, step, row), so that a stopped run goes on as if it had not when the same command is given again. What

@@ -1,8 +1,8 @@
 """Teach a model that sees to act: recorded episodes to a policy.
 
-    python -m recipes.vla --config recipes/configs/vla_metaworld.yaml
+    vlm-vision train vla --config vla_metaworld
     accelerate launch -m recipes.vla --config recipes/configs/vla_metaworld.yaml
-    python -m recipes.vla --config recipes/configs/vla_oft.yaml --data.train '{"mine": "FOLDER"}'
+    vlm-vision train vla --config vla_oft --data.train '{"mine": "FOLDER"}'
 
 Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
 always do. Training sees random parts of the images, acting their middle, of the same area. A stopped run goes on where it
@@ -10,7 +10,7 @@ was when the same command is given again. A new run may `start` at the model/ of
 are of one kind and size, and what is not weights (prompt, area, normalization, statistics) is that of the new run.
 
 Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
-config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
+config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `vlm-vision train vla_eval --policy out/model` lets it act.
 """
 
 import random
@@ -34,7 +34,7 @@ from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, VlmSettings
+from vlm_vision.train.settings import Option, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vla import action_batches, vla_step
 from vlm_vision.train.trainable import set_trainable, trainable_table
@@ -72,7 +72,7 @@ class VlaConfig(VlmSettings, Training):
     """Recorded episodes."""
     head: Literal["tokens", "parallel", "flow"] = "parallel"
     """Action head: discrete tokens (OpenVLA), a chunk in one forward pass (parallel, OpenVLA-OFT), or flow matching (flow, pi0)."""
-    head_options: dict[str, Any] = field(default_factory=dict)
+    head_options: dict[str, Option] = field(default_factory=dict)
     """Options of `head`, such as {hidden_dim: 256} of parallel; another head starts from its own defaults."""
     chunk: int = 8
     """Actions that the policy predicts at once."""

@@ -1,8 +1,8 @@
 """Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank images and shuffled instructions.
 
-    python -m recipes.vla_eval --config recipes/configs/vla_eval_metaworld.yaml --policy FOLDER --statistics NAME
-    python -m recipes.vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
-    python -m recipes.vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
+    vlm-vision train vla_eval --config vla_eval_metaworld --policy FOLDER --statistics NAME
+    vlm-vision train vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
+    vlm-vision train vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
 
 `expert` runs Meta-World's scripted experts through the same loop, the most that can be had; `random` draws actions, the
 least. Every policy meets the same seeds, which no recording has. Prints a table with 95 % intervals and writes metrics.json,

@@ -1,7 +1,7 @@
 """Teach a language model to answer questions about images: stage two, or both stages at once.
 
-    python -m recipes.vqa --config recipes/configs/demo.yaml
-    python -m recipes.vqa --config recipes/configs/demo.yaml --out runs/other --steps 500
+    vlm-vision train vqa --config demo
+    vlm-vision train vqa --config demo --out runs/other --steps 500
     accelerate launch -m recipes.vqa --config recipes/configs/demo.yaml
     torchrun --nproc_per_node 8 -m recipes.vqa --config recipes/configs/vqa_llava.yaml --start runs/align/model
 

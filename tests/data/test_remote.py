@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_samples import VIEW, encoded, write_tar
+from support.shards import VIEW, encoded, write_tar
 
 from vlm_vision.cli.main import main
 from vlm_vision.data.images.batches import ImageDataset, Skipped

@@ -140,11 +140,7 @@ def _check(layer: Layer, values: Nested, group: type, path: str) -> None:
             if layer.name == COMMAND_LINE and not path and key in _COMMANDS:
                 continue
             near = did_you_mean(key, hints)
-            what = (
-                f"field of {group.__name__.removesuffix('Fields')}Config"
-                if is_typeddict(group)
-                else "setting of this recipe"
-            )
+            what = f"field of {path}" if is_typeddict(group) else "setting of this recipe"
             raise ValueError(f"{layer.name} has {layer.prefix}{name}, which is no {what}{near}")
         for inner in _groups(hints[key]):
             for part in value if isinstance(value, list) else [value]:

@@ -13,6 +13,9 @@ from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
 from vlm_vision.vlm.layout import layout_from_dict
 
+Option = bool | int | float | str | None
+"""An option of a projector or an action head, whose names and values it checks itself."""
+
 RENAMED = {"lr_hands": "lr_action", "eval_neighbours": "eval_neighbors", "neighbours": "neighbors"}
 """Key of version 0.0 -> key today, of every recipe: a YAML file with the old key is told the new one, a stopped run goes on."""
 
@@ -160,7 +163,7 @@ class VlmSettings:
     """Language model."""
     projector: str = "mlp"
     """Name of a new projector, a key of projectors.PROJECTORS."""
-    projector_options: dict[str, Any] = field(default_factory=dict)
+    projector_options: dict[str, Option] = field(default_factory=dict)
     """Options of `projector`, such as {scale: 2} of pixel_shuffle; another projector starts from its own defaults."""
     projector_source: str = ""
     """Projector to load in place of a new one, an argument of vlm_vision.load_projector such as a published VLA."""

@@ -1,16 +1,19 @@
 """The model that a recipe of vision and language trains: each part loaded, or made new."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import projectors
 from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.files import read_json
 from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.nn.config import Tap
 from vlm_vision.train.settings import VlmSettings
+from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
 from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
 
@@ -28,15 +31,28 @@ def build_vlm(
         ValueError: as the loaders.
     """
     if settings.start:
-        folder = resolve(settings.start, None, also=TOKENIZER_FILES)
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
-        model = VisionLanguageModel.from_pretrained(folder, dtype=torch.float32)
+        model = VisionLanguageModel.from_pretrained(_saved_model(settings.start), dtype=torch.float32)
     else:
         model = _build_new_vlm(settings, texts)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _saved_model(start: str) -> Path:
+    """The folder of a saved vision-language model. Raises ValueError for one that holds something else."""
+    folder = resolve(start, None, also=TOKENIZER_FILES)
+    if not (folder / "config.json").is_file():
+        is_run = (folder / "model" / "config.json").is_file()
+        hint = f"give {start}/model, what the run saved" if is_run else "give the folder that save_pretrained wrote"
+        raise ValueError(f"start {start} has no config.json: {hint}")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in (VisionLanguageConfig.model_type, *STOCK_TYPES):
+        raise ValueError(
+            f"start {start} holds a model of type {kind}, which is no vision-language model: give one that was saved, or the "
+            "parts of a new one by encoder.source and language.source"
+        )
+    return folder
 
 
 def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguageModel:

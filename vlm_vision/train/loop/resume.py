@@ -93,7 +93,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> 
         return 0
     newest = found[-1]
     about, run = json.loads((newest / "run.json").read_text()), state.run
-    before = {RENAMED.get(name, name): value for name, value in about["run"].items()}
+    before: dict[str, Any] = {RENAMED.get(name) or name: value for name, value in about["run"].items()}
     changed = [name for name in sorted(run.keys() | before.keys()) if run.get(name) != before.get(name)]
     if changed:
         told = ", ".join(f"{name} was {before.get(name)!r} and is {run.get(name)!r}" for name in changed[:3])

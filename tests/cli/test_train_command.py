@@ -77,7 +77,7 @@ def test_every_setting_of_every_recipe_has_a_help_text(name):
     parser = settings_parser(get_type_hints(module.parse)["return"], name, module.__doc__)
     assert not [action.dest for action in parser._actions if not (action.help or "").strip()]
     assert module.__doc__
-    commands = [line for line in module.__doc__.splitlines() if f"recipes.{name}" in line]
+    commands = [line for line in module.__doc__.splitlines() if f"vlm-vision train {name}" in line]
     assert commands and all(line in parser.format_help() for line in commands)  # on lines of their own
 
 
