@@ -8,13 +8,14 @@
 # %%
 import numpy as np
 
+EPISODES = 400
 STEPS = 600  # training steps
 PORT = 8000
 SIDE = 48  # pixels
 
 
 class World:
-    """Positions are in 0..1. An action moves the dot by at most 0.08 along each axis."""
+    """Positions are in 0..1. An action moves the dot by at most 0.06 along each axis."""
 
     def __init__(self, seed: int):
         chance = np.random.default_rng(seed)
@@ -34,15 +35,15 @@ class World:
         pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
         for (x, y), color in ((self.red, (220, 40, 40)), (self.green, (40, 180, 40)), (self.dot, (255, 255, 255))):
             row, column = int(y * (SIDE - 1)), int(x * (SIDE - 1))
-            pixels[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4] = color
+            pixels[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5] = color
         return pixels
 
     def expert(self) -> np.ndarray:
-        return np.clip(self.target - self.dot, -0.08, 0.08)
+        return np.clip(self.target - self.dot, -0.06, 0.06)
 
     def step(self, action: np.ndarray) -> bool:
-        self.dot = np.clip(self.dot + np.clip(action, -0.08, 0.08), 0, 1)
-        return bool(np.abs(self.target - self.dot).max() < 0.08)
+        self.dot = np.clip(self.dot + np.clip(action, -0.06, 0.06), 0, 1)
+        return bool(np.abs(self.target - self.dot).max() < 0.1)
 
 
 # %% [markdown]
@@ -66,7 +67,9 @@ def record(seed: int) -> Episode:
     return Episode(world.instruction, {"top": np.stack(images)}, np.stack(actions))
 
 
-write_dataset("tutorial_recordings", [record(seed) for seed in range(80)], fps=10, video=False, action_names=("x", "y"))
+write_dataset(
+    "tutorial_recordings", [record(seed) for seed in range(EPISODES)], fps=10, video=False, action_names=("x", "y")
+)
 dataset = read_dataset("tutorial_recordings")
 print(len(dataset), "moments in", dataset.num_episodes, "episodes;", dataset.tasks)
 
@@ -92,6 +95,12 @@ language = dict(model_type="llama", hidden_size=96, intermediate_size=256, num_h
 language |= dict(num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True)
 settings = ["--out", "runs/tutorial_robot", "--data.train", json.dumps({"dots": "tutorial_recordings"})]
 settings += ["--data.test_episodes", "8", "--encoder.new", json.dumps(encoder), "--language.new", json.dumps(language)]
+settings += [
+    "--encoder.mean",
+    "[0.1, 0.1, 0.1]",
+    "--encoder.std",
+    "[0.2, 0.2, 0.2]",
+]  # a small deviation makes small things visible
 settings += ["--head", "parallel", "--chunk", "4", "--area", "1.0", "--color", "false", "--train_language", "full"]
 settings += ["--lr_vision", "1e-3", "--lr_projector", "1e-3", "--lr_language", "1e-3"]
 settings += ["--steps", str(STEPS), "--batch_size", "32", "--micro_batch_size", "32", "--warmup_steps", "30"]
