@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_vision.data import emoji
-from vlm_vision.data.conversations.easy_vqa import described
+from vlm_vision.data.conversations.easy_vqa import captioned_images
 from vlm_vision.files import whole
 from vlm_vision.train.command import run_cli
 
@@ -40,7 +40,7 @@ def build(out: Path, packages: Path) -> int:
 
 def _shapes(staging: Path) -> Iterator[tuple[str, str]]:
     """Copy easy-VQA's training images; rows of train.csv."""
-    for path, caption, _ in described("train"):
+    for path, caption, _ in captioned_images("train"):
         name = f"shapes/{Path(path).name}"
         shutil.copyfile(path, staging / name)
         yield name, caption

@@ -46,10 +46,10 @@ from vlm_vision.train.tasks.distill import (
     Teacher,
     center_crop_preprocess,
     distill_step,
-    side_of,
-    space_of,
+    square_side,
     standardize,
     teacher_cosine,
+    teacher_features,
 )
 from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 
@@ -128,7 +128,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             model.student.save(Path(folder) / "model")
-    side = max(side_of(tower, "the student") for tower in (model.student.encoder, *teachers))
+    side = max(square_side(tower, "the student") for tower in (model.student.encoder, *teachers))
     view = View(crop=Crop(side, config.crop_scale), flip=config.flip)
     first = islice(image_batches(config, accelerator, train, [view], first_step=0), config.statistics_steps)
     standardize(accelerator, model.student, teachers, chain.from_iterable(first))
@@ -194,7 +194,7 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
     else:
         encoder = new_encoder(student.fields)
         encoder.preprocess = center_crop_preprocess(encoder.config.image_size[0])
-    spaces = [space_of(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
+    spaces = [teacher_features(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
     return StudentWithLoss(AgglomerativeStudent(encoder, spaces), [teacher.weight for teacher in config.teachers])
 
 

@@ -54,7 +54,7 @@ from vlm_vision.train.tasks.self_distill import (
     LossWeights,
     SelfDistillation,
     Sharpen,
-    earlier_of,
+    gram_teacher,
     prepare,
     self_distill_step,
     student_of,
@@ -196,7 +196,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
     encoder, views = model.student.encoder, views_of(config, model.student.encoder)
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
-            as_published(encoder).save_pretrained(Path(folder) / "model")
+            to_public_layout(encoder).save_pretrained(Path(folder) / "model")
     step = self_distill_step(
         config,
         accelerator,
@@ -216,7 +216,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    earlier = earlier_of(model) if config.gram.image_size else None
+    earlier = gram_teacher(model) if config.gram.image_size else None
     alike = {len(views) - 2: 0, len(views) - 1: 1} if earlier else {}
     batches = image_batches(config, accelerator, train, views, first_step=first_step, alike=alike)
     progress = Progress(step, name="self_distill", first_step=first_step)
@@ -233,7 +233,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         if config.gram.due(done):
             model.refresh()
         if done % config.log_every == 0:
-            progress.note(done, parts_of_the_loss(accelerator, model))
+            progress.note(done, reduced_loss_parts(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
             progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
@@ -251,7 +251,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         assert isinstance(trained, SelfDistillation)
         save_networks(trained, out)
         with whole(out / "model") as staging:
-            as_published(teacher_of(trained).encoder).save_pretrained(staging)
+            to_public_layout(teacher_of(trained).encoder).save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
         if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
@@ -328,7 +328,7 @@ def views_of(config: SelfDistillConfig, encoder: vv.Encoder) -> tuple[View, ...]
     return *views, *[View(crop=Crop(config.gram.image_size, (crops.scale, 1.0)), flip=crops.flip)] * 2
 
 
-def as_published(encoder: vv.Encoder) -> vv.Encoder:
+def to_public_layout(encoder: vv.Encoder) -> vv.Encoder:
     """The encoder as its public layout has it: without LayerScale it is a plain ViT, which has no mask token."""
     if encoder.config.layer_scale is not None:
         return encoder
@@ -337,7 +337,7 @@ def as_published(encoder: vv.Encoder) -> vv.Encoder:
     return vv.Encoder(model, preprocess=encoder.preprocess, origin=encoder.origin)
 
 
-def parts_of_the_loss(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
+def reduced_loss_parts(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
     """Of the last micro-batch; every process must ask."""
     return {
         f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item()

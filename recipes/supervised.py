@@ -48,8 +48,8 @@ from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.supervised import (
     ClassifierWithLoss,
     DistillLossSettings,
-    average_of,
     classifier,
+    ema_encoder,
     encoder_of,
     read_teacher,
     save_classifier,
@@ -167,7 +167,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
             skipped.add(piece)
         views = [tensors(config, piece, preprocess, len(classes), accelerator.device) for piece in pieces]
         progress.took(done, step(index, views))
-        if (average := average_of(step.model)) is not None:
+        if (average := ema_encoder(step.model)) is not None:
             average.update(encoder_of(step.model), config.ema)
         if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
             with step.measured():
@@ -190,7 +190,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
     trained = step.whole_model(lambda: new_classifier(config, classes))
     accelerator.end_training()
     if accelerator.is_main_process:
-        average = average_of(trained)
+        average = ema_encoder(trained)
         kept = {"model": encoder_of(trained)} | ({"average": average.module} if average is not None else {})
         for name, encoder in kept.items():
             assert isinstance(encoder, vv.Encoder)
@@ -264,7 +264,7 @@ def evaluate_classifier(
     config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples
 ) -> dict[str, Accuracy]:
     """How good the last weights are, and their average; every process must call it."""
-    encoder, average = encoder_of(model), average_of(model)
+    encoder, average = encoder_of(model), ema_encoder(model)
     was_training = encoder.training
     encoder.eval()
     found = {"last": accuracy(config, accelerator, encoder, encoder.preprocess, test)}

@@ -139,7 +139,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     color: Color | None = OPENVLA_COLOR if config.color else None
     collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    rates |= {"language": config.lr_language, "hands": config.lr_action}
+    rates |= {"language": config.lr_language, "action": config.lr_action}
     step = vla_step(config, accelerator, model, rates=rates)
 
     # The loop.
@@ -259,7 +259,7 @@ def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor
             if name in batch
         }
         if film_dim(model.plain_vlm.encoder):
-            given["condition"] = model.steering(batch)
+            given["condition"] = model.film_condition(batch)
         model.vlm = merge(model.vlm, given)
     model.save_pretrained(folder)
 

@@ -23,7 +23,7 @@ from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.policy import Policy
 from vlm_vision.sim.baselines import RandomPolicy, ScriptedExpert
-from vlm_vision.sim.controls import blank_images, shuffled
+from vlm_vision.sim.controls import blank_images, shuffled_instructions
 from vlm_vision.sim.environment import EVALUATION_SEED, Environment
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.libero import VIEWS, Libero, first_states, instruction
@@ -140,13 +140,13 @@ def load_checked_policy(config: VlaEvalConfig) -> Policy:
 def check_config(config: VlaEvalConfig) -> dict[str, str]:
     """What is said to each task in place of its own words, if that is asked for; whatever a task may be refused for is told
     here, before anything runs."""
-    told = {task: words(task) for task in config.tasks}
+    told = {task: task_instruction(task) for task in config.tasks}
     for task in filter(is_libero, config.tasks):
         if config.episodes > (known := first_states(task)):
             raise ValueError(
                 f"{task} has {known} first states: {config.episodes} episodes would count some of them twice"
             )
-    return shuffled(told) if "shuffled" in config.controls else {}
+    return shuffled_instructions(told) if "shuffled" in config.controls else {}
 
 
 def run_control(
@@ -186,7 +186,7 @@ def is_libero(task: str) -> bool:
     return "/" in task
 
 
-def words(task: str) -> str:
+def task_instruction(task: str) -> str:
     """The instruction of a task. Raises ValueError for one that is not known."""
     if is_libero(task):
         return instruction(task)

@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.projectors import find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, state_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Remainder, Tap, ViTConfig
@@ -252,7 +252,7 @@ def load_projector(
     with torch.device("meta"):
         projector = projectors.build(found.name, **found.options)
     shapes = {name: value.shape for name, value in projector.state_dict().items()}
-    state = state_of(
+    state = read_state_dict(
         found.keys, shapes, found.weights, source=str(checkpoint), dtype=known_dtype(dtype), device=known_device(device)
     )
     projector.load_state_dict(state, strict=True, assign=True)

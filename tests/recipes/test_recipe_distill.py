@@ -20,8 +20,8 @@ from vlm_vision.train.tasks.distill import (
     AS_DRAWN,
     StudentWithLoss,
     center_crop_preprocess,
-    space_of,
     standardize,
+    teacher_features,
     teacher_outputs,
 )
 from vlm_vision.train.tasks.distill_student import (
@@ -29,7 +29,7 @@ from vlm_vision.train.tasks.distill_student import (
     TeacherFeatures,
     TeacherHeads,
     on_grid,
-    summary_of,
+    summary_vector,
 )
 from vlm_vision.train.tasks.supervised import renormalize
 
@@ -49,7 +49,7 @@ def alone(bench) -> tuple[dict, Path]:
 
 def spoken(teacher: vv.Encoder, name: str = "one") -> tuple[AgglomerativeStudent, torch.Tensor]:
     """A student that is the teacher, with heads for it, standardized by the pixels that come along."""
-    student = AgglomerativeStudent(teacher, [space_of(name, teacher)])
+    student = AgglomerativeStudent(teacher, [teacher_features(name, teacher)])
     views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     standardize(Accelerator(), student, [teacher], [ImageBatch((views,), [], torch.zeros(3), [], [])])
     return student, views
@@ -65,7 +65,7 @@ def test_the_teacher_itself_with_heads_that_change_nothing_has_no_loss(encoder):
     said = heads(told)
     torch.testing.assert_close(said.patch_tokens, told.patch_tokens)
     torch.testing.assert_close(said.pooled, told.pooled)
-    near = heads.nearness(told, told)
+    near = heads.cosine_sums(told, told)
     assert near["eval_cosine/one/patches"].item() == pytest.approx(3) and near["eval_cosine/one/summary"] > 2.999
 
 
@@ -82,7 +82,7 @@ def test_statistics_make_every_channel_of_a_teacher_alike(encoder):
 def test_no_constant_is_nearer_than_the_best(encoder):
     student, views = spoken(encoder)
     (heads,), (told,) = student.each(), teacher_outputs([encoder], views)
-    best = heads.nearness(student.encode(encoder.preprocess([make_image(i) for i in range(3)])), told)
+    best = heads.cosine_sums(student.encode(encoder.preprocess([make_image(i) for i in range(3)])), told)
     best = best["eval_constant/one/patches"].norm().item() / 3
     tokens = told.patch_tokens.flatten(0, 1)
     found = [F.cosine_similarity(tokens, way, dim=-1).mean() for way in (tokens.mean(0), *torch.randn(9, 32))]
@@ -94,7 +94,9 @@ def test_no_constant_is_nearer_than_the_best(encoder):
 @torch.no_grad()
 def test_the_loss_of_several_teachers_is_the_weighted_sum_of_each_alone(folder):
     towers = [vv.load(folder / "wide"), vv.load(folder / "map")]
-    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of(str(i), tower) for i, tower in enumerate(towers)])
+    student = AgglomerativeStudent(
+        new_encoder(STUDENT), [teacher_features(str(i), tower) for i, tower in enumerate(towers)]
+    )
     pixels, told = torch.randn(3, 3, 16, 16), teacher_outputs(towers, torch.rand(3, 3, 24, 24) * 255)
     both = StudentWithLoss(student, [0.5, 3.0])(pixels, told)
     seen = student.encode(pixels)
@@ -106,7 +108,7 @@ def test_the_loss_of_several_teachers_is_the_weighted_sum_of_each_alone(folder):
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_the_mean_of_its_images(folder):
     tower = vv.load(folder / "wide")
-    student = AgglomerativeStudent(new_encoder(STUDENT), [space_of("one", tower)])
+    student = AgglomerativeStudent(new_encoder(STUDENT), [teacher_features("one", tower)])
     pixels, views = torch.randn(3, 3, 16, 16), torch.rand(3, 3, 24, 24) * 255
     model = StudentWithLoss(student, [1.0])
     alone = [model(pixels[i : i + 1], teacher_outputs([tower], views[i : i + 1])) for i in range(3)]
@@ -129,10 +131,10 @@ def test_tokens_keep_a_slope_on_another_grid():
 def test_widths_are_those_of_what_a_teacher_gives(folder, tap):
     for name in ("wide", "map"):
         tower = vv.load(folder / name, tap=tap)
-        (out,), space = teacher_outputs([tower], torch.zeros(1, 3, 24, 24)), space_of(name, tower)
+        (out,), space = teacher_outputs([tower], torch.zeros(1, 3, 24, 24)), teacher_features(name, tower)
         assert space.width == out.patch_tokens.shape[-1]
         assert bool(space.summary) == (out.pooled is not None or out.cls_token is not None)
-        assert not space.summary or space.summary == summary_of(out).shape[-1]
+        assert not space.summary or space.summary == summary_vector(out).shape[-1]
 
 
 def test_the_student_comes_nearer_than_any_constant(folder, tmp_path):

@@ -15,7 +15,7 @@ from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Plain
 from vlm_vision.mae import load_mae
 from vlm_vision.objectives.mae import mae_loss
-from vlm_vision.train.tasks.mae import noise_of, tensors
+from vlm_vision.train.tasks.mae import seeded_noise, tensors
 
 train = RECIPE.train
 
@@ -32,8 +32,8 @@ def alone(bench) -> tuple[dict, Path]:
 
 
 def test_the_noise_of_an_image_is_its_own():
-    together = noise_of([5, 2**63 - 1, 7], 9)
-    assert torch.equal(together[1:2], noise_of([2**63 - 1], 9)) and not torch.equal(together[0], together[2])
+    together = seeded_noise([5, 2**63 - 1, 7], 9)
+    assert torch.equal(together[1:2], seeded_noise([2**63 - 1], 9)) and not torch.equal(together[0], together[2])
 
 
 def test_the_loss_falls_and_metrics_tell_it(folder, tmp_path):

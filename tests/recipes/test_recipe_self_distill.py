@@ -18,8 +18,8 @@ from vlm_vision.objectives.sharpen import Center, sinkhorn_knopp
 from vlm_vision.train.loop.step import Step
 from vlm_vision.train.tasks.self_distill import (
     BlockMaskSettings,
-    masks_of,
     pairwise_dino_loss,
+    seeded_masks,
     student_of,
     teacher_of,
 )
@@ -94,9 +94,9 @@ def test_gram_anchoring_holds_to_an_earlier_teacher(folder):
 
 
 def test_masks_are_an_image_s_own_and_hide_their_share():
-    masks = masks_of(range(300), (8, 8), BlockMaskSettings(share=0.5, ratios=(0.25, 0.5)))
+    masks = seeded_masks(range(300), (8, 8), BlockMaskSettings(share=0.5, ratios=(0.25, 0.5)))
     assert masks.shape == (2, 300, 64)
-    assert torch.equal(masks_of([7], (8, 8), BlockMaskSettings(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
+    assert torch.equal(seeded_masks([7], (8, 8), BlockMaskSettings(ratios=(0.25, 0.5)))[:, 0], masks[:, 7])
     assert not torch.equal(masks[0], masks[1])
     counts = masks.sum(dim=-1)
     assert ((counts == 0) | ((counts >= 16) & (counts <= 32))).all()

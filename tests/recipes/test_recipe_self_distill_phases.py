@@ -16,7 +16,7 @@ from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.gram import gram_loss
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.tasks.self_distill import SelfDistillation, earlier_of, pairwise_dino_loss, teacher_of, tensors
+from vlm_vision.train.tasks.self_distill import SelfDistillation, gram_teacher, pairwise_dino_loss, teacher_of, tensors
 from vlm_vision.train.tasks.self_distill_gram import GramSettings, on_grid
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
@@ -159,7 +159,7 @@ def test_the_earlier_teacher_becomes_the_teacher_when_it_is_due(folder, finished
     taken, after = Step.__call__, []
 
     def noted(self, index, micro_batches):
-        earlier, teacher = earlier_of(self.model), teacher_of(self.model).encoder
+        earlier, teacher = gram_teacher(self.model), teacher_of(self.model).encoder
         after.append([{name: one.clone() for name, one in each.state_dict().items()} for each in (earlier, teacher)])
         return taken(self, index, micro_batches)
 
@@ -183,7 +183,7 @@ def test_the_earlier_teacher_sees_the_same_part_larger_and_undistorted(folder, f
     changes = gram_of(finished, "--gram.image_size", "32", "--gram.negatives", "keep")
     config = self_distill.parse(RECIPE.arguments(folder, "none", *changes))
     model = self_distill.model_of(config)
-    encoder, earlier = model.student.encoder, earlier_of(model)
+    encoder, earlier = model.student.encoder, gram_teacher(model)
     views = self_distill.views_of(config, encoder)
     images = ImageDataset(read_samples(config.data.train), views, alike={4: 0, 5: 1})
     drawn = collate([images[row] for row in range(16)])

@@ -151,12 +151,12 @@ def closed_form() -> dict[str, Tensor]:
 
 
 def averaged(teacher: EmaTeacher, model: nn.Module) -> dict[str, Tensor]:
-    from vlm_vision.train.loop.shard import full
+    from vlm_vision.train.loop.shard import gather_full_tensor
 
     for i, momentum in enumerate(MOMENTA):
         shaken(model, i)
         teacher.update(model, momentum)
-    return {name: full(value).clone() for name, value in teacher.module.state_dict().items()}
+    return {name: gather_full_tensor(value).clone() for name, value in teacher.module.state_dict().items()}
 
 
 def test_the_average_is_the_closed_form():

@@ -171,7 +171,7 @@ def test_slots_see_each_other_and_the_prompt_does_not_see_them() -> None:
     length, count = prefix.mask.shape[1], 12
 
     def hidden(slots: torch.Tensor) -> torch.Tensor:
-        whole = prefix.followed_by(slots[None])
+        whole = prefix.extended_with(slots[None])
         return whole.hidden(open_end(whole.mask, count))[0]
 
     slots = model.head.queries.detach()
@@ -211,7 +211,7 @@ def test_the_mean_word_steers_and_in_oft_the_end_token_counts() -> None:
             "input_ids"
         ]
         wanted = model.vlm.get_input_embeddings()(torch.tensor(words + tail)).mean(0)
-        found = model.steering(batch)
+        found = model.film_condition(batch)
         torch.testing.assert_close(found[2:], wanted.expand(2, -1))  # of two cameras
 
 

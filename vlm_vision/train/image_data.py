@@ -14,7 +14,7 @@ from vlm_vision.data.sample import Samples
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.train.loop.batches import batches_of_steps
 from vlm_vision.train.loop.prefetch import Prefetcher
-from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.sampler import process_batches
 from vlm_vision.train.settings import ImageData, Training
 
 
@@ -64,7 +64,7 @@ def image_batches(
     """
     shards = samples.shards
     sizes = {"shards": shards.sizes, "together": shards.together} if shards else {}
-    order = own_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
+    order = process_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
     batches = Prefetcher(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
     return batches_of_steps(
         settings,

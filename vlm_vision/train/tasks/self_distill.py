@@ -256,7 +256,7 @@ class SelfDistillation(nn.Module):
     @torch.no_grad()
     def _earlier(self, large: Tensor, undistorted: Tensor | None) -> Tensor:
         """Patch tokens (2B, N, D') where the student's are."""
-        earlier, ours = earlier_of(self), self.student.encoder
+        earlier, ours = gram_teacher(self), self.student.encoder
         assert self.earlier is not None and earlier is not None
         if undistorted is None:
             pixels = renormalize(earlier, large.flatten(0, 1), ours.preprocess)
@@ -369,11 +369,11 @@ def tensors(
     if earlier is not None:
         batch["undistorted"] = seen(last, earlier)
     if masks is not None:
-        batch["mask"] = masks_of(drawn.seeds, encoder.grid(*large[0].shape[-2:]), masks)
+        batch["mask"] = seeded_masks(drawn.seeds, encoder.grid(*large[0].shape[-2:]), masks)
     return batch
 
 
-def masks_of(seeds: Sequence[int], grid: Grid, masks: BlockMaskSettings) -> Tensor:
+def seeded_masks(seeds: Sequence[int], grid: Grid, masks: BlockMaskSettings) -> Tensor:
     """(2, B, N) on the CPU: what is masked of an image's large crops follows from its seed alone, however a batch is cut.
 
     Each crop is masked with the probability `share` and draws its own ratio. DINOv2 masks the same share of every batch and
@@ -401,7 +401,7 @@ def teacher_of(model: nn.Module) -> StudentNetwork:
     return model.teacher.module
 
 
-def earlier_of(model: nn.Module) -> Encoder | None:
+def gram_teacher(model: nn.Module) -> Encoder | None:
     """The one that Gram anchoring holds on to, where there is one."""
     assert isinstance(model, SelfDistillation)
     earlier = model.earlier and model.earlier.module

@@ -189,7 +189,7 @@ def encoder_of(model: nn.Module) -> Encoder:
     return model.encoder
 
 
-def average_of(model: nn.Module) -> EmaTeacher | None:
+def ema_encoder(model: nn.Module) -> EmaTeacher | None:
     """That of the weights, where it is kept."""
     assert isinstance(model, ClassifierWithLoss)
     return model.average

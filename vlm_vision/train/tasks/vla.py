@@ -10,7 +10,7 @@ from vlm_vision.data.images.batches import Draw, Draws
 from vlm_vision.data.seeds import derive_seed
 from vlm_vision.robot.window import Window
 from vlm_vision.train.loop.batches import batches_of_steps
-from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.sampler import process_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
@@ -32,7 +32,7 @@ def vla_step(
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         assert isinstance(model, VisionLanguageActionModel)
-        own = {**group_modules(model.vlm), "hands": model.action_modules}
+        own = {**group_modules(model.vlm), "action": model.action_modules}
         return {name: own[name] for name in rates}
 
     def groups(model: nn.Module) -> list[dict]:
@@ -79,7 +79,7 @@ def action_batches(
     Raises:
         ValueError: fewer moments than batch_size, or a batch that does not divide evenly.
     """
-    order = own_batches(settings, accelerator, len(recordings), first_step=first_step)
+    order = process_batches(settings, accelerator, len(recordings), first_step=first_step)
     return batches_of_steps(
         settings,
         accelerator,

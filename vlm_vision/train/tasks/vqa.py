@@ -11,7 +11,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.train.loop.batches import batches_of_steps
-from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.sampler import process_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim.groups import parameter_groups
@@ -84,7 +84,7 @@ def answer_batches(
 ) -> Iterator[list[Batch]]:
     """This process's micro-batches of each step, from `first_step` on."""
     witness = next((one for one in conversations if one.images), None)
-    order = own_batches(settings, accelerator, len(conversations), first_step=first_step)
+    order = process_batches(settings, accelerator, len(conversations), first_step=first_step)
     return batches_of_steps(
         settings,
         accelerator,
