@@ -79,6 +79,6 @@ def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguag
         projector = load_projector(settings.projector_source)
     elif settings.projector_options:
         words: Any = llm.get_input_embeddings()
-        widths = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
-        projector = projectors.build(settings.projector, **widths, **settings.projector_options)
+        arguments: dict[str, Any] = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
+        projector = projectors.build(settings.projector, **(arguments | settings.projector_options))
     return VisionLanguageModel.attach(encoder, llm, projector=projector, tokenizer=tokenizer, layout=layout)
