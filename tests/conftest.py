@@ -8,9 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in what the 
 import pytest
 import torch
 from support.models import tiny_llm, tiny_tokenizer
+from support.package import prepare
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
+
+prepare()
 
 LONGEST = (
     "tests/recipes/",

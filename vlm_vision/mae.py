@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints import keys
-from vlm_vision.checkpoints.hf.family import style_of
-from vlm_vision.checkpoints.hf.vit import MAE
-from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.families.vit import MAE
 from vlm_vision.checkpoints.mae import (
     FIELDS,
     config_from_json,
@@ -31,10 +30,9 @@ from vlm_vision.checkpoints.mae import (
 )
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, state_of
-from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.blocks import Block, Context, norm
 from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
@@ -201,7 +199,7 @@ def new_mae(fields: dict[str, Any], config: DecoderConfig = DecoderConfig()) -> 
 
 
 def load_mae(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -220,30 +218,30 @@ def load_mae(
     Raises:
         ValueError: no decoder at `source`, heads for a folder, which tells them; as `load`.
     """
-    path = resolve(source, revision)
-    weights = WeightFiles(path)
+    checkpoint = Checkpoint.at(source, revision)
+    weights, is_folder = checkpoint.weights, checkpoint.is_folder
     marks = [name for name in weights.shapes if name.endswith("decoder_embed.weight")]
     if len(marks) != 1:
         raise ValueError(
             f"{source} holds {len(marks)} decoders of a masked autoencoder, expected one; load() reads a tower"
         )
-    if path.is_dir() and decoder_num_heads is not None:
+    if is_folder and decoder_num_heads is not None:
         raise ValueError(f"{source} tells its decoder_num_heads itself: leave it out")
-    encoder = load(path, dtype=dtype, device=device, num_heads=num_heads)
+    encoder = load(checkpoint, dtype=dtype, device=device, num_heads=num_heads)
     assert isinstance(encoder, Encoder)
     prefix = marks[0].removesuffix("decoder_embed.weight")
-    others = "decoder." if path.is_dir() else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
+    others = "decoder." if is_folder else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
     beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
     part = TowerWeights(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
     try:
-        if path.is_dir():
-            config = config_from_json(read_json(path / "config.json"))
+        if is_folder:
+            config = config_from_json(checkpoint.config)
         else:
             config = config_from_shapes(part, decoder_num_heads or 16)
         with torch.device("meta"):
             model = MaskedAutoencoder(encoder, config)
         ours = model.decoder.config
-        rows = MAE.keys(ours, style_of(MAE, part.shapes)) if path.is_dir() else timm_layout.key_table(ours, part.shapes)
+        rows = MAE.keys(ours, MAE.style_of(part.shapes)) if is_folder else timm_layout.key_table(ours, part.shapes)
     except MALFORMED_ERRORS as error:
         raise ValueError(f"{source} has no decoder of a masked autoencoder ({error!r}): download it again") from None
     shapes = {name: value.shape for name, value in model.decoder.state_dict().items()}

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.big_vision import text as text_big_vision
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hf import text as text_hf
-from vlm_vision.checkpoints.hub import resolve, shipped
+from vlm_vision.checkpoints.hub import shipped
 from vlm_vision.checkpoints.open_clip import reader as open_clip
 from vlm_vision.checkpoints.open_clip import text as text_open_clip
 from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.encoder import Encoder
-from vlm_vision.files import read_json
-from vlm_vision.load import known_device, known_dtype, load
+from vlm_vision.load_encoder import known_device, known_dtype, load
 from vlm_vision.nn.config import Tap, VisionOutput
 from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.preprocess.spec import ImageInput
@@ -188,7 +188,7 @@ def _features(out: VisionOutput) -> Tensor:
 
 
 def load_text(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
     tokenizer: TextTokenizer | str | Path | None = None,
     dtype: torch.dtype = torch.float32,
@@ -215,13 +215,12 @@ def load_text(
         ValueError: nothing at `source`, a model without a text tower, configuration and weights that disagree, a weight
             that is missing or unused, a `tokenizer` that is none.
     """
-    source = shipped(source)
-    tower = _tower(source, revision, format)
-    return _encoder(tower, source, tokenizer, dtype, device, revision)
+    checkpoint = _checkpoint(source, revision, format)
+    return _encoder(_tower(checkpoint, format), source, tokenizer, dtype, device, revision)
 
 
 def load_pair(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
     tokenizer: TextTokenizer | str | Path | None = None,
     dtype: torch.dtype = torch.float32,
@@ -238,12 +237,12 @@ def load_pair(
         ValueError: as `load` and `load_text`; also a checkpoint without an image tower, whose features are of another
             width, or without a logit scale.
     """
-    source = shipped(source)
-    tower = _tower(source, revision, format)
+    checkpoint = _checkpoint(source, revision, format)
+    tower = _tower(checkpoint, format)
     if tower.logit_scale is None:
         raise ValueError(f"{source} holds a text tower without logit_scale, no pair: use load_text")
     text = _encoder(tower, source, tokenizer, dtype, device, revision)
-    image = load(source, dtype=dtype, device=device, revision=revision, format=format)
+    image = load(checkpoint, dtype=dtype, device=device, format=format)
     if not isinstance(image, Encoder):
         raise ValueError(f"{source} holds several image towers: a pair has one")
     pooled = image.config.num_classes or image.config.pool_dim or image.config.embed_dim
@@ -262,27 +261,31 @@ def load_pair(
     ).eval()
 
 
-def _tower(source: str | Path, revision: str | None, format: str | None) -> TextTower:
-    """The text tower at `source`; the format is told by what is there."""
-    if not isinstance(source, str | Path) or not str(source).strip():
+def _checkpoint(source: str | Path | Checkpoint, revision: str | None, format: str | None) -> Checkpoint:
+    if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
     if format not in (None, "hf", "open_clip"):
         raise ValueError(f"format is {format!r}, expected 'hf' or 'open_clip'")
-    path = resolve(source, revision)
-    if path.is_file():
+    return Checkpoint.at(source, revision)
+
+
+def _tower(checkpoint: Checkpoint, format: str | None) -> TextTower:
+    """The text tower of a checkpoint, whose format follows from what is there."""
+    path = checkpoint.path
+    if not checkpoint.is_folder:
         if path.suffix != ".npz":
             raise ValueError(f"{path} has no text tower that can be read: expected a folder, or a big_vision .npz")
-        return text_big_vision.read(path)
-    if sniff.is_open_clip(path, format):
-        return text_open_clip.read(path, read_json(path / open_clip.CONFIG))
-    if not (path / "config.json").is_file():
+        return text_big_vision.read(checkpoint)
+    if sniff.is_open_clip(checkpoint, format):
+        return text_open_clip.read(checkpoint)
+    if not checkpoint.has("config.json"):
         raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no folder of a CLIP or SigLIP")
-    return text_hf.read(path, read_json(path / "config.json"))
+    return text_hf.read(checkpoint)
 
 
 def _encoder(
     tower: TextTower,
-    source: str | Path,
+    source: str | Path | Checkpoint,
     tokenizer: TextTokenizer | str | Path | None,
     dtype: torch.dtype,
     device: str | torch.device,
@@ -295,7 +298,8 @@ def _encoder(
         pad_id=tower.config.pad_id,
     )
     if tokenizer is None:
-        tokenizer_or_maker = partial(make, source, revision=revision)
+        where = source.path if isinstance(source, Checkpoint) else shipped(source)
+        tokenizer_or_maker = partial(make, where, revision=revision)
     else:
         tokenizer_or_maker = tokenizer if isinstance(tokenizer, TextTokenizer) else make(tokenizer)
     model = build(tower, dtype=known_dtype(dtype), device=known_device(device))

@@ -15,7 +15,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import teacher_forced
 from vlm_vision.train.conversations import build_model, read_data
-from vlm_vision.train.settings import set_seed
+from vlm_vision.train.start import set_seed
 
 TINY = """
 data: {{train: {folder}/train.json, test: {folder}/test.json}}

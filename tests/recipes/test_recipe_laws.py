@@ -7,8 +7,8 @@ import torch
 from support.recipes.bench import RECIPES
 from support.recipes.recipe import figures
 
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
 
 
 def every(field: str) -> list[tuple[str, str]]:

@@ -20,8 +20,9 @@ from support.processes import start
 
 import vlm_vision as vv
 from recipes import vqa
-from vlm_vision.train import settings as training
+from vlm_vision.train import start as training
 from vlm_vision.train.adapters import load_adapter
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.conversations import build_model, read_data
 from vlm_vision.train.loop import resume
 
@@ -270,7 +271,7 @@ def test_a_run_begins_from_a_saved_model_with_its_own_layout_and_projector(folde
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), saved.parameters(), strict=True))
     assert begun.language_model.dtype == torch.float32
     assert len(run(second)["losses"]) == 1
-    with pytest.raises(ValueError, match="brings its own encoder, language model and layout"):
+    with pytest.raises(ValueError, match="own encoder, language model, projector and layout: leave encoder out"):
         vqa.parse([*second, "--encoder.source", "somewhere"])
 
 
@@ -342,10 +343,10 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "says"), WRONG, ids=[" ".join(change) for change, _ in WRONG])
 def test_wrong_settings_are_one_sentence_and_exit_code_2(settings, change, says, capsys, monkeypatch):
-    monkeypatch.setattr("vlm_vision.train.settings.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("vlm_vision.train.start.get_available_trackers", lambda: ["tensorboard"])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     with pytest.raises(SystemExit) as exit:
-        training.run_cli("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
+        run_cli("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
     assert exit.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert says in said[-1] or "stepz" in says

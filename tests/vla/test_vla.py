@@ -298,7 +298,7 @@ def test_numbers_that_tokens_cannot_say_are_refused() -> None:
 def test_parts_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="there is no action head 'diffusion': choose one of tokens, parallel, flow"):
         VisionLanguageActionModel.attach(made("flow").vlm, "diffusion", spec=SPEC, statistics={})
-    with pytest.raises(ValueError, match="these are not the options of action head 'parallel'"):
+    with pytest.raises(ValueError, match="action head 'parallel' has no"):
         VisionLanguageActionModel.attach(
             made("flow").vlm, "parallel", spec=SPEC, statistics={}, head_options={"colour": 1}
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 
@@ -24,26 +25,29 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class ProjectorCheckpoint:
-    """Where a projector is looked for."""
+class Candidate:
+    """A projector in a checkpoint, recognized by the name of one weight."""
 
-    source: str
-    """What to call it in an error."""
-    config: dict[str, Any]
-    """Its config.json; empty for a file alone."""
+    checkpoint: Checkpoint
     weights: WeightSource
-    before: str = ""
+    """All of the checkpoint."""
+    before: str
     """What its names have before those of the form: "model.", say."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json; empty for a file alone."""
+        return self.checkpoint.config
 
     def part(self, prefix: str, *beside: str) -> TowerWeights:
         """The weights under the prefix; and those beside, under their whole names."""
         return TowerWeights(self.weights, self.before + prefix, beside=beside)
 
     def section(self, name: str) -> dict[str, Any]:
-        """A part of the configuration. Raises ValueError for a file alone: only there is it told how many heads are."""
+        """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
         if not self.config:
             raise ValueError(
-                f"{self.source} does not tell the heads of its projector: give the folder with config.json"
+                f"{self.checkpoint} does not tell the heads of its projector: give the folder with config.json"
             )
         return self.config.get(name) or {}
 
@@ -51,7 +55,7 @@ class ProjectorCheckpoint:
         """Our name of the activation that the configuration calls `name`."""
         theirs = config.get(name) or default
         if theirs not in ACTIVATIONS:
-            raise ValueError(f"{self.source} has {name} {theirs!r}, expected one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"{self.checkpoint} has {name} {theirs!r}, expected one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[theirs]
 
 
@@ -75,39 +79,39 @@ def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> Proje
     return ProjectorSpec(name, {"in_dim": in_dim, "out_dim": out_dim} | options, rows, part)
 
 
-def _llava(found: ProjectorCheckpoint) -> ProjectorSpec:
-    act = found.activation(found.config, "projector_hidden_act", "gelu")
-    bias = bool(found.config.get("multimodal_projector_bias", True))
-    part = found.part("multi_modal_projector.")
+def _llava(candidate: Candidate) -> ProjectorSpec:
+    act = candidate.activation(candidate.config, "projector_hidden_act", "gelu")
+    bias = bool(candidate.config.get("multimodal_projector_bias", True))
+    part = candidate.part("multi_modal_projector.")
     return _stack("mlp", part, "linear_1", "linear_2", bias=bias, activation=act)
 
 
-def _llava_own(found: ProjectorCheckpoint) -> ProjectorSpec:
+def _llava_own(candidate: Candidate) -> ProjectorSpec:
     """LLaVA's own mlpNx_gelu: layers 0, 2, ..., with the activations in between."""
-    kind = found.config.get("mm_projector_type", "mlp2x_gelu")
+    kind = candidate.config.get("mm_projector_type", "mlp2x_gelu")
     if not re.fullmatch(r"mlp\d+x_gelu", kind):
-        raise ValueError(f"{found.source} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
-    part = found.part("mm_projector.")
+        raise ValueError(f"{candidate.checkpoint} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
+    part = candidate.part("mm_projector.")
     depth = _count(part, r"(\d+)\.weight$")
     return _stack("mlp", part, *(str(2 * i) for i in range(depth)), depth=depth)
 
 
-def _llava_linear(found: ProjectorCheckpoint) -> ProjectorSpec:
-    part = found.part("mm_projector.")
+def _llava_linear(candidate: Candidate) -> ProjectorSpec:
+    part = candidate.part("mm_projector.")
     rows = [key("fc1.weight", "weight"), key("fc1.bias", "bias")]
     out_dim, in_dim = _shape(part, "weight", 2)
     return ProjectorSpec("linear", {"in_dim": in_dim, "out_dim": out_dim}, rows, part)
 
 
-def _idefics3(found: ProjectorCheckpoint) -> ProjectorSpec:
-    part = found.part("connector.modality_projection.")
+def _idefics3(candidate: Candidate) -> ProjectorSpec:
+    part = candidate.part("connector.modality_projection.")
     out_dim, channels = _shape(part, "proj.weight", 2)
-    shapes = found.weights.shapes
+    shapes = candidate.weights.shapes
     width = next((shape[0] for name, shape in shapes.items() if name.endswith("patch_embedding.weight")), 0)
     scale = math.isqrt(channels // width) if width else 0
     if not width or scale * scale * width != channels:
         raise ValueError(
-            f"{found.source}: its connector takes {channels} channels, no square number of the tower's {width}"
+            f"{candidate.checkpoint}: its connector takes {channels} channels, no square number of the tower's {width}"
         )
     return ProjectorSpec(
         "pixel_shuffle",
@@ -117,13 +121,15 @@ def _idefics3(found: ProjectorCheckpoint) -> ProjectorSpec:
     )
 
 
-def _idefics2(found: ProjectorCheckpoint) -> ProjectorSpec:
-    config = found.section("perceiver_config")
-    part = found.part("connector.")
-    act = found.activation(config, "hidden_act", "silu")
-    first = found.activation(found.section("text_config"), "hidden_act", "silu")
+def _idefics2(candidate: Candidate) -> ProjectorSpec:
+    config = candidate.section("perceiver_config")
+    part = candidate.part("connector.")
+    act = candidate.activation(config, "hidden_act", "silu")
+    first = candidate.activation(candidate.section("text_config"), "hidden_act", "silu")
     if act != first:
-        raise ValueError(f"{found.source} has {first} before its resampler and {act} in it, expected one for both")
+        raise ValueError(
+            f"{candidate.checkpoint} has {first} before its resampler and {act} in it, expected one for both"
+        )
     hidden_dim, in_dim = _shape(part, "modality_projection.gate_proj.weight", 2)
     num_latents, out_dim = _shape(part, "perceiver_resampler.latents", 2)
     options = {
@@ -153,16 +159,16 @@ def _idefics2(found: ProjectorCheckpoint) -> ProjectorSpec:
     return ProjectorSpec("perceiver", options, rows, part)
 
 
-def _qformer(found: ProjectorCheckpoint) -> ProjectorSpec:
-    config = found.section("qformer_config")
-    query_tokens, last = f"{found.before}query_tokens", f"{found.before}language_projection"
-    part = found.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
+def _qformer(candidate: Candidate) -> ProjectorSpec:
+    config = candidate.section("qformer_config")
+    query_tokens, last = f"{candidate.before}query_tokens", f"{candidate.before}language_projection"
+    part = candidate.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
     if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
         raise ValueError(
-            f"{found.source}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
+            f"{candidate.checkpoint}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
         )
-    if found.activation(config, "hidden_act", "gelu") != "gelu":
-        raise ValueError(f"{found.source}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
+    if candidate.activation(config, "hidden_act", "gelu") != "gelu":
+        raise ValueError(f"{candidate.checkpoint}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
     _, num_queries, width = _shape(part, query_tokens, 3)
     hidden_dim, _ = _shape(part, "encoder.layer.0.intermediate_query.dense.weight", 2)
     _, in_dim = _shape(part, "encoder.layer.0.crossattention.attention.key.weight", 2)
@@ -198,9 +204,9 @@ def _bert_attention(ours: str, theirs: str) -> list[Key]:
     )
 
 
-def _qwen2_vl(found: ProjectorCheckpoint) -> ProjectorSpec:
+def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
     """Qwen2-VL's, with a layer norm, and Qwen2.5-VL's, whose norm has no bias."""
-    part = found.part("visual.merger.")
+    part = candidate.part("visual.merger.")
     layer_norm = "ln_q.bias" in part.shapes
     (in_dim,) = _shape(part, "ln_q.weight", 1)
     out_dim, channels = _shape(part, "mlp.2.weight", 2)
@@ -224,7 +230,7 @@ def _count(part: TowerWeights, pattern: str) -> int:
     return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 
-Reader = Callable[[ProjectorCheckpoint], ProjectorSpec]
+Reader = Callable[[Candidate], ProjectorSpec]
 
 FORMS: dict[str, Reader] = {
     "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
@@ -245,17 +251,17 @@ FORMS: dict[str, Reader] = {
 """The weight by which a form is known -> its reader."""
 
 
-def find(found: ProjectorCheckpoint) -> ProjectorSpec:
-    """The projector in a checkpoint.
+def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
+    """The projector in a checkpoint, among all its weights.
 
     Raises:
         ValueError: none of a known form, or one that ours cannot express.
     """
     for mark, read in FORMS.items():
-        for name in found.weights.shapes:
+        for name in weights.shapes:
             before = name.removesuffix(mark)
             if before != name and (not before or before.endswith(".")):
-                return read(ProjectorCheckpoint(found.source, found.config, found.weights, before))
+                return read(Candidate(checkpoint, weights, before))
     raise ValueError(
-        f"{found.source} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
+        f"{checkpoint} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
     )

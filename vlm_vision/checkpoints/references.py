@@ -1,36 +1,11 @@
 """Whose resize of the position table to reproduce: for each family, each reference by name."""
 
 import difflib
+from collections.abc import Mapping
 
-_TIMM = "bicubic_antialias"
+from vlm_vision.checkpoints.families.all import FAMILIES
 
-RESIZE_BY_FAMILY: dict[str, dict[str, str]] = {
-    "vit": {"transformers": "bicubic", "timm": _TIMM, "original": "zoom", "big_vision": "zoom"},
-    "deit": {"transformers": "bicubic", "timm": _TIMM, "original": "bicubic"},
-    "vit_mae": {"transformers": "bicubic", "timm": _TIMM, "original": "bicubic"},
-    "ijepa": {"transformers": "bicubic", "timm": _TIMM, "original": "bicubic"},
-    "dino": {"transformers": "bicubic", "timm": _TIMM, "original": "bicubic_offset"},
-    "dinov2": {"transformers": "bicubic", "timm": _TIMM, "original": "bicubic_offset"},
-    "dinov2_with_registers": {"transformers": _TIMM, "timm": _TIMM, "original": _TIMM},
-    "dinov3_vit": {"transformers": "bicubic", "timm": "bicubic", "original": "bicubic"},  # rotary: nothing to resize
-    "clip_vision_model": {"transformers": "bicubic", "timm": _TIMM, "open_clip": _TIMM},
-    "siglip_vision_model": {
-        "transformers": "bicubic",
-        "timm": _TIMM,
-        "open_clip": _TIMM,
-        "original": "zoom",
-        "big_vision": "zoom",
-    },
-    "siglip2_vision_model": {
-        "transformers": "bilinear_antialias",
-        "timm": "bilinear_antialias",
-        "original": "bilinear_antialias",
-        "big_vision": "bilinear_antialias",
-    },
-    "idefics3_vision": {"transformers": "bucket", "timm": _TIMM, "original": "zoom"},
-    "smolvlm_vision": {"transformers": "bucket", "timm": _TIMM, "original": "zoom"},
-    "aimv2_vision_model": {"transformers": "native", "timm": _TIMM},
-}
+RESIZE_BY_FAMILY: dict[str, Mapping[str, str]] = {name: family.resize for name, family in FAMILIES.items()}
 """family -> reference -> rule in `vlm_vision.nn.position.RESIZE`. DeiT, MAE, open_clip and big_vision resize when they load,
 the others for each image; the numbers are the same."""
 

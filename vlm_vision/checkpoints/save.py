@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.checkpoints.nearest import nearest
@@ -60,8 +61,8 @@ def save_tower(
 
 def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
     """(weights, JSON files, preprocessing that the files describe) for transformers."""
-    name = {"dino": "vit"}.get(family, family)
-    layout, config = hf.FAMILIES[name], model.config
+    name = FAMILIES[family].written_as or family
+    layout, config = FAMILIES[name], model.config
     if config.class_token and config.position_prefix == 0 and config.position == "learned":
         state, config = _with_class_row(state, config)
     described = layout.write_config(config)
@@ -73,9 +74,9 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
     tensors = {stored if stored in layout.beside else prefix + stored: value for stored, value in tensors.items()}
     dtype = str(model.patch_embed.weight.dtype).removeprefix("torch.")
     described |= {"model_type": name}
-    if config.num_classes and name.startswith("siglip"):  # the class with the head reads the whole model's config
+    if config.num_classes and layout.classifier:  # the class with the head reads the whole model's config
         labels = described.pop("id2label")
-        described = {"model_type": name.removesuffix("_vision_model"), "vision_config": described, "id2label": labels}
+        described = {"model_type": layout.classifier, "vision_config": described, "id2label": labels}
     described |= {"architectures": [architecture], "dtype": dtype}
     written = nearest(spec, "transformers", to_hf)
     return tensors, {"config.json": described, "preprocessor_config.json": to_hf(written)}, from_hf(to_hf(written))

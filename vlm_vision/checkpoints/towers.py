@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key
 from vlm_vision.nn.config import Tap, ViTConfig
 from vlm_vision.nn.position import sincos_2d
@@ -78,9 +79,9 @@ class Tower:
     source: str
     """What to call it in an error."""
     format: str
-    """A key of `vlm_vision.checkpoints.sniff.FORMATS`."""
+    """Name of the `Format`."""
     family: str
-    """A key of `vlm_vision.checkpoints.references.RESIZE_BY_FAMILY`."""
+    """Name of the family in `vlm_vision.checkpoints.families`."""
     reference: str
     """Whose numbers the format stands for."""
     config: ViTConfig
@@ -88,6 +89,26 @@ class Tower:
     weights: WeightSource
     preprocess: Preprocess
     tap: Tap = Tap()
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way in which towers are stored; `vlm_vision.checkpoints.sniff` has the list of all."""
+
+    name: str
+    families: tuple[str, ...]
+    """Families that are read from it."""
+    recognises: Callable[[Checkpoint], bool]
+    """Whether a checkpoint is of this format. It looks at names of files and weights and at config.json, and reads no weight."""
+    read: Callable[[Checkpoint, Hints], list[Tower]]
+    """The towers of a checkpoint that is of this format, in channel order."""
+
+
+def only(checkpoint: Checkpoint, hints: Hints, *read: str) -> None:
+    """Raise ValueError if a hint is given that the format of a checkpoint does not read, because it states that itself."""
+    for name in ("part", "architecture", "num_heads"):
+        if name not in read and getattr(hints, name) is not None:
+            raise ValueError(f"{checkpoint} tells its {name.replace('_', ' ')} itself: leave {name}= out")
 
 
 def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTransformer:

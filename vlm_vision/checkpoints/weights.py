@@ -1,50 +1,48 @@
-"""Files of a checkpoint: weights as a lazy mapping, nothing executed; and folders written whole or not at all."""
+"""Weights of a folder or file as a lazy mapping of names to tensors; nothing in a file is executed."""
 
 import argparse
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vlm_vision.checkpoints.safetensors_file import SafetensorsFile
 from vlm_vision.files import read_json
 
 
 class WeightFiles:
-    """All tensors of a checkpoint folder, or of one file, read one at a time.
+    """All tensors of a checkpoint folder, or of one file, read one at a time; each file is opened once.
 
-    `shapes` maps each stored name to its shape; `get(name)` reads that tensor. Safetensors are memory-mapped;
-    PyTorch pickles are read with weights_only=True, so that code in them never runs.
+    `shapes` and `dtypes` map each stored name to its shape and dtype; `get(name)` reads that tensor. Safetensors are
+    memory-mapped; PyTorch pickles are read with weights_only=True, so that code in them never runs.
     """
 
     def __init__(self, path: Path):
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._home: dict[str, Any] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
+        self._home: dict[str, SafetensorsFile | _Pickle] = {}
         self._file: dict[str, Path] = {}
         for file in _files(path):
-            for name, shape, handle in _safetensors(file) if file.suffix == ".safetensors" else _pickle(file):
+            home = SafetensorsFile(file) if file.suffix == ".safetensors" else _Pickle(file)
+            for name, shape in home.shapes.items():
                 if name in self.shapes:
                     raise ValueError(f"{path} holds the weight {name} twice: remove the file that does not belong")
-                self.shapes[name], self._home[name], self._file[name] = shape, handle, file
+                self.shapes[name], self.dtypes[name] = shape, home.dtypes[name]
+                self._home[name], self._file[name] = home, file
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The tensor called `name`, in its stored dtype.
 
         keep: False for one that is copied at once: its pages of a mapped file are let go with it.
         """
-        home = self._home[name]
-        if isinstance(home, Mapping):
-            return home[name]
-        if keep:
-            return home.get_tensor(name)
-        with safe_open(self._file[name], framework="pt") as handle:
-            return handle.get_tensor(name)
+        return self._home[name].get(name, keep=keep)
 
 
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
+"""Of one file of weights."""
 STEMS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Files of weights in a folder, the first that is there; sharded ones have an index beside them."""
 
@@ -68,25 +66,35 @@ def _files(path: Path) -> list[Path]:
     raise ValueError(f"{path} holds none of {', '.join(STEMS)}: is it a checkpoint folder?")
 
 
-def _safetensors(file: Path):
-    try:
-        handle = safe_open(file, framework="pt")
-        return [(name, tuple(handle.get_slice(name).get_shape()), handle) for name in handle.keys()]
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a complete safetensors file ({error}): download it again") from None
+class _Pickle:
+    """The tensors of a PyTorch file, by the path to them in nested dicts."""
+
+    def __init__(self, file: Path):
+        try:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # options of MAE and DeiT training; plain data
+                state = _unpickled(file)
+        except Exception as error:  # zipfile, pickle and torch each raise their own
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy"
+            ) from None
+        if not isinstance(state, dict):
+            raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
+        self._tensors = dict(_flat(state))
+        self.shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+        self.dtypes = {name: value.dtype for name, value in self._tensors.items()}
+
+    def get(self, name: str, *, keep: bool = True) -> Tensor:
+        return self._tensors[name]
 
 
-def _pickle(file: Path):
+def _unpickled(file: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options of MAE and DeiT training; plain data
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy") from None
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
-    flat = dict(_flat(state))
-    return [(name, tuple(value.shape), flat) for name, value in flat.items()]
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used with" not in str(error):
+            raise
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)  # of PyTorch before 1.6: no archive
 
 
 def _flat(state: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -32,7 +32,7 @@ from vlm_vision.preprocess.resize import (
 )
 
 ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit", "within", "scaled_within"
+    "none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit", "within", "scaled_within", "between"
 ]
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
@@ -74,9 +74,12 @@ class Preprocess:
         rounded (timm's ResizeKeepRatio).
     within: as fit, both edges rounded down after a division by the larger ratio (resize_with_pad of openpi, LeRobot).
     scaled_within: as fit, both edges rounded down after a product with the smaller ratio (transformers' max_height).
+    between: an image whose longer edge is above `resize_to[1]` to that edge, the aspect ratio kept, the shorter edge
+        rounded down; then each edge below `resize_to[0]` to that (Idefics2).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; (0, 0) for none and max_patches."""
+    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; the least and the most of an edge for
+    between; (0, 0) for none and max_patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -248,6 +251,12 @@ class Preprocess:
         if self.resize == "scaled_within":
             ratio = min(to_height / height, to_width / width)
             return max(1, int(height * ratio)), max(1, int(width * ratio))
+        if self.resize == "between":
+            least, most = self.resize_to
+            ratio = width / height
+            if max(height, width) > most:  # written in the order of transformers, for the same floating point result
+                height, width = (int(most / ratio), most) if width >= height else (most, int(most * ratio))
+            return max(height, least), max(width, least)
         return self.resize_to
 
     @property

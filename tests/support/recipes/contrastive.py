@@ -64,7 +64,7 @@ LAWS = Laws(
         (["--towers.text", "{}"], "there is no text tower: give start, or towers.text"),
         (["--lock_image", "true"], "lock_image keeps an image tower as it is: give start or towers.image_source"),
         (["--crop_scale", "[0.5, 1.5]"], "scale of Crop is"),
-        (["--towers.text", '{"width": 3}'], "these are not the fields of a TextConfig"),
+        (["--towers.text", '{"width": 3}'], "--towers.text.width, which is no field of towers.text"),
         (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
     ],
 )

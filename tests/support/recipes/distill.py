@@ -103,7 +103,7 @@ LAWS = Laws(
         (taught({"source": "FOLDER/wide", "tap_layer": 7}), "outside this encoder of 2 blocks"),
         (["--student.fields", "{}"], "expected one student: give student.source, or student.fields"),
         (fields(pre_norm=True), "this layout cannot express the architecture"),
-        (fields(width=3), "these are not the fields of a ViTConfig"),
+        (fields(width=3), "width, which is no field of student.fields"),
         (["--statistics_steps", "0"], "statistics_steps is 0: it must be at least 1"),
         (["--batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
     ],

@@ -110,7 +110,7 @@ LAWS = Laws(
     bad=bad,
     wrong=[
         (["--student.fields", "{}"], "there is no student: give student.fields"),
-        (changed(width=3), "these are not the fields of a ViTConfig"),
+        (changed(width=3), "width, which is no field of student.fields"),
         (changed(class_token=False, position_prefix=0, pool="mean"), "leave out the class token or the mask token"),
         (changed(pre_norm=True), "this layout cannot express the architecture"),
         (changed(image_size=18), "crops of 18 pixels are no whole number of patches of 4: choose 16 or 20"),

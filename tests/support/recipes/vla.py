@@ -88,7 +88,7 @@ LAWS = Laws(
         (["--data.cameras", '{"wrist": "wrist"}'], "has no camera 'wrist': it has 'top'"),
         (["--data.raw_actions", "[7]"], "raw_actions names [7]"),
         (["--film", "true", "--train_vision", "frozen"], "choose train_vision lora"),
-        (["--head_options", '{"colour": 1}'], "these are not the options of action head 'parallel'"),
+        (["--head_options", '{"colour": 1}'], "action head 'parallel' has no 'colour'"),
         (["--data.train", '{"mine": "nowhere"}'], "there is no folder nowhere"),
         (["--data.train", "{}"], "data.train names no data"),
         (["--data.memory", "-1"], "memory is -1"),

@@ -4,13 +4,12 @@ This code runs tanh GELU in all of them, augreg's included, where timm and trans
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.big_vision import flax_keys
-from vlm_vision.checkpoints.big_vision.npz import NpzFile
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
-from vlm_vision.checkpoints.towers import Hints, Tower, TowerWeights
+from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 
@@ -22,13 +21,19 @@ _NORM2 = ("LayerNorm_1", "LayerNorm_2")
 _POSITION = ("pos_embedding", "Transformer/posembed_input/pos_embedding")
 
 
-def read(path: Path, hints: Hints) -> Tower:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether this is an `.npz` file."""
+    return not checkpoint.is_folder and checkpoint.path.suffix == ".npz"
+
+
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The image tower of a file.
 
     Raises:
         ValueError: no vision transformer in it.
     """
-    file = NpzFile(path)
+    only(checkpoint, hints, "num_heads")
+    path, file = checkpoint.path, checkpoint.arrays
     prefix = "img/" if "img/embedding/kernel" in file.shapes else ""
     part = TowerWeights(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
     if "embedding/kernel" not in part.shapes:
@@ -48,7 +53,7 @@ def read(path: Path, hints: Hints) -> Tower:
         budget = dict(patch_size=config.patch_size, max_patches=256)
         kind = dict(resize="max_patches", resize_to=(0, 0), kernel="float") | budget
     spec = Preprocess(**kind, resample="bilinear", crop=None, rescale=1 / 255, mean=mean, std=std)
-    return Tower(
+    tower = Tower(
         source=str(path),
         format="big_vision",
         family=family,
@@ -58,6 +63,7 @@ def read(path: Path, hints: Hints) -> Tower:
         weights=part,
         preprocess=spec,
     )
+    return [tower]
 
 
 def _spelling(part: TowerWeights, choices: tuple[str, ...], stem: str) -> str:
@@ -133,3 +139,6 @@ def _keys(config: ViTConfig, part: TowerWeights) -> list[Key]:
     first = "Transformer/encoderblock_0/"
     spellings = (_spelling(part, names, first) for names in (_ATTENTION, _NORM2, _MLP))
     return keys + flax_keys.blocks(config.depth, "Transformer/encoderblock", *spellings)
+
+
+FORMAT = Format("big_vision", FAMILIES, recognises, read)

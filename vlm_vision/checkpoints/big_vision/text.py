@@ -1,11 +1,9 @@
 """Text towers of big_vision `.npz` files: SigLIP and SigLIP 2, `proj/image_text/text_transformer.py`."""
 
-from pathlib import Path
-
 from torch import Tensor
 
 from vlm_vision.checkpoints.big_vision import flax_keys
-from vlm_vision.checkpoints.big_vision.npz import NpzFile
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key, key
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
@@ -30,13 +28,13 @@ class _OnePosition:
         return value
 
 
-def read(path: Path) -> TextTower:
+def read(checkpoint: Checkpoint) -> TextTower:
     """The text tower of a file.
 
     Raises:
         ValueError: no text tower in it.
     """
-    file = NpzFile(path)
+    path, file = checkpoint.path, checkpoint.arrays
     part = _OnePosition(TowerWeights(file, "txt/"))
     if "Embed_0/embedding" not in part.shapes:
         raise ValueError(f"{path} has no text tower: it holds no array txt/Embed_0/embedding")

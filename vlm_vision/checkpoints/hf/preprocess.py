@@ -4,8 +4,9 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_vision.checkpoints.families.all import ALL
 from vlm_vision.preprocess.resize import crop_offset
-from vlm_vision.preprocess.spec import HALF, IMAGENET, OPENAI, Kernel, Preprocess, ResizeMode
+from vlm_vision.preprocess.spec import Kernel, Preprocess, ResizeMode
 
 _STEPS: dict[str, set[str]] = {
     "do_resize": {"resample"},
@@ -17,27 +18,16 @@ _STEPS: dict[str, set[str]] = {
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-_ANYRES = "LlavaNextImageProcessor"
+_BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
 """Where the class takes the size from, if not from `size`."""
 
-_PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
-_HALF, _IMAGENET, _OPENAI = ({"image_mean": mean, "image_std": std} for mean, std in (HALF, IMAGENET, OPENAI))
-_CROP = {"do_center_crop": True, "crop_size": 224}
-_CLIP = _PLAIN | _CROP | _OPENAI | {"size": {"shortest_edge": 224}, "default_to_square": False, "resample": 3}
+PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
+"""What nearly every class of transformers fills in for a missing key."""
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "ViTImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "resample": 2},
-    "DeiTImageProcessor": _PLAIN | _CROP | _HALF | {"size": [256, 256], "resample": 3},
-    "CLIPImageProcessor": _CLIP,
-    "BitImageProcessor": _CLIP,
-    _ANYRES: _CLIP,
-    "SiglipImageProcessor": _PLAIN | _HALF | {"size": [224, 224], "default_to_square": False, "resample": 3},
-    _FLOAT: _PLAIN | _IMAGENET | {"size": [224, 224], "resample": 2},
-    _PADDED: _PLAIN
-    | _HALF
-    | {"size": {"max_height": 224, "max_width": 224}, "pad_size": [224, 224], "do_pad": True, "resample": 3},
-    _NAFLEX: _PLAIN | _HALF | {"patch_size": 16, "max_num_patches": 256, "resample": 2},
-} | dict.fromkeys(_TILED, _PLAIN | _HALF | {"max_image_size": {"longest_edge": 364}, "resample": 1})
+    name: PLAIN | given for family in ALL for name, given in family.image_processors.items()
+}
 """What transformers' class of that name fills in for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
@@ -53,6 +43,7 @@ _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "vid
 _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
+    _BETWEEN: {"do_image_splitting", "do_pad"},
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
 
@@ -66,7 +57,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     class's PIL backend; of the torchvision backend where there is no other (DINOv3).
 
     Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. What the tower sees
-    of one tile is read: the image, squashed to that size in one step where transformers takes two or more.
+    of one tile is read: the image, squashed to that size in one step where transformers takes two or more. Idefics2 may
+    cut an image in four beside the whole: the whole is read.
 
     Raises:
         ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
@@ -103,9 +95,9 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if resample not in _FILTERS:
         raise _unsupported("resample", resample)
     resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
-    kernel: Kernel = "float" if name == _FLOAT and resize != "none" else "pillow"
+    kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
     if name == _PADDED:
-        return _padded(values, resize, resize_to)
+        return _padded(values, resize, resize_to, kernel)
     return Preprocess(
         resize=resize,
         resize_to=resize_to,
@@ -120,7 +112,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     )
 
 
-def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int]) -> Preprocess:
+def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int], kernel: Kernel) -> Preprocess:
     """Of PI0ImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
     if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
         raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
@@ -134,7 +126,7 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
         mean=values["image_mean"],
         std=values["image_std"],
         fill=(red, green, blue) if values["do_pad"] else (0, 0, 0),
-        kernel="torch" if resize != "none" else "pillow",
+        kernel=kernel,
         crop_place="top_left" if values["do_pad"] else "centre",
     )
 
@@ -158,7 +150,8 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
         )
     only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
     name = image_processor_type or only or "CLIPImageProcessor"
-    able = [only] if only else [known for known in _DEFAULTS if known not in (_NAFLEX, _FLOAT, _ANYRES, *_TILED)]
+    plain = [known for known, given in _DEFAULTS.items() if "kernel" not in given and "size" in given]
+    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
@@ -189,7 +182,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
-    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "between"):
         return f"transformers has no resize {spec.resize!r}"
     if spec.kernel in ("point", "point_float"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
@@ -227,6 +220,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
         size = {"shortest_edge": size}
     if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
         return "scaled_within", (size["max_height"], size["max_width"])
+    if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:
+        return "between", (size["shortest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)

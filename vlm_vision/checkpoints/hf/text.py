@@ -6,18 +6,16 @@ Documented exceptions to "every stored weight is used": `position_ids` (an index
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlm_vision.checkpoints import keys
-from vlm_vision.checkpoints.hf.clip import block_keys
-from vlm_vision.checkpoints.hf.family import activation, activation_back
+from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.families.fields import activation, activation_back, block_keys
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import TowerWeights
-from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.nn.text import TextConfig
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -74,12 +72,13 @@ WHOLE_MODELS = {"clip": _CLIP, "siglip": _SIGLIP, "siglip2": _SIGLIP}
 """model_type of a model with a text tower -> how to read that."""
 
 
-def read(folder: Path, config: Json) -> TextTower:
-    """The text tower of a folder whose config.json is `config`.
+def read(checkpoint: Checkpoint) -> TextTower:
+    """The text tower of a folder with config.json.
 
     Raises:
         ValueError: a model without a text tower that is known, or a config.json that makes no sense.
     """
+    config, folder = checkpoint.config, checkpoint.path
     model_type = str(config.get("model_type"))
     family = TOWERS.get(model_type) or WHOLE_MODELS.get(model_type)
     if family is None:
@@ -87,8 +86,8 @@ def read(folder: Path, config: Json) -> TextTower:
         raise ValueError(
             f"{folder} has no text tower: its model_type is {model_type!r}, and those that have one are {known}"
         )
-    weights = WeightFiles(folder)
-    prefix = _prefix(folder, weights)
+    weights = checkpoint.weights
+    prefix = _prefix(checkpoint)
     beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
     part = TowerWeights(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
     try:
@@ -163,11 +162,11 @@ def _told(fields: Json) -> Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _prefix(folder: Path, weights: WeightFiles) -> str:
+def _prefix(checkpoint: Checkpoint) -> str:
     """What precedes the text part's names."""
-    prefixes = [name.removesuffix(LANDMARK) for name in weights.shapes if name.endswith(LANDMARK)]
+    prefixes = [name.removesuffix(LANDMARK) for name in checkpoint.weights.shapes if name.endswith(LANDMARK)]
     if len(prefixes) != 1:
-        raise ValueError(f"{folder} should hold one text tower, found {len(prefixes)} weights called {LANDMARK}")
+        raise ValueError(f"{checkpoint} should hold one text tower, found {len(prefixes)} weights called {LANDMARK}")
     return prefixes[0]
 
 

@@ -9,9 +9,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.checkpoints.hf import reader as hf
-from vlm_vision.checkpoints.towers import Hints, Tower, TowerWeights
-from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.families.all import FAMILIES as RECORDS
+from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
 
@@ -40,25 +41,27 @@ _OPENPI = "paligemma_with_expert.paligemma."
 """What the names of openpi's own PyTorch weights begin with; LeRobot's have "model." before it."""
 
 
-def recognises(config: Json) -> bool:
-    """Whether a config.json is one of LeRobot's policies with a tower inside, or what openpi's conversion writes."""
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether config.json is one of LeRobot's policies with a tower inside, or what openpi's conversion writes; or there is
+    none, and the weights have the names of openpi's PyTorch training."""
+    if not checkpoint.has("config.json"):
+        return checkpoint.has("model.safetensors") and any(
+            name.startswith(_OPENPI) for name in checkpoint.weights.shapes
+        )
+    config = checkpoint.config
     lerobot = config.get("type") in POLICIES and "model_type" not in config
     return lerobot or "paligemma_variant" in config
 
 
-def is_openpi(folder: Path) -> bool:
-    """Whether a folder without config.json is a checkpoint of openpi's PyTorch training."""
-    file = folder / "model.safetensors"
-    return file.is_file() and any(name.startswith(_OPENPI) for name in WeightFiles(file).shapes)
-
-
-def read(folder: Path, config: Json, hints: Hints) -> Tower:
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a policy folder.
 
     Raises:
         ValueError: no tower in it, or a head count that is not known.
     """
-    weights = WeightFiles(folder)
+    folder, config, weights = checkpoint.path, checkpoint.config, checkpoint.weights
+    if config:
+        only(checkpoint, hints, "num_heads")
     prefixes = [name.removesuffix(_LANDMARK) for name in weights.shapes if name.endswith(_LANDMARK)]
     if len(prefixes) != 1:
         raise ValueError(f"{folder} should hold one tower with {_LANDMARK}, found {len(prefixes)}")
@@ -68,16 +71,17 @@ def read(folder: Path, config: Json, hints: Hints) -> Tower:
         vit = _config(part.shapes, family, hints)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{folder} holds no SigLIP tower as LeRobot and openpi save it: {error}") from None
-    return Tower(
+    tower = Tower(
         source=str(folder),
         format="lerobot",
         family=family,
         reference="transformers",
         config=vit,
-        keys=hf.FAMILIES[family].keys(vit),
+        keys=RECORDS[family].keys(vit),
         weights=part,
         preprocess=_preprocess(folder, config),
     )
+    return [tower]
 
 
 def _preprocess(folder: Path, config: Json) -> Preprocess:
@@ -134,6 +138,9 @@ def _config(shapes: dict[str, tuple[int, ...]], family: str, hints: Hints) -> Vi
         mlp_dim=shapes["encoder.layers.0.mlp.fc1.weight"][0],
         mlp="gelu_tanh",
         class_token=False,
-        position_resize="bucket" if family == "smolvlm_vision" else "bicubic",
+        position_resize=resize_rule(family, "transformers"),
         pool="map" if "head.probe" in shapes else "none",
     )
+
+
+FORMAT = Format("lerobot", FAMILIES, recognises, read)

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
-from vlm_vision.checkpoints.weights import STEMS, WeightFiles
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
+from vlm_vision.checkpoints.weights import STEMS, SUFFIXES, WeightFiles
 from vlm_vision.nn.config import Pool, ViTConfig
 
 Json = dict[str, Any]
@@ -30,24 +31,35 @@ _UNKNOWN = (
 _POOLS: dict[str, Pool] = {"tok": "cls", "avg": "mean"}
 
 
-def own_weights(folder: Path) -> WeightFiles:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether a folder has open_clip's configuration, or a file of weights open_clip's names."""
+    if checkpoint.is_folder:
+        return checkpoint.has(CONFIG)
+    return checkpoint.path.suffix in SUFFIXES and any(name.endswith(LANDMARKS) for name in checkpoint.weights.shapes)
+
+
+def own_weights(checkpoint: Checkpoint) -> WeightFiles:
     """open_clip's own file where transformers' lies beside it, as on the hub."""
-    own = [folder / name for name in STEMS if name.startswith("open_clip")]
-    return WeightFiles(next((file for file in own if file.is_file()), folder))
+    own = [name for name in STEMS if name.startswith("open_clip") and checkpoint.has(name)]
+    return checkpoint.weights_in(own[0]) if own else checkpoint.weights
 
 
-def read(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
-    """The vision tower.
-
-    Args:
-        path: folder or file, for errors.
-        config: content of open_clip_config.json.
-        weights: all of the checkpoint.
-        hints: a head count stands above the configuration's.
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
+    """The vision tower of a folder or file.
 
     Raises:
-        ValueError: a tower that is no vision transformer, or has parts no encoder here has.
+        ValueError: a tower that is no vision transformer, or has parts no encoder here has; a file without an architecture.
     """
+    if not checkpoint.is_folder:
+        return [
+            _tower(checkpoint.path, described_by(checkpoint.path, checkpoint.weights, hints), checkpoint.weights, hints)
+        ]
+    only(checkpoint, hints, "num_heads")
+    return [_tower(checkpoint.path, checkpoint.json(CONFIG), own_weights(checkpoint), hints)]
+
+
+def _tower(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
+    """The tower of what open_clip_config.json says and the weights hold; `path` is for errors."""
     model = config.get("model_cfg")
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     preprocess = config.get("preprocess_cfg") or {}
@@ -185,3 +197,6 @@ def block_keys(depth: int, *, scaled: bool) -> list[Key]:
             keys.append(key(f"{ours}.residual1.scale", f"{theirs}.ls_1.gamma"))
             keys.append(key(f"{ours}.residual2.scale", f"{theirs}.ls_2.gamma"))
     return keys
+
+
+FORMAT = Format("open_clip", FAMILIES, recognises, read)

@@ -1,9 +1,9 @@
 """Text towers of open_clip folders: those of its own `CLIP` and `CustomTextCLIP`, SigLIP's among them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip.reader import CONFIG, block_keys, own_weights
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
@@ -33,12 +33,13 @@ _TOKENIZER = {"clean", "strip_sep_token", "reduction_mask"}
 """Tokenizer arguments that are understood; reduction_mask drops tokens of long texts at random, here they are cut."""
 
 
-def read(folder: Path, config: Json) -> TextTower:
-    """The text tower of a folder whose open_clip_config.json is `config`.
+def read(checkpoint: Checkpoint) -> TextTower:
+    """The text tower of a folder with open_clip_config.json.
 
     Raises:
         ValueError: a text tower with parts that no tower here has, or a configuration that makes no sense.
     """
+    config, folder = checkpoint.json(CONFIG), checkpoint.path
     model = config.get("model_cfg")
     text = model.get("text_cfg") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(text, dict):
@@ -48,7 +49,7 @@ def read(folder: Path, config: Json) -> TextTower:
     for switch, what in _UNKNOWN.items():
         if text.get(switch):
             raise ValueError(f"{folder / CONFIG}: text_cfg has {switch}={text[switch]!r}, {what}: it is not supported")
-    weights = own_weights(folder)
+    weights = own_weights(checkpoint)
     stems = [name.removesuffix(LANDMARK) for name in weights.shapes if name.endswith(LANDMARK)]
     if len(stems) != 1:
         raise ValueError(f"{folder} should hold one text tower, found {len(stems)} weights called {LANDMARK}")

@@ -1,13 +1,11 @@
 """Weights with low-rank updates (LoRA, Hu et al. 2021, arXiv:2106.09685) added as they are read, as peft stores them."""
 
 import re
-from pathlib import Path
 
 from torch import Tensor
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.towers import WeightSource
-from vlm_vision.checkpoints.weights import WeightFiles
-from vlm_vision.files import read_json
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _BASE = re.compile(r"(.+)\.base_layer(\..+)")
@@ -56,13 +54,13 @@ class MergedLowRank:
         return stored.float() + scale * (up @ down)
 
 
-def described(folder: Path) -> tuple[str, float]:
+def described(adapter: Checkpoint) -> tuple[str, float]:
     """(name of the base model, alpha / rank) of an adapter of peft.
 
     Raises:
         ValueError: an adapter of another kind than plain LoRA of one rank.
     """
-    config = read_json(folder / CONFIG)
+    config = adapter.json(CONFIG)
     odd = [
         name
         for name in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
@@ -72,10 +70,10 @@ def described(folder: Path) -> tuple[str, float]:
     numbers = all(isinstance(n, int | float) and n > 0 for n in (rank, alpha))
     if config.get("peft_type") != "LORA" or odd or not numbers:
         told = ", ".join(odd) or f"peft_type {config.get('peft_type')!r}, r {rank!r}, lora_alpha {alpha!r}"
-        raise ValueError(f"{folder / CONFIG} has {told}: expected plain LoRA; merge it with peft first")
+        raise ValueError(f"{adapter.path / CONFIG} has {told}: expected plain LoRA; merge it with peft first")
     return str(config.get("base_model_name_or_path")), float(alpha) / float(rank)  # type: ignore[arg-type]
 
 
-def on_base(weights: WeightSource, folder: Path) -> MergedLowRank:
-    """The base's weights with the adapter in `folder`; errors as `MergedLowRank` and `described`."""
-    return MergedLowRank(weights, WeightFiles(folder / WEIGHTS), scale=described(folder)[1], source=str(folder))
+def on_base(weights: WeightSource, adapter: Checkpoint) -> MergedLowRank:
+    """The base's weights with an adapter's; errors as `MergedLowRank` and `described`."""
+    return MergedLowRank(weights, adapter.weights_in(WEIGHTS), scale=described(adapter)[1], source=str(adapter))

@@ -6,49 +6,49 @@ merged; it stands above the towers of model.safetensors, into which OFT's merge 
 that these are the base's.
 """
 
-from pathlib import Path
-
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla import low_rank
 from vlm_vision.checkpoints.openvla.low_rank import MergedLowRank
 from vlm_vision.checkpoints.towers import WeightSource
-from vlm_vision.checkpoints.weights import WeightFiles
 
 ADAPTER = "lora_adapter"
 
 
-def base(folder: Path) -> Path:
+def _adapter(run: Checkpoint) -> Checkpoint | None:
+    adapter = run.other(run.path / ADAPTER)
+    return adapter if adapter.has(low_rank.CONFIG) else None
+
+
+def base(run: Checkpoint) -> Checkpoint:
     """The folder with config.json and whole weights: itself, or the one that its adapter was trained on."""
-    adapter = folder / ADAPTER
-    if (folder / "config.json").is_file() or not (adapter / low_rank.CONFIG).is_file():
-        return folder
+    adapter = _adapter(run)
+    if run.has("config.json") or adapter is None:
+        return run
     name, _ = low_rank.described(adapter)
     try:
-        return resolve(name, None)
+        return run.other(resolve(name, None))
     except ValueError as error:
-        raise ValueError(f"{folder} is an adapter of {name}, which is not to be had: {error}") from None
+        raise ValueError(f"{run} is an adapter of {name}, which is not to be had: {error}") from None
 
 
-def weights(folder: Path) -> WeightSource:
+def weights(run: Checkpoint) -> WeightSource:
     """All weights, those of the adapter added where they are not merged."""
-    whole = base(folder)
-    return WeightFiles(whole) if whole == folder else low_rank.on_base(WeightFiles(whole), folder / ADAPTER)
+    whole, adapter = base(run), _adapter(run)
+    return whole.weights if whole is run or adapter is None else low_rank.on_base(whole.weights, adapter)
 
 
-def tower_weights(folder: Path) -> WeightSource | None:
+def tower_weights(run: Checkpoint) -> WeightSource | None:
     """Towers with FiLM in a file of their own; None if there is none.
 
     Raises:
         ValueError: several of them.
     """
-    files = sorted(folder.glob("vision_backbone--*_checkpoint.pt"))
-    if len(files) > 1:
-        raise ValueError(
-            f"{folder} holds {', '.join(file.name for file in files)}: leave the one that belongs to the other files"
-        )
-    if not files:
+    names = sorted(file.name for file in run.path.glob("vision_backbone--*_checkpoint.pt"))
+    if len(names) > 1:
+        raise ValueError(f"{run} holds {', '.join(names)}: leave the one that belongs to the other files")
+    if not names:
         return None
-    stored = WeightFiles(files[0])
-    adapter = folder / ADAPTER
-    scale = low_rank.described(adapter)[1] if (adapter / low_rank.CONFIG).is_file() else None
-    return MergedLowRank(stored, stored, scale=scale, source=str(files[0]))
+    stored, adapter = run.weights_in(names[0]), _adapter(run)
+    scale = None if adapter is None else low_rank.described(adapter)[1]
+    return MergedLowRank(stored, stored, scale=scale, source=str(run.path / names[0]))

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.openvla import oft
 from vlm_vision.checkpoints.openvla.preprocess import from_openvla
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, WeightSource, only
 from vlm_vision.nn.config import Tap
 
 Json = dict[str, Any]
@@ -54,33 +56,48 @@ HF_NAMES = ("featurizer", "fused_featurizer")
 MODEL_TYPES = ("openvla", "prismatic")
 
 
-def recognises(config: Json) -> bool:
-    """Whether a config.json is OpenVLA's or Prismatic's, in HuggingFace's form or its own."""
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether config.json is OpenVLA's or Prismatic's, in HuggingFace's form or its own."""
+    config = _described(checkpoint)
     own, policy = config.get("model"), config.get("vla")
     named = isinstance(own, dict) and "vision_backbone_id" in own
     return config.get("model_type") in MODEL_TYPES or named or (isinstance(policy, dict) and "base_vlm" in policy)
 
 
-def run_weights(folder: Path) -> Path | None:
-    """The file of weights in a run folder of Prismatic's or OpenVLA's own code: the latest; None in any other folder."""
-    latest = folder / "checkpoints" / "latest-checkpoint.pt"
-    steps = sorted((folder / "checkpoints").glob("step-*.pt"))
-    return latest if latest.is_file() else steps[-1] if steps else None
+def _described(checkpoint: Checkpoint) -> Json:
+    """config.json of a folder, of the base of an adapter, or of the run that a file belongs to; empty for none."""
+    if checkpoint.is_folder:
+        return oft.base(checkpoint).config
+    path = checkpoint.path
+    if path.suffix == ".pt" and path.parent.name == "checkpoints":
+        return checkpoint.other(path.parent.parent).config
+    return {}
 
 
-def read(source: Path, config: Json, preprocessor: Json | None, weights: WeightSource, hints: Hints) -> list[Tower]:
+def all_weights(checkpoint: Checkpoint) -> WeightSource:
+    """Of a file; of a run folder of Prismatic's or OpenVLA's own code the latest; of any other folder all."""
+    if not checkpoint.is_folder:
+        return checkpoint.weights
+    steps = sorted(f"checkpoints/{step.name}" for step in (checkpoint.path / "checkpoints").glob("step-*.pt"))
+    latest = "checkpoints/latest-checkpoint.pt"
+    if checkpoint.has(latest) or steps:
+        return checkpoint.weights_in(latest if checkpoint.has(latest) else steps[-1])
+    return oft.weights(checkpoint)
+
+
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The towers in channel order, each tapped where the model taps it: before the last block's output, without norm.
-
-    Args:
-        source: folder or file, for errors.
-        config: content of config.json.
-        preprocessor: content of preprocessor_config.json, if there is one.
-        weights: all of the checkpoint.
-        hints: unused but for the head count.
 
     Raises:
         ValueError: a backbone that is not known, weights that are not there.
     """
+    only(checkpoint, hints, "num_heads")
+    source, config, preprocessor, film = checkpoint.path, _described(checkpoint), None, None
+    if checkpoint.is_folder:
+        places = [place for place in (checkpoint, oft.base(checkpoint)) if place.has("preprocessor_config.json")]
+        preprocessor = places[0].json("preprocessor_config.json") if places else None
+        film = oft.tower_weights(checkpoint)
+    weights = all_weights(checkpoint) if film is None else film
     inner = config.get("model")
     described = config | inner if isinstance(inner, dict) else config
     if isinstance(policy := config.get("vla"), dict):
@@ -132,3 +149,6 @@ def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerW
         f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
         "them out; load them from their own checkpoints"
     )
+
+
+FORMAT = Format("openvla", FAMILIES, recognises, read)

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
-from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights
+from vlm_vision.checkpoints.weights import SUFFIXES, WeightFiles
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 
@@ -38,12 +39,18 @@ _HEADS = {1280: 16}
 _EPS = {"dinov3_vit": 1e-5}
 
 
-def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether this is a file of weights; what family they are is read from them."""
+    return not checkpoint.is_folder and checkpoint.path.suffix in SUFFIXES
+
+
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a file.
 
     Raises:
         ValueError: several towers or none, a head count or an architecture that the file does not tell.
     """
+    path, weights = checkpoint.path, checkpoint.weights
     prefix = choose(path, timm_layout.prefixes(list(weights.shapes)), hints)
     part = TowerWeights(
         weights,
@@ -52,7 +59,7 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         rename=timm_layout.plain_name,
     )
     if hints.architecture is not None:
-        return timm.tower(str(path), part, hints.architecture, {}, {}, hints)
+        return [timm.tower(str(path), part, hints.architecture, {}, {}, hints)]
     names = set(weights.shapes)
     family = _family(path, prefix, names)
     if family in ("vit_mae",) and f"{prefix}decoder_embed.weight" in names:
@@ -67,7 +74,7 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         raise ValueError(f"{path} is no state dict of a vision transformer ({error!r}): download it again") from None
     except ValueError as error:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
-    return Tower(
+    tower = Tower(
         source=str(path),
         format="pth",
         family=family,
@@ -77,6 +84,7 @@ def read(path: Path, weights: WeightFiles, hints: Hints) -> Tower:
         weights=part,
         preprocess=_preprocess(family, config),
     )
+    return [tower]
 
 
 def choose(path: Path, prefixes: list[str], hints: Hints) -> str:
@@ -185,3 +193,6 @@ def _preprocess(family: str, config: ViTConfig) -> Preprocess:
         mean=mean,
         std=std,
     )
+
+
+FORMAT = Format("pth", FAMILIES, recognises, read)

@@ -5,14 +5,13 @@ epsilon and the number of heads. `model_args` of the config, where there are any
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import from_timm
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights
-from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import Activation, ViTConfig
 
 Json = dict[str, Any]
@@ -51,28 +50,30 @@ _TANH_SIGLIP = re.compile(
 )
 
 
-def recognises(config: Json) -> bool:
-    """Whether a config.json is timm's, or transformers' wrapper of timm's."""
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether config.json is timm's, or transformers' wrapper of timm's."""
+    config = checkpoint.config
     return "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
 
 
-def read(folder: Path, config: Json, hints: Hints) -> Tower:
+def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a folder.
 
     Raises:
         ValueError: an architecture that is no plain vision transformer, weights that do not fit.
     """
-    weights = WeightFiles(folder)
+    only(checkpoint, hints, "num_heads")
+    config, weights = checkpoint.config, checkpoint.weights
     described = config.get("pretrained_cfg", config)
     arguments = config.get("model_args") or {}
     if not isinstance(described, dict) or not isinstance(arguments, dict):
         raise ValueError(
-            f"{folder / 'config.json'} has a pretrained_cfg or model_args that is no object: download it again"
+            f"{checkpoint.path / 'config.json'} has a pretrained_cfg or model_args that is no object: download it again"
         )
     wrapper = "timm_model."
     prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
     part = TowerWeights(weights, prefix, ignored=timm_layout.carries_nothing, rename=timm_layout.plain_name)
-    return tower(str(folder), part, str(config["architecture"]), arguments, described, hints)
+    return [tower(str(checkpoint), part, str(config["architecture"]), arguments, described, hints)]
 
 
 def tower(source: str, part: TowerWeights, architecture: str, arguments: Json, described: Json, hints: Hints) -> Tower:
@@ -228,3 +229,6 @@ def _pool(name: str) -> str:
     if name not in pools:
         raise ValueError(f"global_pool is {name!r}: expected one of {', '.join(filter(None, pools))}")
     return pools[name]
+
+
+FORMAT = Format("timm", FAMILIES, recognises, read)

@@ -1,6 +1,7 @@
 """Towers in timm's own folder layout: an architecture name, the arguments that make it ours, weights by timm's names."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import to_timm
 from vlm_vision.nn.config import ViTConfig
@@ -40,7 +42,7 @@ def describe(family: str, config: ViTConfig) -> Json:
     if config.norm == "rms" and family != "aimv2_vision_model":
         raise ValueError(f"timm's config cannot name an RMSNorm for {family}")
     arguments["global_pool"] = _POOLS[config.pool]
-    name = _architecture(family, config)
+    name = _named(family)(config)
     if family == "siglip2_vision_model":
         del arguments["img_size"]
         arguments |= dict(pos_embed_grid_size=list(config.grid), act_layer=config.mlp)
@@ -66,7 +68,12 @@ def describe(family: str, config: ViTConfig) -> Json:
 
 
 def fitted(family: str, config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
-    """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added."""
+    """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added.
+
+    Raises:
+        ValueError: timm has no architecture for the family.
+    """
+    _named(family)
     if config.mask_token:
         warnings.warn(
             "timm has no mask token: it is left out of the file, nothing but masked training needs it", stacklevel=5
@@ -94,30 +101,11 @@ def preprocess_config(spec: Preprocess, config: ViTConfig) -> Json:
     return to_timm(spec) | dict(num_classes=config.num_classes, classifier="head", custom_load=False)
 
 
-def _architecture(family: str, config: ViTConfig) -> str:
-    """A timm name whose switches, under our arguments, give our numbers."""
-    names = {
-        "vit": "vit_base_patch16_224",
-        "vit_mae": "vit_base_patch16_224",
-        "dino": "vit_base_patch16_224",
-        "ijepa": "vit_base_patch16_224",
-        "deit": "deit_base_distilled_patch16_224" if config.pool == "cls_dist" else "deit3_base_patch16_224",
-        "clip_vision_model": "vit_base_patch16_clip_quickgelu_224"
-        if config.mlp == "quick_gelu"
-        else "vit_base_patch16_clip_224",
-        "siglip_vision_model": "vit_base_patch16_siglip_224",
-        "idefics3_vision": "vit_base_patch16_siglip_224",
-        "smolvlm_vision": "vit_base_patch16_siglip_224",
-        "siglip2_vision_model": "naflexvit_base_patch16_siglip",
-        "dinov2": "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch14_dinov2",
-        "dinov2_with_registers": "vit_giant_patch14_reg4_dinov2"
-        if config.mlp == "swiglu"
-        else "vit_base_patch14_reg4_dinov2",
-        "dinov3_vit": ("vit_small_plus_patch16_dinov3" if config.mlp == "swiglu" else "vit_small_patch16_dinov3")
-        + ("_qkvb" if config.qkv_bias else ""),
-        "aimv2_vision_model": "aimv2_large_patch14_224",
-    }
-    return names[family]
+def _named(family: str) -> Callable[[ViTConfig], str]:
+    named = FAMILIES[family].timm
+    if named is None:
+        raise ValueError(f"timm has no architecture for {family}: save it with format='hf'")
+    return named
 
 
 def _ratio(config: ViTConfig) -> float:

@@ -21,7 +21,8 @@ from vlm_vision.train.loop.nonfinite import ADVICE, first_bad_gradient, first_ba
 from vlm_vision.train.loop.resume import RunState, load_checkpoint, save_checkpoint
 from vlm_vision.train.loop.shard import full, gather, shard, summing, unsharded
 from vlm_vision.train.optim.groups import warmup_cosine
-from vlm_vision.train.settings import Training, write_config
+from vlm_vision.train.settings import Training
+from vlm_vision.train.start import write_config
 
 Batch = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap, VisionOutput
 from vlm_vision.nn.modes import evaluating
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
@@ -31,24 +31,24 @@ AS_DRAWN = Preprocess(
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Who is followed, and how much.
+    """A frozen encoder whose features the student learns.
 
     Raises:
         ValueError: a weight that is not positive.
     """
 
     source: str
-    """Argument of vlm_vision.load: one tower."""
+    """Teacher to load, an argument of vlm_vision.load with one tower."""
     name: str = ""
-    """What its features are called; empty for the last part of `source`."""
+    """Name of the teacher in figures and files; empty for the last part of `source`."""
     image_size: int = 0
-    """Side in pixels of what it sees; 0 for its own."""
+    """Side in pixels to which the teacher resizes images; 0 for its own."""
     tap_layer: int = -1
-    """Block whose tokens are learned; the family's pooled vector is learned with those of the last block only."""
+    """Block whose tokens are learned, -1 for the last, with which the pooled vector is learned too."""
     tap_norm: bool = True
-    """Whether the final norm is applied to them."""
+    """Apply the final norm to the tokens."""
     weight: float = 1.0
-    """Of its losses in the sum."""
+    """Weight of the teacher's losses in the sum."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:

@@ -33,16 +33,18 @@ Sharpen = Literal["sinkhorn", "center"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Of the parts of the loss; a part of weight 0 is not computed. dino alone is DINO, dino and ibot are iBOT."""
+    """Weights of the parts of the loss; a part of weight 0 is not computed. dino alone is DINO, dino and ibot are iBOT."""
 
     dino: float = 1.0
+    """Weight of the loss on class tokens."""
     ibot: float = 1.0
+    """Weight of the loss on masked patches."""
     koleo: float = 0.1
-    """For each of the two large crops."""
+    """Weight of KoLeo, which spreads class tokens, for each of the two large crops."""
     gram: float = 0.0
-    """Needs an earlier teacher; 2.0 in DINOv3."""
+    """Weight of Gram anchoring, which needs gram.teacher; 2.0 in DINOv3."""
     small: float = 1.0
-    """A further factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
+    """Another factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
 
     def __post_init__(self) -> None:
         if min(self.dino, self.ibot, self.koleo, self.gram, self.small) < 0 or not self.dino + self.ibot > 0:
@@ -51,12 +53,16 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class DinoHeadSettings:
-    """Of student and teacher alike: `DinoHead`."""
+    """Sizes of the heads of student and teacher (`DinoHead`)."""
 
     prototypes: int = 65536
+    """Prototypes: outputs of a head."""
     depth: int = 3
+    """Layers of a head before the prototypes."""
     hidden_dim: int = 2048
+    """Hidden channels of a head."""
     bottleneck_dim: int = 256
+    """Channels that the prototypes read."""
 
     def __post_init__(self) -> None:
         if min(self.prototypes, self.depth, self.hidden_dim, self.bottleneck_dim) < 1:
@@ -74,9 +80,9 @@ class BlockMaskSettings:
     """Which patches of the large crops the student does not see: blocks, as `vlm_vision.objectives.masks.block_mask` draws them."""
 
     share: float = 0.5
-    """How often a crop is masked."""
+    """Probability that a large crop is masked."""
     ratios: tuple[float, float] = (0.1, 0.5)
-    """Least and greatest share of a masked crop's patches."""
+    """Least and greatest share of the patches of a masked crop that are masked."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.ratios[0] <= self.ratios[1] <= 1):

@@ -13,12 +13,13 @@ from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
 
 import projectors
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.towers import TowerWeights, state_of
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
-from vlm_vision.load import known_device, known_dtype, load
+from vlm_vision.load_encoder import known_device, known_dtype, load
 from vlm_vision.nn.config import Tap
 from vlm_vision.vlm.formats.common import Parts, has_tokenizer, load_language_model
 from vlm_vision.vlm.layout import AnyRes, Layout, Whole
@@ -77,7 +78,8 @@ def read_llava(
     """
     dtype, device, path = known_dtype(dtype), known_device(device), resolve(folder, revision)
     config = _config(path)
-    encoder = load(path, tap=_tap(config, path), dtype=dtype, device=device)
+    checkpoint = Checkpoint(path)
+    encoder = load(checkpoint, tap=_tap(config, path), dtype=dtype, device=device)
     assert isinstance(encoder, Encoder)
     strategy, wanted = config.vision_feature_select_strategy, "default" if encoder.config.class_token else "full"
     if strategy != wanted:
@@ -86,7 +88,7 @@ def read_llava(
             f"{path} has vision_feature_select_strategy {strategy!r}, which {what} of a {encoder.origin.family}: "
             f"expected {wanted!r}"
         )
-    weights = WeightFiles(path)
+    weights = checkpoint.weights
     projector = _projector(config, path, weights, dtype, device)
     text_config = config.text_config
     text_config.tie_word_embeddings = config.tie_word_embeddings  # LLaVA's class ties by its own configuration

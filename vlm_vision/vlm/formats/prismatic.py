@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla import reader as towers
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.files import read_json
-from vlm_vision.load import known_device, known_dtype, load, load_projector
+from vlm_vision.load_encoder import known_device, known_dtype, load, load_projector
 from vlm_vision.vlm.formats.common import (
     Json,
     Parts,
@@ -70,13 +71,14 @@ def read_prismatic(
             f"{path} is no Prismatic or OpenVLA folder of HuggingFace's form: its config.json needs model_type "
             f"{' or '.join(towers.MODEL_TYPES)} and a text_config"
         )
-    weights = weights_of(path)
+    checkpoint = Checkpoint(path)
+    weights = weights_of(checkpoint)
     if stray := [name for name in weights.shapes if not name.startswith(PARTS)]:
         raise ValueError(
             f"{path} holds {stray[0]}, which no Prismatic or OpenVLA model has: expected {', '.join(PARTS)}"
         )
-    encoder = load(path, dtype=dtype, device=device)
-    projector = load_projector(path, dtype=dtype, device=device)
+    encoder = load(checkpoint, dtype=dtype, device=device)
+    projector = load_projector(checkpoint, dtype=dtype, device=device)
     text_config = _text_config(path, text)
     llm = load_language_model(weights, text_config, path, dtype, device)
     tokenizer = None

@@ -1,0 +1,77 @@
+"""A folder or file that is read from: each file of it is opened once, and only when it is first asked for."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlm_vision.checkpoints.big_vision.npz import NpzFile
+from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.weights import WeightFiles
+from vlm_vision.files import read_json
+
+Json = dict[str, Any]
+
+
+class Checkpoint:
+    """A path, the JSON files beside the weights, and the weights' names, shapes and dtypes.
+
+    Every format is asked whether it recognises this value, and the one that does reads from it. `load`,
+    `load_projector`, `load_text`, `load_pair` and `load_mae` take one in place of a name, so that a tower and a projector
+    of one folder come from one opening of it.
+
+    Args:
+        path: a local folder or file.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.is_folder = path, path.is_dir()
+        self._json: dict[str, Json] = {}
+        self._weights: dict[str, WeightFiles] = {}
+        self._others: dict[Path, Checkpoint] = {}
+
+    @classmethod
+    def at(cls, source: "str | Path | Checkpoint", revision: str | None = None) -> "Checkpoint":
+        """The checkpoint of a shipped name, path or hub id. Raises ValueError if there is none."""
+        return source if isinstance(source, Checkpoint) else cls(resolve(source, revision))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether this is a folder with a file of that name."""
+        return (self.path / name).is_file()
+
+    def json(self, name: str) -> Json:
+        """The JSON object in a file of the folder, which nobody may change. Raises ValueError as `read_json`."""
+        if name not in self._json:
+            self._json[name] = read_json(self.path / name)
+        return self._json[name]
+
+    @property
+    def config(self) -> Json:
+        """config.json; empty where there is none."""
+        return self.json("config.json") if self.has("config.json") else {}
+
+    @property
+    def weights(self) -> WeightFiles:
+        """All weights of the folder, under the usual file names, or of the file. Raises ValueError as `WeightFiles`."""
+        return self.weights_in("")
+
+    def weights_in(self, name: str) -> WeightFiles:
+        """The weights in one file of the folder."""
+        if name not in self._weights:
+            self._weights[name] = WeightFiles(self.path / name)
+        return self._weights[name]
+
+    @cached_property
+    def arrays(self) -> NpzFile:
+        """The arrays of an `.npz` file. Raises ValueError as `NpzFile`."""
+        return NpzFile(self.path)
+
+    def other(self, path: Path) -> "Checkpoint":
+        """Another folder or file that this one refers to."""
+        if path == self.path:
+            return self
+        if path not in self._others:
+            self._others[path] = Checkpoint(path)
+        return self._others[path]
