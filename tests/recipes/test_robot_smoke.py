@@ -13,9 +13,9 @@ pytest.importorskip("websockets", reason="the server is not installed: pip insta
 from support.robot_clients import Robot, as_json, from_json, http, running
 
 from recipes import vla, vla_eval
+from vlm_vision.cli.main import main
 from vlm_vision.data.lerobot import read_dataset
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.cli.main import main
 from vlm_vision.sim.metaworld import MetaWorld
 from vlm_vision.vla import load_policy
 
