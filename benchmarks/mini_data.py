@@ -2,7 +2,7 @@
 
     python -m benchmarks.mini_data --out mini_data
 
-Needs what `benchmarks.emoji` needs, and `pip install easy-vqa`. Writes emoji/ as `benchmarks.emoji` makes it, shapes/ with
+Needs what `vlm-vision emoji` needs, and `pip install easy-vqa`. Writes emoji/ as `vlm-vision emoji` makes it, shapes/ with
 the 4000 training images of easy-VQA, and train.csv with the columns picture and caption: the training emoji of Noto
 and Twemoji, and the shapes. Emoji of the test split, all of OpenMoji's drawings and easy-VQA's test images stay unseen.
 
@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import emoji
-from vlm_vision.data.conversations.easy_vqa import described
+from vlm_vision.data import emoji
+from vlm_vision.data.conversations.easy_vqa import captioned_images
 from vlm_vision.files import whole
-from vlm_vision.train.settings import run_cli
+from vlm_vision.train.command import run_cli
 
 STYLES = ("noto", "twemoji")
 
@@ -40,7 +40,7 @@ def build(out: Path, packages: Path) -> int:
 
 def _shapes(staging: Path) -> Iterator[tuple[str, str]]:
     """Copy easy-VQA's training images; rows of train.csv."""
-    for path, caption, _ in described("train"):
+    for path, caption, _ in captioned_images("train"):
         name = f"shapes/{Path(path).name}"
         shutil.copyfile(path, staging / name)
         yield name, caption

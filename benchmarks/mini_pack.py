@@ -16,7 +16,7 @@ import vlm_vision as vv
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.siglip import siglip_loss
 from vlm_vision.probe.features import image_embeddings, text_embeddings
-from vlm_vision.train.settings import run_cli
+from vlm_vision.train.command import run_cli
 
 
 def fitted(seen: Tensor, read: Tensor, scale: Tensor, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.new_models import learn_tokenizer
-from vlm_vision.train.tasks.mae import noise_of
+from vlm_vision.train.tasks.mae import seeded_noise
 
 KEPT = 4
 """Batches that are repeated while steps are timed, and steps whose memory is measured."""
@@ -149,7 +149,7 @@ def images(name: str, options: argparse.Namespace, folder: Path) -> Iterator[Bat
 
 
 def mae_batch(pixels: Tensor, seeds: Sequence[int], options: argparse.Namespace) -> Batch:
-    return {"pixels": pixels, "noise": noise_of(seeds, (options.side // options.patch) ** 2)}
+    return {"pixels": pixels, "noise": seeded_noise(seeds, (options.side // options.patch) ** 2)}
 
 
 def dino_batch(large: Tensor, small: Tensor) -> Batch:

@@ -6,6 +6,8 @@ out: this package knows no encoder and no language model.
 """
 
 import difflib
+import inspect
+from collections.abc import Iterable
 
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
@@ -32,6 +34,7 @@ __all__ = [
     "Projector",
     "QFormer",
     "build",
+    "check_options",
     "describe",
 ]
 
@@ -61,14 +64,23 @@ def build(name: str, *, in_dim: int, out_dim: int, **options) -> Projector:
     Raises:
         ValueError: no projector has that name, or it does not take one of the options.
     """
+    check_options(name, options)
+    return PROJECTORS[name](in_dim, out_dim, **options)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise ValueError unless a projector is called `name` and takes these options."""
     if name not in PROJECTORS:
         near = difflib.get_close_matches(name, PROJECTORS)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no projector is called {name!r}, expected one of {', '.join(PROJECTORS)}{hint}")
-    try:
-        return PROJECTORS[name](in_dim, out_dim, **options)
-    except TypeError as error:
-        raise ValueError(f"projector {name!r} does not take these options: {error}") from None
+    taken = [option for option in inspect.signature(PROJECTORS[name]).parameters if option not in ("in_dim", "out_dim")]
+    if unknown := [option for option in options if option not in taken]:
+        near = difflib.get_close_matches(unknown[0], taken)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"projector {name!r} does not take these options: {', '.join(unknown)}; it takes {', '.join(taken) or 'none'}{hint}"
+        )
 
 
 def describe(projector: Projector) -> dict:

@@ -6,7 +6,7 @@ from torch import Tensor
 from projectors.projector import Grid
 
 
-def squares_of(projector: str, grid: Grid, *, side: int, option: str) -> Grid:
+def square_grid(projector: str, grid: Grid, *, side: int, option: str) -> Grid:
     """Rows and columns of squares of side x side.
 
     Args:

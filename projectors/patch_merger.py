@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.neighbors import side_by_side, squares_of
+from projectors.neighbors import side_by_side, square_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -40,7 +40,7 @@ class PatchMerger(Projector):
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
-        return squares_of("patch_merger", grid, side=self.merge, option="merge")
+        return square_grid("patch_merger", grid, side=self.merge, option="merge")
 
     def flops(self, grid: Grid) -> int:
         return weight_flops(self, self.num_tokens(grid))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from projectors.neighbors import side_by_side, squares_of
+from projectors.neighbors import side_by_side, square_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -27,7 +27,7 @@ class PixelShuffle(Projector):
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
-        return squares_of("pixel_shuffle", grid, side=self.scale, option="scale")
+        return square_grid("pixel_shuffle", grid, side=self.scale, option="scale")
 
     def flops(self, grid: Grid) -> int:
         return weight_flops(self, self.num_tokens(grid))

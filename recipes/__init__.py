@@ -1,1 +1,1 @@
-"""Training scripts, run from a checkout: `python -m recipes.NAME --config recipes/configs/FILE.yaml`."""
+"""Recipes: `vlm-vision train NAME --config NAME_OR_FILE`, or from a checkout `python -m recipes.NAME`; installed, `vlm_vision.recipes.NAME`."""

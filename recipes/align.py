@@ -1,6 +1,6 @@
 """Align an encoder with a language model: stage one. Both are frozen; the projector alone learns, from captions.
 
-    python -m recipes.align --config recipes/configs/align_demo.yaml --data.train captions.json --data.test held_out.json
+    vlm-vision train align --config align_demo --data.train captions.json --data.test held_out.json
     torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
 
 As LLaVA does it: the prompt is the image and nothing else, the answer its caption, whatever was asked in the data. A
@@ -22,10 +22,12 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, LazyConversations
 from vlm_vision.files import whole, write_json
 from vlm_vision.measure.during_training import figures, watch
-from vlm_vision.train.conversations import ConversationTraining, build_model, feature_cache, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import parse_config, run_cli, start_run
-from vlm_vision.train.tasks.vqa import batches_of_steps, vqa_step
+from vlm_vision.train.settings import ConversationSettings, Training, VlmSettings
+from vlm_vision.train.start import start_run
+from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
 from vlm_vision.train.trainable import set_trainable, trainable_table, unwrapped
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
@@ -37,10 +39,15 @@ CAPTION_TEMPLATE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(ConversationTraining):
+class AlignConfig(ConversationSettings, VlmSettings, Training):
     """One run."""
 
     lr_projector: float = 1e-3
+    """Highest learning rate of the projector."""
+
+    def __post_init__(self):
+        for group in (Training, VlmSettings, ConversationSettings):
+            group.__post_init__(self)
 
 
 def main(config: AlignConfig) -> dict[str, Any]:
@@ -54,7 +61,8 @@ def main(config: AlignConfig) -> dict[str, Any]:
     # The model, of which the projector trains; and what it is shown: an image, then its caption.
     model = align_model(config, read)
     accelerator.print(trainable_table(model))
-    cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
+    conversations = (one for data in (train, test) for one in data)
+    cache = feature_cache(config, accelerator, unwrapped(model), conversations, out=out)
     collate = Collator(
         caption_processor(model), max_length=config.max_length, cache=cache, pack_length=config.pack_length
     )
@@ -66,7 +74,7 @@ def main(config: AlignConfig) -> dict[str, Any]:
     step.trained.train()
     found: dict[str, float] = {}
     for index, batch in enumerate(
-        batches_of_steps(config, accelerator, train, collate, first_step=first_step), start=first_step
+        answer_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
     ):
         done = index + 1
         progress.took(done, step(index, batch))
@@ -95,7 +103,10 @@ def main(config: AlignConfig) -> dict[str, Any]:
 
 def align_model(config: AlignConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model whose projector alone trains."""
-    return set_trainable(build_model(config, train), vision="frozen", projector="full", language="frozen")
+    model = build_model(
+        config, train, pack_length=config.pack_length, gradient_checkpointing=config.gradient_checkpointing
+    )
+    return set_trainable(model, vision="frozen", projector="full", language="frozen")
 
 
 def captions(conversations: Sequence[Conversation]) -> Sequence[Conversation]:

@@ -1,6 +1,6 @@
 """Train an image tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked image tower.
 
-    python -m recipes.contrastive --config recipes/configs/contrastive_smoke.yaml
+    vlm-vision train contrastive --config contrastive_smoke
     torchrun --nproc_per_node 8 -m recipes.contrastive --config recipes/configs/siglip_b16.yaml \
         --data.train 'laion/{00000..00999}.tar'
 
@@ -16,7 +16,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -25,33 +25,45 @@ from vlm_vision.data.images.batches import ImageBatch, Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, normalize_views
 from vlm_vision.files import whole, write_json
-from vlm_vision.new_models import Kind, learn_tokenizer, new_pair
+from vlm_vision.new_models import Kind, check_pair, learn_tokenizer, new_pair
+from vlm_vision.nn.fields import TextFields, ViTFields
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import image_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
+from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.contrastive import ContrastiveLossSettings, PairWithLoss, contrastive_step, keep_scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """Who is trained, where `start` names no pair."""
+    """A new pair of towers, where `start` is empty."""
 
     kind: Kind = "siglip"
+    """Architecture of the pair: siglip (attention pooling, a bias on the logits) or clip (class token, causal text)."""
     image_source: str = ""
-    """Argument of vlm_vision.load; empty to start from `image`."""
-    image: dict[str, Any] = field(default_factory=dict)
-    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim of an image tower with random weights."""
-    text: dict[str, Any] = field(default_factory=dict)
-    """embed_dim, depth, num_heads, mlp_dim, context_length of the text tower, which has random weights."""
+    """Image tower to load, an argument of vlm_vision.load; empty for a new one."""
+    image: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig for an image tower with random weights: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim."""
+    text: TextFields = field(default_factory=dict)
+    """Fields of TextConfig for the text tower, which has random weights: embed_dim, depth, num_heads, mlp_dim, context_length."""
     tokenizer: str = ""
     """Folder of a tokenizer; empty to learn one from the captions."""
     vocab_size: int = 8192
-    """Of a tokenizer that is learned."""
+    """Most pieces of a tokenizer that is learned."""
     logit_bias: Literal["published", "batch"] = "published"
-    """siglip begins at -10, or at log(1 / (batch_size - 1)), the share of right pairs (the better for small batches)."""
+    """First value of siglip's bias: -10 (published), or log(1 / (batch_size - 1)), the share of right pairs (batch), which is
+    better for small batches."""
+
+    def __post_init__(self):
+        if self.image_source and self.image:
+            raise ValueError(
+                f"towers.image_source {self.image_source} and towers.image are two image towers: give one of them"
+            )
+        check_pair(self.kind, self.image, self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +71,28 @@ class ContrastiveConfig(Training):
     """One run."""
 
     data: ImageData
+    """Images."""
     start: str = ""
-    """Folder or hub id of a pair to go on from."""
+    """Folder or hub id of a pair to start from; empty for a new one."""
     towers: PairSettings = PairSettings()
+    """New pair of towers, where `start` is empty."""
     contrast: ContrastiveLossSettings = ContrastiveLossSettings()
+    """Loss."""
     lock_image: bool = False
-    """Locked-image tuning (Zhai et al. 2022, LiT): the image tower stays as it is."""
+    """Keep the image tower as it is: locked-image tuning (Zhai et al. 2022, LiT)."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Area of the random part of an image that is seen."""
+    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
     flip: float = 0.0
-    """How often left and right are exchanged."""
+    """Probability that an image is mirrored, left to right."""
     lr: float = 1e-3
-    """Of both towers, scale and bias."""
+    """Highest learning rate of both towers, scale and bias."""
     test_limit: int = 0
-    """Test pairs for retrieval, the first ones; 0 for all."""
+    """Test pairs for the retrieval test, the first ones; 0 for all."""
+
+    REPLACES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "towers.image_source": ("towers.image",),
+        "towers.image": ("towers.image_source",),
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,15 +115,16 @@ def main(config: ContrastiveConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader, _ = batches_of_steps(
+    batches = image_batches(
         config, accelerator, train, [view_of(config, pair)], first_step=first_step, needs=("caption",)
     )
     progress = Progress(step, name="contrastive", first_step=first_step)
     step.trained.train()
-    for index, drawn in enumerate(loader, start=first_step):
+    for index, pieces in enumerate(batches, start=first_step):
         done = index + 1
-        skipped.add(drawn)
-        progress.took(done, step(index, [tensors(drawn, pair)]))
+        for piece in pieces:
+            skipped.add(piece)
+        progress.took(done, step(index, [tensors(piece, pair) for piece in pieces]))
         keep_scale(pair)
         if config.eval_every and done % config.eval_every == 0 and test is not None:
             with step.measured():

@@ -1,7 +1,7 @@
 """Bring the features of several frozen teachers into one smaller student: DINOv2's and SigLIP's for the cost of one tower.
 
-    python -m benchmarks.emoji --out emoji
-    python -m recipes.distill --config recipes/configs/distill_smoke.yaml
+    vlm-vision emoji --out emoji
+    vlm-vision train distill --config distill_smoke
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.distill --config recipes/configs/distill_dinov2_siglip.yaml
 
 Ranzinger et al. 2024, "AM-RADIO: agglomerative vision foundation model" (arXiv:2312.06709). Every teacher sees the same view
@@ -18,10 +18,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,36 +31,45 @@ from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View
 from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
+from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.labeled import LabeledFeatures
 from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
+from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.distill import (
     StudentWithLoss,
     Teacher,
     center_crop_preprocess,
     distill_step,
-    side_of,
-    space_of,
+    square_side,
     standardize,
     teacher_cosine,
+    teacher_features,
 )
 from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillStudent:
-    """Who is trained."""
+    """The encoder that is trained: loaded, or new."""
 
     source: str = ""
-    """Argument of vlm_vision.load, to begin with its weights; empty for random ones."""
+    """Student to load and train on, an argument of vlm_vision.load; empty for a new one."""
     image_size: int = 0
-    """Side in pixels that a loaded one sees; 0 for its own."""
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Of ViTConfig, for a new one."""
+    """Side in pixels to which a loaded student resizes images; 0 for its own."""
+    fields: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig for a student with random weights: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim."""
+
+    def __post_init__(self):
+        if bool(self.source) == bool(self.fields):
+            raise ValueError("expected one student: give student.source, or student.fields for one with random weights")
+        if self.fields:
+            vit_config(self.fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +77,32 @@ class DistillConfig(Training):
     """One run."""
 
     data: ImageData
+    """Images."""
     teachers: list[Teacher]
+    """Frozen encoders whose features the student learns, a list of {source: ...}."""
     student: DistillStudent
+    """Encoder that is trained."""
     crop_scale: tuple[float, float] = (0.4, 1.0)
-    """Area of the random part of an image that is seen."""
+    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
     flip: float = 0.5
-    """How often left and right are exchanged."""
+    """Probability that an image is mirrored, left to right."""
     statistics_steps: int = 10
-    """Steps whose images say how large each channel of the teachers is, before training."""
+    """Steps whose images give mean and deviation of each channel of the teachers, before training."""
     lr: float = 1e-3
+    """Highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = 0.02
+    """Weight decay of AdamW, for matrices; biases, norms, learned tokens and embeddings have none."""
     eval_limit: int = 0
-    """Test images to compare with the teachers on, spread evenly; 0 for all."""
+    """Test images on which student and teachers are compared, spread evenly; 0 for all."""
     eval_neighbors: int = 2000
-    """Labeled images, of training and of test each, for nearest neighbors at the end; 0 for none."""
+    """Labeled images of each of training and test data, for the nearest-neighbor test at the end; 0 for no such test."""
+
+    REPLACES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "student.source": ("student.fields",),
+        "student.fields": ("student.source",),
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,8 +110,6 @@ class DistillConfig(Training):
         self._at_least(0, "eval_limit", "eval_neighbors")
         if not self.teachers:
             raise ValueError("there is no teacher: give teachers, a list of {source: ...}")
-        if bool(self.student.source) == bool(self.student.fields):
-            raise ValueError("expected one student: give student.source, or student.fields for one with random weights")
         names = [teacher.called for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several teachers are called {', '.join(twice)}: give each a name of its own")
@@ -110,10 +128,10 @@ def main(config: DistillConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             model.student.save(Path(folder) / "model")
-    side = max(side_of(tower, "the student") for tower in (model.student.encoder, *teachers))
+    side = max(square_side(tower, "the student") for tower in (model.student.encoder, *teachers))
     view = View(crop=Crop(side, config.crop_scale), flip=config.flip)
-    first, in_a_step = batches_of_steps(config, accelerator, train, [view], first_step=0)
-    standardize(accelerator, model.student, teachers, islice(first, config.statistics_steps * in_a_step))
+    first = islice(image_batches(config, accelerator, train, [view], first_step=0), config.statistics_steps)
+    standardize(accelerator, model.student, teachers, chain.from_iterable(first))
     metrics: dict[str, Any] = {"processes": accelerator.num_processes}
     if measured:
         untrained = teacher_cosine(config, accelerator, model.student, teachers, measured, side)
@@ -122,16 +140,14 @@ def main(config: DistillConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader, in_a_step = batches_of_steps(config, accelerator, train, [view], first_step=first_step)
+    batches = image_batches(config, accelerator, train, [view], first_step=first_step)
     progress = Progress(step, name="distill", first_step=first_step)
     step.trained.train()
-    batches = iter(loader)
-    for index in range(first_step, config.steps):
-        micro_batches, done = [], index + 1
-        for drawn in islice(batches, in_a_step):
-            skipped.add(drawn)
-            micro_batches.append({"views": drawn.views[0]})
-        progress.took(done, step(index, micro_batches))
+    for index, pieces in enumerate(batches, start=first_step):
+        done = index + 1
+        for piece in pieces:
+            skipped.add(piece)
+        progress.took(done, step(index, [{"views": piece.views[0]} for piece in pieces]))
         if measured and config.eval_every and done % config.eval_every == 0 and done < config.steps:
             with step.measured():
                 progress.note(done, teacher_cosine(config, accelerator, model.student, teachers, measured, side))
@@ -178,7 +194,7 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
     else:
         encoder = new_encoder(student.fields)
         encoder.preprocess = center_crop_preprocess(encoder.config.image_size[0])
-    spaces = [space_of(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
+    spaces = [teacher_features(one.called, tower) for one, tower in zip(config.teachers, teachers, strict=True)]
     return StudentWithLoss(AgglomerativeStudent(encoder, spaces), [teacher.weight for teacher in config.teachers])
 
 

@@ -1,7 +1,7 @@
 """Train an encoder to paint what it does not see of images: masked autoencoding, without captions or labels.
 
-    python -m benchmarks.emoji --out emoji
-    python -m recipes.mae --config recipes/configs/mae_smoke.yaml
+    vlm-vision emoji --out emoji
+    vlm-vision train mae --config mae_smoke
     torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
 
 He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What an image shows and which of its
@@ -15,7 +15,6 @@ config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
 
 import time
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,34 +26,47 @@ from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.views import Crop, View
 from vlm_vision.files import whole, write_json
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
+from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
 from vlm_vision.probe.neighbors import neighbors
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
+from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.mae import MaeWithLoss, held_out_loss, mae_step, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """Sizes of the part that paints."""
+    """Sizes of the decoder, which predicts the masked patches."""
 
     embed_dim: int = 512
+    """Channels of the decoder's tokens."""
     depth: int = 8
+    """Transformer blocks of the decoder."""
     num_heads: int = 16
+    """Attention heads of each block of the decoder."""
     mlp_dim: int = 2048
+    """Hidden channels of the MLP in each block of the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaeModelSettings:
-    """What is trained, where `start` names nothing."""
+    """A new masked autoencoder, where `start` is empty."""
 
-    encoder: dict[str, Any] = field(default_factory=dict)
-    """image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, and other fields of ViTConfig."""
+    encoder: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig for the encoder: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim and others."""
     decoder: DecoderSettings = DecoderSettings()
+    """Sizes of the decoder."""
     mean: tuple[float, float, float] = HALF[0]
-    """Of red, green and blue in 0..1: pixels are (value - mean) / std."""
+    """Mean of red, green and blue, in 0..1, by which pixels are normalized: (value - mean) / std."""
     std: tuple[float, float, float] = HALF[1]
+    """Standard deviation of red, green and blue, in 0..1."""
+
+    def __post_init__(self):
+        if self.encoder:
+            vit_config(self.encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +74,29 @@ class MaeConfig(Training):
     """One run."""
 
     data: ImageData
+    """Images."""
     start: str = ""
-    """Folder, hub id or file of a masked autoencoder to go on from."""
+    """Folder, hub id or file of a masked autoencoder to start from; empty for a new one."""
     model: MaeModelSettings = MaeModelSettings()
+    """New masked autoencoder, where `start` is empty."""
     mask_ratio: float = 0.75
     """Share of the patches that the encoder does not see."""
     norm_pix_loss: bool = True
-    """Whether the pixels of each patch are normalized before they are painted."""
+    """Predict the pixels of each patch normalized by their own mean and deviation."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the random part of an image that is seen."""
+    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
     flip: float = 0.5
-    """How often left and right are exchanged."""
+    """Probability that an image is mirrored, left to right."""
     blr: float = 1.5e-4
-    """Learning rate for each 256 images of a batch: the rate is blr * batch_size / 256."""
+    """Highest learning rate for 256 images in a step: the rate is blr * batch_size / 256."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW, for matrices; biases, norms, learned tokens and embeddings have none."""
     eval_limit: int = 0
     """Test images to measure the loss on, spread evenly; 0 for all."""
     eval_neighbors: int = 2000
-    """Labeled images, of training and of test each, for nearest neighbors at the end; 0 for none."""
+    """Labeled images of each of training and test data, for the nearest-neighbor test at the end; 0 for no such test."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,16 +127,14 @@ def main(config: MaeConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader, in_a_step = batches_of_steps(config, accelerator, train, [view], first_step=first_step)
+    batches = image_batches(config, accelerator, train, [view], first_step=first_step)
     progress = Progress(step, name="mae", first_step=first_step)
     step.trained.train()
-    batches = iter(loader)
-    for index in range(first_step, config.steps):
-        micro_batches, done = [], index + 1
-        for drawn in islice(batches, in_a_step):
-            skipped.add(drawn)
-            micro_batches.append(tensors(drawn, model))
-        progress.took(done, step(index, micro_batches))
+    for index, pieces in enumerate(batches, start=first_step):
+        done = index + 1
+        for piece in pieces:
+            skipped.add(piece)
+        progress.took(done, step(index, [tensors(piece, model) for piece in pieces]))
         if measured and config.eval_every and done % config.eval_every == 0:
             progress.note(done, {"eval_loss": held_out_loss(step, model, measured)})
         if done % config.checkpoint_every == 0 and done < config.steps:

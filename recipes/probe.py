@@ -1,8 +1,8 @@
 """Judge an encoder by its frozen features: nearest neighbors, linear and attentive probes, patch correspondence.
 
-    python -m benchmarks.emoji --out emoji
-    python -m recipes.probe --config recipes/configs/probe_smoke.yaml --encoder FOLDER
-    python -m recipes.probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
+    vlm-vision emoji --out emoji
+    vlm-vision train probe --config probe_smoke --encoder FOLDER
+    vlm-vision train probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
 
 Beside the encoder stand the same encoder with random weights, plain pixels and the most frequent class: what a figure is
 worth is its distance from theirs. Choices of a probe are made on a part of the training images.
@@ -12,7 +12,7 @@ Prints one table and writes metrics.json and config.yaml to `out`. One process.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,46 +31,54 @@ from vlm_vision.probe.features import Kind, block_features, image_features, patc
 from vlm_vision.probe.knn import NEIGHBORS, knn
 from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
+from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.sampler import StepBatches
-from vlm_vision.train.settings import parse_config, run_cli
+from vlm_vision.train.settings import as_plain
 
 Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """One judgment."""
+    """One evaluation."""
 
     encoder: str
-    """Argument of vlm_vision.load."""
+    """Encoder to evaluate, an argument of vlm_vision.load: a hub id, folder or file."""
     train: str
-    """Images with labels to learn from, as vlm_vision.data.images.samples.read_samples takes them."""
+    """Labeled images to train the probes on: a folder, a .csv or .jsonl file, .tar shards, easy_vqa, or hf:owner/name."""
     test: str
-    """The same, to be asked about; labels are of the same classes."""
+    """Labeled images to test the probes on, in the same forms and of the same classes."""
     out: str = "runs/probe"
+    """Folder for metrics.json and config.yaml."""
     train_split: str = "train"
+    """Split of a data set, or folder below the source, to train on."""
     test_split: str = "test"
+    """Split of a data set, or folder below the source, to test on."""
     image_size: int = 0
-    """Side in pixels of what the encoder sees; 0 for its own."""
+    """Side in pixels to which the encoder resizes images; 0 for its own."""
     tap_layer: int = -1
-    """Block whose tokens are read; the linear probe reads the last four."""
+    """Block whose tokens are used, -1 for the last; the linear probe uses the last four."""
     tap_norm: bool = True
-    """Whether the final norm is applied to them."""
+    """Apply the final norm to the tokens."""
     features: Kind = "cls+mean"
-    """Of nearest neighbors and logistic regression."""
+    """Vector of an image for nearest neighbors and logistic regression: class token, mean of the patch tokens, or both."""
     probes: tuple[Probe, ...] = ("knn", "logistic", "correspondence")
-    """knn; logistic: regression on all data at once; linear: DINOv2's grid; attentive: a learned query over patches, which
-    are held in memory; correspondence: crops against whole test images."""
+    """Probes to run. knn: nearest neighbors. logistic: regression on all data at once. linear: DINOv2's grid. attentive: a learned
+    query over patch tokens, which are held in memory. correspondence: patches of crops found again in whole test images."""
     neighbors: tuple[int, ...] = NEIGHBORS
+    """Numbers of nearest neighbors to try; the best on a part of the training images is reported."""
     train_limit: int = 0
-    """Training images to take, drawn at random; 0 for all."""
+    """Training images to use, drawn at random; 0 for all."""
     test_limit: int = 0
-    """Test images to take, drawn at random; 0 for all."""
+    """Test images to use, drawn at random; 0 for all."""
     places_limit: int = 100
-    """Test images whose patches are compared."""
+    """Test images for the correspondence probe."""
     batch_size: int = 64
+    """Images per forward pass of the encoder."""
     device: str = "cpu"
+    """Device for encoder and probes, such as cpu or cuda."""
     seed: int = 0
+    """Seed of everything that is random."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def main(config: ProbeConfig) -> dict[str, Any]:
     metrics |= {"found": found, "seconds": time.monotonic() - started}
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    (out / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
     write_json(out / "metrics.json", metrics)
     print(f"{metrics['seconds']:.0f} s; metrics.json in {out}")
     return metrics
@@ -169,11 +177,6 @@ def table(probes: Sequence[str], found: dict[str, dict[str, float]]) -> str:
     for name, shares in found.items():
         lines.append("".join([f"{name:20}", *(f"{shares[p]:16.1%}" if p in shares else " " * 16 for p in probes)]))
     return "\n".join(lines)
-
-
-def plain(config: ProbeConfig) -> dict[str, Any]:
-    """The settings as YAML writes them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
 def parse(arguments: list[str] | None = None) -> ProbeConfig:

@@ -1,7 +1,7 @@
 """Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
 
-    python -m benchmarks.emoji --out emoji
-    python -m recipes.self_distill --config recipes/configs/self_distill_smoke.yaml
+    vlm-vision emoji --out emoji
+    vlm-vision train self_distill --config self_distill_smoke
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.self_distill --config recipes/configs/dinov2_vit_l.yaml
 
 Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (arXiv:2104.14294), is `--weights.ibot 0
@@ -23,7 +23,6 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -38,21 +37,24 @@ from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.encoder import Origin
 from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
+from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.neighbors import LabeledImages, knn_accuracy, labeled_images, neighbors
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
-from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
+from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.self_distill import (
     BlockMaskSettings,
     DinoHeadSettings,
     LossWeights,
     SelfDistillation,
     Sharpen,
-    earlier_of,
+    gram_teacher,
     prepare,
     self_distill_step,
     student_of,
@@ -65,30 +67,45 @@ from vlm_vision.train.tasks.self_distill_networks import load_networks, save_net
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDistillStudent:
-    """Whose weights are trained; the teacher begins with the same."""
+    """The encoder that is trained; the teacher starts from the same weights."""
 
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Of ViTConfig: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, layer_scale, num_registers and others."""
+    fields: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim, layer_scale, num_registers and others."""
     init: Literal["fan_in", "published"] = "fan_in"
-    """Deviation of linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DINOv2."""
+    """Standard deviation of new linear weights: 1 / sqrt(fan in) (fan_in, better for narrow models), or 0.02 (published) as in
+    DINOv2."""
     crop_ratio: float = 0.875
-    """Side of an image in the test, as a part of the resized image's shorter side."""
+    """Side of the center crop in the test, as a share of the resized image's shorter side."""
+
+    def __post_init__(self):
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"student.crop_ratio is {self.crop_ratio}: expected a part above 0 and at most 1")
+        if not self.fields:
+            raise ValueError("there is no student: give student.fields, such as image_size, patch_size and embed_dim")
+        vit_config(self.all_fields())
+
+    def all_fields(self) -> ViTFields:
+        """The fields, and those that follow from them unless they are given: as transformers has such a model."""
+        rope, antialias = self.fields.get("position") == "rope2d", self.fields.get("num_registers", 0) > 0
+        like: ViTFields = {"mask_token": True, "position_prefix": 0 if rope else 1}
+        like |= {"position_resize": "bicubic" + "_antialias" * antialias}
+        return like | self.fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropSettings:
-    """What is seen of an image: two large crops, as large as the encoder's images, and small ones."""
+    """Crops of an image: two large ones, of the encoder's image_size, and several small ones."""
 
     small: int = 8
-    """How many."""
+    """Number of small crops."""
     small_size: int = 96
-    """Their side in pixels."""
+    """Side of a small crop in pixels."""
     scale: float = 0.32
-    """Area of an image that parts large and small crops; 0.4 in DINO."""
+    """Area of an image above which a crop is large and below which it is small; 0.4 in DINO."""
     flip: float = 0.5
-    """How often left and right are exchanged; never in DINOv3."""
+    """Probability that an image is mirrored, left to right; 0 in DINOv3."""
     pack_crops: bool = False
-    """Whether the student sees large and small crops in one sequence, each attending to itself alone, or in one batch after
+    """Pack large and small crops into one sequence for the student, each attending to itself alone, in place of one batch after
     the other. Losses are the same but for rounding. On the CPU it takes 0.9 to 1.1 times as long (benchmarks.packed_crops);
     on a GPU in half precision the sequence goes through attention of variable length, as in DINOv2."""
 
@@ -98,52 +115,58 @@ class SelfDistillConfig(Training):
     """One run."""
 
     data: ImageData
+    """Images."""
     student: SelfDistillStudent
+    """Encoder that is trained."""
     crops: CropSettings = CropSettings()
+    """Crops of each image."""
     masks: BlockMaskSettings = BlockMaskSettings()
+    """Masks of the student's large crops."""
     heads: DinoHeadSettings = DinoHeadSettings()
+    """Heads of student and teacher."""
     patch_heads: DinoHeadSettings | None = None
-    """Of patches, where they have a head of their own."""
+    """Heads for patches, as in DINOv3; empty for one head for class token and patches."""
     weights: LossWeights = LossWeights()
+    """Weights of the parts of the loss."""
     teacher: Sharpen = "sinkhorn"
-    """How the teacher's logits become probabilities that are not all the same."""
+    """How the teacher's logits become probabilities that do not collapse: sinkhorn (DINOv2, DINOv3) or center (DINO)."""
     temperature: tuple[float, float] = (0.04, 0.07)
-    """Of the teacher: first and last."""
+    """First and last temperature of the teacher."""
     temperature_steps: int = 0
-    """In which the one becomes the other, in a straight line."""
+    """Steps in which the temperature goes from first to last, in a straight line; 0 for the last at once."""
     momentum: tuple[float, float] = (0.992, 1.0)
-    """What stays of the teacher in each step: first and last, by a cosine."""
+    """First and last share of the teacher that a step keeps, along a cosine."""
     gram: GramSettings = GramSettings()
+    """Gram anchoring (DINOv3), for weights.gram above 0."""
     start: str = ""
-    """Folder of a finished run to begin from: student, teacher and heads; positions are resized to image_size. AdamW's
-    moments begin anew. Empty for random weights."""
+    """Folder of a finished run to start from, with student, teacher and heads; positions are resized to image_size and AdamW's
+    moments start from zero. Empty for random weights."""
     start_student: Literal["student", "teacher"] = "student"
-    """Whose weights of that run the student takes."""
+    """Network of the run in `start` whose weights the student takes."""
     base_lr: float = 4e-3
-    """Learning rate for 1024 images in a step; it grows with the square root of their number."""
+    """Highest learning rate for 1024 images in a step; it grows with the square root of their number."""
     lr_end: float = 0.0
-    """Part of it that is left in the end, by a cosine; 1 keeps it."""
+    """Share of the learning rate that is left at the end of the cosine; 1 to keep it."""
     layer_decay: float = 0.9
-    """Factor on the rate for each layer further from the heads."""
+    """Factor on the learning rate for each layer further from the heads."""
     patch_embed_rate: float = 0.2
-    """A further factor on the rate of the patch embedding."""
+    """Another factor on the learning rate of the patch embedding."""
     frozen_steps: int = 0
-    """At the beginning, in which the last layers of the heads stay as they are."""
+    """First steps in which the last layers of the heads do not train."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = 0.04
+    """First weight decay of AdamW, for matrices; biases, norms, learned tokens and embeddings have none."""
     weight_decay_end: float = 0.4
-    """Weight decay goes there by a cosine."""
+    """Last weight decay, to which it goes along a cosine."""
     max_grad_norm: float = 3.0
+    """Largest norm of the gradient, which is scaled down to it; .inf for no limit."""
     eval_neighbors: int = 2000
-    """Labeled images, of training and of test each, for nearest neighbors; 0 for none."""
+    """Labeled images of each of training and test data, for nearest-neighbor tests; 0 for no such test."""
 
     def __post_init__(self):
         super().__post_init__()
         self._at_least(0, "temperature_steps", "frozen_steps", "eval_neighbors")
-        if not self.student.fields:
-            raise ValueError("there is no student: give student.fields, such as image_size, patch_size and embed_dim")
-        if not 0 < self.student.crop_ratio <= 1:
-            raise ValueError(f"student.crop_ratio is {self.student.crop_ratio}: expected a part above 0 and at most 1")
         if self.crops.small < 0:
             raise ValueError(f"crops.small is {self.crops.small}: expected at least 0")
         if min(self.temperature) <= 0:
@@ -173,7 +196,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
     encoder, views = model.student.encoder, views_of(config, model.student.encoder)
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
-            as_published(encoder).save_pretrained(Path(folder) / "model")
+            to_public_layout(encoder).save_pretrained(Path(folder) / "model")
     step = self_distill_step(
         config,
         accelerator,
@@ -193,24 +216,24 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    earlier = earlier_of(model) if config.gram.image_size else None
+    earlier = gram_teacher(model) if config.gram.image_size else None
     alike = {len(views) - 2: 0, len(views) - 1: 1} if earlier else {}
-    loader, pieces = batches_of_steps(config, accelerator, train, views, first_step=first_step, alike=alike)
-    drawn = iter(loader)
+    batches = image_batches(config, accelerator, train, views, first_step=first_step, alike=alike)
     progress = Progress(step, name="self_distill", first_step=first_step)
     step.trained.train()
-    for index in range(first_step, config.steps):
-        done, batches = index + 1, []
-        for piece in islice(drawn, pieces):
+    for index, pieces in enumerate(batches, start=first_step):
+        done = index + 1
+        for piece in pieces:
             skipped.add(piece)
-            batches.append(tensors(piece, encoder, temperature(index), masks, earlier))
         prepare(step, index, weight_decay)
-        progress.took(done, step(index, batches))
+        progress.took(
+            done, step(index, [tensors(piece, encoder, temperature(index), masks, earlier) for piece in pieces])
+        )
         model.teacher.update(student_of(step.model), momentum(index))
         if config.gram.due(done):
             model.refresh()
         if done % config.log_every == 0:
-            progress.note(done, parts_of_the_loss(accelerator, model))
+            progress.note(done, reduced_loss_parts(accelerator, model))
         if looked and done % config.eval_every == 0 and done < config.steps:
             progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
         if done % config.checkpoint_every == 0 and done < config.steps:
@@ -228,7 +251,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
         assert isinstance(trained, SelfDistillation)
         save_networks(trained, out)
         with whole(out / "model") as staging:
-            as_published(teacher_of(trained).encoder).save_pretrained(staging)
+            to_public_layout(teacher_of(trained).encoder).save_pretrained(staging)
         metrics |= {"train_seconds": time.monotonic() - started}
         if test and train.classes and config.eval_neighbors:
             kept = vv.load(str(out / "model"), device=accelerator.device)
@@ -245,12 +268,9 @@ def model_of(config: SelfDistillConfig) -> SelfDistillation:
     Raises:
         ValueError: fields that make no encoder, one without class token, or an earlier teacher with another grid.
     """
-    fields = config.student.fields
-    rope, antialias = fields.get("position") == "rope2d", fields.get("num_registers", 0) > 0
-    family = "dinov3_vit" if rope else "dinov2_with_registers" if antialias else "dinov2"
-    like: dict[str, Any] = {"mask_token": True, "position_prefix": 0 if rope else 1}
-    like |= {"position_resize": "bicubic" + "_antialias" * antialias}  # as transformers resizes them
-    encoder = new_encoder(like | fields)
+    encoder = new_encoder(config.student.all_fields())
+    rope, has_registers = encoder.config.position == "rope2d", encoder.config.num_registers > 0
+    family = "dinov3_vit" if rope else "dinov2_with_registers" if has_registers else "dinov2"
     if not encoder.config.class_token or not encoder.config.mask_token:
         raise ValueError("student.fields leave out the class token or the mask token: both are needed to learn")
     if config.student.init == "published":
@@ -308,7 +328,7 @@ def views_of(config: SelfDistillConfig, encoder: vv.Encoder) -> tuple[View, ...]
     return *views, *[View(crop=Crop(config.gram.image_size, (crops.scale, 1.0)), flip=crops.flip)] * 2
 
 
-def as_published(encoder: vv.Encoder) -> vv.Encoder:
+def to_public_layout(encoder: vv.Encoder) -> vv.Encoder:
     """The encoder as its public layout has it: without LayerScale it is a plain ViT, which has no mask token."""
     if encoder.config.layer_scale is not None:
         return encoder
@@ -317,7 +337,7 @@ def as_published(encoder: vv.Encoder) -> vv.Encoder:
     return vv.Encoder(model, preprocess=encoder.preprocess, origin=encoder.origin)
 
 
-def parts_of_the_loss(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
+def reduced_loss_parts(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
     """Of the last micro-batch; every process must ask."""
     return {
         f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item()

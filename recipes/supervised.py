@@ -1,10 +1,10 @@
 """Train a vision transformer on labels by the recipe of DeiT, fine-tune a loaded one, or let one follow a teacher.
 
-    python -m recipes.supervised --config recipes/configs/supervised_smoke.yaml
+    vlm-vision train supervised --config supervised_smoke
     torchrun --nproc_per_node 8 -m recipes.supervised --config recipes/configs/deit_s.yaml
-    python -m recipes.supervised --config recipes/configs/deit_s.yaml --teacher FOLDER \
+    vlm-vision train supervised --config deit_s --teacher FOLDER \
         --student.fields '{..., num_registers: 1, position_prefix: 2, pool: cls_dist, class_input: distilled}'
-    python -m recipes.supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
+    vlm-vision train supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
 
 Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention". Views, erasing and mixing
 are functions of (seed, step, row), so that a stopped run goes on as if it had not when the same command is given again. What
@@ -21,9 +21,8 @@ TensorBoard, and checkpoints/ while it runs.
 
 import time
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -39,15 +38,18 @@ from vlm_vision.data.images.views import Crop, Plain, View, normalize_views
 from vlm_vision.data.seeds import derive_seed
 from vlm_vision.files import whole, write_json
 from vlm_vision.new_models import new_encoder
+from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
-from vlm_vision.train.settings import Training, parse_config, run_cli, start_run
+from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.supervised import (
     ClassifierWithLoss,
     DistillLossSettings,
-    average_of,
     classifier,
+    ema_encoder,
     encoder_of,
     read_teacher,
     save_classifier,
@@ -57,18 +59,27 @@ from vlm_vision.train.tasks.supervised import (
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedStudent:
-    """Who is trained."""
+    """The encoder that is trained: loaded, or new."""
 
     source: str = ""
-    """Argument of vlm_vision.load, to fine-tune; empty for random weights."""
+    """Encoder to fine-tune, an argument of vlm_vision.load; empty for a new one."""
     image_size: int = 0
-    """Side in pixels that a loaded one sees; 0 for its own."""
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Of ViTConfig: all of a new one, or what is to differ in a loaded one, such as {drop_path: 0.1}."""
+    """Side in pixels to which a loaded encoder resizes images; 0 for its own."""
+    fields: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig: all of a new encoder's, or those that differ in a loaded one, such as {drop_path: 0.1}."""
     init: Literal["fan_in", "published"] = "fan_in"
-    """Deviation of a new one's linear weights: 1 / sqrt(fan in), the better for narrow models, or the 0.02 of DeiT."""
+    """Standard deviation of a new encoder's linear weights: 1 / sqrt(fan in) (fan_in, better for narrow models), or 0.02
+    (published) as in DeiT."""
     crop_ratio: float = 0.875
-    """Side of a new one's image in the test, as a part of the resized image's shorter side."""
+    """Side of a new encoder's center crop in the test, as a share of the resized image's shorter side."""
+
+    def __post_init__(self):
+        if not (self.source or self.fields):
+            raise ValueError("there is no student: give student.source, or student.fields for one with random weights")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"student.crop_ratio is {self.crop_ratio}: expected a part above 0 and at most 1")
+        if not self.source:
+            vit_config(self.fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,34 +87,37 @@ class SupervisedConfig(Training):
     """One run."""
 
     data: ImageData
+    """Images."""
     student: SupervisedStudent
+    """Encoder that is trained."""
     teacher: str = ""
-    """Argument of vlm_vision.load, a classifier of the same classes in the same order; empty for none."""
+    """Classifier to learn from, an argument of vlm_vision.load, of the same classes in the same order; empty for none."""
     distill: DistillLossSettings = DistillLossSettings()
+    """How the student learns from `teacher`."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random part of an image that is seen."""
+    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
     flip: float = 0.5
-    """How often left and right are exchanged."""
+    """Probability that an image is mirrored, left to right."""
     randaugment: RandAugment = RandAugment()
-    """With number 0 it does nothing."""
+    """Random augmentation of each image (RandAugment); number 0 turns it off."""
     erase: Erase = Erase()
+    """Random erasing of a rectangle of each image; probability 0 turns it off."""
     mix: Mix = Mix()
+    """Mixup and CutMix of the images of a micro-batch; probability 0 turns them off."""
     repeats: int = 1
     """Views of every image in a step (repeated augmentation); batch_size and micro_batch_size count images."""
     base_lr: float = 5e-4
-    """Learning rate for 512 views in a step; it grows with their number."""
+    """Highest learning rate for 512 views in a step; it grows with their number."""
     layer_decay: float = 1.0
-    """Factor on the rate for each layer further from the head; 0.75 to fine-tune."""
+    """Factor on the learning rate for each layer further from the head; 0.75 to fine-tune."""
     ema: float = 0.0
-    """What stays of the average of the weights in each step; 0 for no average."""
+    """Share of the average of the weights that a step keeps, such as 0.99996; 0 for no average."""
+
+    REPLACES: ClassVar[dict[str, tuple[str, ...]]] = {"student.source": ("student.fields",)}
 
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "repeats")
-        if not (self.student.source or self.student.fields):
-            raise ValueError("there is no student: give student.source, or student.fields for one with random weights")
-        if not 0 < self.student.crop_ratio <= 1:
-            raise ValueError(f"student.crop_ratio is {self.student.crop_ratio}: expected a part above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}: expected at least 0 and below 1, as 0.99996")
 
@@ -142,19 +156,18 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
 
     # The loop.
     first_step, skipped = step.resume(), Skipped()
-    loader, pieces = batches_of_steps(
+    batches = image_batches(
         config, accelerator, train, [view], first_step=first_step, needs=("label",), copies=config.repeats
     )
-    drawn = iter(loader)
     progress = Progress(step, name="supervised", first_step=first_step)
     step.trained.train()
-    for index in range(first_step, config.steps):
-        done, batches = index + 1, []
-        for piece in islice(drawn, pieces):
+    for index, pieces in enumerate(batches, start=first_step):
+        done = index + 1
+        for piece in pieces:
             skipped.add(piece)
-            batches.append(tensors(config, piece, preprocess, len(classes), accelerator.device))
-        progress.took(done, step(index, batches))
-        if (average := average_of(step.model)) is not None:
+        views = [tensors(config, piece, preprocess, len(classes), accelerator.device) for piece in pieces]
+        progress.took(done, step(index, views))
+        if (average := ema_encoder(step.model)) is not None:
             average.update(encoder_of(step.model), config.ema)
         if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
             with step.measured():
@@ -177,7 +190,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
     trained = step.whole_model(lambda: new_classifier(config, classes))
     accelerator.end_training()
     if accelerator.is_main_process:
-        average = average_of(trained)
+        average = ema_encoder(trained)
         kept = {"model": encoder_of(trained)} | ({"average": average.module} if average is not None else {})
         for name, encoder in kept.items():
             assert isinstance(encoder, vv.Encoder)
@@ -251,7 +264,7 @@ def evaluate_classifier(
     config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples
 ) -> dict[str, Accuracy]:
     """How good the last weights are, and their average; every process must call it."""
-    encoder, average = encoder_of(model), average_of(model)
+    encoder, average = encoder_of(model), ema_encoder(model)
     was_training = encoder.training
     encoder.eval()
     found = {"last": accuracy(config, accelerator, encoder, encoder.preprocess, test)}

@@ -1,8 +1,8 @@
 """Teach a model that sees to act: recorded episodes to a policy.
 
-    python -m recipes.vla --config recipes/configs/vla_metaworld.yaml
+    vlm-vision train vla --config vla_metaworld
     accelerate launch -m recipes.vla --config recipes/configs/vla_metaworld.yaml
-    python -m recipes.vla --config recipes/configs/vla_oft.yaml --data.train '{"mine": "FOLDER"}'
+    vlm-vision train vla --config vla_oft --data.train '{"mine": "FOLDER"}'
 
 Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
 always do. Training sees random parts of the images, acting their middle, of the same area. A stopped run goes on where it
@@ -10,7 +10,7 @@ was when the same command is given again. A new run may `start` at the model/ of
 are of one kind and size, and what is not weights (prompt, area, normalization, statistics) is that of the new run.
 
 Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
-config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `python -m recipes.vla_eval --policy out/model` lets it act.
+config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `vlm-vision train vla_eval --policy out/model` lets it act.
 """
 
 import random
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from peft import PeftModel
@@ -32,70 +32,93 @@ from vlm_vision.fused import add_film, film_dim
 from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
+from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import parse_config, run_cli, start_run
-from vlm_vision.train.tasks.vla import batches_of_steps, vla_step
+from vlm_vision.train.settings import Option, Training, VlmSettings
+from vlm_vision.train.start import start_run
+from vlm_vision.train.tasks.vla import action_batches, vla_step
 from vlm_vision.train.trainable import set_trainable, trainable_table
-from vlm_vision.train.vlm import VLMTraining, build_vlm
+from vlm_vision.train.vlm import build_vlm
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.crop import OPENVLA_COLOR, CropConfig
+from vlm_vision.vla.heads.build import check_head_options
 from vlm_vision.vla.model import POLICY, PROMPT, VisionLanguageActionModel
 from vlm_vision.vla.recordings import Recordings
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobotData:
-    """What is learned from."""
+    """Recorded episodes, and what of them the policy reads."""
 
     train: dict[str, str]
-    """Name -> LeRobotDataset v3, a folder or hub id. Statistics are kept by name, and chosen by it when the policy acts."""
+    """Name -> LeRobotDataset v3, a folder or hub id. Statistics are saved by name; the policy chooses them by it when it acts."""
     cameras: dict[str, str] = field(default_factory=dict)
-    """Name for the policy -> name in the data, in the order in which images are shown; empty for all."""
+    """Camera name of the policy -> name in the data, in the order in which the policy reads images; empty for all cameras."""
     test_episodes: int = 0
-    """Of each data set, drawn at random, to be measured on and not learned from."""
+    """Episodes of each data set, drawn at random, to measure on and not to train on."""
     memory: int = 256 * 2**20
-    """Bytes of PNG images that each process keeps of a data set; see `read_dataset`."""
+    """Bytes of PNG images of a data set that each process keeps in memory."""
     read_state: bool = True
-    """Whether the policy reads the robot's state."""
+    """Let the policy read the robot's state."""
     raw_actions: tuple[int, ...] = ()
-    """Numbers of an action that are not normalized, such as a gripper that is -1 or 1."""
+    """Indices of action numbers that are not normalized, such as a gripper that is -1 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VlaConfig(VLMTraining):
+class VlaConfig(VlmSettings, Training):
     """One run."""
 
     data: RobotData
+    """Recorded episodes."""
     head: Literal["tokens", "parallel", "flow"] = "parallel"
-    head_options: dict[str, Any] = field(default_factory=dict)
+    """Action head: discrete tokens (OpenVLA), a chunk in one forward pass (parallel, OpenVLA-OFT), or flow matching (flow, pi0)."""
+    head_options: dict[str, Option] = field(default_factory=dict)
+    """Options of `head`, such as {hidden_dim: 256} of parallel; another head starts from its own defaults."""
     chunk: int = 8
-    """Actions that one look gives."""
+    """Actions that the policy predicts at once."""
     normalization: Kind = "quantiles"
+    """How actions and state are normalized by the statistics of the data."""
     prompt: str = PROMPT
+    """Prompt of the language model, with {instruction} for the task."""
     area: float = 0.9
-    """Of an image that is seen: a random part in training, the middle when acting."""
+    """Area of an image that the policy sees, 1 for all of it: a random part in training, the center when it acts."""
     color: bool = True
-    """Whether brightness, contrast, saturation and hue are changed in training, as OpenVLA does."""
+    """Change brightness, contrast, saturation and hue at random in training, as OpenVLA does."""
     film: bool = False
-    """Whether the instruction changes what the encoder sees, as OpenVLA-OFT does on ALOHA."""
+    """Let the instruction change what the encoder sees (FiLM), as OpenVLA-OFT does on ALOHA."""
     train_vision: Literal["frozen", "lora", "full"] = "full"
+    """How the encoder trains: not at all, by LoRA adapters, or all its weights."""
     train_projector: Literal["frozen", "full"] = "full"
+    """How the projector trains: not at all, or all its weights."""
     train_language: Literal["frozen", "lora", "full"] = "lora"
+    """How the language model trains: not at all, by LoRA adapters, or all its weights."""
     lora_rank: int = 32
+    """Rank of LoRA adapters."""
     lora_alpha: int = 16
+    """Scale of LoRA adapters: what they add is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
+    """Dropout probability of what LoRA adapters read."""
     lr_vision: float = 1e-4
+    """Highest learning rate of the encoder or its adapters."""
     lr_projector: float = 5e-4
+    """Highest learning rate of the projector."""
     lr_language: float = 5e-4
+    """Highest learning rate of the language model or its adapters."""
     lr_action: float = 5e-4
+    """Highest learning rate of the action head and the state's token."""
     new_head: bool = False
-    """Whether head and state's token begin anew where `start` is a policy that this recipe wrote; they go on learning else."""
+    """Initialize the action head and the state's token again where `start` is a policy, in place of training on its own."""
     eval_limit: int = 256
-    """Moments of test episodes to look at, spread evenly."""
+    """Time steps of test episodes per measurement, spread evenly."""
     eval_batch_size: int = 64
+    """Time steps of test episodes per forward pass."""
+
+    REPLACES: ClassVar[dict[str, tuple[str, ...]]] = VlmSettings.REPLACES | {"head": ("head_options",)}
 
     def __post_init__(self):
-        super().__post_init__()
+        for group in (Training, VlmSettings):
+            group.__post_init__(self)
+        check_head_options(self.head, self.head_options)
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
         if self.film and self.train_vision == "frozen":
             raise ValueError(
@@ -116,7 +139,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     color: Color | None = OPENVLA_COLOR if config.color else None
     collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    rates |= {"language": config.lr_language, "hands": config.lr_action}
+    rates |= {"language": config.lr_language, "action": config.lr_action}
     step = vla_step(config, accelerator, model, rates=rates)
 
     # The loop.
@@ -126,7 +149,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     learning = time.monotonic()
     step.trained.train()
     for index, batch in enumerate(
-        batches_of_steps(config, accelerator, train, collate, first_step=first_step), start=first_step
+        action_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
     ):
         done = index + 1
         progress.took(done, step(index, batch))
@@ -196,7 +219,8 @@ def build_policy(config: VlaConfig, train: Recordings) -> VisionLanguageActionMo
     Raises:
         ValueError: a policy to start from whose head or state is another than what is asked for, and no `new_head`.
     """
-    vlm = build_vlm(config, [config.prompt, *train.tasks])
+    texts = [config.prompt, *train.tasks]
+    vlm = build_vlm(config, texts, gradient_checkpointing=config.gradient_checkpointing)
     if config.film and not film_dim(vlm.encoder):
         add_film(vlm.encoder, vlm.projector.out_dim)
     model = VisionLanguageActionModel.attach(
@@ -235,7 +259,7 @@ def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor
             if name in batch
         }
         if film_dim(model.plain_vlm.encoder):
-            given["condition"] = model.steering(batch)
+            given["condition"] = model.film_condition(batch)
         model.vlm = merge(model.vlm, given)
     model.save_pretrained(folder)
 

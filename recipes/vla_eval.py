@@ -1,8 +1,8 @@
 """Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank images and shuffled instructions.
 
-    python -m recipes.vla_eval --config recipes/configs/vla_eval_metaworld.yaml --policy FOLDER --statistics NAME
-    python -m recipes.vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
-    python -m recipes.vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
+    vlm-vision train vla_eval --config vla_eval_metaworld --policy FOLDER --statistics NAME
+    vlm-vision train vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
+    vlm-vision train vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
 
 `expert` runs Meta-World's scripted experts through the same loop, the most that can be had; `random` draws actions, the
 least. Every policy meets the same seeds, which no recording has. Prints a table with 95 % intervals and writes metrics.json,
@@ -23,7 +23,7 @@ from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.policy import Policy
 from vlm_vision.sim.baselines import RandomPolicy, ScriptedExpert
-from vlm_vision.sim.controls import blank_images, shuffled
+from vlm_vision.sim.controls import blank_images, shuffled_instructions
 from vlm_vision.sim.environment import EVALUATION_SEED, Environment
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.libero import VIEWS, Libero, first_states, instruction
@@ -31,46 +31,48 @@ from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
 from vlm_vision.sim.rollout import rollout
 from vlm_vision.sim.video import EpisodeVideos
-from vlm_vision.train.settings import parse_config, run_cli
+from vlm_vision.train.command import parse_config, run_cli
 
 Control = Literal["right", "blank", "shuffled"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VlaEvalConfig:
-    """One judgment."""
+    """One evaluation."""
 
     policy: str
-    """A folder that recipes.vla or `save_pretrained` wrote; or expert, or random."""
+    """Folder of a policy that recipes.vla or save_pretrained wrote; or expert, for Meta-World's scripted experts; or random."""
     statistics: str = ""
-    """Name of the data whose units the policy uses; may be empty where it knows one."""
+    """Name of the data set whose statistics the policy uses; empty where it has only one."""
     policy_options: dict[str, Any] = field(default_factory=dict)
-    """Of `load_policy`; for OpenVLA-OFT's folders what they do not tell, as {cameras: [agentview, wrist], chunk: 8, normalization:
-    quantiles, evaluation: openvla_oft, crop: true}."""
+    """Arguments of vlm_vision.vla.load_policy; for OpenVLA-OFT those that its folders do not hold, as {cameras: [agentview, wrist],
+    chunk: 8, normalization: quantiles, evaluation: openvla_oft, crop: true}."""
     out: str = "runs/vla_eval"
+    """Folder for metrics.json, config.yaml, contact_sheet.png and videos."""
     tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
-    """Names of Meta-World, all for the fifty; or LIBERO's, as libero_spatial/0. Not both: they are other robots."""
+    """Tasks of Meta-World by name, or all for its fifty; or of LIBERO, as libero_spatial/0. Not both: they have other robots."""
     episodes: int = 20
-    """Of each task and control."""
+    """Episodes of each task and control."""
     controls: tuple[Control, ...] = ("right", "blank", "shuffled")
-    """right: as it is; blank: mid-gray images; shuffled: the instruction of another of the tasks."""
+    """Controls to run: right (nothing changed), blank (gray images), shuffled (the instruction of another task)."""
     cameras: dict[str, str] = field(default_factory=dict)
-    """The policy's name of each image -> camera of the scene; empty where they are the same."""
+    """Camera name of the policy -> camera of the scene; empty where the names are the same."""
     size: int = 128
     """Side of the images in pixels, as in the recordings."""
     execute: int = 0
-    """Steps of a chunk that are done before the next look; 0 for all."""
+    """Actions of a predicted chunk that are executed before the next prediction; 0 for all."""
     horizon: int = 0
-    """Steps after which an episode has failed; 0 for what the benchmark gives."""
+    """Most steps of an episode, which has failed after them; 0 for the benchmark's own number."""
     at_once: int = 8
-    """Environments that run together, and images of one batch."""
+    """Environments that run together, and observations per forward pass."""
     films: int = 2
-    """Episodes of each task that become videos."""
+    """Episodes of each task that are saved as videos."""
     film_size: int = 256
     """Side of the videos in pixels."""
     device: str = "cpu"
+    """Device for the policy, such as cpu or cuda."""
     seed: int = EVALUATION_SEED
-    """Of the first episode of each task; recordings took those below 10 000."""
+    """Seed of the first episode of each task, at least 10000; recordings use smaller ones."""
 
     def __post_init__(self):
         if self.tasks == ("all",):
@@ -138,13 +140,13 @@ def load_checked_policy(config: VlaEvalConfig) -> Policy:
 def check_config(config: VlaEvalConfig) -> dict[str, str]:
     """What is said to each task in place of its own words, if that is asked for; whatever a task may be refused for is told
     here, before anything runs."""
-    told = {task: words(task) for task in config.tasks}
+    told = {task: task_instruction(task) for task in config.tasks}
     for task in filter(is_libero, config.tasks):
         if config.episodes > (known := first_states(task)):
             raise ValueError(
                 f"{task} has {known} first states: {config.episodes} episodes would count some of them twice"
             )
-    return shuffled(told) if "shuffled" in config.controls else {}
+    return shuffled_instructions(told) if "shuffled" in config.controls else {}
 
 
 def run_control(
@@ -184,7 +186,7 @@ def is_libero(task: str) -> bool:
     return "/" in task
 
 
-def words(task: str) -> str:
+def task_instruction(task: str) -> str:
     """The instruction of a task. Raises ValueError for one that is not known."""
     if is_libero(task):
         return instruction(task)

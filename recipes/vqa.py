@@ -1,7 +1,7 @@
 """Teach a language model to answer questions about images: stage two, or both stages at once.
 
-    python -m recipes.vqa --config recipes/configs/demo.yaml
-    python -m recipes.vqa --config recipes/configs/demo.yaml --out runs/other --steps 500
+    vlm-vision train vqa --config demo
+    vlm-vision train vqa --config demo --out runs/other --steps 500
     accelerate launch -m recipes.vqa --config recipes/configs/demo.yaml
     torchrun --nproc_per_node 8 -m recipes.vqa --config recipes/configs/vqa_llava.yaml --start runs/align/model
 
@@ -33,42 +33,55 @@ from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
-from vlm_vision.train.conversations import ConversationData, ConversationTraining, build_model, feature_cache, read_data
+from vlm_vision.train.command import parse_config, run_cli
+from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
-from vlm_vision.train.settings import parse_config, run_cli, start_run
-from vlm_vision.train.tasks.vqa import batches_of_steps, vqa_step
+from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings
+from vlm_vision.train.start import start_run
+from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
 from vlm_vision.train.trainable import group_modules, set_trainable, trainable_table, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionData(ConversationData):
-    """What is asked."""
+    """Sources of questions, and how many of them are asked."""
 
     turns: int = 1
-    """Questions about one image to ask in one training conversation."""
+    """Questions about one image in one training conversation."""
     test_limit: int = 0
-    """Test questions to ask at the end; 0 for all."""
+    """Test questions to answer at the end, the first ones; 0 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaConfig(ConversationTraining):
+class VqaConfig(ConversationSettings, VlmSettings, Training):
     """One run."""
 
     data: QuestionData
+    """Questions and answers."""
     train_vision: Literal["frozen", "lora", "full"] = "frozen"
+    """How the encoder trains: not at all, by LoRA adapters, or all its weights."""
     train_projector: Literal["frozen", "full"] = "full"
+    """How the projector trains: not at all, or all its weights."""
     train_language: Literal["frozen", "lora", "full"] = "lora"
+    """How the language model trains: not at all, by LoRA adapters, or all its weights."""
     lora_rank: int = 16
+    """Rank of LoRA adapters."""
     lora_alpha: int = 32
+    """Scale of LoRA adapters: what they add is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
+    """Dropout probability of what LoRA adapters read."""
     lr_vision: float = 1e-4
+    """Highest learning rate of the encoder or its adapters."""
     lr_projector: float = 1e-3
+    """Highest learning rate of the projector."""
     lr_language: float = 2e-4
+    """Highest learning rate of the language model or its adapters."""
     max_new_tokens: int = 16
-    """Of an answer, at the end."""
+    """Most tokens of an answer that is generated at the end."""
 
     def __post_init__(self):
-        super().__post_init__()
+        for group in (Training, VlmSettings, ConversationSettings):
+            group.__post_init__(self)
         self._at_least(1, "max_new_tokens", "lora_rank")
 
 
@@ -96,7 +109,8 @@ def train_model(
     accelerator.print(trainable_table(model))
     processor = unwrapped(model).processor
     assert processor is not None
-    cache = feature_cache(config, accelerator, unwrapped(model), (one for data in (train, test) for one in data))
+    conversations = (one for data in (train, test) for one in data)
+    cache = feature_cache(config, accelerator, unwrapped(model), conversations, out=Path(config.out))
     collate = Collator(processor, max_length=config.max_length, cache=cache, pack_length=config.pack_length)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
     step = vqa_step(config, accelerator, model, rates=rates)
@@ -105,7 +119,7 @@ def train_model(
     first_step = step.resume()
     progress = Progress(step, name="vqa", first_step=first_step)
     conversations = regroup(train, config.data.turns, seed=config.seed)
-    batches = batches_of_steps(config, accelerator, conversations, collate, first_step=first_step)
+    batches = answer_batches(config, accelerator, conversations, collate, first_step=first_step)
     looked_at = test[: config.eval_limit or None]
     look = dict(batch_size=config.eval_batch_size, seed=config.seed)
     started = time.monotonic()
@@ -129,7 +143,9 @@ def train_model(
 def trainable(config: VqaConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model in peft's wrapper where there are adapters, else the model."""
     return set_trainable(
-        build_model(config, train),
+        build_model(
+            config, train, pack_length=config.pack_length, gradient_checkpointing=config.gradient_checkpointing
+        ),
         vision=config.train_vision,
         projector=config.train_projector,
         language=config.train_language,

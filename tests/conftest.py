@@ -1,23 +1,49 @@
-"""Fixtures shared by the tests: golden files, and models small enough to make in milliseconds."""
+"""Fixtures shared by the tests: models small enough to make in milliseconds."""
 
+import gc
 import os
-from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in what the tests start: models are tiny
 
 import pytest
 import torch
 from support.models import tiny_llm, tiny_tokenizer
+from support.package import prepare
 
 import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
 
+prepare()
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with golden cases and real weights; VLM_VISION_SHARED names another than ../shared."""
-    folder = Path(os.environ.get("VLM_VISION_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"no golden cases: {folder} has no folder golden; set VLM_VISION_SHARED to the one that has")
-    return folder
+LONGEST = (
+    "tests/recipes/",
+    "tests/projectors/test_projectors_learn.py",
+    "tests/nn/test_compile.py",
+    "tests/sim/test_metaworld.py",
+    "tests/train/test_train_sharded.py",
+    "tests/vlm/test_hf_training.py",
+    "tests/vlm/test_hf_hub.py",
+    "tests/vlm/test_join.py::test_the_auto_classes",
+    "tests/vlm/test_join.py::test_importing",
+    "tests/checkpoints/test_text.py::test_reading_ids_needs_no_transformers",
+)
+"""Where the tests are that take longest: they begin first, and `-m quick` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    for item in items:
+        if place(item) == len(LONGEST) and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.quick)
+    items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what the imports brought stays; recipes collect garbage after every run
 
 
 @pytest.fixture(autouse=True)

@@ -4,21 +4,21 @@ import dataclasses
 
 import pytest
 import torch
+from support.golden import golden_case
 from support.models import make_image
 
 import vlm_vision as vv
 
 
 @pytest.fixture
-def pair(shared) -> str:
-    return f"{shared / 'golden' / 'hf_dinov2_reg'} + {shared / 'golden' / 'hf_siglip'}"
+def pair() -> str:
+    return f"{golden_case('hf_dinov2_reg')} + {golden_case('hf_siglip')}"
 
 
 @torch.inference_mode()
-def test_fused_tokens_are_the_towers_own(shared):
-    golden = shared / "golden"
-    dino = vv.load(golden / "hf_dinov2_reg", tap=vv.Tap(-2, norm=False), image_size=42)
-    siglip = vv.load(golden / "hf_siglip", image_size=48)
+def test_fused_tokens_are_the_towers_own():
+    dino = vv.load(golden_case("hf_dinov2_reg"), tap=vv.Tap(-2, norm=False), image_size=42)
+    siglip = vv.load(golden_case("hf_siglip"), image_size=48)
     fused = vv.FusedEncoder([dino, siglip])
     pixels = fused.preprocess([make_image(0), make_image(1)])
     assert pixels.shape == (2, 6, 48, 48) and fused.preprocess.output_size == (48, 48)
@@ -41,10 +41,9 @@ def test_grids_that_differ_are_refused_with_both_named(pair):
     assert isinstance(fused, vv.FusedEncoder) and fused.tap == (vv.Tap(-1), vv.Tap(-2))
 
 
-def test_a_canvas_of_another_size_is_refused_where_patches_differ(shared):
-    golden = shared / "golden"
+def test_a_canvas_of_another_size_is_refused_where_patches_differ():
     fused = vv.FusedEncoder(
-        [vv.load(golden / "hf_dinov2_reg", image_size=42), vv.load(golden / "hf_siglip", image_size=48)]
+        [vv.load(golden_case("hf_dinov2_reg"), image_size=42), vv.load(golden_case("hf_siglip"), image_size=48)]
     )
     with pytest.raises(ValueError, match=r"share one canvas only at \(48, 48\), got \(56, 56\)"):
         fused(torch.zeros(1, 6, 56, 56))
@@ -57,12 +56,11 @@ def test_a_canvas_of_another_size_is_refused_where_patches_differ(shared):
 
 
 @torch.inference_mode()
-def test_a_saved_pair_loads_as_it_was(shared, tmp_path):
-    golden = shared / "golden"
+def test_a_saved_pair_loads_as_it_was(tmp_path):
     fused = vv.FusedEncoder(
         [
-            vv.load(golden / "hf_dinov2_reg", tap=vv.Tap(-2, norm=False), image_size=42),
-            vv.load(golden / "hf_siglip", image_size=48),
+            vv.load(golden_case("hf_dinov2_reg"), tap=vv.Tap(-2, norm=False), image_size=42),
+            vv.load(golden_case("hf_siglip"), image_size=48),
         ]
     )
     fused.save_pretrained(tmp_path / "pair")
@@ -89,12 +87,11 @@ def test_towers_whose_images_may_have_any_size_are_not_fused(encoder):
         vv.FusedEncoder([encoder, loose])
 
 
-def test_each_tower_can_have_its_own_image_size(shared):
-    golden = shared / "golden"
-    fused = vv.load(f"{golden / 'hf_dinov2_reg'} + {golden / 'hf_siglip'}", image_size=[42, 48])
+def test_each_tower_can_have_its_own_image_size():
+    fused = vv.load(f"{golden_case('hf_dinov2_reg')} + {golden_case('hf_siglip')}", image_size=[42, 48])
     assert fused.grid(48, 48) == (6, 6)
     with pytest.raises(ValueError, match="2 towers and 3 image sizes"):
-        vv.load(f"{golden / 'hf_dinov2_reg'} + {golden / 'hf_siglip'}", image_size=[42, 48, 56])
+        vv.load(f"{golden_case('hf_dinov2_reg')} + {golden_case('hf_siglip')}", image_size=[42, 48, 56])
 
 
 def test_one_tower_is_no_fusion(encoder):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.golden import golden_case
 from torch import Tensor
 
 import vlm_vision as vv
@@ -58,8 +59,8 @@ def model() -> MaskedAutoencoder:
 
 @pytest.mark.parametrize("run", ["native", "large", "nonsquare"])
 @torch.inference_mode()
-def test_predictions_masks_and_loss_are_the_golden_ones(shared, run):
-    folder = shared / "golden" / "hf_vit_mae"
+def test_predictions_masks_and_loss_are_the_golden_ones(run):
+    folder = golden_case("hf_vit_mae")
     about, golden = json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors")
     model, pixels, drawn = load_mae(folder), golden[f"pixel_values.{run}"], golden[f"mae_noise.{run}"]
     predicted, mask = model(pixels, drawn)
@@ -292,7 +293,7 @@ def test_half_precision_follows_float32(model):
     assert error(model.bfloat16()(pixels, drawn).predicted.float(), wanted) < 0.05
 
 
-def test_what_does_not_fit_is_said(model, shared):
+def test_what_does_not_fit_is_said(model):
     pixels, drawn = torch.randn(2, 3, 24, 24), noise(2, (24, 24))
     for given in ({}, {"noise": drawn, "keep": torch.zeros(2, 3, dtype=torch.int64)}):
         with pytest.raises(ValueError, match="pass either noise"):
@@ -304,4 +305,4 @@ def test_what_does_not_fit_is_said(model, shared):
     with pytest.raises(ValueError, match="mask_ratio is 1.5, expected a share from 0 to 1"):
         DecoderConfig(mask_ratio=1.5)
     with pytest.raises(ValueError, match="tells its decoder_num_heads itself"):
-        load_mae(shared / "golden" / "hf_vit_mae", decoder_num_heads=4)
+        load_mae(golden_case("hf_vit_mae"), decoder_num_heads=4)

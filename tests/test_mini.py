@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.hub import SHIPPED
-from vlm_vision.data.conversations.easy_vqa import described
+from vlm_vision.data.conversations.easy_vqa import captioned_images
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_transformers_computes_the_same(pair):
 
 
 def test_it_names_the_color_and_form_of_images_it_never_saw(pair):
-    told = described("test")[:120]
+    told = captioned_images("test")[:120]
     kinds = sorted({kind for _, _, kind in told})
     likely = pair.similarity([Path(path) for path, _, _ in told], [f"a medium {kind} in the middle" for kind in kinds])
     named = [kinds[i] for i in likely.argmax(dim=1)]

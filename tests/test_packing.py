@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from support.golden import golden_case
 from support.models import make_image
 
 import vlm_vision as vv
@@ -135,9 +136,9 @@ def test_pixels_that_fill_no_patch(encoder):
     assert torch.equal(encoder.packed([pixels[0]])[0].patch_tokens, padded.patch_tokens)
 
 
-def test_load_takes_the_remainder_policy(shared):
-    encoder = vv.load(shared / "golden" / "hf_siglip_p14_cropped", remainder="error")
+def test_load_takes_the_remainder_policy():
+    encoder = vv.load(golden_case("hf_siglip_p14_cropped"), remainder="error")
     with pytest.raises(ValueError, match="no whole number of 14x14 patches"):
         encoder(torch.zeros(1, 3, 76, 76))
     with pytest.raises(ValueError, match="remainder is 'ceil', expected one of floor, error, pad"):
-        vv.load(shared / "golden" / "hf_siglip", remainder="ceil")
+        vv.load(golden_case("hf_siglip"), remainder="ceil")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import golden as cases
-from support.golden import TOLERANCE, error, source
+from support.golden import TOLERANCE, error, golden_case, source
 from support.models import make_image, tiny_tokenizer
 from transformers import AutoModel
 
@@ -25,15 +25,15 @@ def letters(context_length):
 
 @pytest.mark.parametrize("name", cases.PAIRS)
 @torch.inference_mode()
-def test_a_pair_equals_its_reference(shared, name):
-    errors = cases.pair_errors(shared, name)
+def test_a_pair_equals_its_reference(name):
+    errors = cases.pair_errors(name)
     assert len(errors) >= 4 and max(errors.values()) < TOLERANCE, errors
 
 
 @pytest.mark.parametrize("name", ["bv_siglip", "bv_siglip2_scan"])
-def test_scale_and_bias_are_the_stored_ones_and_embeddings_have_length_one(shared, name):
-    golden = load_file(shared / "golden" / name / "golden.safetensors")
-    pair = load_pair(source(shared, name))
+def test_scale_and_bias_are_the_stored_ones_and_embeddings_have_length_one(name):
+    golden = load_file(golden_case(name) / "golden.safetensors")
+    pair = load_pair(source(name))
     assert pair.logit_scale == golden["t"] and pair.logit_bias == golden["b"]
     out = pair(
         golden["pixel_values.native"] if "pixel_values.native" in golden else golden["pixel_values"],
@@ -43,15 +43,15 @@ def test_scale_and_bias_are_the_stored_ones_and_embeddings_have_length_one(share
 
 
 @torch.inference_mode()
-def test_a_list_of_images_of_one_size_is_the_batch_of_them(shared):
-    pair = load_pair(source(shared, "hf_siglip"))
+def test_a_list_of_images_of_one_size_is_the_batch_of_them():
+    pair = load_pair(source("hf_siglip"))
     pixels, ids = torch.randn(3, 3, 32, 32), torch.randint(0, 200, (2, 16))
     assert error(pair(list(pixels), ids).logits_per_image, pair(pixels, ids).logits_per_image) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["hf_clip_quickgelu", "hf_siglip", "hf_siglip2_naflex"])
-def test_images_are_compared_with_texts(shared, name):
-    pair = load_pair(source(shared, name), tokenizer=letters(16))
+def test_images_are_compared_with_texts(name):
+    pair = load_pair(source(name), tokenizer=letters(16))
     images, texts = [make_image(0), make_image(1, 30, 60)], ["a cat", "a dog", "two of them"]
     similarity, probabilities = pair.similarity(images, texts), pair.probabilities(images, texts)
     assert similarity.shape == probabilities.shape == (2, 3) and similarity.abs().max() <= 1 + 1e-6
@@ -66,8 +66,8 @@ def test_images_are_compared_with_texts(shared, name):
 
 @pytest.mark.parametrize("name", ["hf_clip_quickgelu", "hf_clip_gelu_sharded", "hf_siglip", "hf_siglip2_naflex"])
 @torch.inference_mode()
-def test_a_saved_pair_is_the_same_for_us_and_for_transformers(shared, tmp_path, name, caplog):
-    pair = load_pair(source(shared, name))
+def test_a_saved_pair_is_the_same_for_us_and_for_transformers(tmp_path, name, caplog):
+    pair = load_pair(source(name))
     pair.save_pretrained(tmp_path / "saved")
     assert "saved without a tokenizer" in caplog.text
     again = load_pair(tmp_path / "saved")
@@ -86,20 +86,20 @@ def test_a_saved_pair_is_the_same_for_us_and_for_transformers(shared, tmp_path, 
     assert error(again(pixels, ids).logits_per_image, out.logits_per_image) < TOLERANCE
 
 
-def test_a_tokenizer_is_saved_with_its_pair(shared, tmp_path):
+def test_a_tokenizer_is_saved_with_its_pair(tmp_path):
     folder = tmp_path / "words"
     tiny_tokenizer().save_pretrained(folder)
-    pair = load_pair(source(shared, "hf_clip_quickgelu"), tokenizer=folder)
+    pair = load_pair(source("hf_clip_quickgelu"), tokenizer=folder)
     pair.save_pretrained(tmp_path / "saved")
     text = ["what color is this", "the cat"]
     assert torch.equal(load_pair(tmp_path / "saved").text.tokenizer(text), pair.text.tokenizer(text))
     with pytest.raises(ValueError, match="made from a function"):
-        load_pair(source(shared, "hf_siglip"), tokenizer=letters(16)).save_pretrained(tmp_path / "other")
+        load_pair(source("hf_siglip"), tokenizer=letters(16)).save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_a_pair_that_transformers_has_no_class_for_is_not_saved(shared, tmp_path):
-    pair = load_pair(source(shared, "hf_siglip"))
+def test_a_pair_that_transformers_has_no_class_for_is_not_saved(tmp_path):
+    pair = load_pair(source("hf_siglip"))
     bias, pair.logit_bias = pair.logit_bias, None
     with pytest.raises(ValueError, match="a siglip pair needs a logit_bias"):
         pair.save_pretrained(tmp_path / "saved")
@@ -112,26 +112,26 @@ def test_a_pair_that_transformers_has_no_class_for_is_not_saved(shared, tmp_path
     assert not (tmp_path / "saved").exists()
 
 
-def test_both_towers_and_the_logits_learn(shared):
-    pair = load_pair(source(shared, "bv_siglip")).train()
+def test_both_towers_and_the_logits_learn():
+    pair = load_pair(source("bv_siglip")).train()
     assert isinstance(pair, Pair) and pair.logit_scale.ndim == 0
     pair(torch.randn(2, 3, 32, 32), torch.randint(0, 120, (2, 12))).logits_per_image.diag().sum().backward()
     assert all(weight.grad is not None for weight in pair.parameters())
 
 
 @torch.inference_mode()
-def test_half_precision_stays_near(shared):
+def test_half_precision_stays_near():
     ids, pixels = torch.randint(0, 200, (2, 16)), torch.randn(2, 3, 32, 32)
-    exact = load_pair(source(shared, "hf_siglip"))(pixels, ids).logits_per_image
-    half = load_pair(source(shared, "hf_siglip"), dtype=torch.bfloat16)(pixels, ids).logits_per_image
+    exact = load_pair(source("hf_siglip"))(pixels, ids).logits_per_image
+    half = load_pair(source("hf_siglip"), dtype=torch.bfloat16)(pixels, ids).logits_per_image
     assert half.dtype == torch.bfloat16 and error(half.float(), exact) < 0.1
 
 
-def test_a_source_that_is_no_pair_is_refused(shared, tmp_path):
+def test_a_source_that_is_no_pair_is_refused(tmp_path):
     for name, reason in (("hf_dinov2", "no text tower"), ("hf_clip_vision_proj", "no text tower")):
         with pytest.raises(ValueError, match=reason):
-            load_pair(source(shared, name))
-    folder = source(shared, "hf_siglip")
+            load_pair(source(name))
+    folder = source("hf_siglip")
     state = load_file(folder / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_file({key: value for key, value in state.items() if key != "logit_scale"}, tmp_path / "model.safetensors")

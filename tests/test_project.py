@@ -23,11 +23,6 @@ def test_readme_opens_with_the_two_commands():
     ]
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_python_in_the_readme_is_python(block):
-    compile(block, "README.md", "exec")
-
-
 def test_files_named_in_the_readme_exist():
     for name in re.findall(r"`((?:recipes|projectors|benchmarks|vlm_vision)/[\w/.]+)`", README):
         assert (ROOT / name).exists(), name
@@ -56,7 +51,7 @@ def test_every_config_fits_its_recipe(file, tmp_path):
     assert type(recipe.parse(["--config", str(file), "--out", str(tmp_path)])) is get_type_hints(recipe.parse)["return"]
 
 
-def test_the_wheel_ships_the_two_packages_and_nothing_else(tmp_path):
+def test_the_wheel_ships_two_packages_with_the_recipes_inside_and_nothing_else(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -65,6 +60,10 @@ def test_the_wheel_ships_the_two_packages_and_nothing_else(tmp_path):
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"vlm_vision", "projectors"}
     assert {"vlm_vision/py.typed", "projectors/py.typed", "vlm_vision/mini/model.safetensors"} <= set(names)
+    inside = {name.removeprefix("vlm_vision/") for name in names if name.startswith("vlm_vision/recipes/")}
+    files = (ROOT / "recipes").rglob("*.*")
+    assert inside == {str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".yaml")}
+    assert {"vlm_vision/cli/models.txt", "vlm_vision/cli/formats.txt", "vlm_vision/__init__.pyi"} <= set(names)
 
 
 def test_no_file_is_too_long_to_read():

@@ -1,4 +1,4 @@
-"""README's table of families and formats is what the code says, and every cell of it loads here."""
+"""The table of families and formats in docs/encoders.md is what the code says, and every cell of it loads here."""
 
 import json
 import warnings
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.golden import golden_case
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.families.all import FAMILIES
@@ -18,7 +19,7 @@ from vlm_vision.cli.main import main
 from vlm_vision.encoder import Origin
 from vlm_vision.new_models import new_encoder
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "encoders.md").read_text()
 
 GOLDEN = {
     ("hf", "vit"): "hf_vit", ("hf", "deit"): "hf_deit_distilled", ("hf", "vit_mae"): "hf_vit_mae",
@@ -39,17 +40,15 @@ GOLDEN = {
 CELLS = [(form, family) for form, families in FORMATS.items() for family in families]
 
 
-def test_the_table_in_the_readme_is_the_one_of_the_code(capsys):
+def test_the_table_in_the_docs_is_the_one_of_the_code(capsys):
     assert main(["formats"]) == 0
-    assert capsys.readouterr().out in README
+    assert capsys.readouterr().out in PAGE
 
 
 @pytest.mark.parametrize(("form", "family"), CELLS)
 @torch.inference_mode()
-def test_every_cell_loads(shared, tmp_path, form, family):
-    source = (
-        shared / "golden" / GOLDEN[form, family] if (form, family) in GOLDEN else _made(shared, tmp_path, form, family)
-    )
+def test_every_cell_loads(tmp_path, form, family):
+    source = golden_case(GOLDEN[form, family]) if (form, family) in GOLDEN else _made(tmp_path, form, family)
     heads = 3 if form == "lerobot" else None  # of no public width: the file alone does not tell
     loaded = vv.load(source, tap=vv.Tap(), num_heads=heads)
     towers = list(loaded.towers) if isinstance(loaded, vv.FusedEncoder) else [loaded]
@@ -64,35 +63,34 @@ def test_every_cell_loads(shared, tmp_path, form, family):
         assert again.origin == encoder.origin and torch.equal(again(pixels).patch_tokens, encoder(pixels).patch_tokens)
 
 
-def _made(shared: Path, folder: Path, form: str, family: str) -> Path:
+def _made(folder: Path, form: str, family: str) -> Path:
     """A checkpoint of a cell without golden case, out of a golden of another format."""
-    golden = shared / "golden"
     if form == "lerobot" or not FAMILIES[family].presets:
-        return _siglip_inside(golden, folder, form, family)
+        return _siglip_inside(folder, form, family)
     if form == "hf":
         return _tiny(folder, family)
     if form == "timm":
         source = {"dinov2": "dinov2_pth/model.pth", "clip_vision_model": "open_clip_gelu_resized"}.get(family)
-        encoder = vv.load(golden / source) if source else _headless_aimv2(golden, folder)
+        encoder = vv.load(golden_case(source)) if source else _headless_aimv2(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             encoder.save_pretrained(folder / "timm", format="timm")
         return folder / "timm"
     if form == "pth":  # a plain ViT: DINO's file is bare, MAE's inside "model"
-        stored = load_file(golden / "timm_augreg" / "model.safetensors")
+        stored = load_file(golden_case("timm_augreg") / "model.safetensors")
         state = {name: value for name, value in stored.items() if not name.startswith("head.")}
         torch.save({"dino": state, "vit_mae": {"model": state}}[family], folder / "file.pth")
         return folder / "file.pth"
     assert form == "openvla"
     if family in ("dinov2_with_registers", "siglip_vision_model"):
-        return golden / "openvla_fused_bf16"
+        return golden_case("openvla_fused_bf16")
     case, backbone = {
         "vit": ("timm_augreg", "in1k-vit-l"),
         "clip_vision_model": ("open_clip_quickgelu", "clip-vit-l"),
     }[family]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        vv.load(golden / case).save_pretrained(folder / "timm", format="timm")
+        vv.load(golden_case(case)).save_pretrained(folder / "timm", format="timm")
     described = json.loads((folder / "timm" / "config.json").read_text())
     stored = load_file(folder / "timm" / "model.safetensors")
     tensors = {
@@ -120,21 +118,21 @@ def _tiny(folder: Path, family: str) -> Path:
     return folder / "tiny"
 
 
-def _headless_aimv2(golden: Path, folder: Path) -> vv.Encoder:
-    stored = load_file(golden / "hf_aimv2" / "model.safetensors")
+def _headless_aimv2(folder: Path) -> vv.Encoder:
+    stored = load_file(golden_case("hf_aimv2") / "model.safetensors")
     (folder / "hf").mkdir()
     save_file(
         {name: value for name, value in stored.items() if not name.startswith("head.")},
         folder / "hf" / "model.safetensors",
     )
-    config = json.loads((golden / "hf_aimv2" / "config.json").read_text()) | {"use_head": False}
+    config = json.loads((golden_case("hf_aimv2") / "config.json").read_text()) | {"use_head": False}
     (folder / "hf" / "config.json").write_text(json.dumps(config))
     return vv.load(folder / "hf")
 
 
-def _siglip_inside(golden: Path, folder: Path, form: str, family: str) -> Path:
+def _siglip_inside(folder: Path, form: str, family: str) -> Path:
     """A SigLIP without head as Idefics3's or SmolVLM's tower, or inside a policy of LeRobot's."""
-    tower = vv.load(golden / "hf_llava_siglip_fp16")
+    tower = vv.load(golden_case("hf_llava_siglip_fp16"))
     tower.model.config = replace(tower.config, position_resize=resize_rule(family, "transformers"))
     origin = Origin(family, "transformers")
     vv.Encoder(tower.model, preprocess=tower.preprocess, origin=origin).save_pretrained(folder / "hf")

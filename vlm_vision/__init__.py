@@ -1,65 +1,45 @@
 """The vision half of vision-language and vision-language-action models, as one plugin."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from vlm_vision import auto
-from vlm_vision.encoder import Encoder
-from vlm_vision.fused import FusedEncoder
-from vlm_vision.load import load, load_projector
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
-from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
-from vlm_vision.nn.vit import VisionTransformer
-from vlm_vision.pair import Pair, PairOutput, TextEncoder, load_pair, load_text
-from vlm_vision.preprocess.spec import Preprocess
-from vlm_vision.preprocess.tokenizer import TextTokenizer, TokenizerRules
-
-if TYPE_CHECKING:
-    from vlm_vision.vlm.formats.export import export
-    from vlm_vision.vlm.layout import AnyRes, Native, Whole
-    from vlm_vision.vlm.model import VisionLanguageModel
 
 __version__ = "0.1.0"
-__all__ = [
-    "AnyRes",
-    "Encoder",
-    "FusedEncoder",
-    "Native",
-    "Pair",
-    "PairOutput",
-    "Preprocess",
-    "Tap",
-    "TextConfig",
-    "TextEncoder",
-    "TextOutput",
-    "TextTokenizer",
-    "TextTransformer",
-    "TokenizerRules",
-    "ViTConfig",
-    "VisionLanguageModel",
-    "VisionOutput",
-    "VisionTransformer",
-    "Whole",
-    "export",
-    "load",
-    "load_pair",
-    "load_projector",
-    "load_text",
-]
 
-_LAZY = {  # these import transformers
-    "VisionLanguageModel": "vlm_vision.vlm.model",
-    "export": "vlm_vision.vlm.formats.export",
-    "AnyRes": "vlm_vision.vlm.layout",
-    "Native": "vlm_vision.vlm.layout",
-    "Whole": "vlm_vision.vlm.layout",
+_NAMES = {
+    "vlm_vision.encoder": ["Encoder"],
+    "vlm_vision.fused": ["FusedEncoder"],
+    "vlm_vision.load_encoder": ["load", "load_projector"],
+    "vlm_vision.mae": ["load_mae"],
+    "vlm_vision.nn.config": ["Tap", "ViTConfig", "VisionOutput"],
+    "vlm_vision.nn.text": ["TextConfig", "TextOutput", "TextTransformer"],
+    "vlm_vision.nn.vit": ["VisionTransformer"],
+    "vlm_vision.pair": ["Pair", "PairOutput", "TextEncoder", "load_pair", "load_text"],
+    "vlm_vision.preprocess.spec": ["Preprocess"],
+    "vlm_vision.preprocess.tokenizer": ["TextTokenizer", "TokenizerRules"],
+    "vlm_vision.vla.policy": ["load_policy"],
+    "vlm_vision.vlm.formats.export": ["export"],
+    "vlm_vision.vlm.layout": ["AnyRes", "Native", "Whole"],
+    "vlm_vision.vlm.model": ["VisionLanguageModel"],
 }
+"""Module -> public names that it defines. A module is imported when one of its names is asked for; `__init__.pyi` tells editors
+the same. No name is that of a module of this folder: importing the module would put it in the name's place."""
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "presets"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if name == "presets":
+        return import_module("vlm_vision.presets")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 auto.install()

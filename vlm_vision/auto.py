@@ -1,16 +1,18 @@
 """Make the Auto classes of transformers know our models, without importing transformers.
 
-`import vlm_vision` must stay light, yet `AutoModelForImageTextToText` must load our folders after it. So our classes
-are registered when transformers' own auto modules are imported: at once if they already are, else right after.
+`import vlm_vision` must stay light, yet `AutoModelForImageTextToText` must load our folders after it. So our classes are
+registered after transformers' own auto modules are imported. They wait until no module of transformers or of this library is
+half imported: the auto modules import each other, and what imports one of them at that time may meet an unfinished one.
 """
 
-import importlib
-import importlib.abc
-import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, whose import takes longer than everything else here
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _REGISTERS = {
     "transformers.models.auto.configuration_auto": "vlm_vision.vlm.config",
@@ -18,43 +20,74 @@ _REGISTERS = {
     "transformers.models.auto.processing_auto": "vlm_vision.vlm.processor",
     "transformers.models.auto.modeling_auto": "vlm_vision.vlm.model",
 }
-"""Auto module of transformers -> our module that registers a class with it when imported."""
+"""Auto module of transformers -> our module that registers a class with it when imported; low to high."""
+_waiting = dict(_REGISTERS)
+"""Those that are not registered yet."""
+_unfinished: set[str] = set()
+"""Modules of transformers and of this library that are being imported now."""
 
 
-class _LoaderWithHook(importlib.abc.Loader):
-    """Loads a module as its own loader does, then imports one of ours."""
+class _WatchedLoader:
+    """Loads a module as its own loader does, then registers what can be registered."""
 
-    def __init__(self, loader: importlib.abc.Loader, then: str):
-        self._loader, self._then = loader, then
+    def __init__(self, loader: "Loader"):
+        self._loader = loader
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)  # runpy asks for get_code
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return self._loader.create_module(spec)
 
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        importlib.import_module(self._then)
+    def exec_module(self, module: "ModuleType") -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self._loader
+        _unfinished.add(module.__name__)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            _unfinished.discard(module.__name__)
+        _register()
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Stands first on sys.meta_path and steps aside for everything but the auto modules."""
+class _Finder:
+    """Stands first on sys.meta_path until all is registered; other packages are none of its business."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in _REGISTERS:
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        if fullname.partition(".")[0] not in ("transformers", "vlm_vision"):
             return None
         for finder in sys.meta_path:
-            if not isinstance(finder, _Finder) and (spec := finder.find_spec(fullname, path, target)) and spec.loader:
-                spec.loader = _LoaderWithHook(spec.loader, _REGISTERS[fullname])
+            if finder is not self and (spec := finder.find_spec(fullname, path, target)):
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _WatchedLoader(spec.loader)  # pyright: ignore
                 return spec
         return None
 
 
+_FINDER = _Finder()
+
+
+def _register() -> None:
+    """Import those of our modules whose auto modules are there, unless some import is under way."""
+    from importlib import import_module
+
+    for theirs in _REGISTERS:
+        if not _unfinished and theirs in _waiting and theirs in sys.modules:
+            ours = _waiting.pop(theirs)
+            try:
+                import_module(ours)
+            except Exception as error:  # not to be taken for a fault of the transformers module that was imported
+                from warnings import warn
+
+                warn(f"transformers' Auto classes do not know vlm_vision's models: {error}", stacklevel=2)
+    if not _waiting and _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
+
+
 def install() -> None:
     """Register now with what is imported, and with the rest when it is. Calling it again does nothing."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _Finder())
-    for theirs, ours in _REGISTERS.items():
-        if theirs in sys.modules:
-            importlib.import_module(ours)
+    if _waiting and _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+        _register()

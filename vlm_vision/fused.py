@@ -305,4 +305,4 @@ def add_film(encoder: Encoder | FusedEncoder, condition_dim: int) -> None:
     for model in [tower.model for tower in encoder.modules() if isinstance(tower, Encoder)]:
         model.config = replace(model.config, film_dim=condition_dim)
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        model.blocks = nn.ModuleList(FilmBlock.around(block, model.config, condition_dim) for block in blocks)
+        model.blocks = nn.ModuleList(FilmBlock.wrap(block, model.config, condition_dim) for block in blocks)

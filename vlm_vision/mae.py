@@ -29,10 +29,10 @@ from vlm_vision.checkpoints.mae import (
     public_name,
 )
 from vlm_vision.checkpoints.timm import layout as timm_layout
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, state_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, read_state_dict
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.blocks import Block, Context, norm
 from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
@@ -246,6 +246,6 @@ def load_mae(
         raise ValueError(f"{source} has no decoder of a masked autoencoder ({error!r}): download it again") from None
     shapes = {name: value.shape for name, value in model.decoder.state_dict().items()}
     table = decoder_keys(rows, f"{prefix}mask_token")
-    state = state_of(table, shapes, part, source=str(source), dtype=dtype, device=torch.device(device))
+    state = read_state_dict(table, shapes, part, source=str(source), dtype=dtype, device=torch.device(device))
     model.decoder.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -1,5 +1,6 @@
 """Small models with random weights: an encoder, a language model, a CLIP or SigLIP pair; and their tokenizers."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,8 @@ from torch import nn
 
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.nn.config import Tap, ViTConfig
-from vlm_vision.nn.text import TextConfig, TextTransformer
+from vlm_vision.nn.fields import TextFields, ViTFields, check_names, did_you_mean, text_config, vit_config
+from vlm_vision.nn.text import TextTransformer
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.pair import Pair, TextEncoder
 from vlm_vision.preprocess.spec import HALF, Preprocess
@@ -19,7 +21,7 @@ from vlm_vision.preprocess.tokenizer import TextTokenizer, TokenizerRules
 RGB = tuple[float, float, float]
 
 
-def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: RGB = HALF[0], std: RGB = HALF[1]) -> Encoder:
+def new_encoder(fields: ViTFields, *, tap: Tap = Tap(), mean: RGB = HALF[0], std: RGB = HALF[1]) -> Encoder:
     """An encoder with random weights that squashes images to its native size and scales them, to [-1, 1] by default.
 
     Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times
@@ -33,13 +35,7 @@ def new_encoder(fields: dict[str, Any], *, tap: Tap = Tap(), mean: RGB = HALF[0]
     Raises:
         ValueError: fields that are unknown, missing or impossible.
     """
-    side = fields.get("image_size")
-    if isinstance(side, int):
-        fields = fields | {"image_size": (side, side)}
-    try:
-        config = ViTConfig(**fields)
-    except TypeError as error:
-        raise ValueError(f"these are not the fields of a ViTConfig: {error}") from None
+    config = vit_config(fields)
     preprocess = Preprocess(
         resize="squash",
         resize_to=config.image_size,
@@ -77,12 +73,11 @@ def new_language_model(fields: dict[str, Any], tokenizer: Any):
         fields: model_type, and what the transformers configuration of that type takes.
 
     Raises:
-        ValueError: no model_type, or one that transformers does not know.
+        ValueError: as `check_language_fields`; values that transformers refuses.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if "model_type" not in fields:
-        raise ValueError("a new language model needs a model_type, for example 'llama'")
+    check_language_fields(fields)
     special = dict(
         vocab_size=len(tokenizer) + 1,
         pad_token_id=tokenizer.pad_token_id,
@@ -95,6 +90,25 @@ def new_language_model(fields: dict[str, Any], tokenizer: Any):
     except Exception as error:  # each configuration checks itself in its own way
         reason = " ".join(str(error).split())
         raise ValueError(f"transformers cannot make a {fields['model_type']} of these fields: {reason}") from error
+
+
+_LEGACY_LANGUAGE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype")
+"""Fields that transformers reads though no signature has them."""
+
+
+def check_language_fields(fields: dict[str, Any]) -> None:
+    """Raise ValueError for a model_type that transformers does not know, or a field that its configuration does not have."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    if "model_type" not in fields:
+        raise ValueError("a new language model needs a model_type, for example 'llama'")
+    kind = fields["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"transformers has no model_type {kind!r}{did_you_mean(kind, CONFIG_MAPPING.keys())}")
+    config = CONFIG_MAPPING[kind]
+    known = {*inspect.signature(config).parameters, *inspect.signature(PreTrainedConfig).parameters}
+    known |= {*config.attribute_map, *_LEGACY_LANGUAGE_FIELDS, "model_type"}
+    check_names(f"transformers' {config.__name__}", fields, known)
 
 
 Kind = Literal["siglip", "clip"]
@@ -114,8 +128,8 @@ _TEXT: dict[Kind, dict[str, Any]] = {
 def new_pair(
     kind: Kind,
     *,
-    image: dict[str, Any] | Encoder,
-    text: dict[str, Any],
+    image: ViTFields | Encoder,
+    text: TextFields,
     tokenizer: Path,
     logit_scale: float | None = None,
     logit_bias: float | None = None,
@@ -147,13 +161,10 @@ def new_pair(
     fixed: dict[str, Any] = dict(
         vocab_size=len(words), eos_id=words.eos_token_id, pad_id=words.pad_token_id, proj_dim=width
     )
-    try:
-        config = TextConfig(**(_TEXT[kind] | text | fixed))
-    except TypeError as error:
-        raise ValueError(f"these are not the fields of a TextConfig: {error}") from None
+    config = text_config(_TEXT[kind] | text, **fixed)
     if seen is None:
         assert isinstance(image, dict)
-        made = new_encoder(_IMAGE[kind] | image | (dict(pool_head="linear", pool_dim=width) if kind == "clip" else {}))
+        made = new_encoder(_image_fields(kind, image))
         seen = Encoder(made.model, preprocess=made.preprocess, origin=Origin(f"{kind}_vision_model", "transformers"))
     model = TextTransformer(config)
     if model.head is not None and model.head.bias is not None:
@@ -165,6 +176,19 @@ def new_pair(
     scale = logit_scale if logit_scale is not None else math.log(10 if kind == "siglip" else 1 / 0.07)
     bias = torch.tensor(-10.0 if logit_bias is None else logit_bias) if kind == "siglip" else None
     return Pair(seen, TextEncoder(model, made_tokenizer), logit_scale=torch.tensor(scale), logit_bias=bias)
+
+
+def check_pair(kind: Kind, image: ViTFields, text: TextFields) -> None:
+    """Raise ValueError for fields that are unknown, missing or impossible; towers without fields are not checked."""
+    if image:
+        vit_config(_image_fields(kind, image))
+    if text:
+        text_config(_TEXT[kind] | text, vocab_size=2, eos_id=0, pad_id=0, proj_dim=1)
+
+
+def _image_fields(kind: Kind, given: ViTFields) -> ViTFields:
+    head = dict(pool_head="linear", pool_dim=given.get("embed_dim")) if kind == "clip" else {}
+    return _IMAGE[kind] | given | head
 
 
 def learn_tokenizer(texts: Iterable[str], folder: Path, *, kind: Kind, vocab_size: int) -> None:

@@ -14,13 +14,13 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.big_vision import text as text_big_vision
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hf import text as text_hf
-from vlm_vision.checkpoints.hub import shipped
+from vlm_vision.checkpoints.hub import packaged_source
 from vlm_vision.checkpoints.open_clip import reader as open_clip
 from vlm_vision.checkpoints.open_clip import text as text_open_clip
 from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import known_device, known_dtype, load
+from vlm_vision.load_encoder import known_device, known_dtype, load
 from vlm_vision.nn.config import Tap, VisionOutput
 from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.preprocess.spec import ImageInput
@@ -298,7 +298,7 @@ def _encoder(
         pad_id=tower.config.pad_id,
     )
     if tokenizer is None:
-        where = source.path if isinstance(source, Checkpoint) else shipped(source)
+        where = source.path if isinstance(source, Checkpoint) else packaged_source(source)
         tokenizer_or_maker = partial(make, where, revision=revision)
     else:
         tokenizer_or_maker = tokenizer if isinstance(tokenizer, TextTokenizer) else make(tokenizer)

@@ -1,44 +1,16 @@
 """Models inside larger ones and layouts without golden files, made tiny by transformers itself, against transformers."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.golden import TOLERANCE, error, with_prefix
+from support.golden import TOLERANCE, error, golden_case, with_prefix
+from support.hf_models import TEXT, VISION, make, prismatic_own_file
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.hf.reader import FAMILIES
 from vlm_vision.new_models import new_encoder
-
-VISION = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=4, image_size=16
-)
-TEXT = dict(
-    hidden_size=24,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    intermediate_size=32,
-    vocab_size=40,
-)
-
-
-def make(model_type: str, **fields):
-    """A model of transformers with random weights, none of them zero or one."""
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageTextToText
-
-    if model_type not in CONFIG_MAPPING:
-        pytest.skip(f"the installed transformers is older than {model_type}")
-    config = AutoConfig.for_model(model_type, **fields)
-    whole = "text_config" in fields
-    model = (AutoModelForImageTextToText if whole else AutoModel).from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-    return model
-
 
 CHANGED = {
     "vit_mae": {"mask_ratio": 0.0}, "dinov2": {"mlp_ratio": 2},
@@ -136,61 +108,38 @@ def test_tower_and_connector_of_a_lerobot_policy(policy, tmp_path):
 
 @pytest.mark.parametrize("name", ["hf_llava_clip", "openvla_fused_bf16"])
 @torch.inference_mode()
-def test_projectors_equal_their_goldens(shared, name):
-    golden = load_file(shared / "golden" / name / "golden.safetensors")
+def test_projectors_equal_their_goldens(name):
+    golden = load_file(golden_case(name) / "golden.safetensors")
     features = golden["features" if "features" in golden else "patch_features"]
     grid = (6, 6) if name == "hf_llava_clip" else (5, 5)
-    assert error(vv.load_projector(shared / "golden" / name)(features, grid), golden["projected"]) < TOLERANCE
+    assert error(vv.load_projector(golden_case(name))(features, grid), golden["projected"]) < TOLERANCE
 
 
-def test_only_the_bytes_of_the_tower_are_read(shared, tmp_path, monkeypatch):
+def test_only_the_bytes_of_the_tower_are_read(tmp_path, monkeypatch):
     from vlm_vision.checkpoints.weights import WeightFiles
 
     read = []
     get = WeightFiles.get
     monkeypatch.setattr(WeightFiles, "get", lambda self, name, **how: read.append(name) or get(self, name, **how))
-    vv.load(shared / "golden" / "openvla_fused_bf16")
+    vv.load(golden_case("openvla_fused_bf16"))
     assert read and all(name.startswith("vision_backbone.") for name in read)
     read.clear()
-    vv.load_projector(shared / "golden" / "openvla_fused_bf16")
+    vv.load_projector(golden_case("openvla_fused_bf16"))
     assert read and all(name.startswith("projector.") for name in read)
 
 
-def prismatic_own_file(shared, folder: Path) -> Path:
-    """The golden OpenVLA as Prismatic's own code saves a run."""
-    stored = load_file(shared / "golden" / "openvla_fused_bf16" / "model.safetensors")
-    names = {"fused_featurizer": "siglip_featurizer", "featurizer": "dino_featurizer"}
-    model: dict = {"vision_backbone": {}, "projector": {}}
-    for name, value in stored.items():
-        part, _, rest = name.partition(".")
-        if part == "vision_backbone":
-            tower, _, rest = rest.partition(".")
-            model[part][f"{names[tower]}.{rest.replace('scale_factor', 'gamma')}"] = value
-        elif part == "projector":
-            index = {"fc1": 0, "fc2": 2, "fc3": 4}[rest.split(".")[0]]
-            model[part][f"projector.{index}.{rest.split('.')[1]}"] = value
-    (folder / "checkpoints").mkdir()
-    torch.save({"model": model}, folder / "checkpoints" / "latest-checkpoint.pt")
-    config = json.loads((shared / "golden" / "openvla_fused_bf16" / "config.json").read_text())
-    kept = {
-        name: config[name] for name in ("vision_backbone_id", "image_resize_strategy", "timm_model_args", "image_sizes")
-    }
-    (folder / "config.json").write_text(json.dumps({"model": kept}))
-    return folder
-
-
 @torch.inference_mode()
-def test_prismatics_own_run_folder_gives_the_same_towers(shared, tmp_path):
-    golden = load_file(shared / "golden" / "openvla_fused_bf16" / "golden.safetensors")
-    folder = prismatic_own_file(shared, tmp_path)
+def test_prismatics_own_run_folder_gives_the_same_towers(tmp_path):
+    golden = load_file(golden_case("openvla_fused_bf16") / "golden.safetensors")
+    folder = prismatic_own_file(tmp_path)
     out = vv.load(folder)(golden["pixel_values"])
     assert error(out.patch_tokens, golden["patch_features"]) < TOLERANCE
     assert error(vv.load_projector(folder)(out.patch_tokens, out.grid), golden["projected"]) < TOLERANCE
 
 
 @torch.inference_mode()
-def test_timm_inside_transformers_wrapper_is_timm(shared, tmp_path):
-    golden = shared / "golden" / "timm_augreg"
+def test_timm_inside_transformers_wrapper_is_timm(tmp_path):
+    golden = golden_case("timm_augreg")
     config = json.loads((golden / "config.json").read_text()) | {"model_type": "timm_wrapper"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     stored = load_file(golden / "model.safetensors")
@@ -223,8 +172,8 @@ def test_a_dinov3_without_registers_and_a_siglip_classifier(tmp_path):
 
 
 @torch.inference_mode()
-def test_the_rotary_base_of_an_original_dinov3_is_the_one_in_the_file(shared, tmp_path):
-    source = shared / "golden" / "dinov3_pth" / "model.pth"
+def test_the_rotary_base_of_an_original_dinov3_is_the_one_in_the_file(tmp_path):
+    source = golden_case("dinov3_pth") / "model.pth"
     state = torch.load(source, weights_only=True)
     plain = vv.load(source)
     assert plain.config.rope_base == 100.0
@@ -236,7 +185,7 @@ def test_the_rotary_base_of_an_original_dinov3_is_the_one_in_the_file(shared, tm
         vv.load(tmp_path / "odd.pth")
 
 
-def test_what_timms_names_tell_and_what_its_arguments_may_say(shared, tmp_path):
+def test_what_timms_names_tell_and_what_its_arguments_may_say(tmp_path):
     from vlm_vision.checkpoints.timm import reader as timm
 
     heads = {
@@ -252,7 +201,7 @@ def test_what_timms_names_tell_and_what_its_arguments_may_say(shared, tmp_path):
     for field, value in (("rope_mixed", True), ("pool_include_prefix", True)):
         folder = tmp_path / field
         folder.mkdir()
-        golden = shared / "golden" / "timm_augreg"
+        golden = golden_case("timm_augreg")
         config = json.loads((golden / "config.json").read_text())
         config["model_args"][field] = value
         (folder / "config.json").write_text(json.dumps(config))
@@ -262,8 +211,8 @@ def test_what_timms_names_tell_and_what_its_arguments_may_say(shared, tmp_path):
 
 
 @torch.inference_mode()
-def test_a_dino_saved_as_a_vit_keeps_its_own_resize(shared, tmp_path):
-    stored = load_file(shared / "golden" / "timm_augreg" / "model.safetensors")
+def test_a_dino_saved_as_a_vit_keeps_its_own_resize(tmp_path):
+    stored = load_file(golden_case("timm_augreg") / "model.safetensors")
     torch.save({name: value for name, value in stored.items() if not name.startswith("head.")}, tmp_path / "dino.pth")
     encoder = vv.load(tmp_path / "dino.pth")
     with pytest.warns(UserWarning, match="crop_rounding"):

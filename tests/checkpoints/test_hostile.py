@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.golden import golden_case
 
 import vlm_vision as vv
 
@@ -62,10 +63,10 @@ def test_an_npz_header_that_promises_more_than_there_is(tmp_path):
         vv.load(tmp_path / "short.npz")
 
 
-def test_overlapping_safetensors_are_refused(shared, tmp_path):
+def test_overlapping_safetensors_are_refused(tmp_path):
     folder = tmp_path / "timm"
     folder.mkdir()
-    (folder / "config.json").write_text((shared / "golden" / "timm_augreg" / "config.json").read_text())
+    (folder / "config.json").write_text((golden_case("timm_augreg") / "config.json").read_text())
     entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     header = json.dumps({"patch_embed.proj.weight": entry, "norm.weight": entry}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
@@ -84,8 +85,8 @@ def test_json_that_is_no_configuration(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", ["dinov2_pth/model.pth", "timm_augreg", "bv_siglip/siglip.npz", "open_clip_quickgelu"])
-def test_truncated_files_are_refused(shared, tmp_path, name):
-    source = shared / "golden" / name
+def test_truncated_files_are_refused(tmp_path, name):
+    source = golden_case(name)
     folder = tmp_path / "copy"
     folder.mkdir()
     for file in [source] if source.is_file() else source.iterdir():
@@ -95,22 +96,22 @@ def test_truncated_files_are_refused(shared, tmp_path, name):
         vv.load(folder / source.name if source.is_file() else folder)
 
 
-def test_weights_of_another_family_are_refused(shared, tmp_path):
+def test_weights_of_another_family_are_refused(tmp_path):
     for name, other in (("timm_augreg", "timm_dinov3"), ("hf_dinov2", "hf_siglip"), ("hf_vit", "hf_dinov2")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "config.json").write_text((shared / "golden" / name / "config.json").read_text())
-        save_file(load_file(shared / "golden" / other / "model.safetensors"), folder / "model.safetensors")
+        (folder / "config.json").write_text((golden_case(name) / "config.json").read_text())
+        save_file(load_file(golden_case(other) / "model.safetensors"), folder / "model.safetensors")
         with pytest.raises(ValueError):
             vv.load(folder)
 
 
-def state_of(shared, name: str) -> dict[str, torch.Tensor]:
-    return load_file(shared / "golden" / name / "model.safetensors")
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    return load_file(golden_case(name) / "model.safetensors")
 
 
-def test_a_bare_state_dict_that_does_not_tell_its_activation(shared, tmp_path):
-    torch.save(state_of(shared, "timm_siglip_tanh_gelu"), tmp_path / "siglip.pth")
+def test_a_bare_state_dict_that_does_not_tell_its_activation(tmp_path):
+    torch.save(state_of("timm_siglip_tanh_gelu"), tmp_path / "siglip.pth")
     with pytest.raises(ValueError, match='say what it is by architecture="..."'):
         vv.load(tmp_path / "siglip.pth")
     with pytest.raises(ValueError, match="embed_dim 128 where 1152 is expected"):
@@ -153,8 +154,8 @@ def test_a_head_count_that_cannot_be_known(tmp_path):
     torch.testing.assert_close(loaded(pixels).patch_tokens, model(pixels).patch_tokens)
 
 
-def test_a_file_with_student_and_teacher_asks_which(shared, tmp_path):
-    state = torch.load(shared / "golden" / "dinov2_pth" / "model.pth", weights_only=True)
+def test_a_file_with_student_and_teacher_asks_which(tmp_path):
+    state = torch.load(golden_case("dinov2_pth") / "model.pth", weights_only=True)
     both = {who: {f"backbone.{name}": value for name, value in state.items()} for who in ("student", "teacher")}
     torch.save(both, tmp_path / "training.pth")
     with pytest.raises(ValueError, match=r"2 towers \(student.backbone, teacher.backbone\): say which one by part="):
@@ -163,19 +164,19 @@ def test_a_file_with_student_and_teacher_asks_which(shared, tmp_path):
     assert loaded.origin.family == "dinov2"
 
 
-def test_chunked_blocks_of_dinov2_training_load(shared, tmp_path):
-    state = torch.load(shared / "golden" / "dinov2_pth" / "model.pth", weights_only=True)
+def test_chunked_blocks_of_dinov2_training_load(tmp_path):
+    state = torch.load(golden_case("dinov2_pth") / "model.pth", weights_only=True)
     chunked = {name.replace("blocks.", "blocks.0."): value for name, value in state.items()}
     torch.save(chunked, tmp_path / "chunked.pth")
-    plain = vv.load(shared / "golden" / "dinov2_pth" / "model.pth").state_dict()
+    plain = vv.load(golden_case("dinov2_pth") / "model.pth").state_dict()
     assert all(
         torch.equal(value, plain[name]) for name, value in vv.load(tmp_path / "chunked.pth").state_dict().items()
     )
 
 
-def test_a_folder_of_two_formats_asks_which(shared, tmp_path):
+def test_a_folder_of_two_formats_asks_which(tmp_path):
     for name in ("open_clip_quickgelu", "hf_clip_quickgelu"):
-        for file in (shared / "golden" / name).iterdir():
+        for file in golden_case(name).iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match='say which one by format="hf" or format="open_clip"'):
         vv.load(tmp_path)
@@ -183,10 +184,10 @@ def test_a_folder_of_two_formats_asks_which(shared, tmp_path):
     assert vv.load(tmp_path, format="open_clip").origin.reference == "open_clip"
 
 
-def test_options_of_training_beside_the_weights_do_no_harm(shared, tmp_path):
+def test_options_of_training_beside_the_weights_do_no_harm(tmp_path):
     import argparse
 
-    state = torch.load(shared / "golden" / "timm_deit_distilled_pth" / "checkpoint.pth", weights_only=True)
+    state = torch.load(golden_case("timm_deit_distilled_pth") / "checkpoint.pth", weights_only=True)
     torch.save(state | {"args": argparse.Namespace(lr=1e-3), "epoch": 3}, tmp_path / "deit.pth")
     assert vv.load(tmp_path / "deit.pth").origin.family == "deit"
 
@@ -204,8 +205,8 @@ def test_options_of_training_beside_the_weights_do_no_harm(shared, tmp_path):
         {"family": "x"},
     ],
 )
-def test_a_sidecar_changed_by_hand_is_refused(shared, tmp_path, content):
-    for file in (shared / "golden" / "hf_dinov2").iterdir():
+def test_a_sidecar_changed_by_hand_is_refused(tmp_path, content):
+    for file in golden_case("hf_dinov2").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "vlm_vision.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"vlm_vision.json has no usable|fields|keys"):
@@ -218,8 +219,8 @@ ODD = ["8", -1, 0, None, [], {}, 1.5, 10**30, True, float("nan")]
 @pytest.mark.parametrize(
     "name", ["hf_dinov2", "hf_dinov3", "hf_siglip", "hf_vit", "timm_dinov2_reg4", "open_clip_siglip"]
 )
-def test_values_of_every_kind_in_a_configuration_are_one_sentence_or_load(shared, tmp_path, name):
-    source = shared / "golden" / name
+def test_values_of_every_kind_in_a_configuration_are_one_sentence_or_load(tmp_path, name):
+    source = golden_case(name)
     file = next(f for f in ("open_clip_config.json", "config.json") if (source / f).is_file())
     for other in source.iterdir():
         (tmp_path / other.name).write_bytes(other.read_bytes())
@@ -249,9 +250,9 @@ def test_values_of_every_kind_in_a_configuration_are_one_sentence_or_load(shared
         ({"architecture": 3}, "architecture is 3"), ({"dtype": torch.int8}, "expected torch.float32"),
     ],
 )  # fmt: skip
-def test_arguments_of_the_wrong_kind(shared, arguments, says):
+def test_arguments_of_the_wrong_kind(arguments, says):
     with pytest.raises(ValueError, match=says):
-        vv.load(shared / "golden" / "hf_dinov2", **arguments)
+        vv.load(golden_case("hf_dinov2"), **arguments)
     with pytest.raises(ValueError, match="there is no folder"):
         vv.load("x" * 5000)
 
@@ -263,13 +264,13 @@ def test_arguments_of_the_wrong_kind(shared, arguments, says):
         ("open_clip_quickgelu", {"architecture": "ViT-B-32"}), ("openvla_fused_bf16", {"part": "x"}),
     ],
 )  # fmt: skip
-def test_a_hint_that_nobody_would_read_is_refused(shared, name, hint):
+def test_a_hint_that_nobody_would_read_is_refused(name, hint):
     with pytest.raises(ValueError, match=f"itself: leave {next(iter(hint))}= out"):
-        vv.load(shared / "golden" / name, **hint)
+        vv.load(golden_case(name), **hint)
 
 
-def test_sizes_whose_product_no_tensor_can_have(shared, tmp_path):
-    for file in (shared / "golden" / "hf_dinov2").iterdir():
+def test_sizes_whose_product_no_tensor_can_have(tmp_path):
+    for file in golden_case("hf_dinov2").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config |= dict(image_size=2**17, patch_size=2**17, hidden_size=2**14, num_attention_heads=2, num_channels=2**17)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.golden import golden_case, shared_folder
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.families.all import MODEL_TYPES
@@ -19,11 +20,11 @@ FAMILIES = ["hf_vit", "hf_vit_cls", "hf_clip_vision_proj", "hf_siglip_p14_croppe
 
 
 @pytest.fixture
-def copied(shared, tmp_path):
+def copied(tmp_path):
     """Copies a golden case to a folder that a test may damage."""
 
     def copy(name: str) -> Path:
-        return Path(shutil.copytree(shared / "golden" / name, tmp_path / name))
+        return Path(shutil.copytree(golden_case(name), tmp_path / name))
 
     return copy
 
@@ -46,8 +47,8 @@ def pixels_for(encoder: vv.Encoder) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*FAMILIES, "hf_siglip", "hf_clip_quickgelu", "hf_dinov2_swiglu"])
 @torch.inference_mode()
-def test_a_saved_tower_is_the_same_to_the_bit_for_us_and_for_transformers(shared, tmp_path, name):
-    encoder = vv.load(shared / "golden" / name)
+def test_a_saved_tower_is_the_same_to_the_bit_for_us_and_for_transformers(tmp_path, name):
+    encoder = vv.load(golden_case(name))
     encoder.save_pretrained(tmp_path / "saved")
     again = vv.load(tmp_path / "saved")
     assert again.config == encoder.config and again.preprocess == encoder.preprocess
@@ -88,9 +89,9 @@ def test_defaults_are_those_of_transformers():
             assert theirs[field] == value or value is None, (name, field)
 
 
-def test_tap_reference_and_preprocessing_are_saved_with_the_tower(shared, tmp_path):
+def test_tap_reference_and_preprocessing_are_saved_with_the_tower(tmp_path):
     tap = vv.Tap(-2, norm=False)
-    encoder = vv.load(shared / "golden" / "hf_dinov2", tap=tap, reference="original", image_size=112)
+    encoder = vv.load(golden_case("hf_dinov2"), tap=tap, reference="original", image_size=112)
     encoder.save_pretrained(tmp_path / "saved")
     again = vv.load(tmp_path / "saved")
     assert again.tap == tap and again.origin == encoder.origin and again.preprocess.output_size == (112, 112)
@@ -98,8 +99,8 @@ def test_tap_reference_and_preprocessing_are_saved_with_the_tower(shared, tmp_pa
     assert vv.load(tmp_path / "saved", tap=vv.Tap()).tap == vv.Tap()
 
 
-def test_preprocessing_changed_after_saving_is_refused(shared, tmp_path):
-    vv.load(shared / "golden" / "hf_dinov2").save_pretrained(tmp_path / "saved")
+def test_preprocessing_changed_after_saving_is_refused(tmp_path):
+    vv.load(golden_case("hf_dinov2")).save_pretrained(tmp_path / "saved")
     file = tmp_path / "saved" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"resample": 2}))
     with pytest.raises(ValueError, match="was saved with preprocessing [0-9a-f]{16} and now describes [0-9a-f]{16}"):
@@ -107,22 +108,22 @@ def test_preprocessing_changed_after_saving_is_refused(shared, tmp_path):
 
 
 @torch.inference_mode()
-def test_the_reference_decides_the_position_resize(shared):
+def test_the_reference_decides_the_position_resize():
     pixels = torch.randn(1, 3, 112, 112)
     outs = {
-        reference: vv.load(shared / "golden" / "hf_dinov2", reference=reference)(pixels).patch_tokens
+        reference: vv.load(golden_case("hf_dinov2"), reference=reference)(pixels).patch_tokens
         for reference in ("transformers", "timm", "original")
     }
     assert all(not torch.allclose(outs["transformers"], outs[other]) for other in ("timm", "original"))
-    native = vv.load(shared / "golden" / "hf_dinov2", reference="original")(torch.zeros(1, 3, 84, 84)).patch_tokens
-    same = vv.load(shared / "golden" / "hf_dinov2")(torch.zeros(1, 3, 84, 84)).patch_tokens
+    native = vv.load(golden_case("hf_dinov2"), reference="original")(torch.zeros(1, 3, 84, 84)).patch_tokens
+    same = vv.load(golden_case("hf_dinov2"))(torch.zeros(1, 3, 84, 84)).patch_tokens
     assert torch.equal(native, same)
     with pytest.raises(ValueError, match="expected one of transformers, timm, original"):
-        vv.load(shared / "golden" / "hf_dinov2", reference="jax")
+        vv.load(golden_case("hf_dinov2"), reference="jax")
 
 
-def test_half_precision_files_are_widened_or_kept(shared):
-    folder = shared / "golden" / "hf_llava_siglip_fp16"
+def test_half_precision_files_are_widened_or_kept():
+    folder = golden_case("hf_llava_siglip_fp16")
     assert vv.load(folder).dtype == torch.float32
     assert vv.load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
 
@@ -219,9 +220,9 @@ def test_a_lost_shard_is_named(copied):
         vv.load(folder)
 
 
-def test_a_missing_folder_is_refused_with_the_near_one(shared):
+def test_a_missing_folder_is_refused_with_the_near_one():
     with pytest.raises(ValueError, match="there is no folder .*did you mean .*hf_dinov2"):
-        vv.load(shared / "golden" / "hf_dinov22")
+        vv.load(golden_case("hf_dinov22"))
     with pytest.raises(ValueError, match="no hub id of the form owner/name"):
         vv.load("no-such-model")
 
@@ -235,12 +236,12 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch):
         vv.load("owner/name")
 
 
-def test_a_hub_id_is_downloaded_without_code(shared, monkeypatch):
+def test_a_hub_id_is_downloaded_without_code(monkeypatch):
     asked = {}
 
     def download(source, **options):
         asked.update(options, source=source)
-        return str(shared / "golden" / "hf_dinov2")
+        return str(golden_case("hf_dinov2"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert isinstance(vv.load("facebook/dinov2-small", revision="main"), vv.Encoder)
@@ -262,22 +263,22 @@ def test_saving_what_the_layout_cannot_express_writes_nothing(encoder, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folded_tower_is_not_saved_as_what_it_is_not(shared, tmp_path):
-    encoder = vv.load(shared / "golden" / "hf_dinov2")
+def test_a_folded_tower_is_not_saved_as_what_it_is_not(tmp_path):
+    encoder = vv.load(golden_case("hf_dinov2"))
     encoder.fold_layer_scale()
     with pytest.raises(ValueError, match="save it before folding"):
         encoder.save_pretrained(tmp_path / "saved")
 
 
 @torch.inference_mode()
-def test_the_real_tower_gives_what_transformers_gives(shared):
+def test_the_real_tower_gives_what_transformers_gives():
     from transformers import AutoModel
 
-    folder = shared / "models" / "dinov2-small-saliency"
+    folder = shared_folder() / "models" / "dinov2-small-saliency"
     if not folder.is_dir():
         pytest.skip(f"no real weights: {folder} does not exist")
     encoder, theirs = vv.load(folder), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    pixels = encoder.preprocess([shared / "golden" / "preprocess" / "images" / "coffee.jpg"])
+    pixels = encoder.preprocess([golden_case("preprocess") / "images" / "coffee.jpg"])
     assert pixels.shape == (1, 3, 224, 224)
     out, wanted = encoder(pixels), theirs(pixels)
     scale = wanted.last_hidden_state.abs().max()
@@ -337,6 +338,6 @@ def test_siglip_for_classification_reads_the_mean_of_the_patches(tmp_path, head)
         (dict(image_size=3), "smaller than one patch"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(shared, arguments, says):
+def test_wrong_arguments_are_one_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
-        vv.load(**({"source": shared / "golden" / "hf_dinov2"} | arguments))
+        vv.load(**({"source": golden_case("hf_dinov2")} | arguments))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.golden import FILES, TOLERANCE, error
+from support.golden import FILES, TOLERANCE, error, golden_case
 
 from vlm_vision.nn.text import TextConfig, TextTransformer
 from vlm_vision.pair import load_text
@@ -72,19 +72,19 @@ def test_every_weight_of_the_text_part_is_used_and_none_is_missing(tmp_path):
         load_text(tmp_path)
 
 
-def test_two_position_tables_of_old_big_vision_files_add_up(shared, tmp_path):
-    arrays = dict(np.load(shared / "golden" / "bv_siglip" / "siglip.npz"))
+def test_two_position_tables_of_old_big_vision_files_add_up(tmp_path):
+    arrays = dict(np.load(golden_case("bv_siglip") / "siglip.npz"))
     part = np.full_like(arrays["params/txt/pos_embedding"], 0.25)
     arrays["params/txt/pos_embedding"] = arrays["params/txt/pos_embedding"] - part
     np.savez(tmp_path / "old.npz", **arrays, **{"params/txt/Encoder_0/posembed_input/pos_embedding": part})
     ids = torch.randint(0, 120, (2, 12))
-    plain = load_text(shared / "golden" / "bv_siglip" / "siglip.npz")(ids).features
+    plain = load_text(golden_case("bv_siglip") / "siglip.npz")(ids).features
     assert error(load_text(tmp_path / "old.npz")(ids).features, plain) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["hf_dinov2", "timm_augreg", "hf_llava_clip", "dinov2_pth", "bv_augreg_npz"])
-def test_a_source_without_a_text_tower_is_refused_in_one_sentence(shared, name):
-    folder = shared / "golden" / name
+def test_a_source_without_a_text_tower_is_refused_in_one_sentence(name):
+    folder = golden_case(name)
     with pytest.raises(ValueError, match="no text tower|no folder of a CLIP"):
         load_text(folder / FILES[name] if name.startswith("bv") else folder)
 
@@ -99,8 +99,8 @@ def test_a_source_without_a_text_tower_is_refused_in_one_sentence(shared, name):
         ({"layers": 1}, "resblocks.1"),
     ],
 )
-def test_an_open_clip_text_tower_that_cannot_be_read_says_why(shared, tmp_path, changed, reason):
-    folder = shared / "golden" / "open_clip_quickgelu"
+def test_an_open_clip_text_tower_that_cannot_be_read_says_why(tmp_path, changed, reason):
+    folder = golden_case("open_clip_quickgelu")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"] |= changed
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -138,6 +138,6 @@ def test_features_and_their_gradients_are_the_same_without_tokens(pool, causal):
     torch.testing.assert_close(*gradients)
 
 
-def test_reading_ids_needs_no_transformers(shared):
-    code = f"import sys, vlm_vision.pair as p; p.load_pair({str(shared / 'golden' / 'hf_siglip')!r}); "
+def test_reading_ids_needs_no_transformers():
+    code = f"import sys, vlm_vision.pair as p; p.load_pair({str(golden_case('hf_siglip'))!r}); "
     subprocess.run([sys.executable, "-c", code + "assert 'transformers' not in sys.modules"], check=True)

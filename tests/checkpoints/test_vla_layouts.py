@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from support.golden import TOLERANCE, error
-from test_formats import TEXT, VISION, make, prismatic_own_file
+from support.golden import TOLERANCE, error, golden_case
+from support.hf_models import TEXT, VISION, make, prismatic_own_file
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.weights import WeightFiles
@@ -78,22 +78,22 @@ def nbytes(tensors: dict, *prefixes: str) -> int:
 
 
 @pytest.fixture
-def openvla(shared, tmp_path) -> Path:
+def openvla(tmp_path) -> Path:
     """The golden OpenVLA with a language model of 16 MB."""
-    golden = shared / "golden" / "openvla_fused_bf16"
+    golden = golden_case("openvla_fused_bf16")
     stored = load_file(golden / "model.safetensors") | {"language_model.model.big.weight": LANGUAGE_MODEL}
     return write(tmp_path / "openvla", stored, json.loads((golden / "config.json").read_text()))
 
 
 @pytest.fixture
-def expected(shared) -> dict[str, torch.Tensor]:
-    return load_file(shared / "golden" / "openvla_fused_bf16" / "golden.safetensors")
+def expected() -> dict[str, torch.Tensor]:
+    return load_file(golden_case("openvla_fused_bf16") / "golden.safetensors")
 
 
-def own_run(shared, folder: Path) -> Path:
+def own_run(folder: Path) -> Path:
     """As OpenVLA's own training leaves it: the base's name in config.json, steps under checkpoints/."""
     folder.mkdir()
-    prismatic_own_file(shared, folder)
+    prismatic_own_file(folder)
     latest = folder / "checkpoints" / "latest-checkpoint.pt"
     state = torch.load(latest, weights_only=True)
     state["model"]["llm_backbone"] = {"llm.big.weight": LANGUAGE_MODEL}
@@ -109,10 +109,10 @@ def own_run(shared, folder: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["huggingface", "own run", "own file", "merged OFT"])
 @torch.inference_mode()
-def test_openvla_in_every_form_gives_its_towers_and_projector(shared, openvla, expected, tmp_path, read, form):
+def test_openvla_in_every_form_gives_its_towers_and_projector(openvla, expected, tmp_path, read, form):
     stored = tensors_of(openvla)
     if form.startswith("own"):
-        source = own_run(shared, tmp_path / "run")
+        source = own_run(tmp_path / "run")
         source = source / "checkpoints" / "step-000200-epoch-01-loss=0.5000.pt" if form == "own file" else source
     else:
         source = openvla
@@ -146,8 +146,8 @@ def test_a_weight_of_a_tower_too_few_or_too_many_is_named(openvla):
         vv.load(openvla)
 
 
-def test_an_unknown_base_of_a_run_is_refused(shared, tmp_path):
-    folder = own_run(shared, tmp_path / "run")
+def test_an_unknown_base_of_a_run_is_refused(tmp_path):
+    folder = own_run(tmp_path / "run")
     (folder / "config.json").write_text(json.dumps({"vla": {"base_vlm": "runs/mine"}}))
     with pytest.raises(ValueError, match="has the base_vlm 'runs/mine': expected one of siglip-224px"):
         vv.load(folder)

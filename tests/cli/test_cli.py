@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.golden import golden_case
 from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
@@ -61,8 +62,8 @@ def test_diagnose_prints_what_the_library_finds(vlm, talk, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_tokens_are_those_of_the_encoder_with_grid_and_tap(shared, tmp_path):
-    source = shared / "golden" / "hf_siglip"
+def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
+    source = golden_case("hf_siglip")
     for i in range(3):
         make_image(i).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
@@ -109,40 +110,39 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(shared, tmp_path):
         (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{tmp}", "--limit", "-1"], "--limit is -1"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(shared, vlm, talk, tmp_path, capsys, arguments, says):
+def test_wrong_input_is_one_sentence_and_exit_code_2(vlm, talk, tmp_path, capsys, arguments, says):
     vlm.save_pretrained(tmp_path / "model")
     make_image().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("no image")
     names = dict(
         model=tmp_path / "model", text=tmp_path / "a.txt", image=tmp_path / "a.png", tmp=tmp_path,
-        golden=shared / "golden" / "hf_siglip", talk=talk, one=tmp_path / "one.json",
+        golden=golden_case("hf_siglip"), talk=talk, one=tmp_path / "one.json",
     )  # fmt: skip
     capsys.readouterr()
     assert main([one.format(**names) for one in arguments]) == 2
     errors = [
-        line for line in capsys.readouterr().err.strip().splitlines() if line and "%|" not in line
+        line for line in capsys.readouterr().err.strip().splitlines() if line.strip() and "%|" not in line
     ]  # progress bars
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()
 
 
-def test_convert_writes_another_format_and_reads_it_back(shared, tmp_path, capsys):
-    golden = shared / "golden"
-    assert main(["convert", str(golden / "timm_dinov2_reg4"), str(tmp_path / "b"), "--to", "timm"]) == 0
+def test_convert_writes_another_format_and_reads_it_back(tmp_path, capsys):
+    assert main(["convert", str(golden_case("timm_dinov2_reg4")), str(tmp_path / "b"), "--to", "timm"]) == 0
     assert "equal to the bit" in capsys.readouterr().out
-    assert main(["convert", str(golden / "dinov2_pth" / "model.pth"), str(tmp_path / "a"), "--to", "hf"]) == 0
+    assert main(["convert", str(golden_case("dinov2_pth") / "model.pth"), str(tmp_path / "a"), "--to", "hf"]) == 0
     assert "crop_rounding 'half_even'" in capsys.readouterr().err  # which transformers' file cannot say
-    assert vv.load(tmp_path / "a").preprocess == vv.load(golden / "dinov2_pth" / "model.pth").preprocess
+    assert vv.load(tmp_path / "a").preprocess == vv.load(golden_case("dinov2_pth") / "model.pth").preprocess
 
 
-def test_convert_says_what_a_format_cannot_express_and_writes_nothing(shared, tmp_path, capsys):
-    assert main(["convert", str(shared / "golden" / "hf_vit_cls"), str(tmp_path / "out"), "--to", "timm"]) == 2
+def test_convert_says_what_a_format_cannot_express_and_writes_nothing(tmp_path, capsys):
+    assert main(["convert", str(golden_case("hf_vit_cls")), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "norm_eps 1e-12 would become 1e-06" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_convert_writes_a_whole_model_for_llava(shared, tmp_path, capsys):
-    tower = vv.load(shared / "golden" / "hf_clip_quickgelu", tap=vv.Tap(-2, norm=False))
+def test_convert_writes_a_whole_model_for_llava(tmp_path, capsys):
+    tower = vv.load(golden_case("hf_clip_quickgelu"), tap=vv.Tap(-2, norm=False))
     vlm = vv.VisionLanguageModel.attach(tower, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     vlm.save_pretrained(tmp_path / "model")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "llava"), "--to", "llava"]) == 0

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import make_image, tiny_llm, tiny_tokenizer
-from test_join import CHAT
+from support.models import CHAT, make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.labels import IGNORED, ChatLabels, pad

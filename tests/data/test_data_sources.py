@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from support.models import make_image
+from support.processes import fresh_context
+from support.shards import write_tar
 from torch.utils.data import DataLoader
 
 from vlm_vision.data.conversations.read import read_conversations
@@ -65,15 +67,6 @@ def write_jsonl(folder: Path) -> str:
     write_json(folder)
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records())) + "\n")
     return str(folder / "data.jsonl")
-
-
-def write_tar(file: Path, members: dict[str, bytes]) -> str:
-    with tarfile.open(file, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(file)
 
 
 def samples(number: int = 6) -> dict[str, bytes]:
@@ -210,11 +203,13 @@ def test_workers_read_what_the_main_process_reads(tmp_path, form):
     torch.testing.assert_close(forked, alone, rtol=0, atol=0)
 
 
-def test_a_spawned_process_reads_what_this_one_reads(tmp_path):
+def test_a_new_process_reads_what_this_one_reads(tmp_path):
     (tmp_path / "other").mkdir()
     shards, folder = read_conversations(write_shards(tmp_path)), read_conversations(write_folder(tmp_path / "other"))
     both = [*shards, *folder]
-    loader = DataLoader(both, batch_size=6, collate_fn=all_pixels, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(
+        both, batch_size=6, collate_fn=all_pixels, num_workers=1, multiprocessing_context=fresh_context()
+    )
     torch.testing.assert_close(list(loader), [all_pixels(both[:6]), all_pixels(both[6:])], rtol=0, atol=0)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.processes import fresh_context
 from support.robot_episodes import LENGTHS, ramps, some_episodes
 from torch.utils.data import DataLoader
 
@@ -182,14 +183,15 @@ def collate(windows: list) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_two_workers_equal_none(dataset: RobotDataset, start: str) -> None:
     dataset.image(0, "top")  # a video is open before the workers start
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
     windows = Recordings({"mine": dataset}, chunk=3)
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
-        how = {"multiprocessing_context": start} if workers else {}
+        context = fresh_context() if start == "forkserver" else start
+        how = {"multiprocessing_context": context} if workers else {}
         return list(DataLoader(windows, batch_size=4, sampler=order, num_workers=workers, collate_fn=collate, **how))
 
     for alone, together in zip(batches(0), batches(2), strict=True):

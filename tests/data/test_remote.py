@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_samples import VIEW, encoded, write_tar
+from support.shards import VIEW, encoded, write_tar
 
 from vlm_vision.cli.main import main
 from vlm_vision.data.images.batches import ImageDataset, Skipped
@@ -24,10 +24,10 @@ from vlm_vision.data.shards import fetch
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.train.image_data import ImageData, batches_of_steps, read_data
+from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.prefetch import Prefetcher
 from vlm_vision.train.loop.sampler import StepBatches
-from vlm_vision.train.settings import Training
+from vlm_vision.train.settings import ImageData, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the server
 SIZES = (5, 4, 6, 5, 3, 5)
@@ -135,8 +135,8 @@ def rows_seen(samples: Samples, *, steps: int, first_step: int = 0, rank: int = 
     """Captions of every batch, as a process of a recipe draws them."""
     settings = Training(out="", batch_size=4, micro_batch_size=2, steps=steps, seed=7, workers=workers)
     accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, device=SimpleNamespace(type="cpu"))
-    loader, _ = batches_of_steps(settings, accelerator, samples, [VIEW], first_step=first_step)  # type: ignore[arg-type]
-    return [batch.captions for batch in loader]
+    batches = image_batches(settings, accelerator, samples, [VIEW], first_step=first_step)  # type: ignore[arg-type]
+    return [piece.captions for pieces in batches for piece in pieces]
 
 
 def files(folder: Path) -> list[str]:
@@ -323,9 +323,9 @@ def test_the_samples_of_a_missing_or_cut_shard_are_bad_and_replaced_by_those_of_
 
     settings = Training(out="", batch_size=4, micro_batch_size=4, steps=7, workers=workers)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=SimpleNamespace(type="cpu"))
-    loader, _ = batches_of_steps(settings, accelerator, samples, [VIEW], first_step=0)  # type: ignore[arg-type]
-    for batch in loader:
-        skipped.add(batch)
+    batches = image_batches(settings, accelerator, samples, [VIEW], first_step=0)  # type: ignore[arg-type]
+    for (piece,) in batches:
+        skipped.add(piece)
     assert (skipped.bad, skipped.seen) == (7, 35)
 
 
@@ -390,9 +390,10 @@ def test_a_disk_that_is_full_stops_the_run_too(server, tmp_path, monkeypatch):
 def test_what_the_cache_may_fill_does_not_make_another_run(server):
     from recipes.mae import MaeConfig, MaeModelSettings
 
+    encoder = dict(image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, mlp_dim=8)
     one, other, third = (
         MaeConfig(
-            out="a", data=ImageData(train="x", **changes), model=MaeModelSettings(encoder={"embed_dim": 8})
+            out="a", data=ImageData(train="x", **changes), model=MaeModelSettings(encoder=encoder)
         ).resume_fields()
         for changes in ({}, {"cache": "elsewhere", "cache_gb": 2}, {"shuffle_shards": 4})
     )

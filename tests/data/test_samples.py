@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import pickle
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from support.models import make_image
+from support.shards import VIEW, encoded, write_tar
 from torch.utils.data import DataLoader
 
 from vlm_vision.data.images.batches import Draw, Draws, ImageDataset, Skipped, collate
 from vlm_vision.data.images.samples import Samples, read_samples
-from vlm_vision.data.images.views import Color, Crop, View
+from vlm_vision.data.images.views import Crop, View
 from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.train.loop.sampler import StepBatches
@@ -25,13 +25,6 @@ from vlm_vision.train.loop.sampler import StepBatches
 CLASSES = ("cat", "dog", "robin")
 LABELS = [0, 0, 1, 1, 1, 2]
 CAPTIONS = [f'an image, the "{i}th",\nof a {CLASSES[label]}' for i, label in enumerate(LABELS)]
-VIEW = View(crop=Crop(16), color=Color())
-
-
-def encoded(seed: int) -> bytes:
-    file = io.BytesIO()
-    make_image(seed).save(file, "JPEG")
-    return file.getvalue()
 
 
 def write_class_folders(folder: Path) -> str:
@@ -73,14 +66,6 @@ def write_jsonl(folder: Path) -> str:
     records = [{"picture": row["image"], "text": row["caption"], "label": LABELS[i]} for i, row in enumerate(rows())]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n\n")
     return str(folder / "data.jsonl")
-
-
-def write_tar(file: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(file, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def write_shards(folder: Path) -> str:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.golden import golden_case
 
 import vlm_vision as vv
 from vlm_vision.deploy.cpu_layout import PackedLinear, pack_for_cpu
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="t
 
 @pytest.mark.parametrize("name", ["hf_dinov2_swiglu", "hf_dinov2_reg", "hf_siglip_p14_cropped", "hf_clip_vision_proj"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_a_packed_encoder_gives_the_same_at_its_shape_and_at_others(shared, dtype, tolerance, name):
-    encoder = vv.load(shared / "golden" / name, dtype=dtype)
+def test_a_packed_encoder_gives_the_same_at_its_shape_and_at_others(dtype, tolerance, name):
+    encoder = vv.load(golden_case(name), dtype=dtype)
     packed = copy.deepcopy(encoder)
     pack_for_cpu(packed, batch=2, height=35, width=35)
     assert isinstance(packed.model.blocks[0].mlp.fc2, PackedLinear)

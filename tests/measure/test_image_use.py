@@ -11,7 +11,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import answers, is_correct, teacher_forced
-from vlm_vision.measure.image_use import LARGEST_RATIO, blanked, gradient_norms, image_use, token_ratio
+from vlm_vision.measure.image_use import LARGEST_RATIO, blank_batch, gradient_norms, image_use, token_ratio
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules, set_trainable
 from vlm_vision.vlm.layout import AnyRes, Native
@@ -187,7 +187,7 @@ def test_blank_is_what_the_preprocessing_makes_of_gray(vlm, talk, tmp_path):
     Image.new("RGB", (50, 20), (128, 128, 128)).save(tmp_path / "grey.png")
     collate = Collator(vlm.processor)
     gray = collate([Conversation((str(tmp_path / "grey.png"),), talk[0].turns)])
-    torch.testing.assert_close(blanked(vlm, collate(talk[:1])), gray)
+    torch.testing.assert_close(blank_batch(vlm, collate(talk[:1])), gray)
 
 
 def test_images_that_cannot_be_exchanged_are_refused(vlm, talk):

@@ -1,11 +1,5 @@
-"""Every objective: its golden case, what holds in any number of processes and precisions, and formulas by hand.
+"""Every objective: its golden case, what holds in any number of processes and precisions, and formulas by hand."""
 
-Run as a script under torch.distributed.run, this file computes every case on each process's part of a batch.
-"""
-
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from support.golden import golden_case
+from support.processes import run_together
 from torch import Tensor
 
 from vlm_vision.objectives.clip import clip_loss
@@ -127,7 +123,7 @@ UNEVEN = ((0, 7), (7, 12), (12, 12))
 """Rows of the teacher in each process: masked patches are as many as they are."""
 
 
-def main(folder: Path) -> None:
+def in_each_process(folder: Path) -> None:
     """In one of several processes."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -144,16 +140,7 @@ def main(folder: Path) -> None:
 def apart(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     """What each of several processes finds."""
     folder = tmp_path_factory.mktemp("apart")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [*command, str(Path(__file__).resolve()), str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(in_each_process, folder, folder=folder, count=PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
@@ -197,8 +184,8 @@ def test_under_autocast_and_in_half_precision_it_is_computed_in_float32(name):
 
 
 @pytest.fixture(scope="module")
-def golden(shared) -> Callable[[str], dict[str, Tensor]]:
-    return lambda name: load_file(shared / "golden" / name / "golden.safetensors")
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    return lambda name: load_file(golden_case(name) / "golden.safetensors")
 
 
 def same(ours: Tensor, reference: Tensor) -> None:
@@ -329,10 +316,10 @@ def test_the_loss_of_masked_pixels_is_transformers(golden, run):
     same(loss, reference[f"mae_loss.{run}"])
 
 
-def test_the_head_is_dinov2s(golden, shared):
+def test_the_head_is_dinov2s(golden):
     reference = golden("dinov2_head")
     head = DinoHead(32, 20, hidden_dim=48, bottleneck_dim=24)
-    head.load_state_dict(torch.load(shared / "golden/dinov2_head/dino_head.pth", weights_only=True))
+    head.load_state_dict(torch.load(golden_case("dinov2_head") / "dino_head.pth", weights_only=True))
     x = reference["x"].requires_grad_()
     y = head(x)
     same(y.detach(), reference["y"])
@@ -395,7 +382,3 @@ def test_what_does_not_belong_together_is_refused():
         ibot_loss(torch.ones(4, 2), torch.ones(4, 2), torch.tensor([[True, True, True, False]]))
     with pytest.raises(ValueError, match="pixels are 6x4, expected multiples of the patch size 4"):
         patches(torch.ones(1, 3, 6, 4), 4)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_preprocess import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, make_image
+from support.golden import golden_case
+from support.preprocessing import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, make_image
 
 from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.preprocess.spec import Preprocess
@@ -20,8 +21,8 @@ GOLDEN_IMAGES = ("astronaut.png", "camera_gray.png", "chelsea_tall.png", "coffee
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    folder = shared / "golden" / "preprocess"
+def golden() -> tuple[dict, dict[str, torch.Tensor], Path]:
+    folder = golden_case("preprocess")
     return json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), folder / "images"
 
 

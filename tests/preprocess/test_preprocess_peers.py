@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_preprocess import CROPPED, EVEN, FLOAT, LETTERBOX, SQUASH, WHOLE, make_image
+from support.golden import golden_case
+from support.preprocessing import CROPPED, EVEN, FLOAT, LETTERBOX, SQUASH, WHOLE, make_image
 
 from vlm_vision.checkpoints.hf.preprocess import from_hf
 from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
@@ -21,8 +22,8 @@ GOLDEN_IMAGES = ("astronaut.png", "camera_gray.png", "chelsea_tall.png", "coffee
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    folder = shared / "golden" / "preprocess"
+def golden() -> tuple[dict, dict[str, torch.Tensor], Path]:
+    folder = golden_case("preprocess")
     return json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), folder / "images"
 
 
@@ -135,8 +136,8 @@ def test_to_timm_refuses_what_timm_does_not_do(spec: Preprocess, reason: str) ->
 
 
 @pytest.fixture(scope="session")
-def openvla(shared: Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    folder = shared / "golden" / "preprocess_openvla"
+def openvla() -> tuple[dict, dict[str, torch.Tensor], Path]:
+    folder = golden_case("preprocess_openvla")
     return json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), folder / "images"
 
 

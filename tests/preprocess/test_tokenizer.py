@@ -7,6 +7,7 @@ import string
 
 import pytest
 import sentencepiece
+from support.golden import golden_case
 
 from vlm_vision.pair import load_text
 from vlm_vision.preprocess.tokenizer import TextTokenizer, TokenizerRules
@@ -93,9 +94,9 @@ def test_byte_pairs_of_clip_equal_transformers(tmp_path):
             made(wrong)
 
 
-def test_a_tokenizer_comes_with_the_tower_or_is_asked_for(shared, tmp_path):
-    source = shared / "golden" / "bv_siglip" / "siglip.npz"
-    text = load_text(shared / "golden" / "hf_siglip")
+def test_a_tokenizer_comes_with_the_tower_or_is_asked_for(tmp_path):
+    source = golden_case("bv_siglip") / "siglip.npz"
+    text = load_text(golden_case("hf_siglip"))
     with pytest.raises(ValueError, match="holds no tokenizer .* pass tokenizer="):
         text.encode("a cat")
     with pytest.raises(ValueError, match="pass tokenizer="):

@@ -78,8 +78,8 @@ def test_block_features_are_the_class_tokens_of_the_last_blocks_and_the_mean_of_
     torch.testing.assert_close(found[:, 2], image_features(encoder, images, kind="mean"))
 
 
-def test_images_of_any_size_go_through_a_tower_that_takes_them(shared):
-    encoder = vv.load(source(shared, "hf_siglip2_naflex"))
+def test_images_of_any_size_go_through_a_tower_that_takes_them():
+    encoder = vv.load(source("hf_siglip2_naflex"))
     images = [make_image(0), make_image(1, 30, 60), make_image(2, 64, 20)]
     found = image_features(encoder, images, kind="pooled", batch_size=2)
     for one, row in zip(images, found, strict=True):
@@ -249,9 +249,9 @@ def test_an_attentive_probe_finds_the_one_patch_that_tells():
 
 
 @pytest.fixture(scope="module")
-def pair(shared):
+def pair():
     letters = TextTokenizer(lambda texts: [[ord(c) % 90 for c in one] for one in texts], context_length=16, end=[1], pad_id=1)  # fmt: skip
-    return vv.load_pair(source(shared, "hf_clip_quickgelu"), tokenizer=letters)
+    return vv.load_pair(source("hf_clip_quickgelu"), tokenizer=letters)
 
 
 def test_zero_shot_by_one_template_is_the_most_probable_text_of_the_pair(pair):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from support.golden import golden_case
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,10 +37,10 @@ def test_every_projector_keeps_its_promise_of_tokens(name, grid):
     assert str(projectors.build(**json.loads(json.dumps(described)))) == str(projector)
 
 
-def test_mlp_is_the_projector_of_llava(shared):
+def test_mlp_is_the_projector_of_llava():
     from safetensors.torch import load_file
 
-    folder = shared / "golden" / "hf_llava_clip"
+    folder = golden_case("hf_llava_clip")
     golden, weights = load_file(folder / "golden.safetensors"), load_file(folder / "model.safetensors")
     projector = projectors.build("mlp", in_dim=48, out_dim=64)
     stem = "multi_modal_projector.linear_"

@@ -1,6 +1,8 @@
 """Stage one: the projector alone learns, from images and captions, and stage two begins where it ended."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +15,9 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import teacher_forced
 from vlm_vision.train.conversations import build_model, read_data
-from vlm_vision.train.settings import set_seed
+from vlm_vision.train.start import set_seed
 
 TINY = """
-out: {folder}/run
 data: {{train: {folder}/train.json, test: {folder}/test.json}}
 encoder:
   new: {{image_size: 16, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2, mlp_dim: 32, class_token: false, pool: none}}
@@ -34,9 +35,10 @@ tracker: none
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
-@pytest.fixture
-def settings(tmp_path):
-    """Nine plain images and their colors, as LLaVA's stage one writes them; returns the arguments of the recipe."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Nine plain images and their colors, as LLaVA's stage one writes them."""
+    tmp_path = tmp_path_factory.mktemp("align")
     records = []
     for i in range(9):
         name = list(COLORS)[i % 3]
@@ -46,11 +48,17 @@ def settings(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(records))
     (tmp_path / "test.json").write_text(json.dumps(records[:6]))
     (tmp_path / "tiny.yaml").write_text(TINY.format(folder=tmp_path))
+    return tmp_path
 
-    def arguments(*changes: str) -> list[str]:
-        return ["--config", str(tmp_path / "tiny.yaml"), *changes]
 
-    return arguments
+def settings(folder: Path, out: Path, *changes: str) -> list[str]:
+    return ["--config", str(folder / "tiny.yaml"), "--out", str(out), *changes]
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> tuple[dict, Path]:
+    """Metrics and folder of a run."""
+    return run(settings(folder, folder / "run")), folder / "run"
 
 
 def run(arguments: list[str]) -> dict:
@@ -65,10 +73,11 @@ def begun(arguments: list[str]) -> vv.VisionLanguageModel:
 
 
 @pytest.mark.parametrize("layout", ["whole", "anyres"])
-def test_the_projector_alone_learns_and_images_help(settings, tmp_path, layout):
+def test_the_projector_alone_learns_and_images_help(folder, finished, tmp_path, layout):
     tiles = ["--layout", '{"name": "anyres", "pinpoints": [[16, 32], [32, 16]]}'] * (layout == "anyres")
-    metrics = run(settings(*tiles))
-    before, after = begun(settings(*tiles)), vv.VisionLanguageModel.from_pretrained(tmp_path / "run/model")
+    arguments = settings(folder, tmp_path, *tiles)
+    metrics, out = (run(arguments), tmp_path) if tiles else finished
+    before, after = begun(arguments), vv.VisionLanguageModel.from_pretrained(out / "model")
     changed = {
         name.split(".")[0]
         for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
@@ -78,15 +87,15 @@ def test_the_projector_alone_learns_and_images_help(settings, tmp_path, layout):
     assert len(changed) == (2 if layout == "anyres" else 1)  # the newline token too
     assert after.processor.chat_template == before.processor.chat_template
     assert metrics["losses"][-1] < 0.8 * metrics["losses"][0]
-    kept = json.loads((tmp_path / "run/metrics.json").read_text())
+    kept = json.loads((out / "metrics.json").read_text())
     assert kept["eval_loss/right"] < 0.9 * kept["eval_loss/shuffled"]
     assert kept["eval_loss/right"] < 0.9 * kept["eval_loss/blank"] and kept["final_loss"] == metrics["losses"][-1]
 
 
-def test_the_figures_are_those_of_the_saved_model(settings, tmp_path):
-    metrics = run(settings("--cache_features", "false"))
-    model = vv.VisionLanguageModel.from_pretrained(tmp_path / "run/model")
-    config = align.parse(settings())
+def test_the_figures_are_those_of_the_saved_model(folder, tmp_path):
+    metrics = run(settings(folder, tmp_path, "--cache_features", "false"))
+    model = vv.VisionLanguageModel.from_pretrained(tmp_path / "model")
+    config = align.parse(settings(folder, tmp_path))
     shown = list(align.captions(read_data(config.data)[1]))
     found = teacher_forced(model, Collator(align.caption_processor(model))(shown))
     assert metrics["eval_loss/right"] == pytest.approx(found.loss_per_token, rel=1e-4)
@@ -105,35 +114,28 @@ def test_a_caption_is_learned_after_its_image_and_nothing_else(encoder):
     assert example.input_ids == wanted + answer and example.labels == [-100] * 17 + answer
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings, tmp_path):
-    whole = run(settings())["losses"]
-    files = [path.name for path in (tmp_path / "run/checkpoints/step-00000020").iterdir()]
-    assert run(settings())["losses"] == whole[20:]
-    size = sum((tmp_path / "run/checkpoints/step-00000020" / name).stat().st_size for name in files)
-    assert size < 100_000  # of the frozen parts nothing is kept
+def test_a_checkpoint_keeps_nothing_of_the_frozen_parts(finished):
+    files = list((finished[1] / "checkpoints/step-00000020").iterdir())
+    assert files and sum(file.stat().st_size for file in files) < 100_000
 
 
-def test_stage_two_begins_where_stage_one_ended(settings, tmp_path):
-    run(settings())
-    given = ["--out", str(tmp_path / "second"), "--start", str(tmp_path / "run/model"), "--tracker", "none"]
-    given += ["--data.train", str(tmp_path / "train.json"), "--data.test", str(tmp_path / "test.json")]
+def test_a_finished_run_resumes_at_its_last_checkpoint(folder, finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    assert run(settings(folder, tmp_path / "run"))["losses"] == finished[0]["losses"][20:]
+
+
+def test_stage_two_begins_where_stage_one_ended(folder, finished, tmp_path):
+    first = finished[1] / "model"
+    given = ["--out", str(tmp_path / "second"), "--start", str(first), "--tracker", "none"]
+    given += ["--data.train", str(folder / "train.json"), "--data.test", str(folder / "test.json")]
     given += ["--steps", "2", "--batch_size", "4", "--micro_batch_size", "4", "--lora_rank", "2"]
     config = vqa.parse(given)
-    aligned = vv.VisionLanguageModel.from_pretrained(tmp_path / "run/model")
+    aligned = vv.VisionLanguageModel.from_pretrained(first)
     start = vqa.trainable(config, []).get_base_model()
     assert torch.equal(start.projector.fc1.modules_to_save["default"].weight, aligned.projector.fc1.weight)
     assert len(vqa.main(config)["losses"]) == 2
 
 
-def test_what_cannot_be_aligned_is_refused(settings, tmp_path):
-    talk = [{"conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "blue"}]}]
-    (tmp_path / "train.json").write_text(json.dumps(talk * 4))
-    with pytest.raises(ValueError, match="record 0 has no image: captions need one in every record"):
-        run(settings())
-    with pytest.raises(ValueError, match="has no config.json: give the folder that save_pretrained wrote"):
-        run(["--out", str(tmp_path / "x"), "--data.train", str(tmp_path / "test.json"), "--start", str(tmp_path)])
-
-
-def test_no_test_data_means_no_measurement(settings, tmp_path):
-    metrics = run(settings("--data.test", "", "--steps", "2", "--eval_every", "1"))
-    assert not any(name.startswith("eval") for name in metrics) and (tmp_path / "run/model").is_dir()
+def test_no_test_data_means_no_measurement(folder, tmp_path):
+    metrics = run(settings(folder, tmp_path, "--data.test", "", "--steps", "2", "--eval_every", "1"))
+    assert not any(name.startswith("eval") for name in metrics) and (tmp_path / "model").is_dir()

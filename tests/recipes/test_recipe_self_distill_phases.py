@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_recipe_self_distill as base
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from support.two_processes import launch
-from test_recipe_self_distill import FIELDS, arguments, made, trained
+from support.recipes.self_distill import CENTER, DINO, FIELDS, LARGER, OWN, RECIPE, model_and_batch
 
 import vlm_vision as vv
 from recipes import self_distill
@@ -18,23 +16,26 @@ from vlm_vision.data.images.batches import ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.objectives.gram import gram_loss
 from vlm_vision.train.loop.step import Step
-from vlm_vision.train.settings import run_cli
-from vlm_vision.train.tasks.self_distill import SelfDistillation, earlier_of, pairwise_dino_loss, teacher_of, tensors
+from vlm_vision.train.tasks.self_distill import SelfDistillation, gram_teacher, pairwise_dino_loss, teacher_of, tensors
 from vlm_vision.train.tasks.self_distill_gram import GramSettings, on_grid
 from vlm_vision.train.tasks.self_distill_networks import load_networks, save_networks
 
-folder = base.folder
-CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
-ROPE = FIELDS | {"position": "rope2d", "num_registers": 2, "key_bias": False, "norm_eps": 1e-5}
-LARGER = json.dumps(FIELDS | {"image_size": 24})
+train = RECIPE.train
 
 
 @pytest.fixture(scope="module")
-def finished(folder):
+def folder(bench) -> Path:
+    return bench("self_distill").folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> dict[str, str]:
     """Folders of finished runs, by how the teacher's logits are sharpened."""
-    trained(folder, "done sinkhorn")
-    trained(folder, "done center", *base.CENTER)
-    return {name: str(folder / f"done {name}") for name in ("sinkhorn", "centre")}
+    return {name: f"{folder}/done {name}" for name in ("sinkhorn", "center")}
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
+ROPE = FIELDS | {"position": "rope2d", "num_registers": 2, "key_bias": False, "norm_eps": 1e-5}
 
 
 def gram_of(finished, *changes: str) -> list[str]:
@@ -45,16 +46,16 @@ KINDS = {
     "learned positions": [],
     "registers": ["--student.fields", json.dumps(FIELDS | {"num_registers": 2})],
     "rotary positions": ["--student.fields", json.dumps(ROPE)],
-    "two heads": base.OWN,
+    "two heads": OWN,
     "no small crops": ["--crops.small", "0"],
-    "no masks": base.DINO,
+    "no masks": DINO,
 }
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_crops_give_the_same_loss_and_gradients(folder, kind, again):
-    model, batch = made(folder, *KINDS[kind])
+    model, batch = model_and_batch(folder, *KINDS[kind])
     model.train()
     model.student.encoder.model.gradient_checkpointing = again
 
@@ -78,8 +79,8 @@ def test_packed_crops_give_the_same_loss_and_gradients(folder, kind, again):
 
 
 def test_a_run_that_starts_has_the_state_of_the_run_before(folder, finished):
-    for name, changes in {"sinkhorn": [], "centre": base.CENTER}.items():
-        config = self_distill.parse(arguments(folder, "none", *changes))
+    for name, changes in {"sinkhorn": [], "center": CENTER}.items():
+        config = self_distill.parse(RECIPE.arguments(folder, "none", *changes))
         model = self_distill.model_of(config)
         load_networks(model, finished[name])
         left = load_file(f"{finished[name]}/networks.safetensors")
@@ -88,7 +89,7 @@ def test_a_run_that_starts_has_the_state_of_the_run_before(folder, finished):
         kept = vv.load(f"{finished[name]}/model").state_dict()
         ours = teacher_of(model).encoder.state_dict()
         assert kept.keys() == ours.keys() and all(torch.equal(value, ours[key]) for key, value in kept.items())
-        assert (name == "centre") == any(value.any() for key, value in left.items() if key.startswith("centers"))
+        assert (name == "center") == any(value.any() for key, value in left.items() if key.startswith("centers"))
         drawn = ImageDataset(read_samples(config.data.train), self_distill.views_of(config, model.student.encoder))
         rows: list = []
         taken = ImageDataset.__getitem__
@@ -99,14 +100,14 @@ def test_a_run_that_starts_has_the_state_of_the_run_before(folder, finished):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ImageDataset, "__getitem__", noted)
-            found = trained(folder, f"more {name}", *changes, "--start", finished[name])
+            found = train(folder, f"more {name}", *changes, "--start", finished[name])
         batch = tensors(collate([drawn[row] for row in rows[:8]]), model.student.encoder, 0.04, config.masks)
         wanted = model.train()(batch["large"], 0.04, small=batch["small"], mask=batch["mask"])
         assert found["losses"][0] == pytest.approx(wanted.item(), abs=1e-6)
 
 
 def test_a_student_may_start_as_the_teacher(folder, finished):
-    model = self_distill.model_of(self_distill.parse(arguments(folder, "none")))
+    model = self_distill.model_of(self_distill.parse(RECIPE.arguments(folder, "none")))
     load_networks(model, finished["sinkhorn"], student="teacher")
     teacher = teacher_of(model).state_dict()
     assert all(torch.equal(value, teacher[name]) for name, value in model.student.state_dict().items())
@@ -121,7 +122,7 @@ def left_by(finished) -> dict[str, torch.Tensor]:
 
 
 def test_larger_images_start_with_positions_resized(folder, finished):
-    config = self_distill.parse(arguments(folder, "none", "--student.fields", LARGER))
+    config = self_distill.parse(RECIPE.arguments(folder, "none", "--student.fields", LARGER))
     model, before = self_distill.model_of(config), vv.load(f"{finished['sinkhorn']}/model")
     load_networks(model, finished["sinkhorn"])
     after, pixels = teacher_of(model).encoder, torch.randn(2, 3, 24, 24)
@@ -129,7 +130,7 @@ def test_larger_images_start_with_positions_resized(folder, finished):
     with torch.no_grad():
         torch.testing.assert_close(after(pixels).patch_tokens, before(pixels).patch_tokens, rtol=1e-5, atol=1e-6)
     larger = ["--student.fields", LARGER, "--start", finished["sinkhorn"], "--steps", "2", "--crops.small_size", "12"]
-    assert len(trained(folder, "larger", *larger)["losses"]) == 2
+    assert len(train(folder, "larger", *larger)["losses"]) == 2
     assert vv.load(folder / "larger" / "model").config.image_size == (24, 24)
 
 
@@ -137,8 +138,8 @@ def test_rotary_positions_need_nothing_and_load_as_dinov3(folder, tmp_path):
     from transformers import AutoModel
 
     fields, larger = json.dumps(ROPE), json.dumps(ROPE | {"image_size": 24})
-    trained(folder, tmp_path / "small", "--student.fields", fields, "--steps", "2")
-    trained(folder, tmp_path / "large", "--student.fields", larger, "--steps", "2", "--start", str(tmp_path / "small"))
+    train(folder, tmp_path / "small", "--student.fields", fields, "--steps", "2")
+    train(folder, tmp_path / "large", "--student.fields", larger, "--steps", "2", "--start", str(tmp_path / "small"))
     theirs, ours = AutoModel.from_pretrained(tmp_path / "large" / "model"), vv.load(tmp_path / "large" / "model")
     assert type(theirs).__name__ == "DINOv3ViTModel"
     pixels = torch.randn(2, 3, 24, 24)
@@ -147,56 +148,23 @@ def test_rotary_positions_need_nothing_and_load_as_dinov3(folder, tmp_path):
         torch.testing.assert_close(ours(pixels).patch_tokens, hidden[:, 3:], rtol=1e-4, atol=1e-5)
 
 
-WRONG = [
-    (["--start", "{folder}"], "has no networks.safetensors: give the folder of a finished run"),
-    (["--start", "{run}", "--teacher", "center"], "the run lacks centers.crops.center"),
-    (["--start", "{run}", *base.OWN], "the run lacks student.patch_head"),
-    (["--start", "{run}", "--heads.prototypes", "20"], "student.head.last_layer"),
-    (["--start", "{run}", "--student.fields", json.dumps(FIELDS | {"depth": 1})], "only the run has student.encoder"),
-    (["--start", "{run}", "--student.fields", json.dumps(FIELDS | {"patch_size": 8})], "is (32, 3, 4, 4) there"),
-    (["--weights.gram", "1", "--gram.teacher", "{run}/model", "--gram.refresh", "-1"], "refreshes of at least 0"),
-    (["--gram.refresh", "2"], "gram has settings and no teacher"),
-    (["--lr_end", "2"], "lr_end is 2.0: expected a part from 0 to 1"),
-    (
-        ["--weights.gram", "1", "--gram.teacher", "{run}/model", "--gram.refresh", "2", "--student.fields", LARGER]
-        + ["--gram.image_size", "16"],
-        "differ at position.table: gram.refresh needs the student's architecture",
-    ),
-    (
-        ["--weights.gram", "1", "--gram.teacher", "{run}/model", "--student.fields", LARGER],
-        "has (4, 4) patches and the student (6, 6): expected equally many, or gram.image_size",
-    ),
-    (["--weights.gram", "1", "--gram.teacher", "{run}/model", "--gram.image_size", "18"], "crops of 18 pixels"),
-]
-
-
-@pytest.mark.parametrize(("change", "says"), WRONG)
-def test_wrong_phases_are_one_sentence(folder, finished, tmp_path, capsys, change, says):
-    change = [one.replace("{folder}", str(folder)).replace("{run}", finished["sinkhorn"]) for one in change]
-    with pytest.raises(SystemExit, match="2"):
-        run_cli("recipes.self_distill", lambda: trained(folder, tmp_path / "run", *change))
-    told = capsys.readouterr().err.strip()
-    assert says in told and "\n" not in told
-    assert not (tmp_path / "run" / "model").exists()
-
-
 def test_a_file_of_networks_cut_short_is_one_sentence(folder, finished, tmp_path):
     whole = (folder / "done sinkhorn" / "networks.safetensors").read_bytes()
     (tmp_path / "networks.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="is not a complete safetensors file"):
-        load_networks(self_distill.model_of(self_distill.parse(arguments(folder, "none"))), tmp_path)
+        load_networks(self_distill.model_of(self_distill.parse(RECIPE.arguments(folder, "none"))), tmp_path)
 
 
 def test_the_earlier_teacher_becomes_the_teacher_when_it_is_due(folder, finished, tmp_path, monkeypatch):
     taken, after = Step.__call__, []
 
     def noted(self, index, micro_batches):
-        earlier, teacher = earlier_of(self.model), teacher_of(self.model).encoder
+        earlier, teacher = gram_teacher(self.model), teacher_of(self.model).encoder
         after.append([{name: one.clone() for name, one in each.state_dict().items()} for each in (earlier, teacher)])
         return taken(self, index, micro_batches)
 
     monkeypatch.setattr(Step, "__call__", noted)
-    trained(folder, tmp_path, *gram_of(finished, "--gram.refresh", "2", "--gram.refreshes", "2"))
+    train(folder, tmp_path, *gram_of(finished, "--gram.refresh", "2", "--gram.refreshes", "2"))
     source = vv.load(f"{finished['sinkhorn']}/model").state_dict()
     wanted = [source, source, after[2][1], after[2][1], after[4][1], after[4][1], after[4][1], after[4][1]]
     for (earlier, _), state in zip(after, wanted, strict=True):
@@ -211,29 +179,11 @@ def test_refreshes_are_every_so_many_steps_and_come_to_an_end():
     assert not any(GramSettings("x").due(step) for step in range(1, 21))
 
 
-def test_an_anchored_run_that_was_stopped_goes_on_as_if_it_was_not(folder, finished, tmp_path, monkeypatch):
-    changes = gram_of(finished, "--gram.refresh", "2", "--gram.refreshes", "1", "--gram.image_size", "32")
-    changes += ["--checkpoint_every", "3", "--start", finished["sinkhorn"], "--crops.pack_crops", "true"]
-    whole, taken = trained(folder, tmp_path / "whole", *changes), Step.__call__
-
-    def stopped(self, index, micro_batches):
-        if index == 5:
-            raise KeyboardInterrupt
-        return taken(self, index, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        trained(folder, tmp_path / "stopped", *changes)
-    monkeypatch.undo()
-    rest = trained(folder, tmp_path / "stopped", *changes)
-    assert rest["first_step"] == 3 and rest["losses"] == whole["losses"][3:]
-
-
 def test_the_earlier_teacher_sees_the_same_part_larger_and_undistorted(folder, finished):
     changes = gram_of(finished, "--gram.image_size", "32", "--gram.negatives", "keep")
-    config = self_distill.parse(arguments(folder, "none", *changes))
+    config = self_distill.parse(RECIPE.arguments(folder, "none", *changes))
     model = self_distill.model_of(config)
-    encoder, earlier = model.student.encoder, earlier_of(model)
+    encoder, earlier = model.student.encoder, gram_teacher(model)
     views = self_distill.views_of(config, encoder)
     images = ImageDataset(read_samples(config.data.train), views, alike={4: 0, 5: 1})
     drawn = collate([images[row] for row in range(16)])
@@ -272,31 +222,8 @@ def test_a_rate_that_is_kept_stays_after_the_warmup(folder, tmp_path, monkeypatc
         return taken(self, index, micro_batches)
 
     monkeypatch.setattr(Step, "__call__", noted)
-    trained(folder, tmp_path, "--lr_end", "1", "--steps", "5")
+    train(folder, tmp_path, "--lr_end", "1", "--steps", "5")
     assert seen[0] == pytest.approx(seen[1] / 2) and seen[1:] == pytest.approx([seen[1]] * 4) and seen[1] > 0
-
-
-def test_two_processes_in_every_phase_equal_one(folder, finished):
-    changes = gram_of(finished, "--gram.refresh", "3", "--gram.image_size", "32", "--crops.pack_crops", "true")
-    changes += ["--start", finished["sinkhorn"], "--lr_end", "0.5"]
-    alone = trained(folder, "phase alone", *changes)
-    parts = ["--sharding", "fsdp2", "--checkpoint_every", "4"]
-    runs = {"copies": changes, "parts": [*changes, *parts], "parts by center": [*base.CENTER, "--sharding", "fsdp2"]}
-    given = [arguments(folder, f"phase {name}", "--micro_batch_size", "4", *runs[name]) for name in runs]
-    given.append(given[1])  # from its last checkpoint, after a refresh
-    done = launch(folder, "phases", [{"recipe": "self_distill", "arguments": one} for one in given])
-    assert done.returncode == 0, done.stderr[-3000:]
-    copies, apart, _, again = json.loads((folder / "phases.out.json").read_text())
-    for found in (copies, apart):
-        torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=1e-5)
-    assert again["first_step"] == 4 and again["losses"] == apart["losses"][4:]
-    for name, other in {"phase parts": "phase alone", "phase parts by center": "done center"}.items():
-        ours, theirs = (load_file(folder / run_cli / "networks.safetensors") for run_cli in (name, other))
-        assert ours.keys() == theirs.keys() and "earlier" not in " ".join(ours)
-        for key, value in theirs.items():
-            torch.testing.assert_close(
-                ours[key], value, rtol=1e-2, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}"
-            )
 
 
 def test_the_published_phases_follow_each_other(tmp_path):
@@ -324,7 +251,7 @@ def test_the_published_phases_follow_each_other(tmp_path):
 
 
 def test_an_anchored_model_trains_the_student_alone(folder, finished):
-    model, batch = made(folder, *gram_of(finished))
+    model, batch = model_and_batch(folder, *gram_of(finished))
     assert isinstance(model, SelfDistillation) and model.train().earlier is not None
     model(batch["large"], 0.05, small=batch["small"], mask=batch["mask"]).backward()
     assert {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None} == {"student"}

@@ -2,26 +2,31 @@
 
 import json
 import logging
-import multiprocessing
 import os
+import runpy
+import shutil
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from support.models import make_image
+from support.processes import start
 
 import vlm_vision as vv
 from recipes import vqa
-from vlm_vision.train import settings as training
+from vlm_vision.train import start as training
 from vlm_vision.train.adapters import load_adapter
+from vlm_vision.train.command import run_cli
 from vlm_vision.train.conversations import build_model, read_data
 from vlm_vision.train.loop import resume
 
 TINY = """
-out: {out}
 data: {{train: {folder}/train.json, test: {folder}/test.json, turns: 2}}
 encoder:
   new: {{image_size: 16, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2, mlp_dim: 32, class_token: false, pool: none}}
@@ -39,12 +44,14 @@ log_every: 1
 max_new_tokens: 2
 """
 FROZEN = ["--train_vision", "frozen", "--train_language", "lora", "--lora_rank", "2"]
+QUIET = ["--tracker", "none", "--data.test", ""]
 DROPOUT = ["--train_language", "lora", "--lora_dropout", "0.5"]  # so that the random state matters
 
 
-@pytest.fixture
-def settings(tmp_path):
-    """Writes images, LLaVA files and a YAML; returns the arguments of the recipe."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Images, LLaVA files and a YAML."""
+    tmp_path = tmp_path_factory.mktemp("vqa")
     records = []
     for i in range(12):
         make_image(i, 16, 16).save(tmp_path / f"{i}.png")
@@ -53,12 +60,28 @@ def settings(tmp_path):
             records.append({"image": f"{i}.png", "type": question.split()[0], "conversations": turns})
     (tmp_path / "train.json").write_text(json.dumps(records))
     (tmp_path / "test.json").write_text(json.dumps(records[:6]))
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", folder=tmp_path))
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=tmp_path))
+    return tmp_path
 
-    def arguments(*changes: str) -> list[str]:
-        return ["--config", str(tmp_path / "tiny.yaml"), *changes]
 
-    return arguments
+@pytest.fixture
+def settings(folder, tmp_path) -> Callable[..., list[str]]:
+    """Arguments of a run that writes to `run` in the test's own folder, with changes."""
+    return lambda *changes: ["--config", str(folder / "tiny.yaml"), "--out", str(tmp_path / "run"), *changes]
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> tuple[dict, Path, str]:
+    """Metrics, folder and printed text of a run."""
+    with redirect_stdout(StringIO()) as printed:
+        metrics = run(["--config", str(folder / "tiny.yaml"), "--out", str(folder / "run")])
+    return metrics, folder / "run", printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def losses(folder) -> list[float]:
+    """Losses of a run that measures and logs nothing."""
+    return run(["--config", str(folder / "tiny.yaml"), "--out", str(folder / "plain"), *QUIET])["losses"]
 
 
 def run(arguments: list[str]) -> dict:
@@ -69,23 +92,23 @@ def parameters(folder) -> list[torch.Tensor]:
     return list(vv.VisionLanguageModel.from_pretrained(folder).parameters())
 
 
-def test_a_run_writes_a_model_that_answers_and_figures_with_controls(settings, tmp_path, capsys):
-    metrics = run(settings())
-    out = tmp_path / "run"
+def test_a_run_writes_a_model_that_answers_and_figures_with_controls(folder, finished):
+    metrics, out, printed = finished
     kept = json.loads((out / "metrics.json").read_text())
     assert kept["by_type"].keys() == {"what", "is"} and kept["counts"] == {"is": 3, "what": 3}
     for name in ("accuracy", "blind", "shuffled"):
         assert 0 <= kept[name] == metrics[name] <= 1
     assert kept["seconds"] > 0 and kept["blind_by_type"].keys() == kept["shuffled_by_type"].keys()
     assert kept["image_use"]["right"]["answers"] == 6 and kept["image_use"]["gradients"]["projector"] > 0
-    printed = capsys.readouterr().out
     assert "projector  full" in printed and "gradient norm:" in printed and (kept["warning"] or "uses its") in printed
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 500
     assert len(metrics["losses"]) == 8 and metrics["losses"][-1] < metrics["losses"][0]
     model = vv.VisionLanguageModel.from_pretrained(out / "model")
     assert isinstance(model.answer(make_image(0, 16, 16), "what color ?", max_new_tokens=2), str)
-    assert vqa.parse(["--config", str(out / "config.yaml")]) == vqa.parse(settings())
+    assert vqa.parse(["--config", str(out / "config.yaml")]) == vqa.parse(
+        ["--config", str(folder / "tiny.yaml"), "--out", str(out)]
+    )
     assert not list(out.glob(".*"))
 
 
@@ -124,14 +147,11 @@ def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(settings, tmp_path)
     """With SIGKILL, in processes of their own; losses, weights and the tracker's figures are the same to the bit."""
     unasked = [*DROPOUT, "--data.test", ""]
     whole = run(settings("--out", str(tmp_path / "whole"), *unasked))["losses"]
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["recipes.vqa"])
     goes_on = {"fifth step": 3, "while a checkpoint is written": 3, "before it is in its place": 3}
     goes_on |= {"before the one before it is gone": 6, "last step": 6, "while the model is written": 6}
     for when, kill in KILLS.items():
         arguments = settings("--out", str(tmp_path / when), *unasked)
-        child = processes.Process(target=killed, args=(arguments, *kill))
-        child.start()
+        child = start(killed, arguments, *kill, output=tmp_path / "child.txt")
         child.join(60)
         assert child.exitcode == -signal.SIGKILL, when
     for when in KILLS:
@@ -179,32 +199,23 @@ def test_looking_and_logging_change_nothing_that_is_learned(settings, tmp_path):
     assert not (tmp_path / "plain" / "logs").exists()
 
 
-def test_going_on_with_other_settings_is_refused(settings):
-    run(settings())
+def test_going_on_with_other_settings_is_refused(settings, finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
     with pytest.raises(ValueError, match="belongs to another run: seed was 0 and is 1"):
         run(settings("--seed", "1"))
     assert run(settings("--eval_every", "2", "--tracker", "none"))["first_step"] == 6  # these change nothing
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        ["--micro_batch_size", "1"],
-        ["--micro_batch_size", "4"],
-        ["--gradient_checkpointing", "true"],
-        ["--pack_length", "60"],
-    ],
-    ids=lambda change: " ".join(change),
+    "change", [["--gradient_checkpointing", "true"], ["--pack_length", "60"]], ids=lambda change: " ".join(change)
 )
-def test_a_step_is_the_same_however_it_is_computed(settings, tmp_path, change):
-    one = run(settings("--tracker", "none"))["losses"]
-    other = run(settings("--tracker", "none", "--out", str(tmp_path / "other"), *change))["losses"]
-    torch.testing.assert_close(torch.tensor(other), torch.tensor(one), rtol=1e-4, atol=1e-5)
+def test_a_step_is_the_same_however_it_is_computed(settings, losses, change):
+    other = run(settings(*QUIET, *change))["losses"]
+    torch.testing.assert_close(torch.tensor(other), torch.tensor(losses), rtol=1e-4, atol=1e-5)
 
 
-def test_images_may_be_read_by_other_processes(settings, tmp_path):
-    one = run(settings("--tracker", "none"))["losses"]
-    assert run(settings("--tracker", "none", "--out", str(tmp_path / "w"), "--workers", "1"))["losses"] == one
+def test_images_may_be_read_by_other_processes(settings, losses):
+    assert run(settings(*QUIET, "--workers", "1"))["losses"] == losses
 
 
 def test_a_frozen_tower_is_run_once_and_adapters_are_saved_and_merged(settings, tmp_path, monkeypatch):
@@ -243,30 +254,29 @@ def test_the_encoder_can_train_by_adapters_alone(settings):
     assert metrics["losses"][-1] != metrics["losses"][0]
 
 
-def test_a_run_begins_from_a_saved_model_with_its_own_layout_and_projector(settings, tmp_path):
+def test_a_run_begins_from_a_saved_model_with_its_own_layout_and_projector(folder, settings, tmp_path):
     layout = ["--layout", '{"name": "native", "max_patches": 16, "multiple": 2}']
     options = ["--projector", "pixel_shuffle", "--projector_options", '{"scale": 2}']
     run(settings(*layout, *options, *FROZEN, "--cache_features", "true"))
     saved = vv.VisionLanguageModel.from_pretrained(tmp_path / "run/model")
     assert saved.layout.to_dict() == {"name": "native", "max_patches": 16, "multiple": 2}
     assert saved.projector.options == {"scale": 2} and not (tmp_path / "run/features").exists()
-    lines = (tmp_path / "tiny.yaml").read_text().splitlines()
+    lines = (folder / "tiny.yaml").read_text().splitlines()
     kept = [line for line in lines if not line.startswith(("encoder:", "language:", "  "))]
     (tmp_path / "tiny.yaml").write_text("\n".join(kept))
-    second = settings("--out", str(tmp_path / "second"), "--start", str(tmp_path / "run/model"), "--steps", "1")
+    second = ["--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "second")]
+    second += ["--start", str(tmp_path / "run/model"), "--steps", "1"]
     config = vqa.parse(second)
     begun = build_model(config, [])
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), saved.parameters(), strict=True))
     assert begun.language_model.dtype == torch.float32
     assert len(run(second)["losses"]) == 1
-    with pytest.raises(ValueError, match="brings its own encoder, language model and layout"):
+    with pytest.raises(ValueError, match="own encoder, language model, projector and layout: leave encoder out"):
         vqa.parse([*second, "--encoder.source", "somewhere"])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_learns_the_same_curve_and_goes_on(settings, tmp_path, monkeypatch, precision):
-    one = run(settings("--tracker", "none"))["losses"]
-
+def test_half_precision_learns_the_same_curve_and_goes_on(settings, losses, tmp_path, monkeypatch, precision):
     class Scaling(training.Accelerator):
         """accelerate has fp16 for GPUs alone; this one has it here."""
 
@@ -278,8 +288,8 @@ def test_half_precision_learns_the_same_curve_and_goes_on(settings, tmp_path, mo
         monkeypatch.setattr(training, "Accelerator", Scaling)
     arguments = settings("--tracker", "none", "--out", str(tmp_path / "half"), "--mixed_precision", precision)
     half = run(arguments)["losses"]
-    assert half != one
-    torch.testing.assert_close(torch.tensor(half), torch.tensor(one), rtol=0.02, atol=0.02)
+    assert half != losses
+    torch.testing.assert_close(torch.tensor(half), torch.tensor(losses), rtol=0.02, atol=0.02)
     if precision == "fp16":
         rest = torch.load(tmp_path / "half/checkpoints/step-00000006/rest.pt")
         assert rest["scaler"]["scale"] == 2048 and rest["scaler"]["_growth_tracker"] == 2
@@ -333,16 +343,23 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "says"), WRONG, ids=[" ".join(change) for change, _ in WRONG])
 def test_wrong_settings_are_one_sentence_and_exit_code_2(settings, change, says, capsys, monkeypatch):
-    monkeypatch.setattr("vlm_vision.train.settings.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("vlm_vision.train.start.get_available_trackers", lambda: ["tensorboard"])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     with pytest.raises(SystemExit) as exit:
-        training.run_cli("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
+        run_cli("recipes.vqa", lambda: vqa.main(vqa.parse(settings(*change))))
     assert exit.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert says in said[-1] or "stepz" in says
 
 
-def test_the_command_says_so_too(settings):
-    command = [sys.executable, "-m", "recipes.vqa", *settings("--steps", "0")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "steps is 0" in done.stderr and "Traceback" not in done.stderr
+def as_command(*arguments: str) -> None:
+    """recipes.vqa as `python -m` runs it."""
+    sys.argv = ["recipes.vqa", *arguments]
+    runpy.run_module("recipes.vqa", run_name="__main__")
+
+
+def test_the_command_says_so_too(settings, tmp_path):
+    child = start(as_command, *settings("--steps", "0"), output=tmp_path / "child.txt")
+    child.join(60)
+    printed = (tmp_path / "child.txt").read_text()
+    assert child.exitcode == 2 and "steps is 0" in printed and "Traceback" not in printed

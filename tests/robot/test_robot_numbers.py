@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.golden import golden_case
 
 from vlm_vision.robot.action_tokens import ActionTokens
 from vlm_vision.robot.normalize import Normalizer
 from vlm_vision.robot.statistics import Statistics, choose_statistics, read_statistics
 
 
-def test_action_tokens_are_openvlas(shared) -> None:
-    golden = load_file(shared / "golden" / "action_tokenizer" / "golden_float64.safetensors")  # edges among the actions
+def test_action_tokens_are_openvlas() -> None:
+    golden = load_file(golden_case("action_tokenizer") / "golden_float64.safetensors")  # edges among the actions
     tokens = ActionTokens(32000)
     assert torch.equal(tokens.encode(golden["actions"]), golden["token_ids"])
     for ids, decoded in (("token_ids", "decoded"), ("all_token_ids", "all_decoded")):

@@ -54,15 +54,15 @@ def test_openpi_client_itself():
         policy._ws.close()
 
 
-def test_the_client_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (client,) = re.findall(r"```python\n(import msgpack.*?)```", readme, flags=re.DOTALL)
-    arm, message = Arm(cameras=("top",)), seen()
+@pytest.mark.parametrize("first", ["import msgpack", "import base64"])
+def test_the_clients_of_the_docs(first):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (client,) = re.findall(rf"```python\n({first}.*?)```", page, flags=re.DOTALL)
+    arm, names = Arm(cameras=("front",)), {}
     with running(arm) as server:
-        given = {"picture": message["observation/top"], "state": message["observation/state"]}
-        exec(client.replace("8000", str(server.port)), given)
-    expected = Observation({"top": given["picture"]}, "open the drawer", given["state"])
-    np.testing.assert_array_equal(given["actions"], arm.expected(expected))
+        exec(client.replace("8000", str(server.port)), names)
+    expected = Observation({"front": names["image"]}, "push the block", names["state"])
+    np.testing.assert_array_equal(np.stack(names["actions"]), arm.expected(expected))
 
 
 def test_openvla():

@@ -8,7 +8,7 @@ import pytest
 
 from vlm_vision.robot.observation import Observation, PolicySpec
 from vlm_vision.robot.policy import Actions
-from vlm_vision.sim.controls import blank_images, shuffled
+from vlm_vision.sim.controls import blank_images, shuffled_instructions
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.intervals import SuccessRate
 from vlm_vision.sim.outcomes import Trial
@@ -117,7 +117,10 @@ def test_watching_sees_every_step_and_the_end() -> None:
 
 
 def test_controls_reach_the_policy_and_nothing_else() -> None:
-    policy, told = Walker(), shuffled({name: f"go along {name}" for name in ("north", "southwest", "east")}, seed=3)
+    policy, told = (
+        Walker(),
+        shuffled_instructions({name: f"go along {name}" for name in ("north", "southwest", "east")}, seed=3),
+    )
     found = rollout(policy, Line, TRIALS, instructions=told, alter=blank_images, at_once=3)
     for one in (observation for batch in policy.seen for observation in batch):
         assert np.array_equal(one.images["eye"], np.full((4, 6, 3), 128)) and one.instruction in told.values()
@@ -127,14 +130,18 @@ def test_controls_reach_the_policy_and_nothing_else() -> None:
 
 def test_shuffled_instructions_are_one_ring() -> None:
     for seed in range(20):
-        told = shuffled(INSTRUCTIONS, seed)
+        told = shuffled_instructions(INSTRUCTIONS, seed)
         assert sorted(told.values()) == sorted(INSTRUCTIONS.values())
         assert all(told[task] != words for task, words in INSTRUCTIONS.items())
-    assert shuffled(INSTRUCTIONS, 1) == shuffled(INSTRUCTIONS, 1) != shuffled(INSTRUCTIONS, 2)
+    assert (
+        shuffled_instructions(INSTRUCTIONS, 1)
+        == shuffled_instructions(INSTRUCTIONS, 1)
+        != shuffled_instructions(INSTRUCTIONS, 2)
+    )
     with pytest.raises(ValueError, match="two tasks or more"):
-        shuffled({"north": "go"})
+        shuffled_instructions({"north": "go"})
     with pytest.raises(ValueError, match="words of their own"):
-        shuffled({"north": "go", "south": "go"})
+        shuffled_instructions({"north": "go", "south": "go"})
 
 
 @pytest.mark.parametrize(

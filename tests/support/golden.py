@@ -1,9 +1,11 @@
 """The golden encoder cases: how each is loaded and which of our outputs is which of its tensors."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
@@ -57,10 +59,27 @@ class Case:
         return "NO final norm" in self.about["outputs"].get("tokens", "")
 
 
-def case(shared: Path, name: str) -> Case:
+HERE = Path(__file__).resolve().parents[1] / "data" / "golden"
+"""One case of each format and the losses: enough to prove exactness in a clone alone."""
+
+
+def shared_folder() -> Path:
+    """Folder with all cases and with real weights: VLM_VISION_SHARED, or shared beside the checkout."""
+    return Path(os.environ.get("VLM_VISION_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def golden_case(name: str) -> Path:
+    """Folder of a case, or a file in it; skips the test where neither the checkout nor the shared folder has the case."""
+    for root in (HERE, shared_folder() / "golden"):
+        if (root / name).exists():
+            return root / name
+    pytest.skip(f"no golden case {name} in tests/data/golden or {shared_folder()}: VLM_VISION_SHARED names the folder")
+
+
+def case(name: str) -> Case:
     """Load case `name` as a user would."""
-    folder = shared / "golden" / name
-    encoder = vv.load(source(shared, name))
+    folder = golden_case(name)
+    encoder = vv.load(source(name))
     assert isinstance(encoder, Encoder)
     return Case(json.loads((folder / "case.json").read_text()), load_file(folder / "golden.safetensors"), encoder)
 
@@ -146,20 +165,20 @@ PAIRS = [
 """Cases with a text tower."""
 
 
-def source(shared: Path, name: str) -> Path:
+def source(name: str) -> Path:
     """What a user gives `load` for a case."""
-    folder = shared / "golden" / name
+    folder = golden_case(name)
     return folder / FILES[name] if name in FILES else folder
 
 
-def pair_errors(shared: Path, name: str) -> dict[str, float]:
+def pair_errors(name: str) -> dict[str, float]:
     """Error of every text tensor of a case, and of images against texts."""
-    folder = shared / "golden" / name
+    folder = golden_case(name)
     golden = {key.removesuffix(".native"): value for key, value in load_file(folder / "golden.safetensors").items()}
     about = json.loads((folder / "case.json").read_text())
     ids = golden["input_ids"] if "input_ids" in golden else torch.tensor(about["text_inputs"]["input_ids"])
-    pixels = images(case(shared, name), "native") if name in NAFLEX else golden["pixel_values"]
-    pair = vv.load_pair(source(shared, name))
+    pixels = images(case(name), "native") if name in NAFLEX else golden["pixel_values"]
+    pair = vv.load_pair(source(name))
     out, text = pair(pixels, ids), pair.text(ids)
     ours = {
         "text_tokens": text.tokens,
@@ -174,9 +193,9 @@ def pair_errors(shared: Path, name: str) -> dict[str, float]:
     return {key: error(value, golden[key]) for key, value in ours.items() if key in golden}
 
 
-def model_errors(shared: Path, name: str) -> dict[str, float]:
+def model_errors(name: str) -> dict[str, float]:
     """Error of the vision features and projector output of a vision-language or vision-language-action model."""
-    folder = shared / "golden" / name
+    folder = golden_case(name)
     golden, arch = load_file(folder / "golden.safetensors"), json.loads((folder / "case.json").read_text())["arch"]
     encoder, projector = vv.load(folder), vv.load_projector(folder)
     layer = arch.get("vision_feature_layer")
@@ -189,21 +208,21 @@ def model_errors(shared: Path, name: str) -> dict[str, float]:
 MODELS = ["hf_llava_clip", "hf_llava_siglip_fp16", "openvla_fused_bf16"]
 
 
-def table(shared: Path) -> str:
+def table() -> str:
     """case, reference and worst error of every encoder, text tower, pair and VLA tower, as Markdown."""
     rows = ["| case | reference | tensors | worst error | of |", "|---|---|---|---|---|"]
     for name in [*ENCODERS, *NAFLEX, *PAIRS, *MODELS]:
-        reference = json.loads((shared / "golden" / name / "case.json").read_text())["reference"]
+        reference = json.loads((golden_case(name) / "case.json").read_text())["reference"]
         found: dict[str, float] = {}
         if name in ENCODERS or name in NAFLEX:
-            loaded = case(shared, name)
+            loaded = case(name)
             measure = naflex_errors if name in NAFLEX else errors
             for run in loaded.about["runs"]:
                 found |= {f"{key}.{run}": value for key, value in measure(loaded, run).items()}
         if name in PAIRS:
-            found |= pair_errors(shared, name)
+            found |= pair_errors(name)
         if name in MODELS:
-            found |= model_errors(shared, name)
+            found |= model_errors(name)
         worst = max(found, key=lambda key: found[key])
         row = f"| {name} | {reference['name']} {str(reference['version'])[:10]} | {len(found)} | {found[worst]:.0e} | {worst} |"
         rows += [row] if row not in rows else []
@@ -212,4 +231,4 @@ def table(shared: Path) -> str:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        print(table(Path(__file__).resolve().parents[3] / "shared"))
+        print(table())

@@ -53,3 +53,10 @@ def tiny_llm(name: str, vocab_size: int = 30):
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     return model
+
+
+CHAT = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
+)
+"""A chat template that marks turns with the tokens of `tiny_tokenizer`."""

@@ -1,19 +1,14 @@
-"""What a self-supervised run changes over time and layers: schedules, the teacher's average, rates of layers.
-
-Run as a script under torch.distributed.run, this file averages wrapped and sharded students in each of two processes.
-"""
+"""What a self-supervised run changes over time and layers: schedules, the teacher's average, rates of layers."""
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.processes import run_together
 from torch import Tensor, nn
 
 import vlm_vision as vv
@@ -156,12 +151,12 @@ def closed_form() -> dict[str, Tensor]:
 
 
 def averaged(teacher: EmaTeacher, model: nn.Module) -> dict[str, Tensor]:
-    from vlm_vision.train.loop.shard import full
+    from vlm_vision.train.loop.shard import gather_full_tensor
 
     for i, momentum in enumerate(MOMENTA):
         shaken(model, i)
         teacher.update(model, momentum)
-    return {name: full(value).clone() for name, value in teacher.module.state_dict().items()}
+    return {name: gather_full_tensor(value).clone() for name, value in teacher.module.state_dict().items()}
 
 
 def test_the_average_is_the_closed_form():
@@ -247,20 +242,11 @@ def test_a_wrapped_or_sharded_student_averages_the_same(apart, kind):
 def apart(tmp_path_factory) -> list[dict]:
     """What each of two processes finds."""
     folder = tmp_path_factory.mktemp("apart")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [*command, str(Path(__file__).resolve()), str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(in_each_process, folder, folder=folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def main(folder: Path) -> None:
+def in_each_process(folder: Path) -> None:
     """In one of two processes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -332,7 +318,3 @@ def test_an_impossible_decay_and_a_frozen_model_are_said(encoder):
             layer_groups(encoder, lr=0.1, weight_decay=0.0, decay=decay)
     with pytest.raises(ValueError, match="nothing trains"):
         layer_groups(encoder.requires_grad_(False), lr=0.1, weight_decay=0.0, decay=0.9)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

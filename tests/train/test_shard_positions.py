@@ -1,12 +1,8 @@
-"""Positions resized to another grid follow a sharded table. Run as a script under torch.distributed.run, this file looks."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Positions resized to another grid follow a sharded table."""
 
 import torch
 import torch.distributed as dist
+from support.processes import run_together
 from torch import nn
 
 from vlm_vision.new_models import new_encoder
@@ -15,11 +11,8 @@ from vlm_vision.train.loop.shard import shard
 TINY = dict(image_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, mlp_dim=32, position_prefix=1)
 
 
-def test_positions_of_another_grid_are_those_of_the_table_that_is_gathered():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_positions_of_another_grid_are_those_of_the_table_that_is_gathered(tmp_path):
+    run_together(look, folder=tmp_path)
 
 
 @torch.no_grad()
@@ -37,9 +30,4 @@ def look() -> None:
         encoder.model.position.table.to_local().mul_(1.2)
         whole.model.position.table.copy_(table.mul_(1.2))
         torch.testing.assert_close(model(pixels).patch_tokens, whole(pixels).patch_tokens)
-    dist.barrier()  # a process that leaves first would take the connection of one that still gathers
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    look()

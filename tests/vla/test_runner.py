@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_vla import HEADS, made, observation
+from support.policies import HEADS, made, observation
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 

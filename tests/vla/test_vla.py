@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.policies import HEADS, LLAMA, SPEC, made, observation, rng
 
-import vlm_vision as vv
 from vlm_vision.fused import add_film
-from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.preprocess import images
-from vlm_vision.robot.observation import Observation, PolicySpec
+from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.statistics import Statistics
 from vlm_vision.robot.window import Window
 from vlm_vision.serve.key_map import KeyMap
@@ -20,36 +19,6 @@ from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.crop import OPENVLA_COLOR, CropConfig
 from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.heads.prefix import open_end
-
-ENCODER = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
-LLAMA = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-SPEC = PolicySpec(cameras=("top", "wrist"), action_dim=3, chunk=4, state_dim=2)
-HEADS = {
-    "tokens": {"bins": 8},
-    "parallel": {"hidden_dim": 24},
-    "flow": {"width": 16, "mlp_dim": 32, "steps": 4},
-}
-WORDS = ["what action should the robot take to push a red block open drawer " + " ".join("abcdefghijklmnop")]
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def made(head: str, *, encoder=None, language: dict | None = None, spec: PolicySpec = SPEC, seed: int = 0, **options):
-    torch.manual_seed(seed)
-    tokenizer = word_tokenizer(WORDS)
-    llm = new_language_model(language or {"model_type": "llama", **LLAMA}, tokenizer)
-    vlm = vv.VisionLanguageModel.attach(encoder or new_encoder(ENCODER), llm, tokenizer=tokenizer)
-    drawn = rng().normal(size=(100, 5)) * [1, 2, 3, 1, 1]
-    statistics = {"mine": {"action": Statistics.of(drawn[:, :3]), "observation.state": Statistics.of(drawn[:, 3:])}}
-    options = {"head_options": HEADS[head]} | options
-    return VisionLanguageActionModel.attach(vlm, head, spec=spec, statistics=statistics, **options)
-
-
-def observation(seed: int, words: str = "push a red block") -> Observation:
-    images = {name: rng(seed + i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i, name in enumerate(SPEC.cameras)}
-    return Observation(images, words, rng(seed).normal(size=2))
 
 
 def test_a_served_image_is_converted_once(monkeypatch) -> None:
@@ -202,7 +171,7 @@ def test_slots_see_each_other_and_the_prompt_does_not_see_them() -> None:
     length, count = prefix.mask.shape[1], 12
 
     def hidden(slots: torch.Tensor) -> torch.Tensor:
-        whole = prefix.followed_by(slots[None])
+        whole = prefix.extended_with(slots[None])
         return whole.hidden(open_end(whole.mask, count))[0]
 
     slots = model.head.queries.detach()
@@ -242,7 +211,7 @@ def test_the_mean_word_steers_and_in_oft_the_end_token_counts() -> None:
             "input_ids"
         ]
         wanted = model.vlm.get_input_embeddings()(torch.tensor(words + tail)).mean(0)
-        found = model.steering(batch)
+        found = model.film_condition(batch)
         torch.testing.assert_close(found[2:], wanted.expand(2, -1))  # of two cameras
 
 
@@ -329,7 +298,7 @@ def test_numbers_that_tokens_cannot_say_are_refused() -> None:
 def test_parts_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="there is no action head 'diffusion': choose one of tokens, parallel, flow"):
         VisionLanguageActionModel.attach(made("flow").vlm, "diffusion", spec=SPEC, statistics={})
-    with pytest.raises(ValueError, match="these are not the options of action head 'parallel'"):
+    with pytest.raises(ValueError, match="action head 'parallel' has no"):
         VisionLanguageActionModel.attach(
             made("flow").vlm, "parallel", spec=SPEC, statistics={}, head_options={"colour": 1}
         )

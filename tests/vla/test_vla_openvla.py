@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.golden import golden_case
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -23,10 +24,10 @@ WORDS = "In : What action should the robot take to pick up cup ? Out".lower().sp
 
 
 @pytest.fixture
-def folder(shared, tmp_path):
+def folder(tmp_path):
     """The golden OpenVLA with a tokenizer of 320 words, `<s>` first, as Llama's."""
     path = tmp_path / "openvla"
-    shutil.copytree(shared / "golden" / "openvla_fused_bf16", path)
+    shutil.copytree(golden_case("openvla_fused_bf16"), path)
     words = ["<unk>", "<s>", "</s>", *WORDS, *(f"w{i}" for i in range(320 - 3 - len(WORDS)))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -72,9 +73,9 @@ def observation(seed: int = 0, cameras: tuple[str, ...] = ("image",), state: int
     return Observation(images, "pick up the cup", rng.normal(size=state) if state else None)
 
 
-def test_action_ids_become_the_actions_of_the_reference(shared) -> None:
-    golden = load_file(shared / "golden" / "openvla_fused_bf16" / "golden.safetensors")
-    named = read_statistics(shared / "golden" / "openvla_fused_bf16")
+def test_action_ids_become_the_actions_of_the_reference() -> None:
+    golden = load_file(golden_case("openvla_fused_bf16") / "golden.safetensors")
+    named = read_statistics(golden_case("openvla_fused_bf16"))
     actions = ActionTokens(320).decode(golden["action_ids"])
     for name in ("set_a", "set_b"):
         found = Normalizer("quantiles", named[name]["action"]).invert(actions)
@@ -100,9 +101,9 @@ def test_openvla_acts_as_it_writes(folder) -> None:
         load_policy(folder, statistics="bridge_orig")
 
 
-def test_a_policy_without_a_tokenizer_is_refused(shared) -> None:
+def test_a_policy_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match="has no tokenizer"):
-        load_policy(shared / "golden" / "openvla_fused_bf16", statistics="set_a")
+        load_policy(golden_case("openvla_fused_bf16"), statistics="set_a")
 
 
 class Resnet(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.foreign import load_llava, load_prismatic
+from support.golden import golden_case
 from support.models import make_image, tiny_llm, tiny_tokenizer
 from support.prismatic_reader import Reader
 
@@ -26,13 +27,8 @@ CHAT = (
 TEXTS = ["<image> what color is <image>", "is this a cat ?", "<image> the"]
 
 
-@pytest.fixture
-def golden(shared) -> Path:
-    return shared / "golden"
-
-
-def seeing(golden: Path, tower: str, llm: str = "llama", *, tap=BEFORE_NORM, tokenizer=None, **options):
-    encoder = vv.load(golden / TOWERS.get(tower, tower), tap=tap, **options)
+def seeing(tower: str, llm: str = "llama", *, tap=BEFORE_NORM, tokenizer=None, **options):
+    encoder = vv.load(golden_case(TOWERS.get(tower, tower)), tap=tap, **options)
     return vv.VisionLanguageModel.attach(encoder, tiny_llm(llm), tokenizer=tokenizer or tiny_tokenizer())
 
 
@@ -58,8 +54,8 @@ def stock(folder: Path):
 @pytest.mark.parametrize("llm", ["llama", "llama_tied", "qwen2", "qwen3", "gemma"])
 @pytest.mark.parametrize("tower", TOWERS)
 @torch.no_grad()
-def test_stock_transformers_computes_the_same_with_an_exported_llava(golden, tmp_path, tower, llm):
-    vlm = seeing(golden, tower, llm)
+def test_stock_transformers_computes_the_same_with_an_exported_llava(tmp_path, tower, llm):
+    vlm = seeing(tower, llm)
     export(vlm, "llava", tmp_path, verify=False)
     model, processor = stock(tmp_path)
     ours = vlm.processor(text=TEXTS, images=images())
@@ -76,8 +72,8 @@ def test_stock_transformers_computes_the_same_with_an_exported_llava(golden, tmp
 
 @pytest.mark.parametrize("tower", TOWERS)
 @torch.no_grad()
-def test_an_exported_llava_comes_back_as_it_was(golden, tmp_path, tower):
-    vlm = seeing(golden, tower, tokenizer=tiny_tokenizer(chat_template=CHAT))
+def test_an_exported_llava_comes_back_as_it_was(tmp_path, tower):
+    vlm = seeing(tower, tokenizer=tiny_tokenizer(chat_template=CHAT))
     export(vlm, "llava", tmp_path)
     again = load_llava(tmp_path)
     batch = vlm.processor(text=TEXTS, images=images())
@@ -90,9 +86,9 @@ def test_an_exported_llava_comes_back_as_it_was(golden, tmp_path, tower):
     assert again.processor.apply_chat_template(chat) == vlm.processor.apply_chat_template(chat)
 
 
-def test_the_names_on_disk_are_those_of_the_hub(golden, tmp_path):
+def test_the_names_on_disk_are_those_of_the_hub(tmp_path):
     for llm in ("llama", "llama_tied"):
-        export(seeing(golden, "clip", llm), "llava", tmp_path / llm)
+        export(seeing("clip", llm), "llava", tmp_path / llm)
         with safe_open(tmp_path / llm / "model.safetensors", "pt") as file:
             names = set(file.keys())
         assert {n.split(".")[0] for n in names} == {"vision_tower", "multi_modal_projector", "language_model"}
@@ -108,8 +104,8 @@ def test_the_names_on_disk_are_those_of_the_hub(golden, tmp_path):
 
 
 @pytest.mark.parametrize("template", [None, CHAT])
-def test_the_chat_template_takes_strings_and_lists_alike(golden, tmp_path, template):
-    vlm = seeing(golden, "siglip", tokenizer=tiny_tokenizer(chat_template=template))
+def test_the_chat_template_takes_strings_and_lists_alike(tmp_path, template):
+    vlm = seeing("siglip", tokenizer=tiny_tokenizer(chat_template=template))
     export(vlm, "llava", tmp_path, verify=False)
     _, processor = stock(tmp_path)
     parts = [{"type": "text", "text": "is"}, {"type": "image"}, {"type": "text", "text": "a cat ?"}]
@@ -123,25 +119,25 @@ def test_the_chat_template_takes_strings_and_lists_alike(golden, tmp_path, templ
 
 
 @torch.no_grad()
-def test_another_size_or_reference_is_folded_into_the_table(golden, tmp_path):
+def test_another_size_or_reference_is_folded_into_the_table(tmp_path):
     for reference in ("transformers", "timm"):
-        vlm = seeing(golden, "siglip", image_size=48, reference=reference)
+        vlm = seeing("siglip", image_size=48, reference=reference)
         export(vlm, "llava", tmp_path / reference)
         config = json.loads((tmp_path / reference / "config.json").read_text())
         assert config["vision_config"]["image_size"] == 48 and config["image_seq_length"] == 36
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 1])
-def test_every_block_can_be_tapped(golden, tmp_path, layer):
-    export(seeing(golden, "clip", tap=vv.Tap(layer, norm=False)), "llava", tmp_path)
+def test_every_block_can_be_tapped(tmp_path, layer):
+    export(seeing("clip", tap=vv.Tap(layer, norm=False)), "llava", tmp_path)
     depth = load_llava(tmp_path).encoder.config.depth
     assert json.loads((tmp_path / "config.json").read_text())["vision_feature_layer"] == (
         layer if layer < 0 else layer - depth
     )
 
 
-def test_the_projectors_activation_and_missing_bias_are_kept(golden, tmp_path):
-    encoder = vv.load(golden / "hf_siglip", tap=BEFORE_NORM)
+def test_the_projectors_activation_and_missing_bias_are_kept(tmp_path):
+    encoder = vv.load(golden_case("hf_siglip"), tap=BEFORE_NORM)
     projector = projectors.build("mlp", in_dim=48, out_dim=32, activation="relu", bias=False)
     vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), projector, tiny_tokenizer())
     export(vlm, "llava", tmp_path)
@@ -149,8 +145,8 @@ def test_the_projectors_activation_and_missing_bias_are_kept(golden, tmp_path):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_every_weight_keeps_its_precision(golden, tmp_path, tower):
-    encoder, llm = vv.load(golden / TOWERS[tower], tap=BEFORE_NORM), tiny_llm("llama")
+def test_every_weight_keeps_its_precision(tmp_path, tower):
+    encoder, llm = vv.load(golden_case(TOWERS[tower]), tap=BEFORE_NORM), tiny_llm("llama")
     for weight in llm.parameters():
         weight.data = weight.data.bfloat16()
     export(attached(encoder, llm), "llava", tmp_path)
@@ -159,38 +155,38 @@ def test_every_weight_keeps_its_precision(golden, tmp_path, tower):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_language_model_whose_body_has_another_name_is_found(golden, tmp_path):
+def test_a_language_model_whose_body_has_another_name_is_found(tmp_path):
     from transformers import AutoModelForCausalLM, GPT2Config
 
     config = GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, tie_word_embeddings=False, eos_token_id=1)
-    vlm = attached(vv.load(golden / "hf_clip_quickgelu", tap=BEFORE_NORM), AutoModelForCausalLM.from_config(config))
+    vlm = attached(vv.load(golden_case("hf_clip_quickgelu"), tap=BEFORE_NORM), AutoModelForCausalLM.from_config(config))
     export(vlm, "llava", tmp_path)
     again = load_llava(tmp_path).language_model.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in vlm.language_model.state_dict().items())
 
 
-def test_a_template_that_takes_parts_is_written_as_it_is(golden, tmp_path):
+def test_a_template_that_takes_parts_is_written_as_it_is(tmp_path):
     template = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] if c['type'] == 'text' else '<image>' }}"
     template += "{% endfor %}{{ '</s>' }}{% endfor %}"
-    vlm = seeing(golden, "clip", tokenizer=tiny_tokenizer(chat_template=template))
+    vlm = seeing("clip", tokenizer=tiny_tokenizer(chat_template=template))
     export(vlm, "llava", tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == template
 
 
-def test_large_models_are_sharded(golden, tmp_path, monkeypatch):
+def test_large_models_are_sharded(tmp_path, monkeypatch):
     from vlm_vision.vlm.formats import export as module
 
     save = module.save_torch_state_dict
     monkeypatch.setattr(module, "save_torch_state_dict", lambda *a, **k: save(*a, **k, max_shard_size="200KB"))
-    export(seeing(golden, "clip"), "llava", tmp_path)
+    export(seeing("clip"), "llava", tmp_path)
     assert (tmp_path / "model.safetensors.index.json").is_file() and len(list(tmp_path.glob("*.safetensors"))) > 1
     assert load_llava(tmp_path).num_parameters() > 0
 
 
-def test_what_does_not_load_the_same_is_not_left_on_disk(golden, tmp_path, monkeypatch):
+def test_what_does_not_load_the_same_is_not_left_on_disk(tmp_path, monkeypatch):
     from vlm_vision.vlm.formats import llava_export as llava
 
-    vlm, express = seeing(golden, "clip"), llava._tower
+    vlm, express = seeing("clip"), llava._tower
 
     def spoiled(encoder, side):
         config, tensors = express(encoder, side)
@@ -203,10 +199,10 @@ def test_what_does_not_load_the_same_is_not_left_on_disk(golden, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def fused(golden: Path, llm: str = "llama", second: str = "siglip") -> vv.VisionLanguageModel:
+def fused(llm: str = "llama", second: str = "siglip") -> vv.VisionLanguageModel:
     """DINOv2 with registers and another tower, both on images squashed to 5x5 patches."""
     names, size = ("hf_dinov2_reg", TOWERS[second]), 40
-    towers = [vv.load(golden / name, tap=BEFORE_NORM, image_size=size) for name in names]
+    towers = [vv.load(golden_case(name), tap=BEFORE_NORM, image_size=size) for name in names]
     for tower in towers:
         tower.preprocess = replace(tower.preprocess, resize="squash", resize_to=(size, size), crop=None)
     return vv.VisionLanguageModel.attach(
@@ -216,8 +212,8 @@ def fused(golden: Path, llm: str = "llama", second: str = "siglip") -> vv.Vision
 
 @pytest.mark.parametrize(("llm", "second"), [("llama", "siglip"), ("llama_tied", "siglip"), ("llama", "clip")])
 @torch.no_grad()
-def test_an_independent_reader_computes_the_same_with_an_exported_prismatic(golden, tmp_path, llm, second):
-    vlm = fused(golden, llm, second)
+def test_an_independent_reader_computes_the_same_with_an_exported_prismatic(tmp_path, llm, second):
+    vlm = fused(llm, second)
     export(vlm, "prismatic", tmp_path)
     reader = Reader(tmp_path)
     batch = vlm.processor(text="<image> what color is this ?", images=[make_image()])
@@ -231,8 +227,8 @@ def test_an_independent_reader_computes_the_same_with_an_exported_prismatic(gold
 
 @pytest.mark.parametrize("tower", TOWERS)
 @torch.no_grad()
-def test_one_tower_goes_into_prismatics_layout_too(golden, tmp_path, tower):
-    encoder = vv.load(golden / TOWERS[tower], tap=BEFORE_NORM)
+def test_one_tower_goes_into_prismatics_layout_too(tmp_path, tower):
+    encoder = vv.load(golden_case(TOWERS[tower]), tap=BEFORE_NORM)
     side = encoder.config.image_size
     encoder.preprocess = replace(encoder.preprocess, resize="squash", resize_to=side, crop=None)
     vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), tokenizer=tiny_tokenizer())
@@ -242,16 +238,16 @@ def test_one_tower_goes_into_prismatics_layout_too(golden, tmp_path, tower):
 
 
 @torch.no_grad()
-def test_the_independent_reader_reads_a_published_folder(golden):
-    case = load_file(golden / "openvla_fused_bf16" / "golden.safetensors")
-    reader = Reader(golden / "openvla_fused_bf16")
+def test_the_independent_reader_reads_a_published_folder():
+    case = load_file(golden_case("openvla_fused_bf16") / "golden.safetensors")
+    reader = Reader(golden_case("openvla_fused_bf16"))
     assert gap(reader.features(case["pixel_values"]), case["patch_features"]) < 1e-5
     assert gap(reader(case["pixel_values"], case["input_ids"]), case["logits"]) < 1e-5
 
 
 @torch.no_grad()
-def test_an_exported_prismatic_comes_back_as_it_was(golden, tmp_path):
-    vlm = fused(golden)
+def test_an_exported_prismatic_comes_back_as_it_was(tmp_path):
+    vlm = fused()
     export(vlm, "prismatic", tmp_path)
     again = load_prismatic(tmp_path)
     batch = vlm.processor(text="<image> what", images=[make_image()])
@@ -260,8 +256,8 @@ def test_an_exported_prismatic_comes_back_as_it_was(golden, tmp_path):
     assert gap(again(**theirs).logits, vlm(**batch).logits) < 1e-6
 
 
-def test_a_published_folder_comes_out_of_prismatics_layout_as_it_went_in(golden, tmp_path):
-    source = golden / "openvla_fused_bf16"
+def test_a_published_folder_comes_out_of_prismatics_layout_as_it_went_in(tmp_path):
+    source = golden_case("openvla_fused_bf16")
     vlm = load_prismatic(source)
     attached = vv.VisionLanguageModel.attach(vlm.encoder, vlm.language_model, vlm.projector, tiny_tokenizer())
     export(attached, "prismatic", tmp_path)
@@ -300,9 +296,9 @@ def attached(encoder, llm=None, projector="mlp", **options):
     return vv.VisionLanguageModel.attach(encoder, llm, projector, tiny_tokenizer(), **options)
 
 
-def refused(golden: Path, what: str) -> vv.VisionLanguageModel:
+def refused(what: str) -> vv.VisionLanguageModel:
     """A model that LLaVA's format cannot hold, for the reason `what`."""
-    clip = vv.load(golden / "hf_clip_quickgelu", tap=BEFORE_NORM)
+    clip = vv.load(golden_case("hf_clip_quickgelu"), tap=BEFORE_NORM)
     llm = tiny_llm("llama")
     if what == "norm":
         clip.tap = vv.Tap()
@@ -319,9 +315,9 @@ def refused(golden: Path, what: str) -> vv.VisionLanguageModel:
     elif what == "gpt2":
         llm = tiny_llm("gpt2")
     elif what == "dino":
-        clip = vv.load(golden / "hf_dinov2", tap=BEFORE_NORM)
+        clip = vv.load(golden_case("hf_dinov2"), tap=BEFORE_NORM)
     elif what == "fused":
-        return fused(golden)
+        return fused()
     elif what == "native":
         return attached(clip, layout=Native(max_patches=64))
     elif what == "linear":
@@ -348,19 +344,19 @@ def refused(golden: Path, what: str) -> vv.VisionLanguageModel:
         ("gpt2", "looks for those in embed_tokens"),
     ],
 )
-def test_what_llava_cannot_express_is_refused(golden, tmp_path, what, says):
+def test_what_llava_cannot_express_is_refused(tmp_path, what, says):
     with pytest.raises(ValueError, match=says):
-        export(refused(golden, what), "llava", tmp_path / "model")
+        export(refused(what), "llava", tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_prismatic_cannot_express_is_refused(golden, tmp_path):
-    vlm = fused(golden)
+def test_what_prismatic_cannot_express_is_refused(tmp_path):
+    vlm = fused()
     dino, siglip = vlm.encoder.towers
     cases = {
         "no pair or tower siglip_vision_model \\+ dinov2_with_registers": vv.FusedEncoder([siglip, dino]),
-        "no pair or tower dinov2, in channel order": vv.load(golden / "hf_dinov2", tap=BEFORE_NORM),
-        "attach the encoder with tap=vv.Tap": vv.load(golden / "hf_siglip"),
+        "no pair or tower dinov2, in channel order": vv.load(golden_case("hf_dinov2"), tap=BEFORE_NORM),
+        "attach the encoder with tap=vv.Tap": vv.load(golden_case("hf_siglip")),
     }
     for says, encoder in cases.items():
         with pytest.raises(ValueError, match=says):
@@ -368,17 +364,17 @@ def test_what_prismatic_cannot_express_is_refused(golden, tmp_path):
     with pytest.raises(ValueError, match="attach the encoder with projector='fused_mlp'"):
         export(attached(vlm.encoder), "prismatic", tmp_path)
     with pytest.raises(ValueError, match="know the language models llama, mistral, phi, not qwen2"):
-        export(fused(golden, "qwen2"), "prismatic", tmp_path)
+        export(fused("qwen2"), "prismatic", tmp_path)
     siglip.preprocess = replace(siglip.preprocess, resample="nearest", resize="shortest_edge", crop=(40, 40))
     with pytest.raises(ValueError, match="prepares the images of all towers alike"):
         export(vlm, "prismatic", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_is_not_ready_is_refused(golden, tmp_path):
+def test_a_model_that_is_not_ready_is_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    vlm = seeing(golden, "clip")
+    vlm = seeing("clip")
     with pytest.raises(ValueError, match="expected 'llava' or 'prismatic'"):
         export(vlm, "gguf", tmp_path)
     side = vlm.encoder.config.image_size[0]
@@ -390,7 +386,7 @@ def test_a_model_that_is_not_ready_is_refused(golden, tmp_path):
         with pytest.raises(ValueError, match="adapters are not merged"):
             export(model, "llava", tmp_path)
     export(wrapped.merge_and_unload(), "llava", tmp_path)
-    vlm = seeing(golden, "clip")
+    vlm = seeing("clip")
     vlm.processor = None
     with pytest.raises(ValueError, match="no tokenizer to write"):
         export(vlm, "llava", tmp_path)
@@ -398,10 +394,10 @@ def test_a_model_that_is_not_ready_is_refused(golden, tmp_path):
 
 @pytest.mark.parametrize("tower", TOWERS)
 @torch.no_grad()
-def test_tiles_become_a_llava_next_of_stock_transformers(golden, tmp_path, tower):
+def test_tiles_become_a_llava_next_of_stock_transformers(tmp_path, tower):
     from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
-    encoder = vv.load(golden / TOWERS[tower], tap=BEFORE_NORM)
+    encoder = vv.load(golden_case(TOWERS[tower]), tap=BEFORE_NORM)
     side = encoder.config.image_size[0]
     vlm = attached(encoder, layout=AnyRes(((side, 2 * side), (2 * side, side), (2 * side, 2 * side))))
     export(vlm, "llava", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.foreign import load_llava, load_prismatic
+from support.golden import golden_case
 from support.models import make_image, tiny_tokenizer
 
 import vlm_vision as vv
@@ -28,22 +29,17 @@ def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.fixture
-def golden(shared) -> Path:
-    return shared / "golden"
-
-
 def case(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "golden.safetensors")
 
 
 @pytest.fixture
-def copied(golden, tmp_path):
+def copied(tmp_path):
     """Copies a golden folder, to be changed: copied(name, config changes) -> folder."""
 
     def copy(name: str, **changes) -> Path:
         folder = tmp_path / name
-        shutil.copytree(golden / name, folder)
+        shutil.copytree(golden_case(name), folder)
         for file in (folder, *folder.iterdir()):
             file.chmod(0o755)
         config = json.loads((folder / "config.json").read_text())
@@ -60,8 +56,8 @@ def rewrite(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("name", LLAVA)
 @torch.no_grad()
-def test_a_llava_checkpoint_gives_the_references_logits_and_loss(golden, name):
-    vlm, expected = load_llava(golden / name), case(golden / name)
+def test_a_llava_checkpoint_gives_the_references_logits_and_loss(name):
+    vlm, expected = load_llava(golden_case(name)), case(golden_case(name))
     inputs = {key: expected[key] for key in ("input_ids", "pixel_values", "attention_mask", "labels")}
     out = vlm(**inputs)
     assert gap(out.logits, expected["logits"]) < 1e-5 and gap(out.loss, expected["loss"]) < 1e-5
@@ -70,8 +66,8 @@ def test_a_llava_checkpoint_gives_the_references_logits_and_loss(golden, name):
 
 
 @torch.no_grad()
-def test_a_prismatic_checkpoint_gives_the_references_logits(golden):
-    vlm, expected = load_prismatic(golden / "openvla_fused_bf16"), case(golden / "openvla_fused_bf16")
+def test_a_prismatic_checkpoint_gives_the_references_logits():
+    vlm, expected = load_prismatic(golden_case("openvla_fused_bf16")), case(golden_case("openvla_fused_bf16"))
     ids = expected["input_ids"]
     patches = torch.full((len(ids), 25), vlm.config.image_token_id)
     ids = torch.cat([ids[:, :1], patches, ids[:, 1:]], dim=1)
@@ -80,14 +76,14 @@ def test_a_prismatic_checkpoint_gives_the_references_logits(golden):
 
 
 @pytest.mark.parametrize("load", [load_llava, load_prismatic])
-def test_half_precision_is_kept_where_asked_for_and_rotary_frequencies_are_not_rounded(golden, load):
+def test_half_precision_is_kept_where_asked_for_and_rotary_frequencies_are_not_rounded(load):
     name = {load_llava: "hf_llava_siglip_fp16", load_prismatic: "openvla_fused_bf16"}[load]
-    vlm = load(golden / name, dtype=torch.bfloat16)
+    vlm = load(golden_case(name), dtype=torch.bfloat16)
     assert {weight.dtype for weight in vlm.parameters()} == {torch.bfloat16} and vlm.config.dtype == torch.bfloat16
     assert vlm.get_decoder().rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_the_layout_of_transformers_in_memory_is_read_too(golden, copied):
+def test_the_layout_of_transformers_in_memory_is_read_too(copied):
     def in_memory(weights):
         moved = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model."}
         moved |= {"vision_tower.vision_model.": "model.vision_tower."}
@@ -99,17 +95,17 @@ def test_the_layout_of_transformers_in_memory_is_read_too(golden, copied):
 
     folder = copied("hf_llava_clip")
     rewrite(folder, in_memory)
-    there, here = load_llava(golden / "hf_llava_clip").state_dict(), load_llava(folder).state_dict()
+    there, here = load_llava(golden_case("hf_llava_clip")).state_dict(), load_llava(folder).state_dict()
     assert there.keys() == here.keys() and all(torch.equal(value, here[name]) for name, value in there.items())
 
 
 @torch.no_grad()
-def test_a_positive_layer_counts_the_embeddings_as_the_reference_does(golden, copied):
+def test_a_positive_layer_counts_the_embeddings_as_the_reference_does(copied):
     from transformers import LlavaForConditionalGeneration
 
     for layer in (1, 3, -1):
         folder = copied("hf_llava_clip", vision_feature_layer=layer)
-        expected = case(golden / "hf_llava_clip")
+        expected = case(golden_case("hf_llava_clip"))
         inputs = {key: expected[key] for key in ("input_ids", "pixel_values", "attention_mask")}
         theirs = LlavaForConditionalGeneration.from_pretrained(folder)(**inputs).logits
         assert gap(load_llava(folder)(**inputs).logits, theirs) < 1e-5
@@ -118,12 +114,12 @@ def test_a_positive_layer_counts_the_embeddings_as_the_reference_does(golden, co
 
 @pytest.mark.parametrize("act", ["relu", "gelu_pytorch_tanh", "silu"])
 @torch.no_grad()
-def test_activation_and_missing_bias_of_the_projector_are_honored(golden, copied, act):
+def test_activation_and_missing_bias_of_the_projector_are_honored(copied, act):
     from transformers import LlavaForConditionalGeneration
 
     folder = copied("hf_llava_clip", projector_hidden_act=act, multimodal_projector_bias=False)
     rewrite(folder, lambda weights: {n: w for n, w in weights.items() if not ("projector" in n and "bias" in n)})
-    expected = case(golden / "hf_llava_clip")
+    expected = case(golden_case("hf_llava_clip"))
     inputs = {key: expected[key] for key in ("input_ids", "pixel_values", "attention_mask")}
     theirs = LlavaForConditionalGeneration.from_pretrained(folder)(**inputs).logits
     assert gap(load_llava(folder)(**inputs).logits, theirs) < 1e-5
@@ -211,15 +207,15 @@ def test_weights_that_do_not_fit_are_named(copied):
         load_prismatic(folder)
 
 
-def test_a_damaged_folder_is_one_sentence(copied, golden):
+def test_a_damaged_folder_is_one_sentence(copied):
     folder = processed(copied("hf_llava_clip"), None)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="processor's files in .* cannot be read"):
         load_llava(folder)
     with pytest.raises(ValueError, match="is no Prismatic or OpenVLA folder"):
-        load_prismatic(golden / "hf_llava_clip")
+        load_prismatic(golden_case("hf_llava_clip"))
     with pytest.raises(ValueError, match="there is no folder"):
-        load_llava(golden / "nothing")
+        load_llava(folder / "nothing")
 
 
 def test_a_tokenizer_that_calls_another_token_image_is_refused(copied):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from support.models import LLMS, make_image, tiny_llm, tiny_tokenizer
+from support.golden import golden_case
+from support.models import CHAT, LLMS, make_image, tiny_llm, tiny_tokenizer
 
 import projectors
 import vlm_vision as vv
@@ -117,11 +118,10 @@ def test_a_saved_model_is_loaded_by_the_auto_classes(name, encoder, tmp_path):
 
 
 @torch.no_grad()
-def test_a_saved_fused_model_is_the_same(shared, tmp_path):
-    golden = shared / "golden"
+def test_a_saved_fused_model_is_the_same(tmp_path):
     towers = [
-        vv.load(golden / "hf_dinov2_reg", tap=vv.Tap(-2, False), image_size=42),
-        vv.load(golden / "hf_siglip", image_size=48),
+        vv.load(golden_case("hf_dinov2_reg"), tap=vv.Tap(-2, False), image_size=42),
+        vv.load(golden_case("hf_siglip"), image_size=48),
     ]
     vlm = vv.VisionLanguageModel.attach(
         vv.FusedEncoder(towers), tiny_llm("llama"), projector="fused_mlp", tokenizer=tiny_tokenizer()
@@ -189,12 +189,6 @@ def test_gradient_checkpointing_changes_no_gradient(vlm):
         vlm(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
         gradients.append(vlm.encoder.model.blocks[0].attn.qkv.weight.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1])
-
-
-CHAT = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
-)
 
 
 def test_the_chat_template_of_the_language_model_is_honored(encoder):

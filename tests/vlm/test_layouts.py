@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from support.golden import golden_case
 from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import projectors
@@ -115,8 +116,8 @@ def test_generation_and_saving_with_every_layout(encoder, layout, projector, opt
 
 
 @torch.no_grad()
-def test_a_naflex_tower_keeps_the_shape_of_its_images(shared):
-    tower = vv.load(shared / "golden" / "hf_siglip2_naflex")
+def test_a_naflex_tower_keeps_the_shape_of_its_images():
+    tower = vv.load(golden_case("hf_siglip2_naflex"))
     vlm = vv.VisionLanguageModel.attach(tower, tiny_llm("llama"), tokenizer=tiny_tokenizer())
     assert vlm.layout == vv.Native(tower.preprocess.max_patches)
     wide, tall = make_image(0, 30, 120), make_image(1, 90, 45)
@@ -156,7 +157,7 @@ def test_a_video_is_its_frames(vlm):
         vlm.processor(text="<video> what", videos=[frames, frames])
 
 
-def test_a_layout_that_does_not_fit_is_refused(encoder, shared):
+def test_a_layout_that_does_not_fit_is_refused(encoder):
     with pytest.raises(ValueError, match="pinpoint 40x64 is no multiple of the encoder's canvas of 32x32"):
         join(encoder, vv.AnyRes(((40, 64),)))
     with pytest.raises(ValueError, match="needs a grid of multiples"):
@@ -165,9 +166,8 @@ def test_a_layout_that_does_not_fit_is_refused(encoder, shared):
         vv.AnyRes(())
     with pytest.raises(ValueError, match="is not known"):
         layout_from_dict({"name": "whole", "tiles": 3})
-    golden = shared / "golden"
     fused = vv.FusedEncoder(
-        [vv.load(golden / "hf_dinov2_reg", image_size=42), vv.load(golden / "hf_siglip", image_size=48)]
+        [vv.load(golden_case("hf_dinov2_reg"), image_size=42), vv.load(golden_case("hf_siglip"), image_size=48)]
     )
     with pytest.raises(ValueError, match="fused towers see one canvas"):
         join(fused, vv.Native(20))
@@ -180,9 +180,8 @@ def test_a_layout_that_does_not_fit_is_refused(encoder, shared):
 
 
 @torch.no_grad()
-def test_fused_towers_see_tiles(shared):
-    golden = shared / "golden"
-    towers = [vv.load(golden / "hf_dinov2_reg", image_size=42), vv.load(golden / "hf_siglip", image_size=48)]
+def test_fused_towers_see_tiles():
+    towers = [vv.load(golden_case("hf_dinov2_reg"), image_size=42), vv.load(golden_case("hf_siglip"), image_size=48)]
     vlm = join(vv.FusedEncoder(towers), vv.AnyRes(((48, 96), (96, 48))))
     batch = vlm.processor(text="<image> what", images=make_image(0, 40, 90))
     features = vlm.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])

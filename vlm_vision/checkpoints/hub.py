@@ -17,7 +17,7 @@ TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
 """Patterns of a tokenizer's files that are no JSON."""
 
 
-def shipped(source: str | Path) -> str | Path:
+def packaged_source(source: str | Path) -> str | Path:
     """The folder of a name that comes with the package; any other source as it is."""
     return SHIPPED.get(source, source) if isinstance(source, str) else source
 
@@ -28,7 +28,7 @@ def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) 
     Args:
         also: patterns of files to fetch from the hub beside configurations and weights.
     """
-    source = shipped(source)
+    source = packaged_source(source)
     path = Path(source).expanduser()
     if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
         return path

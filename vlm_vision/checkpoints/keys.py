@@ -30,7 +30,7 @@ PATCH_VECTOR = TensorLayout(
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (row, column, channel) order, (D, p * p * C)."""
 
 
-def table_of(rows: int, columns: int) -> TensorLayout:
+def table_to_grid(rows: int, columns: int) -> TensorLayout:
     """Our position table (1, N, D) as (1, rows, columns, D)."""
     return TensorLayout(
         write=lambda x: x.unflatten(1, (rows, columns)),

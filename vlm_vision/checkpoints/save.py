@@ -84,7 +84,7 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
 
 def _timm(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
     """(weights, JSON files, preprocessing that the files describe) for timm."""
-    config, state = timm_write.fitted(family, model.config, dict(state))
+    config, state = timm_write.to_timm_state(family, model.config, dict(state))
     described = timm_write.describe(family, config)
     tensors = timm_write.tensors(family, config, state)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.checkpoints.towers import WeightSource, state_of
+from vlm_vision.checkpoints.towers import WeightSource, read_state_dict
 from vlm_vision.nn.text import TextConfig, TextTransformer
 from vlm_vision.preprocess.tokenizer import TokenizerRules
 
@@ -39,7 +39,7 @@ def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> Text
     with torch.device("meta"):
         model = TextTransformer(tower.config)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    state = state_of(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
+    state = read_state_dict(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)
     return model
 

@@ -128,12 +128,12 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
         table = torch.zeros(shapes.pop("position.table"))
         table[0, tower.config.position_prefix :] = sincos_2d(tower.config.grid, tower.config.embed_dim)
         state["position.table"] = table.to(device=device, dtype=dtype)
-    state |= state_of(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
+    state |= read_state_dict(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)
     return model
 
 
-def state_of(
+def read_state_dict(
     table: list[Key],
     shapes: Mapping[str, Sequence[int]],
     weights: WeightSource,

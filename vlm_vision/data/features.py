@@ -15,7 +15,7 @@ from vlm_vision.data.stored_image import ImageSource, StoredImage, open_stored_i
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class FeatureCache:
         if (home / "features.json").is_file() and (home / "features.npy").is_file():
             log.info("features of %d images found in %s", len(images), home)
             return cls(home)
-        with evaluating(encoder), whole(home) as staging:
+        with eval_mode(encoder), whole(home) as staging:
             tokens, grid = None, None
             for start in tqdm(range(0, len(images), batch_size), desc="encoding images", unit="batch"):
                 batch = open_stored_images(images[start : start + batch_size])

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.robot.window import Window
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.model import VisionLanguageActionModel
@@ -58,7 +58,7 @@ def _difference(
         mine = windows[at : at + batch_size]
         batch = collate([(one, 0) for one in mine or windows[:1]])  # a process without a share makes the passes too
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-        with evaluating(model), accelerator.autocast():
+        with eval_mode(model), accelerator.autocast():
             given = model.head.decode(model.head.prefill(model.prefix(batch)))
         if mine:
             kept = ~batch["padded"]

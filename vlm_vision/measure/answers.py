@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.stored_image import ImageSource, open_stored_images
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.vlm.model import VisionLanguageModel
 
 PatchTokens = Callable[[Sequence[ImageSource]], Tensor]
@@ -94,7 +94,7 @@ def teacher_forced(model: nn.Module, batch: dict[str, Tensor]) -> TeacherForcedC
     begins[:, 1:] &= ~answer[:, :-1]
     which = begins.flatten().cumsum(0).view_as(labels) - 1  # which answer of the batch a label belongs to
     predicts = answer.any(dim=0).nonzero().squeeze(1)
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(**inputs, logits_to_keep=predicts, use_cache=False).logits
     if logits.shape[1] != len(predicts):  # a language model without logits_to_keep
         logits = logits[:, predicts]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
-from vlm_vision.measure.image_use import blanked
+from vlm_vision.measure.image_use import blank_batch
 from vlm_vision.train.trainable import unwrapped
 
 SHOWN = ("right", "shuffled", "blank")
@@ -47,7 +47,7 @@ def watch(
         mine = pairs[at : at + batch_size]
         own, others = zip(*(mine or pairs[:1]), strict=True)  # a process without a share makes the passes too
         batch = _to(collate(own), accelerator.device)
-        shown = (batch, _to(collate(others), accelerator.device), blanked(unwrapped(model), batch))
+        shown = (batch, _to(collate(others), accelerator.device), blank_batch(unwrapped(model), batch))
         with accelerator.autocast():
             seen = [teacher_forced(model, one) for one in shown]
         if mine:

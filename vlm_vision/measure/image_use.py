@@ -18,7 +18,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -125,18 +125,18 @@ def image_use(
         batch = batch_of(own)
         right += teacher_forced(model, batch)
         shuffled += teacher_forced(model, batch_of(others))
-        blank += teacher_forced(model, blanked(model, batch))
+        blank += teacher_forced(model, blank_batch(model, batch))
     first = batch_of([one for one, _ in pairs[:batch_size]])
     return ImageUse(right, shuffled, blank, gradient_norms(model, first), token_ratio(model, first))
 
 
 @torch.no_grad()
-def blanked(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def blank_batch(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with every pixel in the mid-gray that the encoder's preprocessing makes of 128, or its patch tokens."""
     height, width = model.encoder.preprocess.output_size or (224, 224)
     gray = model.encoder.preprocess(torch.full((3, height, width), 128, dtype=torch.uint8)).to(model.device)
     if "patch_tokens" in batch:
-        with evaluating(model):
+        with eval_mode(model):
             ((tokens, _),) = model.encode(gray)
         return batch | {"patch_tokens": tokens.to(batch["patch_tokens"].dtype).expand_as(batch["patch_tokens"])}
     pixels = batch["pixel_values"]
@@ -159,7 +159,7 @@ def gradient_norms(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict
     for weight in thawed:
         weight.requires_grad_(True)
     try:
-        with evaluating(model), torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             loss = answer_loss(model, batch) / num_answer_tokens(batch)
             wanted = [weight for own in weights.values() for weight in own]
             found = iter(
@@ -181,7 +181,7 @@ def token_ratio(model: VisionLanguageModel, batch: dict[str, Tensor]) -> float:
     images: dict[str, Any] = {
         name: batch[name] for name in ("pixel_values", "image_sizes", "patch_tokens") if name in batch
     }
-    with evaluating(model):
+    with eval_mode(model):
         embeds = model.embed(ids, **images).float()
     seen = ids == model.config.image_token_id
     words = ~seen & batch.get("attention_mask", torch.ones_like(ids)).bool()

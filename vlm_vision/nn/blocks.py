@@ -111,10 +111,14 @@ class Attention(nn.Module):
         seen = None
         if context.causal:
             seen = torch.arange(k.shape[-2], device=k.device) <= context.places[:, None, :, None]
-        return F.scaled_dot_product_attention(at(q, context.places), k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(select_tokens(q, context.places), k, v, attn_mask=seen)
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
 
-def at(x: Tensor, places: Tensor) -> Tensor:
+def select_tokens(x: Tensor, places: Tensor) -> Tensor:
     """The tokens at `places` (B, Q) of x: (B, T, D) -> (B, Q, D), or (B, H, T, K) -> (B, H, Q, K)."""
     places = places[..., None] if x.ndim == 3 else places[:, None, :, None]
     return x.gather(-2, places.expand(*x.shape[:-2], -1, x.shape[-1]))
@@ -220,5 +224,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         seen = self.attn(self.norm1(x), context)
-        x = self.residual1(x if context.places is None else at(x, context.places), seen, context)
+        x = self.residual1(x if context.places is None else select_tokens(x, context.places), seen, context)
         return self.residual2(x, self.mlp(self.norm2(x)), context)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vlm_vision.nn.blocks import Block, BlockConfig, Context, at
+from vlm_vision.nn.blocks import Block, BlockConfig, Context, select_tokens
 
 
 class Film(nn.Module):
@@ -25,7 +25,7 @@ class FilmBlock(Block):
         self.film = Film(config.embed_dim, condition_dim)
 
     @classmethod
-    def around(cls, block: Block, config: BlockConfig, condition_dim: int) -> "FilmBlock":
+    def wrap(cls, block: Block, config: BlockConfig, condition_dim: int) -> "FilmBlock":
         """The parts of a block, and FiLM that is zero at first, in the type and place of its weights."""
         made = cls(config, block.residual1.drop_path, condition_dim)
         like = next(block.parameters())
@@ -39,12 +39,12 @@ class FilmBlock(Block):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         assert context.condition is not None
         seen = self.attn(self.norm1(x), context)
-        x = self.residual1(x if context.places is None else at(x, context.places), seen, context)
+        x = self.residual1(x if context.places is None else select_tokens(x, context.places), seen, context)
         x = self.film(x, context.condition)
         return self.residual2(x, self.mlp(self.norm2(x)), context)
 
 
-def checked(condition: Tensor | None, film_dim: int, like: Tensor) -> Tensor | None:
+def check_condition(condition: Tensor | None, film_dim: int, like: Tensor) -> Tensor | None:
     """The condition of a batch of as many images as `like`, in its type. Raises ValueError if it is not what is wanted."""
     if not film_dim:
         if condition is not None:

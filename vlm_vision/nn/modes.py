@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every module is in its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.nn.blocks import Block, Context, at, norm
+from vlm_vision.nn.blocks import Block, Context, norm, select_tokens
 from vlm_vision.nn.config import Activation, check_choices, check_whole
 
 TextPool = Literal["last", "argmax", "eos"]
@@ -149,7 +149,7 @@ class TextTransformer(nn.Module):
             else:
                 x = block(x, context)
         x = self.norm(x)
-        features = at(x, place)[:, 0] if tokens else x[:, 0]
+        features = select_tokens(x, place)[:, 0] if tokens else x[:, 0]
         return TextOutput(x if tokens else x[:, :0], features if self.head is None else self.head(features))
 
     def _place(self, ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.nn.blocks import Block, Context, Mlp, norm
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
-from vlm_vision.nn.film import FilmBlock, checked
+from vlm_vision.nn.film import FilmBlock, check_condition
 from vlm_vision.nn.linear import Linear
 from vlm_vision.nn.position import Grid, PositionTable, rope_2d
 
@@ -157,7 +157,7 @@ class VisionTransformer(nn.Module):
         places, prefix = None, self.config.num_prefix_tokens
         if prefix and not patches and not (pool and self._pools_patches):
             places = torch.arange(prefix, device=x.device).expand(len(x), -1)
-        steered = checked(condition, self.config.film_dim, x)
+        steered = check_condition(condition, self.config.film_dim, x)
         x = self._run(x, Context(rope=self._rope(grid, keep, x.device), condition=steered), last, places)
         out = self._output(x, grid, tap, pool)
         out.kept = keep
@@ -370,7 +370,7 @@ class VisionTransformer(nn.Module):
         pooled = config.pool in ("map", "query", "mean")
         return pooled or (self.head is not None and config.class_input not in ("pooled", "distilled"))
 
-    def unreached(self, tap: Tap) -> list[nn.Module]:
+    def unused_modules(self, tap: Tap) -> list[nn.Module]:
         """Modules that take no part in the patch tokens of `tap`: blocks past it, pooling, heads."""
         last = tap.block(self.config.depth)
         heads = (self.pool, self.pool_norm, self.pool_head, self.head, self.head_dist)

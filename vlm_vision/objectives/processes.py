@@ -65,7 +65,7 @@ def rows_of_all(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return rows if num_processes(group) == 1 else _GatherRows.apply(rows, group)  # type: ignore[return-value]
 
 
-def sums_to_their_own(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def reduce_scatter_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """(processes * B, ...) -> (B, ...): the sum over processes of the rows of this one."""
     processes = num_processes(group)
     if processes == 1:
@@ -86,4 +86,4 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return sums_to_their_own(gradient, ctx.group), None
+        return reduce_scatter_rows(gradient, ctx.group), None

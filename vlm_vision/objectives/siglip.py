@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlm_vision.objectives.processes import in_float32, num_processes, process_index, rows_of_all, sums_to_their_own
+from vlm_vision.objectives.processes import in_float32, num_processes, process_index, reduce_scatter_rows, rows_of_all
 
 Exchange = Literal["ring", "gather"]
 Visit = Callable[[Tensor, Tensor, bool], None]
@@ -121,7 +121,7 @@ def _gather(text: Tensor, visit: Visit, group: dist.ProcessGroup | None) -> Tens
     gradient = torch.zeros_like(every)
     for rank, (block, of_block) in enumerate(zip(every.split(len(text)), gradient.split(len(text)), strict=True)):
         visit(block, of_block, rank == process_index(group))
-    return sums_to_their_own(gradient, group)
+    return reduce_scatter_rows(gradient, group)
 
 
 def _passed_on(carried: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -21,7 +21,7 @@ def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
     return -((crop - size) // 2) if rounding == "half_even" else (size - crop) // 2
 
 
-def cropped(
+def crop_array(
     pixels: np.ndarray, crop: tuple[int, int], fill: RGB, rounding: CropRounding, place: CropPlace = "centre"
 ) -> np.ndarray:
     """A part of (H, W, 3), with `fill` outside the image."""
@@ -64,7 +64,7 @@ def size_within_budget(height: int, width: int, patch_size: int, max_patches: in
     return patches(height, fits) * patch_size, patches(width, fits) * patch_size
 
 
-def resized(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
+def resize_array(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
     """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
     if kernel == "pillow":
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling[resample.upper()]))

@@ -25,8 +25,8 @@ from vlm_vision.preprocess.resize import (
     CropRounding,
     Kernel,
     ResampleFilter,
-    cropped,
-    resized,
+    crop_array,
+    resize_array,
     size_within_budget,
     with_bars,
 )
@@ -225,12 +225,12 @@ class Preprocess:
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resized(image, self._size(image.height, image.width), self.resample, self.kernel)
+            pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
-            pixels = cropped(pixels, self.resize_to, self.fill, "half_even")
+            pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.crop is None:
             return pixels
-        return cropped(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
+        return crop_array(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image of this height and width is resized."""

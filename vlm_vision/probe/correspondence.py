@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
 from vlm_vision.nn.config import Tap
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.nn.position import Grid
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.preprocess.spec import Preprocess
@@ -119,7 +119,7 @@ def image_correspondence(
     for source in tqdm(images, desc="comparing views", unit="image"):
         image = load_image(*read_images([source]))
         whole, part = CropBox(0, 0, image.height, image.width), random_crop_box(image.height, image.width, generator)
-        with evaluating(encoder):
+        with eval_mode(encoder):
             out = encoder(squash([part.cut(image), image]).to(encoder.device), tap=tap, pool=False)
         tokens, other = out.patch_tokens
         places = whole.places(part.centers(out.grid), out.grid)

@@ -11,7 +11,7 @@ from vlm_vision.data.stored_image import StoredImage, open_stored_images
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Tap, VisionOutput
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.pair import Pair
 from vlm_vision.preprocess.images import ImageInput
 
@@ -152,7 +152,7 @@ def _in_batches(model: nn.Module, given: Sequence[T], see: Callable[[Sequence[T]
     if not len(given):
         raise ValueError("there is nothing to encode: expected at least one image or text")
     found = []
-    with evaluating(model):
+    with eval_mode(model):
         for start in tqdm(range(0, len(given), batch_size), desc="encoding", unit="batch"):
             found.append(see(given[start : start + batch_size]).float().cpu())
     return torch.cat(found)

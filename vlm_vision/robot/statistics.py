@@ -116,10 +116,10 @@ def choose_statistics(named: Named, name: str) -> dict[str, Statistics]:
     if not name and len(named) == 1:
         return next(iter(named.values()))
     given = f"statistics {name!r} are not known" if name else "there are statistics of several data sets"
-    raise ValueError(f"{given}: choose one of {listed(named)}")
+    raise ValueError(f"{given}: choose one of {join_names(named)}")
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Names in a sentence."""
     return ", ".join(repr(name) for name in sorted(names))
 

@@ -33,7 +33,7 @@ class RequestHandler:
         self.keys = KeyMap.of(policy.spec, settings.keys)
         self.batcher = Batcher(policy, settings, self.metrics)
         self._rates = RateLimits(settings.rate)
-        self._in_hand, self._idle = 0, asyncio.Event()
+        self._in_flight, self._idle = 0, asyncio.Event()
         self._idle.set()
 
     async def admit(self, connection: HTTPConnection) -> None:
@@ -88,16 +88,16 @@ class RequestHandler:
         return answer
 
     @contextmanager
-    def in_hand(self, began: float) -> Iterator[None]:
+    def in_flight(self, began: float) -> Iterator[None]:
         """From a request's arrival until its answer is sent: `close` waits for it."""
-        self._in_hand += 1
+        self._in_flight += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._in_hand -= 1
+            self._in_flight -= 1
             self.metrics.stage("total", time.perf_counter() - began)
-            if not self._in_hand:
+            if not self._in_flight:
                 self._idle.set()
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ def blank_images(observation: Observation) -> Observation:
     return replace(observation, images=grays)
 
 
-def shuffled(instructions: Mapping[str, str], seed: int = 0) -> dict[str, str]:
+def shuffled_instructions(instructions: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     """Task -> the instruction of another task: one ring through all tasks, drawn by `seed` (Sattolo 1986).
 
     Raises:

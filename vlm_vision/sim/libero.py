@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import listed
+from vlm_vision.robot.statistics import join_names
 from vlm_vision.sim.rendering import Renderer
 
 VIEWS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -70,8 +70,8 @@ class Libero:
         unknown = set(cameras.values()) - set(known)
         if unknown or not cameras:
             self.close()
-            given = f"cameras {listed(unknown)} are not known" if cameras else "there are no cameras"
-            raise ValueError(f"{given}: choose from {listed(known)}")
+            given = f"cameras {join_names(unknown)} are not known" if cameras else "there are no cameras"
+            raise ValueError(f"{given}: choose from {join_names(known)}")
         self._told: dict[str, Any] = {}
         self._steps, self._success = 0, False
 
@@ -159,7 +159,7 @@ def _suite(name: str) -> tuple[Any, int]:
     suite, _, number = name.rpartition("/")
     if suite not in suites or not number.isdecimal():
         raise ValueError(
-            f"task {name!r} is not known: expected a suite and a number, as libero_spatial/0; suites: {listed(suites)}"
+            f"task {name!r} is not known: expected a suite and a number, as libero_spatial/0; suites: {join_names(suites)}"
         )
     made = suites[suite]()
     if int(number) >= made.n_tasks:

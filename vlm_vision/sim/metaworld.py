@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import listed
+from vlm_vision.robot.statistics import join_names
 from vlm_vision.sim.instructions import INSTRUCTIONS
 from vlm_vision.sim.rendering import Renderer
 
@@ -74,7 +74,7 @@ class MetaWorld:
             raise ValueError(f"task {name!r} is not known: expected one of {', '.join(INSTRUCTIONS)}")
         unknown = set(self._views.values()) - set(VIEWS)
         if unknown or not self._views:
-            given = f"views {listed(unknown)} are not known" if self._views else "there are no cameras"
+            given = f"views {join_names(unknown)} are not known" if self._views else "there are no cameras"
             raise ValueError(f"{given}: choose from {', '.join(VIEWS)}")
         if size < 1 or not 1 <= horizon <= HORIZON:
             raise ValueError(f"size is {size}, horizon {horizon}: expected 1 pixel or more, and 1 to {HORIZON} steps")

@@ -1,12 +1,9 @@
 """Demonstrations by Meta-World's scripted experts, as episodes and as a LeRobot data set.
 
-python -m vlm_vision.sim.record --tasks reach-v3 push-v3 --episodes 50 --size 128 --out FOLDER
+vlm-vision record --tasks reach-v3 push-v3 --episodes 50 --size 128 --out FOLDER
 """
 
-import argparse
 import multiprocessing
-import sys
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,13 +13,11 @@ from functools import lru_cache, partial
 from itertools import count
 
 import numpy as np
-from tqdm import tqdm
 
 from vlm_vision.robot.episode import Episode
 from vlm_vision.sim.baselines import ScriptedExpert
 from vlm_vision.sim.environment import EVALUATION_SEED, TRAINING_SEED
-from vlm_vision.sim.instructions import INSTRUCTIONS
-from vlm_vision.sim.metaworld import ACTION_NAMES, HORIZON, STATE_NAMES, MetaWorld
+from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 
 
 @dataclass(frozen=True)
@@ -156,50 +151,3 @@ def _processes(workers: int) -> Iterator[Begin]:
 @lru_cache(maxsize=1)
 def _environment(task: str, views: tuple[str, ...], size: int, horizon: int) -> MetaWorld:
     return MetaWorld(task, cameras=views, size=size, horizon=horizon)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Wrong input gives one sentence on standard error and exit code 2."""
-    options = _parser().parse_args(arguments)
-    tasks = list(INSTRUCTIONS) if options.tasks == ["all"] else options.tasks
-    started = time.monotonic()
-    try:
-        from vlm_vision.data.lerobot import write_dataset
-
-        recorder = Recorder(tuple(options.views), options.size, options.noise, options.horizon)
-        made = Demonstrations(recorder, tasks, options.episodes, seed=options.seed, workers=options.workers)
-        names = {"action_names": ACTION_NAMES, "state_names": STATE_NAMES}
-        write_dataset(
-            options.out, tqdm(made, unit=" episodes"), fps=80, robot_type="sawyer", video=not options.png, **names
-        )
-    except (ValueError, OSError) as error:
-        print(f"vlm_vision.sim.record: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    failed = ", ".join(f"{task} {number}" for task, number in made.failed.items()) or "none"
-    print(
-        f"{len(made)} episodes in {options.out}, {time.monotonic() - started:.0f} s; tries of the experts that failed: {failed}"
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vlm_vision.sim.record", description="Demonstrations by scripted experts."
-    )
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="as reach-v3; all for the fifty")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
-    parser.add_argument(
-        "--episodes", nargs="+", type=int, default=[50], help="of each task: one number, or one for each (default: 50)"
-    )
-    parser.add_argument("--size", type=int, default=128, help="side of the images (default: %(default)s)")
-    parser.add_argument("--views", nargs="+", default=["corner4"], metavar="VIEW", help="cameras (default: corner4)")
-    parser.add_argument("--noise", type=float, default=0.0, help="added to what is executed (default: %(default)s)")
-    parser.add_argument("--horizon", type=int, default=HORIZON, help="steps of a try (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=TRAINING_SEED, help="first one (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: %(default)s, this one)")
-    parser.add_argument("--png", action="store_true", help="images that lose nothing, instead of videos")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,7 @@
-"""What a recipe on conversations needs before its loop: typed settings, data, the model, cached features."""
+"""What a recipe on conversations needs before its loop: data, the model, cached features."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from accelerate import Accelerator
 
@@ -11,47 +9,9 @@ from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.train.packing import check_packing
-from vlm_vision.train.vlm import VLMTraining, build_vlm
+from vlm_vision.train.settings import ConversationData, ConversationSettings, VlmSettings
+from vlm_vision.train.vlm import build_vlm
 from vlm_vision.vlm.model import VisionLanguageModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationData:
-    """Where conversations come from; sources as `vlm_vision.data.conversations.read.read_conversations` takes them."""
-
-    train: str
-    """easy_vqa, a .json or .jsonl file in LLaVA's form, .tar shards, a folder of a data set, or hf:owner/name."""
-    test: str = ""
-    """The same, to be measured on; empty for none."""
-    images: str = ""
-    """Folder that image paths start from; empty for that of the JSON file."""
-    train_split: str = "train"
-    test_split: str = "test"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationTraining(VLMTraining):
-    """How a run trains a `VisionLanguageModel` on conversations."""
-
-    data: ConversationData
-    max_length: int = 2048
-    """Tokens per conversation, image tokens included."""
-    pack_length: int = 0
-    """Tokens per row in which several conversations stand; 0 for one conversation in each row."""
-    cache_features: bool = True
-    """Keep the patch tokens of a frozen encoder on disk, where every image is one canvas."""
-    feature_folder: str = ""
-    """Where; empty for `out`/features. Runs may share it."""
-    feature_dtype: Literal["float16", "float32"] = "float16"
-    """In which numbers."""
-    eval_limit: int = 256
-    """Test conversations to look at, the first ones; 0 for all."""
-    eval_batch_size: int = 128
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._at_least(1, "eval_batch_size")
-        self._at_least(0, "pack_length", "eval_limit")
 
 
 def read_data(data: ConversationData) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
@@ -61,25 +21,41 @@ def read_data(data: ConversationData) -> tuple[Sequence[Conversation], Sequence[
     return train, test
 
 
-def build_model(settings: ConversationTraining, train: Sequence[Conversation]) -> VisionLanguageModel:
+def build_model(
+    settings: VlmSettings,
+    train: Sequence[Conversation],
+    *,
+    pack_length: int = 0,
+    gradient_checkpointing: bool = False,
+) -> VisionLanguageModel:
     """As `build_vlm`; a new language model knows the words of the conversations.
+
+    Args:
+        pack_length: tokens of the rows into which conversations are packed; 0 where they are not.
 
     Raises:
         ValueError: as `build_vlm`; a language model that cannot train on packed rows where they are asked for.
     """
-    model = build_vlm(settings, (text for one in train for turn in one.turns for text in turn))
-    if settings.pack_length:
+    texts = (text for one in train for turn in one.turns for text in turn)
+    model = build_vlm(settings, texts, gradient_checkpointing=gradient_checkpointing)
+    if pack_length:
         check_packing(model)
     return model
 
 
 def feature_cache(
-    settings: ConversationTraining,
+    settings: ConversationSettings,
     accelerator: Accelerator,
     model: VisionLanguageModel,
     conversations: Iterable[Conversation],
+    *,
+    out: Path,
 ) -> FeatureCache | None:
-    """Patch tokens of all images on disk; None where they are not to be kept, may change, or fit no cache."""
+    """Patch tokens of all images on disk; None where they are not to be kept, may change, or fit no cache.
+
+    Args:
+        out: the run's folder, which holds the cache unless `feature_folder` is set.
+    """
     assert model.processor is not None
     trains = any(weight.requires_grad for weight in model.encoder.parameters())
     if not settings.cache_features or trains or model.processor.image_processor.canvas_size is None:
@@ -88,6 +64,6 @@ def feature_cache(
     if not images:
         return None
     model.encoder.to(accelerator.device)
-    folder = settings.feature_folder or Path(settings.out) / "features"
+    folder = settings.feature_folder or out / "features"
     with accelerator.main_process_first():
         return FeatureCache.build(folder, model.encoder, images, dtype=settings.feature_dtype)

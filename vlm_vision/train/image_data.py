@@ -1,52 +1,21 @@
-"""What a recipe on images needs before its loop: where they come from, and the batches of each step."""
+"""What a recipe on images needs before its loop: the samples, and the batches of each step."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vlm_vision.data.images.batches import Draws, ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import read_samples
 from vlm_vision.data.sample import Samples
 from vlm_vision.data.shards.cache import ShardCache
+from vlm_vision.train.loop.batches import batches_of_steps
 from vlm_vision.train.loop.prefetch import Prefetcher
-from vlm_vision.train.loop.sampler import own_batches
-from vlm_vision.train.settings import Training
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageData:
-    """Where images come from; sources as `vlm_vision.data.images.samples.read_samples` takes them."""
-
-    train: str
-    """A folder, a .csv or .jsonl file, .tar shards, here or by URL, or hf:owner/name."""
-    test: str = ""
-    """The same, to be measured on; empty for none."""
-    images: str = ""
-    """Folder that image paths start from; empty for that of the file."""
-    train_split: str = "train"
-    test_split: str = "test"
-    classes: int = 0
-    """How many classes the labels of shards by URL have; 0: their labels are not read."""
-    shuffle_shards: int | None = None
-    """Shards that are shuffled together, 0 for all; empty for 16 of shards by URL, and all of others."""
-    cache: str = ShardCache.folder
-    """Folder for shards by URL, on a disk of each machine."""
-    cache_gb: float = ShardCache.gb
-    """What they may fill, in 10^9 bytes: best twice `shuffle_shards` of them, so that the next ones come meanwhile."""
-
-    def __post_init__(self):
-        if self.classes < 0 or (self.shuffle_shards or 0) < 0:
-            raise ValueError(
-                f"data.classes is {self.classes}, data.shuffle_shards {self.shuffle_shards}: expected 0 or more"
-            )
-        ShardCache(self.cache, self.cache_gb)
+from vlm_vision.train.loop.sampler import process_batches
+from vlm_vision.train.settings import ImageData, Training
 
 
 def read_data(data: ImageData) -> tuple[Samples, Samples | None]:
@@ -71,7 +40,7 @@ def _read(data: ImageData, source: str, split: str) -> Samples:
     )
 
 
-def batches_of_steps(
+def image_batches(
     settings: Training,
     accelerator: Accelerator,
     samples: Samples,
@@ -81,8 +50,8 @@ def batches_of_steps(
     needs: tuple[Literal["caption", "label"], ...] = (),
     copies: int = 1,
     alike: Mapping[int, int] = MappingProxyType({}),
-) -> tuple[Iterable[ImageBatch], int]:
-    """This process's micro-batches from `first_step` on, and how many of them a step has.
+) -> Iterator[list[ImageBatch]]:
+    """This process's micro-batches of each step, from `first_step` on.
 
     Args:
         views: of every sample.
@@ -95,14 +64,14 @@ def batches_of_steps(
     """
     shards = samples.shards
     sizes = {"shards": shards.sizes, "together": shards.together} if shards else {}
-    order = own_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
+    order = process_batches(settings, accelerator, len(samples), first_step=first_step, **sizes)
     batches = Prefetcher(order, shards.fetch, number=shards.near) if shards and shards.fetch else order
-    loader = DataLoader(
+    return batches_of_steps(
+        settings,
+        accelerator,
         ImageDataset(samples, views, needs=needs, seed=settings.seed, alike=alike),
-        batch_sampler=Draws(batches, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
-        collate_fn=collate,
-        num_workers=settings.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
+        Draws(batches, micro_batches=order.micro_batches, first_step=first_step, copies=copies),
+        collate,
+        steps=range(first_step, settings.steps),
+        micro_batches=order.micro_batches,
     )
-    return loader, order.micro_batches

@@ -1,27 +1,23 @@
-"""Settings that every recipe has, typed and out of YAML; the processes, the seed and the run's folder."""
+"""Settings that recipes share, as dataclasses: a recipe's `Config` derives from those it needs and adds its own.
 
-import logging
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+A docstring under a field is the help text of its flag.
+"""
 
-import yaml
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    set_seed,
-)
-from jsonargparse import ArgumentParser
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypedDict
 
-LONGEST_WAIT = timedelta(hours=6)
-"""Of a process for another one, which may encode all images or load a large model meanwhile."""
+import projectors
+from vlm_vision.data.shards.cache import ShardCache
+from vlm_vision.new_models import check_language_fields
+from vlm_vision.nn.fields import ViTFields, vit_config
+from vlm_vision.preprocess.spec import HALF
+from vlm_vision.vlm.layout import layout_from_dict
+
+Option = bool | int | float | str | None
+"""An option of a projector or an action head, whose names and values it checks itself."""
+
+RENAMED = {"lr_hands": "lr_action", "eval_neighbours": "eval_neighbors", "neighbours": "neighbors"}
+"""Key of version 0.0 -> key today, of every recipe: a YAML file with the old key is told the new one, a stopped run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,36 +25,42 @@ class Training:
     """How a run trains, whatever it trains."""
 
     out: str
-    """Folder for everything the run writes."""
+    """Folder for everything that the run writes."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 64
-    """Records per step, over all processes."""
+    """Samples per step, over all processes."""
     micro_batch_size: int = 64
-    """Records per forward pass of each process."""
+    """Samples per forward pass of each process."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = 0.01
+    """Weight decay of AdamW, for matrices; biases, norms, learned tokens and embeddings have none."""
     warmup_steps: int = 100
+    """Steps in which the learning rate rises to its full value; it falls along a cosine afterwards."""
     max_grad_norm: float = 1.0
+    """Largest norm of the gradient, which is scaled down to it; .inf for no limit."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Number type of forward and backward passes; "no" for float32. Weights and moments are float32 in any case."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass: less memory, a third more time."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """How several processes share the model: each has a copy (DDP), or its part (FSDP2)."""
+    """How several processes share the model: each holds a copy (none, which is DDP) or a part (fsdp2)."""
     workers: int = 0
-    """Processes that read images."""
+    """Processes per training process that read data; 0 to read in the training process."""
     checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints, from which a stopped run goes on."""
     eval_every: int = 0
-    """Steps between looks at the test data; 0 for only at the end."""
+    """Steps between measurements on the test data; 0 for one at the end."""
     log_every: int = 10
     """Steps between figures for the tracker."""
     peak_tflops: float = 0.0
-    """What one device can do in the precision of the run, for model FLOPs utilization among the figures (Chowdhery et al. 2022,
-    appendix B; torch counts the products of one step, recomputation included); 0 for none. H100, bf16: 989."""
+    """Peak speed of one device in the precision of the run, in 10^12 operations per second, for model FLOPs utilization
+    (Chowdhery et al. 2022, appendix B; recomputation counts) among the figures; 0 for none. An H100 has 989 in bf16."""
     tracker: str = "tensorboard"
-    """Who keeps the figures: none, or one that accelerate knows. TensorBoard's files are in `out`/logs."""
+    """Experiment tracker: "none" or any that accelerate knows. TensorBoard's files are in `out`/logs."""
     seed: int = 0
+    """Seed of everything that is random: new weights, the order of samples, augmentation, dropout."""
 
     def __post_init__(self):
         self._at_least(1, "steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every")
@@ -82,67 +84,199 @@ class Training:
 _FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change what is learned; those that begin with eval do not either."""
 _FREE_DATA = ("cache", "cache_gb", "memory")
-"""Those of the data."""
-
-S = TypeVar("S")
+"""Settings of the data that do not change what is learned."""
 
 
-def as_plain(settings: Training) -> dict[str, Any]:
-    """The settings as YAML and JSON write them."""
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """The vision encoder of a vision-language model: loaded, or new."""
+
+    source: str = ""
+    """Vision encoder to load, an argument of vlm_vision.load: a hub id, folder or file; empty for a new one."""
+    new: ViTFields = field(default_factory=dict)
+    """Fields of ViTConfig for an encoder with random weights, such as image_size, patch_size, embed_dim, depth, num_heads and
+    mlp_dim."""
+    mean: tuple[float, float, float] = HALF[0]
+    """Mean of red, green and blue, in 0..1, by which a new encoder normalizes pixels: (value - mean) / std."""
+    std: tuple[float, float, float] = HALF[1]
+    """Standard deviation of red, green and blue for a new encoder; a smaller one makes small objects more visible."""
+    image_size: int = 0
+    """Side in pixels to which a loaded encoder resizes images; 0 for its own."""
+    tap_layer: int | None = None
+    """Block whose tokens are used, -1 for the last; empty for the one that the checkpoint's own model uses."""
+    tap_norm: bool = True
+    """Apply the final norm to the tokens of `tap_layer`, where that is given."""
+
+    def __post_init__(self):
+        if self.source and (self.mean, self.std) != HALF:
+            raise ValueError(
+                f"encoder.source {self.source} brings its own colors: leave encoder.mean and encoder.std out"
+            )
+        if self.source and self.new:
+            raise ValueError(
+                f"encoder.source {self.source} and encoder.new are two encoders: give one of them, the other is left out"
+            )
+        if self.new:
+            vit_config(self.new)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSettings:
+    """The language model of a vision-language model: loaded, or new."""
+
+    source: str = ""
+    """Language model to load, a folder or hub id for AutoModelForCausalLM; empty for a new one."""
+    gguf_file: str = ""
+    """File within `source` that holds GGUF weights; empty for safetensors."""
+    new: dict[str, Any] = field(default_factory=dict)
+    """model_type and fields of that configuration in transformers, for a language model with random weights."""
+
+    def __post_init__(self):
+        if self.source and self.new:
+            raise ValueError(
+                f"language.source {self.source} and language.new are two language models: give one of them, the other is left "
+                "out"
+            )
+        if self.new:
+            check_language_fields(self.new)
+
+
+class LayoutFields(TypedDict, total=False):
+    """An image layout by name, and the fields of its class in `vlm_vision.vlm.layout`."""
+
+    name: str
+    pinpoints: list[tuple[int, int]]
+    max_patches: int
+    multiple: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmSettings:
+    """The parts of a `VisionLanguageModel`, or a saved model to start from: what align, vqa and vla share."""
+
+    start: str = ""
+    """Folder or hub id of a saved vision-language model to start from, of this package, LLaVA, OpenVLA or Prismatic; it takes
+    the place of encoder, language, projector and layout. Empty to build the model from those."""
+    encoder: EncoderSettings = EncoderSettings()
+    """Vision encoder."""
+    language: LanguageSettings = LanguageSettings()
+    """Language model."""
+    projector: str = "mlp"
+    """Name of a new projector, a key of projectors.PROJECTORS."""
+    projector_options: dict[str, Option] = field(default_factory=dict)
+    """Options of `projector`, such as {scale: 2} of pixel_shuffle; another projector starts from its own defaults."""
+    projector_source: str = ""
+    """Projector to load in place of a new one, an argument of vlm_vision.load_projector such as a published VLA."""
+    layout: LayoutFields = field(default_factory=dict)  # type: ignore[assignment]
+    """Image layout, as {name: anyres, pinpoints: [[672, 672]]} or {name: native, max_patches: 256}; empty for the encoder's
+    own."""
+
+    REPLACES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "start": ("encoder", "language", "projector", "projector_options", "projector_source", "layout"),
+        "encoder.source": ("encoder.new", "encoder.mean", "encoder.std"),
+        "encoder.new": ("encoder.source",),
+        "language.source": ("language.new",),
+        "language.new": ("language.source", "language.gguf_file"),
+        "projector": ("projector_options", "projector_source"),
+        "projector_source": ("projector", "projector_options"),
+        "layout.name": ("layout",),
+    }
+    """Key -> keys that it takes the place of where a YAML file before it has them; see `vlm_vision.train.layers`."""
+
+    def __post_init__(self):
+        if self.start:
+            parts = {
+                "encoder": self.encoder != EncoderSettings(),
+                "language": self.language != LanguageSettings(),
+                "projector": self.projector != "mlp" or bool(self.projector_options or self.projector_source),
+                "layout": bool(self.layout),
+            }
+            if given := [name for name, differs in parts.items() if differs]:
+                raise ValueError(
+                    f"start {self.start} brings its own encoder, language model, projector and layout: leave "
+                    f"{' and '.join(given)} out, or start"
+                )
+        elif not self.projector_source:
+            projectors.check_options(self.projector, self.projector_options)
+        if self.layout:
+            layout_from_dict(dict(self.layout))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationData:
+    """Sources of conversations, as `vlm_vision.data.conversations.read.read_conversations` takes them."""
+
+    train: str
+    """Conversations to train on: easy_vqa, a .json or .jsonl file in LLaVA's form, .tar shards, a folder of a data set, or
+    hf:owner/name."""
+    test: str = ""
+    """Conversations to measure on, in the same forms; empty for none."""
+    images: str = ""
+    """Folder that image paths are relative to; empty for the folder of the JSON file."""
+    train_split: str = "train"
+    """Split of a data set to train on."""
+    test_split: str = "test"
+    """Split of a data set to measure on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSettings:
+    """How a run reads conversations: what align and vqa share."""
+
+    data: ConversationData
+    """Conversations."""
+    max_length: int = 2048
+    """Most tokens of a conversation, image tokens included."""
+    pack_length: int = 0
+    """Tokens per row into which several conversations are packed; 0 for one conversation per row."""
+    cache_features: bool = True
+    """Keep the patch tokens of a frozen encoder on disk; possible where every image is one canvas."""
+    feature_folder: str = ""
+    """Folder of the feature cache, which runs may share; empty for `out`/features."""
+    feature_dtype: Literal["float16", "float32"] = "float16"
+    """Number type of the feature cache."""
+    eval_limit: int = 256
+    """Test conversations per measurement, the first ones; 0 for all."""
+    eval_batch_size: int = 128
+    """Test conversations per forward pass."""
+
+    def __post_init__(self):
+        for name, least in (("eval_batch_size", 1), ("pack_length", 0), ("eval_limit", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Sources of images, as `vlm_vision.data.images.samples.read_samples` takes them."""
+
+    train: str
+    """Images to train on: a folder, a .csv or .jsonl file, .tar shards on disk or by URL, easy_vqa, or hf:owner/name."""
+    test: str = ""
+    """Images to measure on, in the same forms; empty for none."""
+    images: str = ""
+    """Folder that image paths are relative to; empty for the folder of the table."""
+    train_split: str = "train"
+    """Split of a data set, or folder below the source, to train on."""
+    test_split: str = "test"
+    """Split of a data set, or folder below the source, to measure on."""
+    classes: int = 0
+    """Number of classes of the labels in shards by URL; 0 to read no labels from them."""
+    shuffle_shards: int | None = None
+    """Shards that are shuffled together, 0 for all; empty for 16 of shards by URL, and for all of others."""
+    cache: str = ShardCache.folder
+    """Folder for downloaded shards, on a disk of each machine."""
+    cache_gb: float = ShardCache.gb
+    """Size of the shard cache in 10^9 bytes; best twice `shuffle_shards` shards, so that the next ones arrive in time."""
+
+    def __post_init__(self):
+        if self.classes < 0 or (self.shuffle_shards or 0) < 0:
+            raise ValueError(
+                f"data.classes is {self.classes}, data.shuffle_shards {self.shuffle_shards}: expected 0 or more"
+            )
+        ShardCache(self.cache, self.cache_gb)
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as YAML and JSON write it."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-
-
-def parse_config(kind: type[S], name: str, about: str | None, arguments: list[str] | None = None) -> S:
-    """Typed settings from --config FILE.yaml and --key value."""
-    parser = ArgumentParser(prog=f"python -m {name}", description=about)
-    parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
-    parser.add_class_arguments(kind, as_positional=False)
-    settings = parser.instantiate(parser.parse_args(arguments))
-    return kind(**{name: value for name, value in settings.items() if name != "config"})
-
-
-def run_cli(name: str, job: Callable[[], object]) -> None:
-    """Do the job of a script; what the user can put right is said in one sentence, with exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        job()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
-def start_run(settings: Training) -> Accelerator:
-    """The processes, the seed and the run's folder.
-
-    Raises:
-        ValueError: a tracker that is not known or not installed, or a precision that this machine does not have.
-    """
-    if settings.tracker != "none" and settings.tracker not in LOGGER_TYPE_TO_CLASS:
-        raise ValueError(f"tracker is {settings.tracker!r}: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}")
-    if settings.tracker != "none" and settings.tracker not in map(str, get_available_trackers()):
-        raise ValueError(
-            f"tracker {settings.tracker} is not installed: pip install {settings.tracker}, or set tracker: none"
-        )
-    out = Path(settings.out)
-    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=None if settings.tracker == "none" else settings.tracker,
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True),  # an expert may have had nothing to do
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-        ],
-    )
-    if settings.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError(f"mixed_precision fp16 is not for {accelerator.device.type}: choose bf16 or no")
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
-    set_seed(settings.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    return accelerator
-
-
-def write_config(settings: Training) -> None:
-    """config.yaml in the run's folder, from which the run can be started again."""
-    (Path(settings.out) / "config.yaml").write_text(yaml.safe_dump(as_plain(settings), sort_keys=False))

@@ -168,7 +168,7 @@ def _towers(model: VisionLanguageModel) -> list[Encoder]:
 
 def _idle(model: VisionLanguageModel) -> list[nn.Module]:
     """Modules of the encoder that its image tokens do not come from."""
-    return [part for tower in _towers(model) for part in tower.model.unreached(tower.tap)]
+    return [part for tower in _towers(model) for part in tower.model.unused_modules(tower.tap)]
 
 
 def _freeze_idle(model: VisionLanguageModel) -> None:

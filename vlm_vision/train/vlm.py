@@ -1,108 +1,61 @@
 """The model that a recipe of vision and language trains: each part loaded, or made new."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import projectors
 from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
-from vlm_vision.load import load, load_projector
+from vlm_vision.files import read_json
+from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.nn.config import Tap
-from vlm_vision.preprocess.spec import HALF
-from vlm_vision.train.settings import Training
+from vlm_vision.train.settings import VlmSettings
+from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
 from vlm_vision.vlm.layout import layout_from_dict
 from vlm_vision.vlm.model import VisionLanguageModel
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
-    """Who sees."""
-
-    source: str = ""
-    """Argument of vlm_vision.load; empty to start from `new`."""
-    new: dict[str, Any] = field(default_factory=dict)
-    """Fields of ViTConfig for an encoder with random weights."""
-    mean: tuple[float, float, float] = HALF[0]
-    """Per channel RGB in 0..1, of what `new` sees."""
-    std: tuple[float, float, float] = HALF[1]
-    """Their deviation; a small one where small things matter."""
-    image_size: int = 0
-    """Side in pixels of what the encoder sees; 0 for its own."""
-    tap_layer: int | None = None
-    """Block whose tokens are used; empty for where the checkpoint's own model takes them."""
-    tap_norm: bool = True
-    """Whether the final norm is applied to them, where `tap_layer` is given."""
-
-    def __post_init__(self):
-        if self.source and (self.mean, self.std) != HALF:
-            raise ValueError(
-                f"encoder.source {self.source} brings its own colors: leave encoder.mean and encoder.std out"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageSettings:
-    """Who answers."""
-
-    source: str = ""
-    """Folder or hub id for AutoModelForCausalLM; empty to start from `new`."""
-    gguf_file: str = ""
-    """File within `source`, for GGUF weights."""
-    new: dict[str, Any] = field(default_factory=dict)
-    """model_type and fields of a transformers configuration, for a model with random weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VLMTraining(Training):
-    """How a run makes and trains a `VisionLanguageModel`."""
-
-    start: str = ""
-    """Folder or hub id of a VisionLanguageModel to begin from, in place of encoder, language, projector and layout; of LLaVA,
-    OpenVLA and Prismatic too."""
-    encoder: EncoderSettings = EncoderSettings()
-    language: LanguageSettings = LanguageSettings()
-    projector: str = "mlp"
-    """A name of projectors.build."""
-    projector_options: dict[str, Any] = field(default_factory=dict)
-    """Its options."""
-    projector_source: str = ""
-    """Argument of vlm_vision.load_projector, in place of a new one; of a published VLA for example."""
-    layout: dict[str, Any] = field(default_factory=dict)
-    """name: whole, anyres or native, and its fields; empty for the encoder's own."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.start and (self.encoder != EncoderSettings() or self.language != LanguageSettings() or self.layout):
-            raise ValueError(
-                f"start {self.start} brings its own encoder, language model and layout: leave encoder, language and layout out"
-            )
-
-
-def build_vlm(settings: VLMTraining, texts: Iterable[str]) -> VisionLanguageModel:
+def build_vlm(
+    settings: VlmSettings, texts: Iterable[str], *, gradient_checkpointing: bool = False
+) -> VisionLanguageModel:
     """Encoder, projector and language model, each loaded or made new; or the saved model that `start` names.
 
     Args:
         texts: a new language model knows the words of these.
+        gradient_checkpointing: compute each layer again in the backward pass.
 
     Raises:
         ValueError: as the loaders.
     """
     if settings.start:
-        folder = resolve(settings.start, None, also=TOKENIZER_FILES)
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"start {settings.start} has no config.json: give the folder that save_pretrained wrote")
-        model = VisionLanguageModel.from_pretrained(folder, dtype=torch.float32)
+        model = VisionLanguageModel.from_pretrained(_saved_model(settings.start), dtype=torch.float32)
     else:
         model = _build_new_vlm(settings, texts)
-    if settings.gradient_checkpointing:
+    if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _build_new_vlm(settings: VLMTraining, texts: Iterable[str]) -> VisionLanguageModel:
+def _saved_model(start: str) -> Path:
+    """The folder of a saved vision-language model. Raises ValueError for one that holds something else."""
+    folder = resolve(start, None, also=TOKENIZER_FILES)
+    if not (folder / "config.json").is_file():
+        is_run = (folder / "model" / "config.json").is_file()
+        hint = f"give {start}/model, what the run saved" if is_run else "give the folder that save_pretrained wrote"
+        raise ValueError(f"start {start} has no config.json: {hint}")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in (VisionLanguageConfig.model_type, *STOCK_TYPES):
+        raise ValueError(
+            f"start {start} holds a model of type {kind}, which is no vision-language model: give one that was saved, or the "
+            "parts of a new one by encoder.source and language.source"
+        )
+    return folder
+
+
+def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguageModel:
     layer = settings.encoder.tap_layer
     tap = None if layer is None else Tap(layer, settings.encoder.tap_norm)
     if settings.encoder.source:
@@ -120,12 +73,12 @@ def _build_new_vlm(settings: VLMTraining, texts: Iterable[str]) -> VisionLanguag
     else:
         tokenizer = word_tokenizer(texts)
         llm = new_language_model(settings.language.new, tokenizer)
-    layout = layout_from_dict(settings.layout) if settings.layout else None
+    layout = layout_from_dict(dict(settings.layout)) if settings.layout else None
     projector: str | projectors.Projector = settings.projector
     if settings.projector_source:
         projector = load_projector(settings.projector_source)
     elif settings.projector_options:
         words: Any = llm.get_input_embeddings()
-        widths = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
-        projector = projectors.build(settings.projector, **widths, **settings.projector_options)
+        arguments: dict[str, Any] = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
+        projector = projectors.build(settings.projector, **(arguments | settings.projector_options))
     return VisionLanguageModel.attach(encoder, llm, projector=projector, tokenizer=tokenizer, layout=layout)

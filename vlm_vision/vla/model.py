@@ -145,17 +145,17 @@ class VisionLanguageActionModel(nn.Module):
             batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalized, where it is read.
         """
         vlm, sizes = self.plain_vlm, batch.get("image_sizes")
-        condition = self.steering(batch) if film_dim(vlm.encoder) else None
+        condition = self.film_condition(batch) if film_dim(vlm.encoder) else None
         embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=sizes, condition=condition)
         mask = batch["attention_mask"]
         state = batch.get("state")
         if self.state_token is not None:
             assert state is not None
             places = batch["input_ids"] == vlm.config.image_token_id
-            embeds, mask = inserted(embeds, mask, self.state_token(state), after=places)
+            embeds, mask = insert_token(embeds, mask, self.state_token(state), after=places)
         return Prefix(vlm, embeds, mask, state)
 
-    def steering(self, batch: dict[str, Tensor]) -> Tensor:
+    def film_condition(self, batch: dict[str, Tensor]) -> Tensor:
         """(images, W): the mean embedding of the prompt's words, for each image; what steers an encoder with FiLM, as in
         OpenVLA-OFT, where the end token counts too."""
         ids, vlm = batch["input_ids"], self.plain_vlm
@@ -213,7 +213,7 @@ class VisionLanguageActionModel(nn.Module):
             ValueError: a folder without policy.json, or damaged.
         """
         folder = Path(folder)
-        told = _told(folder)
+        told = _read_policy(folder)
         head = told.pop("head")
         vlm = VisionLanguageModel.from_pretrained(folder, **options)
         statistics = read_statistics(folder / STATISTICS)
@@ -228,7 +228,7 @@ class VisionLanguageActionModel(nn.Module):
             ValueError: a policy whose head, or whose numbers of action and state, are others; it names both.
         """
         folder = Path(folder)
-        told, mine = _told(folder), self.to_dict()
+        told, mine = _read_policy(folder), self.to_dict()
         mine, theirs = mine["spec"] | {"head": mine["head"]}, asdict(told["spec"]) | {"head": told["head"]}
         if differing := [name for name in ("head", "action_dim", "chunk", "state_dim") if mine[name] != theirs[name]]:
             said = "; ".join(f"{name} {theirs[name]} there, {mine[name]} here" for name in differing)
@@ -259,7 +259,7 @@ class VisionLanguageActionModel(nn.Module):
         return [(name, part) for name, part in self.named_children() if name != "vlm"]
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _read_policy(folder: Path) -> dict[str, Any]:
     """What a policy's folder says of it: its head, and what the class takes."""
     path = folder / POLICY
     if not path.is_file():
@@ -275,7 +275,7 @@ def _told(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not as it was written ({error}): restore it") from None
 
 
-def inserted(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:
+def insert_token(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:
     """Put a token (B, W) into rows (B, T, W) behind the last place where `after` (B, T) is true."""
     length = after.shape[1]
     place = length - after.flip(1).int().argmax(dim=1, keepdim=True)  # (B, 1), one past the last

@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.robot.observation import PolicySpec
-from vlm_vision.robot.statistics import Named, listed, read_statistics
+from vlm_vision.robot.statistics import Named, join_names, read_statistics
 from vlm_vision.vla.heads.base import ActionHead
 from vlm_vision.vla.heads.build import new_head
 from vlm_vision.vla.model import PROMPT, VisionLanguageActionModel
@@ -95,7 +95,7 @@ def _statistics(folder: Path) -> tuple[Named, int]:
     """Those of a folder, and the numbers of an action."""
     named = read_statistics(folder)
     if lacking := [name for name, one in named.items() if "action" not in one]:
-        raise ValueError(f"{folder} has statistics of {listed(lacking)} without any of its action: restore them")
+        raise ValueError(f"{folder} has statistics of {join_names(lacking)} without any of its action: restore them")
     dims = {name: one["action"].dim for name, one in named.items()}
     if len(set(dims.values())) > 1:
         told = ", ".join(f"{dim} of {name!r}" for name, dim in dims.items())

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm_vision.data.lerobot import RobotDataset
 from vlm_vision.robot.observation import PolicySpec
-from vlm_vision.robot.statistics import Named, listed
+from vlm_vision.robot.statistics import Named, join_names
 from vlm_vision.robot.window import Window
 
 
@@ -82,7 +82,7 @@ class Recordings(Sequence[Window]):
             found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
             if "action" not in found[name]:
                 raise ValueError(
-                    f"the statistics of {one.folder} are of {listed(one.statistics) or 'nothing'} and not of the action: get "
+                    f"the statistics of {one.folder} are of {join_names(one.statistics) or 'nothing'} and not of the action: get "
                     "its meta/stats.json anew"
                 )
             action = found[name]["action"]

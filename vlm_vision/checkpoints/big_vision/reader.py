@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_vision.checkpoints.big_vision import flax_keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_of
+from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, table_to_grid
 from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess
@@ -116,7 +116,7 @@ def _keys(config: ViTConfig, part: TowerWeights) -> list[Key]:
         *flax_keys.norm("norm", "Transformer/encoder_norm"),
     ]
     if naflex:
-        keys.append(key("position.table", position, layout=table_of(*config.grid)))
+        keys.append(key("position.table", position, layout=table_to_grid(*config.grid)))
     else:
         keys.append(key("position.table", position))
     if config.class_token:

@@ -119,7 +119,7 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
         )
     arguments["global_pool"] = pool
     side = vision.get("image_size", arguments.get("img_size"))
-    part = TowerWeights(weights, f"{stem}visual.trunk.", ignored=timm_layout.carries_nothing)
+    part = TowerWeights(weights, f"{stem}visual.trunk.", ignored=timm_layout.is_ignored_weight)
     described = {} if side is None else {"input_size": [3, *((side, side) if isinstance(side, int) else side)]}
     name = str(vision["timm_model_name"])
     found = timm.tower(str(path), part, name, arguments, described, hints)

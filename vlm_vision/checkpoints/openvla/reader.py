@@ -144,7 +144,7 @@ def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerW
     for stored in weights.shapes:
         prefix = stored.removesuffix(mark)
         if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
-            return TowerWeights(weights, prefix, ignored=timm_layout.carries_nothing, rename=_plain_name)
+            return TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, rename=_plain_name)
     raise ValueError(
         f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
         "them out; load them from their own checkpoints"

@@ -55,7 +55,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     part = TowerWeights(
         weights,
         prefix,
-        ignored=lambda name: timm_layout.carries_nothing(name) or name.startswith(("decoder_", "mask_token_dec")),
+        ignored=lambda name: timm_layout.is_ignored_weight(name) or name.startswith(("decoder_", "mask_token_dec")),
         rename=timm_layout.plain_name,
     )
     if hints.architecture is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_vision.checkpoints.keys import PATCH_VECTOR, ZEROS, Key, TensorLayout, key, layer, table_of
+from vlm_vision.checkpoints.keys import PATCH_VECTOR, ZEROS, Key, TensorLayout, key, layer, table_to_grid
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.position import Grid
 
@@ -36,7 +36,7 @@ _MLPS = (
 _CARRY_NOTHING = re.compile(r"blocks\.\d+\.attn\.qkv\.bias_mask|rope_embed\.periods|local_cls_norm\..*")
 
 
-def carries_nothing(name: str) -> bool:
+def is_ignored_weight(name: str) -> bool:
     """Documented exceptions to "every stored weight is used": constants, and the norm of local crops in training."""
     return _CARRY_NOTHING.fullmatch(name) is not None
 
@@ -163,7 +163,7 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
     if config.patch_bias:
         keys.append(key("patch_embed.bias", f"{proj}.bias"))
     if config.position == "learned":
-        keys.append(key("position.table", f"{stem}pos_embed", layout=table_of(*config.grid) if stem else None))
+        keys.append(key("position.table", f"{stem}pos_embed", layout=table_to_grid(*config.grid) if stem else None))
     if config.class_token:
         keys.append(key("cls_token", f"{stem}cls_token"))
     if config.num_registers:

@@ -67,7 +67,7 @@ def describe(family: str, config: ViTConfig) -> Json:
     return dict(architecture=name, num_classes=config.num_classes, num_features=config.embed_dim, model_args=arguments)
 
 
-def fitted(family: str, config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
+def to_timm_state(family: str, config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
     """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added.
 
     Raises:

@@ -31,7 +31,7 @@ def questions(split: str) -> list[tuple[str, str, int]]:
     )
 
 
-def described(split: str) -> list[tuple[str, str, str]]:
+def captioned_images(split: str) -> list[tuple[str, str, str]]:
     """Path, caption and class ("blue circle") of every image, as `describe` sees it. Raises ValueError as `paths`."""
     told = []
     for path in paths(split).values():

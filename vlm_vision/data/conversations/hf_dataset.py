@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.data.conversations.records import Conversation, LazyConversations, Turns, checked, llava_turns
+from vlm_vision.data.conversations.records import (
+    Conversation,
+    LazyConversations,
+    Turns,
+    checked_conversation,
+    llava_turns,
+)
 from vlm_vision.data.stored_image import ImageSource, StoredImage
 
 FORMS = "conversations (LLaVA), texts (the Cauldron, FineVision), messages (chat), or question with answer or answers"
@@ -100,7 +106,7 @@ class _ConversationRows:
                 turns = ((first, turns[0][1]), *turns[1:])
         except (TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(f"{name} is not of the form of its column {self.form} ({error!r}): leave it out") from None
-        return checked(images, turns, record.get("type"), name)
+        return checked_conversation(images, turns, record.get("type"), name)
 
     def _images(self, table: Any, row: int) -> tuple[ImageSource, ...]:
         if self.image is None:

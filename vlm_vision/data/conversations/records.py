@@ -60,7 +60,7 @@ class LazyConversations(Sequence[Conversation]):
         return self.make(self.rows[index])
 
 
-def checked(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:
+def checked_conversation(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:
     """A conversation whose texts are texts and whose questions name each image once.
 
     Raises:
@@ -120,7 +120,7 @@ def _llava_record(record: dict[str, Any], index: int, file: Path, image_folder: 
         if not isinstance(images, str | list):
             raise ValueError(f"{name} has a {type(images).__name__} as image: expected a path or a list of paths")
         paths = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
-        return checked(paths, llava_turns(record, name), record.get("type"), name)
+        return checked_conversation(paths, llava_turns(record, name), record.get("type"), name)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{name} is not as LLaVA writes it ({error!r}): expected id, image and conversations"

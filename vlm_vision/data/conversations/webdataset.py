@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vlm_vision.data.conversations.records import Conversation, LazyConversations, checked, llava_turns
-from vlm_vision.data.shards.tar import TarMember, matching, members_by_key, open_shard, read_at
+from vlm_vision.data.conversations.records import Conversation, LazyConversations, checked_conversation, llava_turns
+from vlm_vision.data.shards.tar import TarMember, expand_pattern, members_by_key, open_shard, read_at
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         ValueError: no such shard, one that is compressed, damaged or cut short, or shards without any sample.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
-    paths = [path for pattern in patterns for path in matching(os.fspath(pattern))]
+    paths = [path for pattern in patterns for path in expand_pattern(os.fspath(pattern))]
     names, rows, skipped = [], [], []
     for number, path in enumerate(paths):
         for found in _index(path):
@@ -103,10 +103,10 @@ def _conversation(text: bytes, is_json: bool, image: TarMember) -> Conversation:
     try:
         record = json.loads(text) if is_json else {"caption": text.decode("utf-8-sig")}
         if "conversations" in record:
-            return checked((image,), llava_turns(record, name), record.get("type"), name)
+            return checked_conversation((image,), llava_turns(record, name), record.get("type"), name)
         caption = (record.get("caption") or "").strip()
     except (TypeError, KeyError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{name} has a text that is neither LLaVA's JSON nor a caption ({error!r})") from None
     if not caption:
         raise ValueError(f"{name} has an empty caption")
-    return checked((image,), (("<image>", caption),), None, name)
+    return checked_conversation((image,), (("<image>", caption),), None, name)

@@ -27,16 +27,17 @@ class RandAugment:
     """
 
     magnitude: float = 9.0
-    """Strength, 0 to 10."""
+    """Strength of the operations, 0 to 10."""
     deviation: float = 0.5
-    """Of the magnitude, which is normally distributed and then clipped to 0..10."""
+    """Standard deviation of the magnitude, which is normally distributed and then clipped to 0..10."""
     number: int = 2
     """Operations drawn for each image, with replacement."""
     probability: float = 0.5
-    """That a drawn operation is made."""
+    """Probability that a drawn operation is applied."""
     fill: tuple[int, int, int] = (124, 116, 104)
-    """RGB of what comes in from outside: ImageNet's mean."""
+    """RGB in 0..255 of pixels from outside the image; ImageNet's mean by default."""
     resample: AffineFilter = "bicubic"
+    """Filter of rotations, shears and translations."""
 
     def __post_init__(self) -> None:
         check_probabilities(self, "probability")

@@ -23,10 +23,11 @@ class Erase:
     """
 
     probability: float = 0.25
+    """Probability that a rectangle of an image is erased."""
     area: Range = (0.02, 1 / 3)
-    """Of the rectangle, as a fraction of the image."""
+    """Least and greatest area of the rectangle, as a share of the image."""
     ratio: Range = (0.3, 1 / 0.3)
-    """Height by width, drawn uniformly in its logarithm."""
+    """Least and greatest height by width of the rectangle, drawn uniformly in its logarithm."""
 
     def __post_init__(self) -> None:
         check_probabilities(self, "probability")
@@ -70,15 +71,15 @@ class Mix:
     """
 
     mixup: float = 0.8
-    """Alpha of Mixup; 0: never."""
+    """Alpha of Mixup; 0 for no Mixup."""
     cutmix: float = 1.0
-    """Alpha of CutMix; 0: never."""
+    """Alpha of CutMix; 0 for no CutMix."""
     probability: float = 1.0
-    """That a batch is mixed at all."""
+    """Probability that a micro-batch is mixed."""
     cut: float = 0.5
-    """That it is by CutMix, where both may be."""
+    """Probability that a mixed micro-batch is mixed by CutMix and not by Mixup, where both have an alpha."""
     smoothing: float = 0.1
-    """Part of every target that is spread over all classes."""
+    """Share of every target that is spread over all classes (label smoothing)."""
 
     def __post_init__(self) -> None:
         check_probabilities(self, "probability", "cut", "smoothing")

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from vlm_vision.data.conversations.easy_vqa import described
+from vlm_vision.data.conversations.easy_vqa import captioned_images
 from vlm_vision.data.conversations.hf_dataset import Cell, is_path, load_data_set, stored_images
 from vlm_vision.data.conversations.webdataset import IMAGES
 from vlm_vision.data.images.remote import remote_shards
 from vlm_vision.data.sample import Sample, Samples, Shards, caption_of
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.data.shards.members import SampleOffsets, caption_at, index_of, label_at
-from vlm_vision.data.shards.tar import TarMember, matching, members_by_key, open_shard
+from vlm_vision.data.shards.tar import TarMember, expand_pattern, members_by_key, open_shard
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def read_samples(
         name, _, subset = source.removeprefix("hf:").partition(":")
         return _data_set(name, split, subset or None, images)
     if path.suffix == ".tar":
-        return _shards(matching(source), shuffle_shards or 0)
+        return _shards(expand_pattern(source), shuffle_shards or 0)
     if path.suffix in (".csv", ".jsonl"):
         return _table(path, Path(images or path.parent))
     if not path.is_dir():
@@ -205,7 +205,7 @@ def _labels(values: Sequence[Any], source: str) -> tuple[np.ndarray, tuple[str, 
 
 
 def _easy_vqa(split: str) -> Samples:
-    images, captions, kinds = map(list, zip(*described(split), strict=True))
+    images, captions, kinds = map(list, zip(*captioned_images(split), strict=True))
     labels, classes = _labels(kinds, "easy_vqa")
     return Samples(_FileRows("", images, labels, captions, ""), range(len(images)), classes)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm_vision.data.lerobot.tables import damaged, open_table
+from vlm_vision.data.lerobot.tables import damaged_table_message, open_table
 from vlm_vision.preprocess.images import load_image
 
 MEMORY = 256 * 2**20
@@ -41,7 +41,7 @@ class Cells:
             group = int(np.searchsorted(ends, row, side="right"))
             cell = self._group(path, file, column, group)[row - (int(ends[group - 1]) if group else 0)]
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(damaged(path, error)) from None
+            raise ValueError(damaged_table_message(path, error)) from None
         held = cell.as_py()
         data = held.get("bytes") if isinstance(held, dict) else held
         if not isinstance(data, bytes):

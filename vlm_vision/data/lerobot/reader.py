@@ -18,7 +18,7 @@ from vlm_vision.data.lerobot.rows import read_rows
 from vlm_vision.data.lerobot.video import VideoReaders
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import Statistics, choose_statistics, listed, read_statistics
+from vlm_vision.robot.statistics import Statistics, choose_statistics, join_names, read_statistics
 from vlm_vision.robot.window import Window
 
 
@@ -111,7 +111,7 @@ class RobotDataset:
         """
         if feature not in self._values:
             raise ValueError(
-                f"{self.folder} has no numbers or text of the name {feature!r}: it has {listed(self._values)}"
+                f"{self.folder} has no numbers or text of the name {feature!r}: it has {join_names(self._values)}"
             )
         return self._values[feature]
 
@@ -256,7 +256,7 @@ def _cameras(folder: Path, info: Info, wanted: Mapping[str, str] | None) -> dict
         return known
     for name in wanted.values():
         if name not in known and name not in known.values():
-            raise ValueError(f"{folder} has no camera {name!r}: it has {listed(known) or 'none'}")
+            raise ValueError(f"{folder} has no camera {name!r}: it has {join_names(known) or 'none'}")
     return {ours: known.get(name, name) for ours, name in wanted.items()}
 
 

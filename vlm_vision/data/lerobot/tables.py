@@ -30,7 +30,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 raise ValueError(f"{path} has no column {lacking[0]}: it has {', '.join(names)}")
             return file.read(None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(damaged(path, error)) from None
+        raise ValueError(damaged_table_message(path, error)) from None
 
 
 def open_table(path: Path) -> pq.ParquetFile:
@@ -38,7 +38,7 @@ def open_table(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
-def damaged(path: Path, error: Exception) -> str:
+def damaged_table_message(path: Path, error: Exception) -> str:
     """A sentence on a parquet file that cannot be read."""
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
     return f"{path} cannot be read ({reason}): get it anew"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vlm_vision.data.shards.cache import ShardCache
 from vlm_vision.data.shards.fetch import MissingFileError, fetch_temporary
 from vlm_vision.data.shards.members import index_of
-from vlm_vision.data.shards.tar import braces, matching, members_by_key, open_shard
+from vlm_vision.data.shards.tar import braces, expand_pattern, members_by_key, open_shard
 
 SIZES = "sizes.json"
 AT_ONCE = 16
@@ -78,7 +78,7 @@ def count_samples(source: str, cache: ShardCache) -> list[Path]:
     """
     if "://" not in source:
         sizes: dict[Path, dict[str, int]] = {}
-        for path in map(Path, tqdm(matching(source), unit="shard", disable=None)):
+        for path in map(Path, tqdm(expand_pattern(source), unit="shard", disable=None)):
             with open_shard(str(path)) as file:
                 count = len(index_of(members_by_key(str(path), file))[0])
             sizes.setdefault(path.with_name(SIZES), {})[path.name] = count

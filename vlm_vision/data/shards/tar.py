@@ -88,7 +88,7 @@ def read_at(file: BinaryIO, offset: int, size: int, image: TarMember) -> bytes:
     return data
 
 
-def matching(pattern: str) -> list[str]:
+def expand_pattern(pattern: str) -> list[str]:
     """Files that a pattern names, wildcards in sorted order."""
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")

@@ -43,7 +43,7 @@ async def _answer_messages(socket: WebSocket, handler: RequestHandler) -> None:
         while (message := await coming)["type"] == "websocket.receive":
             began = time.perf_counter()
             coming = asyncio.create_task(socket.receive())
-            with handler.in_hand(began):
+            with handler.in_flight(began):
                 try:
                     await handler.within(socket)
                     read = partial(_observation, handler, message.get("bytes"))

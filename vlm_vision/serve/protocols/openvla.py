@@ -20,7 +20,7 @@ from vlm_vision.serve.settings import ServerSettings
 async def act(request: Request, handler: RequestHandler) -> Response:
     """One request."""
     began = time.perf_counter()
-    with handler.in_hand(began):
+    with handler.in_flight(began):
         try:
             await handler.admit(request)
             question = _ActRequest(await _body(request, handler.settings), handler)

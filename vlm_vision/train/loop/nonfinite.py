@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vlm_vision.train.loop.shard import full
+from vlm_vision.train.loop.shard import gather_full_tensor
 
 ADVICE = "lower the learning rate, or train in float32"
 
@@ -32,7 +32,7 @@ def first_bad_module(model: nn.Module, forwards: Iterable[Callable[[], Any]]) ->
 def first_bad_gradient(model: nn.Module) -> str:
     """The first weight whose gradient holds NaN or infinity. Every process must ask."""
     grown = ((name, weight.grad) for name, weight in model.named_parameters() if weight.grad is not None)
-    return next((_plain(name) for name, grad in grown if not full(grad).isfinite().all()), "their sum")
+    return next((_plain(name) for name, grad in grown if not gather_full_tensor(grad).isfinite().all()), "their sum")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim.lr_scheduler import LRScheduler
 
 from vlm_vision.train.optim.ema import EmaTeacher
+from vlm_vision.train.settings import RENAMED
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> 
         return 0
     newest = found[-1]
     about, run = json.loads((newest / "run.json").read_text()), state.run
-    changed = [name for name in sorted(run.keys() | about["run"].keys()) if run.get(name) != about["run"].get(name)]
+    before: dict[str, Any] = {RENAMED.get(name) or name: value for name, value in about["run"].items()}
+    changed = [name for name in sorted(run.keys() | before.keys()) if run.get(name) != before.get(name)]
     if changed:
-        told = ", ".join(f"{name} was {about['run'].get(name)!r} and is {run.get(name)!r}" for name in changed[:3])
+        told = ", ".join(f"{name} was {before.get(name)!r} and is {run.get(name)!r}" for name in changed[:3])
         raise ValueError(
             f"{newest} belongs to another run: {told}; restore the settings, or choose another output folder"
         )

@@ -132,7 +132,7 @@ class _Group(NamedTuple):
     seed: int
 
 
-def own_batches(
+def process_batches(
     settings: Training, accelerator: Accelerator, length: int, *, first_step: int, **shards: Any
 ) -> StepBatches:
     """The order of a run's samples, of which this process takes its part.

@@ -55,7 +55,7 @@ def shard(
 
 
 @contextmanager
-def summing(model: nn.Module, *, last: bool) -> Iterator[None]:
+def accumulate_gradients(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Gradients of a backward inside stay in this process until that of the last micro-batch of a step."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(last)
@@ -71,7 +71,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     model.reshard()
 
 
-def full(value: Tensor) -> Tensor:
+def gather_full_tensor(value: Tensor) -> Tensor:
     """The whole of a tensor of which each process has a part; every process must ask. Others are returned as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -85,7 +85,7 @@ def gather(model: nn.Module, into: nn.Module | None) -> None:
     """
     wanted = None if into is None else dict(into.named_parameters())
     for name, weight in model.named_parameters():
-        value = full(weight)
+        value = gather_full_tensor(weight)
         if wanted is not None:
             wanted[name].copy_(value)
     if into is not None:

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from vlm_vision.train.loop.nonfinite import ADVICE, first_bad_gradient, first_bad_module
 from vlm_vision.train.loop.resume import RunState, load_checkpoint, save_checkpoint
-from vlm_vision.train.loop.shard import full, gather, shard, summing, unsharded
+from vlm_vision.train.loop.shard import accumulate_gradients, gather, gather_full_tensor, shard, unsharded
 from vlm_vision.train.optim.groups import warmup_cosine
-from vlm_vision.train.settings import Training, write_config
+from vlm_vision.train.settings import Training
+from vlm_vision.train.start import write_config
 
 Batch = dict[str, Tensor]
 
@@ -199,7 +200,7 @@ class Step:
 
     def _summing(self, *, last: bool) -> AbstractContextManager:
         if self.sharded:
-            return summing(self.trained, last=last)
+            return accumulate_gradients(self.trained, last=last)
         return nullcontext() if last else self.accelerator.no_sync(self.trained)
 
     def _over_processes(self, value: Tensor) -> Tensor:
@@ -252,7 +253,7 @@ class Progress:
 
 
 def _norm(weights: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
-    return full(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    return gather_full_tensor(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

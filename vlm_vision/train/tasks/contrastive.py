@@ -21,15 +21,16 @@ LARGEST_SCALE = math.log(100)
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveLossSettings:
-    """How pairs are compared."""
+    """The contrastive loss, and how processes share its work."""
 
     loss: Literal["siglip", "clip"] = "siglip"
+    """Loss: siglip (a sigmoid for each pair) or clip (a softmax over the batch)."""
     chunk_size: int = 1024
-    """siglip: images at a time."""
+    """Images that the siglip loss compares at a time: fewer take less memory."""
     exchange: Exchange = "ring"
-    """siglip: how texts of other processes come."""
+    """How the siglip loss gets the texts of other processes: from neighbor to neighbor (ring), or all at once (gather)."""
     rows: Literal["local", "global"] = "local"
-    """clip: logits of each process's own rows, or of all."""
+    """Logits that a process computes for the clip loss: those of its own rows (local) or of all rows (global)."""
 
 
 class PairWithLoss(nn.Module):

@@ -13,9 +13,9 @@ from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap, VisionOutput
-from vlm_vision.nn.modes import evaluating
+from vlm_vision.nn.modes import eval_mode
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
@@ -31,24 +31,24 @@ AS_DRAWN = Preprocess(
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Who is followed, and how much.
+    """A frozen encoder whose features the student learns.
 
     Raises:
         ValueError: a weight that is not positive.
     """
 
     source: str
-    """Argument of vlm_vision.load: one tower."""
+    """Teacher to load, an argument of vlm_vision.load with one tower."""
     name: str = ""
-    """What its features are called; empty for the last part of `source`."""
+    """Name of the teacher in figures and files; empty for the last part of `source`."""
     image_size: int = 0
-    """Side in pixels of what it sees; 0 for its own."""
+    """Side in pixels to which the teacher resizes images; 0 for its own."""
     tap_layer: int = -1
-    """Block whose tokens are learned; the family's pooled vector is learned with those of the last block only."""
+    """Block whose tokens are learned, -1 for the last, with which the pooled vector is learned too."""
     tap_norm: bool = True
-    """Whether the final norm is applied to them."""
+    """Apply the final norm to the tokens."""
     weight: float = 1.0
-    """Of its losses in the sum."""
+    """Weight of the teacher's losses in the sum."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -67,7 +67,7 @@ class Teacher:
         tower = load(self.source, tap=Tap(self.tap_layer, self.tap_norm), image_size=self.image_size or None)
         if not isinstance(tower, Encoder):
             raise ValueError(f"teacher {self.source} is several towers: give each of them its own entry in teachers")
-        side_of(tower, f"teacher {self.source}")
+        square_side(tower, f"teacher {self.source}")
         return tower.requires_grad_(False).eval()
 
 
@@ -184,13 +184,13 @@ def teacher_cosine(
         generator=torch.Generator(),
     )
     sums: dict[str, Tensor] = {}
-    with evaluating(student):
+    with eval_mode(student):
         for turn, drawn in zip(turns, loader, strict=True):
             views = drawn.views[0].to(accelerator.device)
             with accelerator.autocast():
                 seen = student.encode(renormalize(student.encoder, views, AS_DRAWN))
                 for heads, told in zip(student.each(), teacher_outputs(teachers, views), strict=True):
-                    for key, value in heads.nearness(seen, told).items():
+                    for key, value in heads.cosine_sums(seen, told).items():
                         counts = turn < len(batches)  # past the last batch a process only keeps the others company
                         sums[key] = sums.get(key, torch.zeros_like(value)) + value * counts
     for key in sums:
@@ -198,7 +198,7 @@ def teacher_cosine(
     return {key: value.norm().item() if value.ndim else value.item() for key, value in sums.items()}
 
 
-def space_of(name: str, teacher: Encoder) -> TeacherFeatures:
+def teacher_features(name: str, teacher: Encoder) -> TeacherFeatures:
     """Its widths at its tap."""
     config = teacher.config
     pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
@@ -207,7 +207,7 @@ def space_of(name: str, teacher: Encoder) -> TeacherFeatures:
     )
 
 
-def side_of(encoder: Encoder, who: str) -> int:
+def square_side(encoder: Encoder, who: str) -> int:
     """Pixels along a side of what it sees. Raises ValueError where that is no square of one size."""
     size = encoder.preprocess.output_size
     if size is None or size[0] != size[1]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json, whole, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap, VisionOutput
 from vlm_vision.objectives.distill import feature_distillation_loss
 
@@ -72,19 +72,19 @@ class TeacherHeads(nn.Module):
     def forward(self, seen: VisionOutput) -> VisionOutput:
         """The teacher's patch tokens on the student's grid, and its summary as `pooled`, in the teacher's own units."""
         patches = self.patches.restored(self.patches(seen.patch_tokens))
-        summary = None if self.summary is None else self.summary.restored(self.summary(summary_of(seen)))
+        summary = None if self.summary is None else self.summary.restored(self.summary(summary_vector(seen)))
         return VisionOutput(patches, seen.grid, pooled=summary)
 
     def features(self, out: VisionOutput) -> dict[str, Tensor]:
         """What is learned of this teacher in an output of its own, or in one of `forward`: (B, ..., D) by name."""
         found = {"patches": out.patch_tokens}
-        return found if self.summary is None else found | {"summary": summary_of(out)}
+        return found if self.summary is None else found | {"summary": summary_vector(out)}
 
     def each(self) -> dict[str, TeacherHead]:
         """One for the patch tokens, and one for the summary where there is one."""
         return {"patches": self.patches} | ({} if self.summary is None else {"summary": self.summary})
 
-    def nearness(self, seen: VisionOutput, told: VisionOutput) -> dict[str, Tensor]:
+    def cosine_sums(self, seen: VisionOutput, told: VisionOutput) -> dict[str, Tensor]:
         """Sums over images: of the mean cosine similarity, and (D,) of the mean direction, whose length is the cosine
         similarity of the best constant."""
         said, found = self(seen), {}
@@ -106,7 +106,7 @@ class TeacherHeads(nn.Module):
         """
         said = {"patches": on_grid(self.patches(seen.patch_tokens), seen.grid, told.grid)}
         if self.summary is not None:
-            said["summary"] = self.summary(summary_of(seen))
+            said["summary"] = self.summary(summary_vector(seen))
         true = {part: self.each()[part].standardized(values) for part, values in self.features(told).items()}
         return torch.stack([feature_distillation_loss(said[part], true[part]) for part in said]).sum()
 
@@ -163,7 +163,7 @@ class AgglomerativeStudent(nn.Module):
         return student.eval()
 
 
-def summary_of(out: VisionOutput) -> Tensor:
+def summary_vector(out: VisionOutput) -> Tensor:
     """(B, D): the pooled vector; CLS where there is none; else the mean of the patch tokens."""
     if out.pooled is not None:
         return out.pooled

@@ -55,7 +55,7 @@ def mae_step(settings: Training, accelerator: Accelerator, model: MaskedAutoenco
     return Step(settings, accelerator, MaeWithLoss(model), task)
 
 
-def noise_of(seeds: Sequence[int], patches: int) -> Tensor:
+def seeded_noise(seeds: Sequence[int], patches: int) -> Tensor:
     """(B, N) on the CPU: what is masked of an image follows from its seed alone, however a batch is cut."""
     return torch.cat([patch_noise(1, patches, torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -65,7 +65,7 @@ def tensors(drawn: ImageBatch, model: MaskedAutoencoder) -> Batch:
     (views,) = drawn.views
     pixels = normalize_views(views.to(model.encoder.device), model.encoder.preprocess)
     patches = model.encoder.num_patch_tokens(pixels.shape[-2], pixels.shape[-1])
-    return {"pixels": pixels, "noise": noise_of(drawn.seeds, patches)}
+    return {"pixels": pixels, "noise": seeded_noise(drawn.seeds, patches)}
 
 
 def held_out_loss(step: Step, model: MaskedAutoencoder, samples: Sequence[Sample]) -> float:

@@ -33,16 +33,18 @@ Sharpen = Literal["sinkhorn", "center"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Of the parts of the loss; a part of weight 0 is not computed. dino alone is DINO, dino and ibot are iBOT."""
+    """Weights of the parts of the loss; a part of weight 0 is not computed. dino alone is DINO, dino and ibot are iBOT."""
 
     dino: float = 1.0
+    """Weight of the loss on class tokens."""
     ibot: float = 1.0
+    """Weight of the loss on masked patches."""
     koleo: float = 0.1
-    """For each of the two large crops."""
+    """Weight of KoLeo, which spreads class tokens, for each of the two large crops."""
     gram: float = 0.0
-    """Needs an earlier teacher; 2.0 in DINOv3."""
+    """Weight of Gram anchoring, which needs gram.teacher; 2.0 in DINOv3."""
     small: float = 1.0
-    """A further factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
+    """Another factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
 
     def __post_init__(self) -> None:
         if min(self.dino, self.ibot, self.koleo, self.gram, self.small) < 0 or not self.dino + self.ibot > 0:
@@ -51,12 +53,16 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class DinoHeadSettings:
-    """Of student and teacher alike: `DinoHead`."""
+    """Sizes of the heads of student and teacher (`DinoHead`)."""
 
     prototypes: int = 65536
+    """Prototypes: outputs of a head."""
     depth: int = 3
+    """Layers of a head before the prototypes."""
     hidden_dim: int = 2048
+    """Hidden channels of a head."""
     bottleneck_dim: int = 256
+    """Channels that the prototypes read."""
 
     def __post_init__(self) -> None:
         if min(self.prototypes, self.depth, self.hidden_dim, self.bottleneck_dim) < 1:
@@ -74,9 +80,9 @@ class BlockMaskSettings:
     """Which patches of the large crops the student does not see: blocks, as `vlm_vision.objectives.masks.block_mask` draws them."""
 
     share: float = 0.5
-    """How often a crop is masked."""
+    """Probability that a large crop is masked."""
     ratios: tuple[float, float] = (0.1, 0.5)
-    """Least and greatest share of a masked crop's patches."""
+    """Least and greatest share of the patches of a masked crop that are masked."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.ratios[0] <= self.ratios[1] <= 1):
@@ -250,7 +256,7 @@ class SelfDistillation(nn.Module):
     @torch.no_grad()
     def _earlier(self, large: Tensor, undistorted: Tensor | None) -> Tensor:
         """Patch tokens (2B, N, D') where the student's are."""
-        earlier, ours = earlier_of(self), self.student.encoder
+        earlier, ours = gram_teacher(self), self.student.encoder
         assert self.earlier is not None and earlier is not None
         if undistorted is None:
             pixels = renormalize(earlier, large.flatten(0, 1), ours.preprocess)
@@ -363,11 +369,11 @@ def tensors(
     if earlier is not None:
         batch["undistorted"] = seen(last, earlier)
     if masks is not None:
-        batch["mask"] = masks_of(drawn.seeds, encoder.grid(*large[0].shape[-2:]), masks)
+        batch["mask"] = seeded_masks(drawn.seeds, encoder.grid(*large[0].shape[-2:]), masks)
     return batch
 
 
-def masks_of(seeds: Sequence[int], grid: Grid, masks: BlockMaskSettings) -> Tensor:
+def seeded_masks(seeds: Sequence[int], grid: Grid, masks: BlockMaskSettings) -> Tensor:
     """(2, B, N) on the CPU: what is masked of an image's large crops follows from its seed alone, however a batch is cut.
 
     Each crop is masked with the probability `share` and draws its own ratio. DINOv2 masks the same share of every batch and
@@ -395,7 +401,7 @@ def teacher_of(model: nn.Module) -> StudentNetwork:
     return model.teacher.module
 
 
-def earlier_of(model: nn.Module) -> Encoder | None:
+def gram_teacher(model: nn.Module) -> Encoder | None:
     """The one that Gram anchoring holds on to, where there is one."""
     assert isinstance(model, SelfDistillation)
     earlier = model.earlier and model.earlier.module

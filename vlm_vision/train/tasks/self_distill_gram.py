@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm_vision.encoder import Encoder
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap
 from vlm_vision.nn.position import Grid
 from vlm_vision.nn.vit import VisionTransformer
@@ -15,19 +15,19 @@ from vlm_vision.objectives.gram import Negatives
 
 @dataclass(frozen=True)
 class GramSettings:
-    """What Gram anchoring holds on to: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), section 4."""
+    """Gram anchoring, which keeps the similarities of patches near those of an earlier teacher: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), section 4."""
 
     teacher: str = ""
-    """Argument of vlm_vision.load, an earlier teacher, for weights.gram."""
+    """Earlier teacher to load, an argument of vlm_vision.load, for weights.gram above 0."""
     image_size: int = 0
-    """Side of what it sees of a large crop, without distortions, its features then resized to the student's patches;
-    twice the student's in DINOv3. 0 for the crop itself, in the earlier teacher's own size, with as many patches."""
+    """Side in pixels of a large crop for the earlier teacher, without distortions, whose features are resized to the student's
+    patches; twice the student's in DINOv3. 0 for the student's crop in the earlier teacher's own size, with as many patches."""
     refresh: int = 0
-    """Steps after which it becomes what the teacher is then, time and again; 0 for never, 10,000 in DINOv3."""
+    """Steps between copies of the present teacher to the earlier one; 0 for none, 10,000 in DINOv3."""
     refreshes: int = 0
-    """How often at most; 0 for always, 3 in DINOv3."""
+    """Most copies of the present teacher to the earlier one; 0 for no limit, 3 in DINOv3."""
     negatives: Negatives = "clip"
-    """As `vlm_vision.objectives.gram.gram_loss` has it; keep in DINOv3."""
+    """Treatment of negative similarities in vlm_vision.objectives.gram.gram_loss: keep in DINOv3."""
 
     def __post_init__(self) -> None:
         if min(self.image_size, self.refresh, self.refreshes) < 0:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from vlm_vision.checkpoints.save import hf_files
 from vlm_vision.data.images.views import normalize_views
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
-from vlm_vision.load import load
+from vlm_vision.load_encoder import load
 from vlm_vision.nn.config import Tap
+from vlm_vision.nn.fields import VIT_FIELDS, ViTFields, check_names
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.objectives.distill import hard_distillation_loss, soft_distillation_loss
 from vlm_vision.preprocess.spec import Preprocess
@@ -30,18 +31,18 @@ PLAIN = {"vit": "vit", "deit": "deit", "vit_mae": "vit"}
 
 @dataclass(frozen=True)
 class DistillLossSettings:
-    """How a teacher is followed. Touvron et al. 2021, "Training data-efficient image transformers", section 4.
+    """How a student learns from a teacher. Touvron et al. 2021, "Training data-efficient image transformers", section 4.
 
     Raises:
         ValueError: alpha outside 0..1, or a temperature that is not positive.
     """
 
     kind: Literal["hard", "soft"] = "hard"
-    """The teacher's most likely class, or all its logits."""
+    """Target of the student: the teacher's most likely class (hard), or all its logits (soft)."""
     alpha: float = 0.5
-    """Part of the loss that is the teacher's; the rest is the labels'."""
+    """Share of the loss that comes from the teacher, 0 to 1; the rest comes from the labels."""
     temperature: float = 1.0
-    """soft: of both, 1 in DeiT's code, 3 in its paper."""
+    """Temperature of both logits for kind soft: 1 in DeiT's code, 3 in its paper."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1 or self.temperature <= 0:
@@ -124,7 +125,7 @@ def supervised_step(
     return Step(settings, accelerator, model, task)
 
 
-def classifier(encoder: Encoder, num_classes: int, changes: dict[str, Any]) -> Encoder:
+def classifier(encoder: Encoder, num_classes: int, changes: ViTFields) -> Encoder:
     """The encoder with a head for so many classes, which is new unless it had one for as many.
 
     Args:
@@ -133,13 +134,11 @@ def classifier(encoder: Encoder, num_classes: int, changes: dict[str, Any]) -> E
     Raises:
         ValueError: a change that needs other weights, or a classifier that transformers has no layout for.
     """
+    check_names("ViTConfig", changes, VIT_FIELDS)
     family = PLAIN.get(encoder.origin.family, encoder.origin.family)
     if encoder.origin.family in PLAIN:
         changes = {"pool_head": "none", "pool_dim": 0} | changes
-    try:
-        model = VisionTransformer(replace(encoder.config, **{**changes, "num_classes": num_classes}))
-    except TypeError as error:
-        raise ValueError(f"these are not the fields of a ViTConfig: {error}") from None
+    model = VisionTransformer(replace(encoder.config, **{**changes, "num_classes": num_classes}))
     own, state = model.state_dict(), encoder.model.state_dict()
     kept = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     new = {name for name in own.keys() - kept.keys() if not name.startswith(("head.", "head_dist."))}
@@ -190,7 +189,7 @@ def encoder_of(model: nn.Module) -> Encoder:
     return model.encoder
 
 
-def average_of(model: nn.Module) -> EmaTeacher | None:
+def ema_encoder(model: nn.Module) -> EmaTeacher | None:
     """That of the weights, where it is kept."""
     assert isinstance(model, ClassifierWithLoss)
     return model.average

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vlm_vision.data.images.batches import Draw, Draws
 from vlm_vision.data.seeds import derive_seed
 from vlm_vision.robot.window import Window
-from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.batches import batches_of_steps
+from vlm_vision.train.loop.sampler import process_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
@@ -32,7 +32,7 @@ def vla_step(
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         assert isinstance(model, VisionLanguageActionModel)
-        own = {**group_modules(model.vlm), "hands": model.action_modules}
+        own = {**group_modules(model.vlm), "action": model.action_modules}
         return {name: own[name] for name in rates}
 
     def groups(model: nn.Module) -> list[dict]:
@@ -66,7 +66,7 @@ class WindowDraws(Dataset[tuple[Window, int]]):
         return self.recordings[draw.row], derive_seed(self.seed, draw.step, draw.row, draw.copy)
 
 
-def batches_of_steps(
+def action_batches(
     settings: Training,
     accelerator: Accelerator,
     recordings: Sequence[Window],
@@ -79,16 +79,13 @@ def batches_of_steps(
     Raises:
         ValueError: fewer moments than batch_size, or a batch that does not divide evenly.
     """
-    order = own_batches(settings, accelerator, len(recordings), first_step=first_step)
-    loader = iter(
-        DataLoader(
-            WindowDraws(recordings, seed=settings.seed),
-            batch_sampler=Draws(order, micro_batches=order.micro_batches, first_step=first_step),
-            collate_fn=collate,
-            num_workers=settings.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
-        )
+    order = process_batches(settings, accelerator, len(recordings), first_step=first_step)
+    return batches_of_steps(
+        settings,
+        accelerator,
+        WindowDraws(recordings, seed=settings.seed),
+        Draws(order, micro_batches=order.micro_batches, first_step=first_step),
+        collate,
+        steps=range(first_step, settings.steps),
+        micro_batches=order.micro_batches,
     )
-    for _ in range(first_step, settings.steps):
-        yield [next(loader) for _ in range(order.micro_batches)]

@@ -6,22 +6,20 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.train.conversations import ConversationTraining
-from vlm_vision.train.loop.sampler import own_batches
+from vlm_vision.train.loop.batches import batches_of_steps
+from vlm_vision.train.loop.sampler import process_batches
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim.groups import parameter_groups
+from vlm_vision.train.settings import Training
 from vlm_vision.train.trainable import group_modules, unwrapped
 
 
-def vqa_step(
-    settings: ConversationTraining, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]
-) -> Step:
+def vqa_step(settings: Training, accelerator: Accelerator, model: nn.Module, *, rates: dict[str, float]) -> Step:
     """Steps that train answers.
 
     Args:
@@ -76,8 +74,8 @@ class EnsureImage:
         return added | {name: torch.cat([rows(name, batch[name]), rows(name, added[name])]) for name in batch}
 
 
-def batches_of_steps(
-    settings: ConversationTraining,
+def answer_batches(
+    settings: Training,
     accelerator: Accelerator,
     conversations: Sequence[Conversation],
     collate: Collator,
@@ -85,17 +83,14 @@ def batches_of_steps(
     first_step: int,
 ) -> Iterator[list[Batch]]:
     """This process's micro-batches of each step, from `first_step` on."""
-    batches = own_batches(settings, accelerator, len(conversations), first_step=first_step)
     witness = next((one for one in conversations if one.images), None)
-    loader = iter(
-        DataLoader(
-            conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
-            batch_sampler=batches,
-            collate_fn=EnsureImage(collate, witness),
-            num_workers=settings.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the global one was just restored, and must not be drawn from
-        )
+    order = process_batches(settings, accelerator, len(conversations), first_step=first_step)
+    return batches_of_steps(
+        settings,
+        accelerator,
+        conversations,  # type: ignore[arg-type]  # a sequence is a map-style data set
+        order,
+        EnsureImage(collate, witness),
+        steps=range(first_step, settings.steps),
+        micro_batches=order.micro_batches,
     )
-    for _ in range(first_step, settings.steps):
-        yield [next(loader) for _ in range(batches.micro_batches)]

@@ -1,7 +1,10 @@
 """Action heads by name, fitted to a model."""
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
+from vlm_vision.nn.fields import check_names
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.vla.heads.base import ActionHead
 from vlm_vision.vla.heads.expert import Shape
@@ -23,8 +26,7 @@ def new_head(name: str, vlm: VisionLanguageModel, spec: PolicySpec, **options: A
     Raises:
         ValueError: an unknown name or option, or a language model that the head cannot use.
     """
-    if name not in HEADS:
-        raise ValueError(f"there is no action head {name!r}: choose one of {', '.join(HEADS)}")
+    check_head_options(name, options)
     text = vlm.config.text_config
     fitted: dict[str, Any] = {}
     if name == "tokens":
@@ -35,7 +37,12 @@ def new_head(name: str, vlm: VisionLanguageModel, spec: PolicySpec, **options: A
         fitted = {"width": vlm.projector.out_dim}
     else:
         fitted = {"shape": Shape.of(text), "state_dim": spec.state_dim}
-    try:
-        return HEADS[name](action_dim=spec.action_dim, chunk=spec.chunk, **(fitted | options))
-    except TypeError as error:
-        raise ValueError(f"these are not the options of action head {name!r}: {error}") from None
+    return HEADS[name](action_dim=spec.action_dim, chunk=spec.chunk, **(fitted | options))
+
+
+def check_head_options(name: str, options: Iterable[str]) -> None:
+    """Raise ValueError unless there is a head of this name that takes these options."""
+    if name not in HEADS:
+        raise ValueError(f"there is no action head {name!r}: choose one of {', '.join(HEADS)}")
+    known = [option for option in inspect.signature(HEADS[name]).parameters if option not in ("action_dim", "chunk")]
+    check_names(f"action head {name!r}", options, known)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_vision.nn.position import rotate
-from vlm_vision.vla.heads.prefix import Prefix, cache_of
+from vlm_vision.vla.heads.prefix import Prefix, output_cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PromptCache:
         """
         decoder: Any = prefix.vlm.get_decoder()
         out = prefix.vlm(inputs_embeds=prefix.embeds, attention_mask=prefix.mask, logits_to_keep=1, use_cache=True)
-        layers = getattr(cache_of(out), "layers", None)
+        layers = getattr(output_cache(out), "layers", None)
         if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
             raise ValueError(
                 f"{type(decoder).__name__} keeps no keys and values to look into: switch gradient checkpointing off, or "

@@ -60,10 +60,10 @@ class ParallelHead(ActionHead):
         """Hidden states that the numbers are read from, (B, K * A, W)."""
         count, width = self.chunk * self.action_dim, prefix.embeds.shape[-1]
         if self.queries is not None:
-            whole = prefix.followed_by(self.queries.expand(len(prefix.embeds), count, width))
+            whole = prefix.extended_with(self.queries.expand(len(prefix.embeds), count, width))
             return whole.hidden(open_end(whole.mask, count))[:, -count:]
         end = prefix.vlm.get_input_embeddings()(self.tail(prefix.mask))
-        whole = prefix.followed_by(torch.cat([end.new_zeros(len(end), count, width), end], dim=1))
+        whole = prefix.extended_with(torch.cat([end.new_zeros(len(end), count, width), end], dim=1))
         everything = open_end(whole.mask, whole.mask.shape[1])
         return whole.hidden(everything)[:, -count - 2 : -2]
 

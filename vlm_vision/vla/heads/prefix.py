@@ -26,7 +26,7 @@ class Prefix:
     state: Tensor | None = None
     """(B, S), normalized, for heads that read it themselves."""
 
-    def followed_by(self, embeds: Tensor) -> "Prefix":
+    def extended_with(self, embeds: Tensor) -> "Prefix":
         """The same with (B, Q, W) after it."""
         mask = torch.cat([self.mask, self.mask.new_ones(embeds.shape[:2])], dim=1)
         return Prefix(self.vlm, torch.cat([self.embeds, embeds.to(self.embeds)], dim=1), mask, self.state)
@@ -49,7 +49,7 @@ class Prefix:
         return decoder(inputs_embeds=self.embeds, attention_mask=mask, use_cache=False, **given).last_hidden_state
 
 
-def cache_of(output: Any) -> Any:
+def output_cache(output: Any) -> Any:
     """The cache in what a language model returned, None if it kept none; transformers renamed it in 5.24."""
     return output["cache"] if "cache" in output else output.get("past_key_values")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_vision.robot.action_tokens import ActionTokens
 from vlm_vision.vla.heads.base import ActionHead
-from vlm_vision.vla.heads.prefix import Prefix, cache_of
+from vlm_vision.vla.heads.prefix import Prefix, output_cache
 
 IGNORED = -100
 
@@ -47,7 +47,7 @@ class TokenHead(ActionHead):
         if self.end_id is not None:
             end = ids.new_full((len(ids), 1), self.end_id)
             ids, labels = torch.cat([ids, end], dim=1), torch.cat([labels, end], dim=1)
-        whole = prefix.followed_by(prefix.vlm.get_input_embeddings()(ids[:, :-1]))
+        whole = prefix.extended_with(prefix.vlm.get_input_embeddings()(ids[:, :-1]))
         count = ids.shape[1]
         out = prefix.vlm(inputs_embeds=whole.embeds, attention_mask=whole.mask, logits_to_keep=count, use_cache=False)
         logits = out.logits[:, -count:].flatten(0, 1).float()
@@ -58,7 +58,7 @@ class TokenHead(ActionHead):
 
     def prefill(self, prefix: Prefix) -> TokenCache:
         out = prefix.vlm(inputs_embeds=prefix.embeds, attention_mask=prefix.mask, logits_to_keep=1, use_cache=True)
-        return TokenCache(prefix, cache_of(out), out.logits[:, -1])
+        return TokenCache(prefix, output_cache(out), out.logits[:, -1])
 
     def decode(self, held: TokenCache) -> Tensor:
         """The likeliest word each time, as OpenVLA; one that is no action decodes as the nearest bin."""

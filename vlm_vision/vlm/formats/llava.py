@@ -15,11 +15,11 @@ import projectors
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.towers import TowerWeights, state_of
+from vlm_vision.checkpoints.towers import TowerWeights, read_state_dict
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
-from vlm_vision.load import known_device, known_dtype, load
+from vlm_vision.load_encoder import known_device, known_dtype, load
 from vlm_vision.nn.config import Tap
 from vlm_vision.vlm.formats.common import Parts, has_tokenizer, load_language_model
 from vlm_vision.vlm.layout import AnyRes, Layout, Whole
@@ -151,7 +151,7 @@ def _projector(
         projector = projectors.build("mlp", in_dim=width, out_dim=wider, activation=activation, bias=bias)
     table = [row for i in (1, 2) for row in keys.layer(f"fc{i}", f"linear_{i}", bias=bias)]
     shapes = {name: value.shape for name, value in projector.state_dict().items()}
-    state = state_of(table, shapes, TowerWeights(weights, prefix), source=str(path), dtype=dtype, device=device)
+    state = read_state_dict(table, shapes, TowerWeights(weights, prefix), source=str(path), dtype=dtype, device=device)
     projector.load_state_dict(state, assign=True)
     return projector.eval()
 

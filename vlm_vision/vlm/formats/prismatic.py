@@ -15,7 +15,7 @@ from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.openvla import reader as towers
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.files import read_json
-from vlm_vision.load import known_device, known_dtype, load, load_projector
+from vlm_vision.load_encoder import known_device, known_dtype, load, load_projector
 from vlm_vision.vlm.formats.common import (
     Json,
     Parts,

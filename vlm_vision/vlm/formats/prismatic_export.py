@@ -191,7 +191,7 @@ def _tower(encoder: Encoder, side: int, architecture: str) -> tuple[State, Json,
     """(weights, arguments beside timm's name, activation that is not the name's)."""
     family = encoder.origin.family
     config, state = tower_at(encoder, side, pool=True)
-    config, state = timm_write.fitted(family, config, state)
+    config, state = timm_write.to_timm_state(family, config, state)
     tensors = {
         name.replace("ls1.gamma", "ls1.scale_factor").replace("ls2.gamma", "ls2.scale_factor"): value
         for name, value in timm_write.tensors(family, config, state).items()

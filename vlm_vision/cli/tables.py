@@ -1,0 +1,60 @@
+"""The tables of `vlm-vision models` and `vlm-vision formats`, computed. As a script: write them where the commands read them.
+
+python -m vlm_vision.cli.tables
+"""
+
+from pathlib import Path
+
+import torch
+
+from vlm_vision import presets
+from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY
+from vlm_vision.checkpoints.save import FORMATS as WRITTEN
+from vlm_vision.checkpoints.sniff import FORMATS as READ
+from vlm_vision.cli import stored
+
+_COLUMNS = {
+    "hf": "transformers folder",
+    "timm": "timm folder",
+    "pth": "original `.pth`",
+    "open_clip": "open_clip",
+    "big_vision": "big_vision `.npz`",
+    "openvla": "Prismatic, OpenVLA",
+    "lerobot": "LeRobot, openpi (pi0, SmolVLA)",
+}
+_HELD_AS = {"dino": "vit"}
+"""Families that transformers holds under another's name."""
+
+
+def models() -> str:
+    """Every preset with its sizes."""
+    lines = [f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}"]
+    for name in presets.names():
+        with torch.device("meta"):
+            model = presets.create(name)
+        config, count = model.config, sum(weight.numel() for weight in model.parameters())
+        side = config.image_size[0]
+        row = (config.embed_dim, config.depth, config.patch_size, side, config.num_patch_tokens(side, side))
+        lines.append(f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def formats() -> str:
+    """Which families are read from which formats, and written to them, in Markdown."""
+    lines = [
+        f"| family | {' | '.join(_COLUMNS.values())} | references of its positions |",
+        "|---" * (len(_COLUMNS) + 2) + "|",
+    ]
+    for family, rules in RESIZE_BY_FAMILY.items():
+        cells = []
+        for name in _COLUMNS:
+            read = _HELD_AS.get(family, family) in READ[name] if name == "hf" else family in READ[name]
+            cells.append("read, written" if read and name in WRITTEN else "read" if read else "")
+        references = "none needed" if family == "dinov3_vit" else ", ".join(rules)
+        lines.append(f"| {family} | {' | '.join(cells)} | {references} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for name, table in (("models", models()), ("formats", formats())):
+        Path(stored.path(name)).write_text(table, encoding="utf-8")

@@ -1,0 +1,259 @@
+"""`vlm_vision.load` and `load_projector`: from a name to an encoder, or to the projector of a published model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import projectors
+from projectors import Projector
+from vlm_vision.checkpoints import sniff
+from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.projectors import find
+from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
+from vlm_vision.checkpoints.save import SIDECAR
+from vlm_vision.checkpoints.sniff import weights_of
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
+from vlm_vision.encoder import Encoder, Origin, check_fingerprint
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.nn.config import Remainder, Tap, ViTConfig
+from vlm_vision.preprocess.spec import Preprocess
+
+Size = int | tuple[int, int]
+
+
+def load(
+    source: str | Path | Checkpoint,
+    *,
+    tap: Tap | Sequence[Tap] | None = None,
+    reference: str | None = None,
+    image_size: Size | list[Size] | None = None,
+    remainder: Remainder | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    format: str | None = None,
+    part: str | None = None,
+    architecture: str | None = None,
+    num_heads: int | None = None,
+) -> Encoder | FusedEncoder:
+    """Load a vision encoder, exactly as its reference computes it.
+
+    Args:
+        source: "mini", the small SigLIP that comes with the package; or hub id, local folder (transformers, timm,
+            open_clip, OpenVLA, OpenVLA-OFT and Prismatic, LeRobot, openpi) or file (`.pth` and `.pt` of the original code,
+            big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order written. Of a whole model
+            (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA) only the vision part is read, with the
+            preprocessing of that model's code; what an evaluation does before it is chosen by `with_evaluation`. Or a
+            `vlm_vision.checkpoints.checkpoint.Checkpoint`, whose files are opened once for all that is loaded from it.
+        tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
+            the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
+        reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
+            "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
+        image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
+            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
+        remainder: what becomes of pixels past the last whole patch: "floor" (not seen; the default, as every reference),
+            "error", or "pad" (with zeros to whole patches).
+        dtype: of weights and computation. Half precision files are widened to it.
+        device: where the weights go.
+        revision: branch, tag or commit of a hub id.
+        format: "hf" or "open_clip", for a folder that holds both.
+        part: prefix of the weights to take from a file with several towers, such as "teacher.backbone".
+        architecture: timm's or open_clip's name of a bare state dict that does not tell it.
+        num_heads: attention heads, for a file that does not tell them.
+
+    Returns:
+        An `Encoder` in evaluation mode, or a `FusedEncoder`.
+
+    Raises:
+        ValueError: nothing at `source`, a format that is not known or not told, configuration and weights that disagree,
+            a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
+    """
+    if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
+        raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
+    if format not in (None, "hf", "open_clip"):
+        raise ValueError(f'format is {format!r}, expected "hf" or "open_clip", for a folder that holds both')
+    for name, text in (("part", part), ("architecture", architecture), ("reference", reference)):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{name} is {text!r}, expected a name")
+    if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
+        raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
+    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
+    options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
+    if isinstance(source, str) and " + " in source:
+        names = [name.strip() for name in source.split(" + ")]
+        return _fuse(names, [_find_towers(name, options) for name in names], tap, image_size, options)
+    found = _find_towers(source, options)
+    if len(found) > 1:
+        return _fuse([str(source)] * len(found), [[one] for one in found], tap, image_size, options)
+    if tap is not None and not isinstance(tap, Tap):
+        raise ValueError(f"{source} is one tower and tap is {tap!r}: pass one Tap, such as Tap(layer=-2, norm=False)")
+    if isinstance(image_size, list):
+        raise ValueError(f"{source} is one tower and image_size is {image_size!r}: pass one side, or (height, width)")
+    return _encoder(found[0], tap, image_size, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    reference: str | None
+    remainder: Remainder | None
+    dtype: torch.dtype
+    device: torch.device
+    revision: str | None
+    hints: Hints
+
+
+@dataclass(frozen=True)
+class _LoadedTower:
+    tower: Tower
+    sidecar: dict[str, Any]
+    """What `Encoder.save_pretrained` kept beside the public layout."""
+
+
+def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_LoadedTower]:
+    checkpoint = Checkpoint.at(source, options.revision)
+    sidecar = _sidecar(checkpoint) if checkpoint.has(SIDECAR) else {}
+    if "towers" in sidecar:
+        towers = [checkpoint.other(resolve(checkpoint.path / name, None)) for name in sidecar["towers"]]
+        return [found for tower in towers for found in _find_towers(tower, options)]
+    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
+
+
+_KINDS: dict[str, type] = {
+    "towers": list, "tap": dict, "family": str, "reference": str, "remainder": str, "preprocess": dict, "preprocess_fingerprint": str
+}  # fmt: skip
+
+
+def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `save_pretrained` left. Raises ValueError if it could not have written it."""
+    sidecar = checkpoint.json(SIDECAR)
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(sidecar.get(name, kind()), kind)]
+    names = sidecar.get("towers", ["a"])
+    if not wrong and not (names and all(isinstance(name, str) and Path(name).name == name for name in names)):
+        wrong = ["towers"]
+    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() != {"layer", "norm"}:
+        wrong = ["tap"]
+    if not wrong and sidecar.get("family", "vit") not in RESIZE_BY_FAMILY:
+        wrong = ["family"]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint.path / SIDECAR} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again"
+        )
+    return sidecar
+
+
+def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, options: _Options) -> Encoder:
+    tower, sidecar = found.tower, found.sidecar
+    family = sidecar.get("family", tower.family)  # a public layout may hold a family under another's name: DINO as ViT
+    reference = str(options.reference or sidecar.get("reference", tower.reference))
+    config = tower.config
+    if config.position == "learned" and (family, reference) != (tower.family, tower.reference):
+        config = replace(config, position_resize=resize_rule(family, reference))
+    elif reference != tower.reference:
+        resize_rule(family, reference)  # says if there is no such reference
+    config = replace(config, remainder=options.remainder or sidecar.get("remainder", config.remainder))
+    preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
+    if "preprocess_fingerprint" in sidecar:
+        check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], tower.source)
+    if image_size is not None:
+        height, width = _height_width(image_size, config)
+        if preprocess.resize == "max_patches":
+            preprocess = preprocess.with_budget(config.num_patch_tokens(height, width), config.patch_size)
+        else:
+            preprocess = preprocess.at(height, width)
+    if tap is None:
+        tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
+    model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
+    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference)).eval()
+
+
+def _fuse(
+    sources: Sequence[str],
+    towers: Sequence[list[_LoadedTower]],
+    tap: Tap | Sequence[Tap] | None,
+    image_size: Size | list[Size] | None,
+    options: _Options,
+) -> FusedEncoder:
+    taps = [tap] * len(sources) if tap is None or isinstance(tap, Tap) else list(tap)
+    if len(taps) != len(sources):
+        raise ValueError(f"{len(sources)} towers and {len(taps)} taps: give one tap, or one for each tower")
+    sizes = image_size if isinstance(image_size, list) else [image_size] * len(sources)
+    if len(sizes) != len(sources):
+        raise ValueError(
+            f"{len(sources)} towers and {len(sizes)} image sizes: give one, or a list with one for each tower"
+        )
+    for source, found in zip(sources, towers, strict=True):
+        if len(found) > 1:
+            raise ValueError(f"{source} is itself a fused encoder: write its towers out in one 'a + b + c'")
+    return FusedEncoder(
+        [_encoder(found[0], t, size, options) for found, t, size in zip(towers, taps, sizes, strict=True)]
+    ).eval()
+
+
+def known_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, if an encoder computes in it. Raises ValueError if not."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"dtype is {dtype!r}, expected torch.float32, bfloat16, float16 or float64")
+    return dtype
+
+
+def known_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it. Raises ValueError if not."""
+    try:
+        known = torch.device(device)
+        torch.empty(0, device=known)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {device!r} is not to be had here ({reason}): use 'cpu', or one that is") from None
+    return known
+
+
+def _height_width(image_size: Any, vit: ViTConfig) -> tuple[int, int]:
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(sides, tuple) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"image_size is {image_size!r}, expected a side or (height, width) in whole pixels")
+    vit.num_patch_tokens(*sides)
+    return sides
+
+
+def load_projector(
+    source: str | Path | Checkpoint,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> Projector:
+    """The projector of a published model.
+
+    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
+    not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
+    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL, Qwen2.5-VL. It takes what their tower gives: the tokens after the final norm for
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+
+    What the model does to the output is the model's: PaliGemma and pi0 divide it by the square root of the language
+    model's width.
+
+    Args:
+        source: hub id, folder or file. A file alone does not tell its activation: it is taken to be the usual one.
+        dtype, device: of the weights.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: no projector of a known form in it, or a weight too many or too few.
+    """
+    checkpoint = Checkpoint.at(source, revision)
+    try:
+        found = find(checkpoint, weights_of(checkpoint))
+    except MALFORMED_ERRORS as error:
+        raise ValueError(f"{checkpoint} describes its projector in another way than expected ({error!r})") from None
+    with torch.device("meta"):
+        projector = projectors.build(found.name, **found.options)
+    shapes = {name: value.shape for name, value in projector.state_dict().items()}
+    state = read_state_dict(
+        found.keys, shapes, found.weights, source=str(checkpoint), dtype=known_dtype(dtype), device=known_device(device)
+    )
+    projector.load_state_dict(state, strict=True, assign=True)
+    return projector.eval()

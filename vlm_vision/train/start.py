@@ -1,0 +1,58 @@
+"""The start of a run: the processes, the seed and the run's folder."""
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+
+from vlm_vision.train.settings import Training, as_plain
+
+LONGEST_WAIT = timedelta(hours=6)
+"""For which a process waits for another one, which may encode all images or load a large model meanwhile."""
+
+
+def start_run(settings: Training) -> Accelerator:
+    """The processes, the seed and the run's folder.
+
+    Raises:
+        ValueError: a tracker that is not known or not installed, or a precision that this machine does not have.
+    """
+    if settings.tracker != "none" and settings.tracker not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"tracker is {settings.tracker!r}: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    if settings.tracker != "none" and settings.tracker not in map(str, get_available_trackers()):
+        raise ValueError(
+            f"tracker {settings.tracker} is not installed: pip install {settings.tracker}, or set tracker: none"
+        )
+    out = Path(settings.out)
+    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # an expert may have had nothing to do
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
+    )
+    if settings.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(f"mixed_precision fp16 is not for {accelerator.device.type}: choose bf16 or no")
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    set_seed(settings.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    return accelerator
+
+
+def write_config(settings: Training) -> None:
+    """config.yaml in the run's folder, from which the run can be started again."""
+    (Path(settings.out) / "config.yaml").write_text(yaml.safe_dump(as_plain(settings), sort_keys=False))
