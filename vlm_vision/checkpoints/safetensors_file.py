@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ class SafetensorsFile:
         self.dtypes: dict[str, torch.dtype | None] = {}
         self._places: dict[str, tuple[int, int]] = {}
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._file = path.open("rb")
+            weakref.finalize(self, self._file.close)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._read_header()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a complete safetensors file ({error}): download it again") from None
@@ -79,23 +81,18 @@ class SafetensorsFile:
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The tensor called `name`.
 
-        keep: False for one that is copied at once: it comes in memory of its own, and the pages of the file are let go.
+        keep: False for one that is copied at once: it comes in memory of its own, without a page of the mapped file.
         """
         dtype, shape, (first, last) = self.dtypes[name], self.shapes[name], self._places[name]
         if dtype is None:
             raise ValueError(f"{self.path}: {name} has a dtype that is not known, expected one of {', '.join(DTYPES)}")
         if first == last:
-            return torch.empty(shape, dtype=dtype)
-        data = torch.frombuffer(self._map, dtype=torch.uint8, count=last - first, offset=first)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         if keep and not first % dtype.itemsize:
+            data = torch.frombuffer(self._map, dtype=torch.uint8, count=last - first, offset=first)
             return data.view(dtype).view(shape)
-        own = data.clone().view(dtype).view(shape)
-        self._let_go(first, last)
+        own = torch.empty(shape, dtype=dtype, device="cpu")
+        self._file.seek(first)
+        if self._file.readinto(memoryview(own.view(-1).view(torch.uint8).numpy())) != last - first:
+            raise ValueError(f"{self.path} is shorter than its header says: download it again")
         return own
-
-    def _let_go(self, first: int, last: int) -> None:
-        """Drop the whole pages between two places from memory; they would be read again."""
-        first = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = last // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0 and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, length)
