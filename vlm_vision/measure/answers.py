@@ -132,7 +132,7 @@ def answers(
     ]
     found = [""] * len(prompts)
     by_image = sorted(range(len(prompts)), key=lambda i: [str(image) for image in shown[i]])  # encoded about once
-    for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch"):
+    for start in tqdm(range(0, len(prompts), batch_size), desc=name, unit="batch", leave=False):
         rows = by_image[start : start + batch_size]
         batch = _inputs(model, [prompts[i] for i in rows], [one for i in rows for one in shown[i]], patch_tokens)
         out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
