@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.golden import source
+from support.golden import golden_case, source
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.checkpoint import Checkpoint
@@ -59,17 +59,17 @@ def folder_of(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("form", "name"), [(form, name) for form, names in CASES.items() for name in names])
-def test_one_load_opens_each_file_once(shared, form, name):
-    path = source(shared, name)
+def test_one_load_opens_each_file_once(form, name):
+    path = source(name)
     opened = _OPENS.of(folder_of(path), lambda: vv.load(path))
     assert opened and set(opened.values()) == {1}, opened
     assert any(file.endswith((".safetensors", ".bin", ".pth", ".npz")) for file in opened)
 
 
-def policy(golden: Path, folder: Path) -> Path:
+def policy(folder: Path) -> Path:
     """SigLIP inside a policy of LeRobot."""
     stem = "model.paligemma_with_expert.paligemma.model.vision_tower.vision_model."
-    stored = load_file(golden / "hf_siglip" / "model.safetensors")
+    stored = load_file(golden_case("hf_siglip") / "model.safetensors")
     tower = {name: value for name, value in stored.items() if name.startswith("vision_model.")}
     save_file(
         {stem + name.removeprefix("vision_model."): value for name, value in tower.items()},
@@ -79,8 +79,8 @@ def policy(golden: Path, folder: Path) -> Path:
     return folder
 
 
-def test_so_does_a_load_of_lerobot_and_of_openpi(shared, tmp_path):
-    folder = policy(shared / "golden", tmp_path)
+def test_so_does_a_load_of_lerobot_and_of_openpi(tmp_path):
+    folder = policy(tmp_path)
     assert _OPENS.of(folder, lambda: vv.load(folder, num_heads=2)) == {"config.json": 1, "model.safetensors": 1}
     openpi = tmp_path / "openpi"
     openpi.mkdir()
@@ -89,8 +89,8 @@ def test_so_does_a_load_of_lerobot_and_of_openpi(shared, tmp_path):
     assert _OPENS.of(openpi, lambda: vv.load(openpi, num_heads=2)) == {"model.safetensors": 1}
 
 
-def test_an_adapter_and_its_base_are_opened_once_each(shared, tmp_path):
-    base = Path(shutil.copytree(shared / "golden" / "openvla_fused_bf16", tmp_path / "base"))
+def test_an_adapter_and_its_base_are_opened_once_each(tmp_path):
+    base = Path(shutil.copytree(golden_case("openvla_fused_bf16"), tmp_path / "base"))
     run = tmp_path / "run" / "lora_adapter"
     run.mkdir(parents=True)
     save_file({}, run / "adapter_model.safetensors")
@@ -100,9 +100,9 @@ def test_an_adapter_and_its_base_are_opened_once_each(shared, tmp_path):
     assert len(opened) == 4 and set(opened.values()) == {1}, opened
 
 
-def test_a_pickle_of_the_old_format_alone_is_opened_twice(shared, tmp_path):
+def test_a_pickle_of_the_old_format_alone_is_opened_twice(tmp_path):
     """torch.load maps archives; only when it has opened the file does it say that this is none."""
-    folder = Path(shutil.copytree(shared / "golden" / "hf_dinov2", tmp_path / "old"))
+    folder = Path(shutil.copytree(golden_case("hf_dinov2"), tmp_path / "old"))
     state = load_file(folder / "model.safetensors")
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (folder / "model.safetensors").unlink()
@@ -111,22 +111,22 @@ def test_a_pickle_of_the_old_format_alone_is_opened_twice(shared, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hf_clip_quickgelu", "open_clip_siglip", "bv_siglip"])
-def test_a_pair_opens_each_file_once(shared, name):
-    path = source(shared, name)
+def test_a_pair_opens_each_file_once(name):
+    path = source(name)
     opened = _OPENS.of(folder_of(path), lambda: vv.load_pair(path))
     assert opened and set(opened.values()) == {1}, opened
 
 
-def test_a_masked_autoencoder_opens_each_file_once(shared):
+def test_a_masked_autoencoder_opens_each_file_once():
     from vlm_vision.mae import load_mae
 
-    path = shared / "golden" / "hf_vit_mae"
+    path = golden_case("hf_vit_mae")
     opened = _OPENS.of(path, lambda: load_mae(path))
     assert opened and set(opened.values()) == {1}, opened
 
 
-def test_a_tower_and_a_projector_may_share_one_opening(shared):
-    folder = shared / "golden" / "openvla_fused_bf16"
+def test_a_tower_and_a_projector_may_share_one_opening():
+    folder = golden_case("openvla_fused_bf16")
 
     def both():
         checkpoint = Checkpoint(folder)
@@ -137,17 +137,17 @@ def test_a_tower_and_a_projector_may_share_one_opening(shared):
 
 
 @pytest.mark.parametrize(("form", "name"), [(form, names[0]) for form, names in CASES.items()])
-def test_one_format_alone_reads_and_those_before_it_look_at_no_weight(shared, monkeypatch, form, name):
-    checkpoint = Checkpoint(source(shared, name))
+def test_one_format_alone_reads_and_those_before_it_look_at_no_weight(monkeypatch, form, name):
+    checkpoint = Checkpoint(source(name))
     recognised = [reader.name for reader in READERS if reader.recognises(checkpoint)]
     assert recognised[0] == form
     if checkpoint.is_folder:
         assert not checkpoint._weights  # config.json was enough
 
 
-def test_names_shapes_and_dtypes_are_those_of_the_tensors(shared):
+def test_names_shapes_and_dtypes_are_those_of_the_tensors():
     for name in ("hf_llava_siglip_fp16", "openvla_fused_bf16", "open_clip_quickgelu"):
-        weights = Checkpoint(shared / "golden" / name).weights
+        weights = Checkpoint(golden_case(name)).weights
         for stored in list(weights.shapes)[:20]:
             kept, own = weights.get(stored), weights.get(stored, keep=False)
             assert weights.shapes[stored] == tuple(kept.shape) and weights.dtypes[stored] == kept.dtype

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folders_become_a_data_set(folder: Path, tmp_path: Path, capsys) -> None:
     assert main(["robot-data", str(folder), "--out", str(tmp_path / "set"), "--fps", "20", "--png"]) == 0
-    assert "3 episodes, 21 moments, 2 tasks" in capsys.readouterr().out
+    assert "3 episodes, 21 frames, 2 tasks" in capsys.readouterr().out
     dataset = read_dataset(tmp_path / "set")
     for number, given in enumerate(EPISODES):
         found = dataset.episode(number)

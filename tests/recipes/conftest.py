@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from support.recipes.bench import RECIPES, Bench
+from support.recipe_records.bench import RECIPES, Bench
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.recipes.contrastive import CLIP, IMAGE, RECIPE, TEXT
+from support.recipe_records.contrastive import CLIP, IMAGE, RECIPE, TEXT
 from transformers import AutoModel, AutoTokenizer
 
 import vlm_vision as vv

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from support.models import make_image
-from support.recipes.distill import RECIPE, STUDENT
+from support.recipe_records.distill import RECIPE, STUDENT
 from transformers import AutoModel
 
 import vlm_vision as vv

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from support.recipes.bench import RECIPES
-from support.recipes.recipe import figures
+from support.recipe_records.bench import RECIPES
+from support.recipe_records.recipe import figures
 
 from vlm_vision.train.command import run_cli
 from vlm_vision.train.loop.step import Step

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from support.recipes.mae import RECIPE
+from support.recipe_records.mae import RECIPE
 from transformers import AutoModelForPreTraining
 
 import vlm_vision as vv

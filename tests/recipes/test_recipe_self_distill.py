@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.recipes.self_distill import DINO, FIELDS, OWN, RECIPE, model_and_batch
+from support.recipe_records.self_distill import DINO, FIELDS, OWN, RECIPE, model_and_batch
 from transformers import AutoModel
 
 import vlm_vision as vv

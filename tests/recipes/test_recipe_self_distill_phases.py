@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from support.recipes.self_distill import CENTER, DINO, FIELDS, LARGER, OWN, RECIPE, model_and_batch
+from support.recipe_records.self_distill import CENTER, DINO, FIELDS, LARGER, OWN, RECIPE, model_and_batch
 
 import vlm_vision as vv
 from recipes import self_distill

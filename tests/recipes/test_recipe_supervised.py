@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.recipes.recipe import COLORS
-from support.recipes.supervised import DISTILLED, FIELDS, PLAIN, RECIPE
+from support.recipe_records.recipe import COLORS
+from support.recipe_records.supervised import DISTILLED, FIELDS, PLAIN, RECIPE
 from transformers import AutoModelForImageClassification, DeiTForImageClassificationWithTeacher
 
 import vlm_vision as vv

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.recipes.vla import HEADS, RECIPE, actions
+from support.recipe_records.vla import HEADS, RECIPE, actions
 
 from vlm_vision.data.lerobot import read_dataset
 from vlm_vision.vla import load_policy

@@ -13,9 +13,9 @@ pytest.importorskip("websockets", reason="the server is not installed: pip insta
 from support.robot_clients import Robot, as_json, from_json, http, running
 
 from recipes import vla, vla_eval
+from vlm_vision.cli.main import main
 from vlm_vision.data.lerobot import read_dataset
 from vlm_vision.preprocess.images import load_image
-from vlm_vision.sim import record
 from vlm_vision.sim.metaworld import MetaWorld
 from vlm_vision.vla import load_policy
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("smoke")
     given = ["--tasks", TASK, "--episodes", "4", "--size", "32", "--png", "--out", str(folder / "recorded")]
-    assert record.main(given) == 0
+    assert main(["record", *given]) == 0
     return folder
 
 

@@ -21,7 +21,7 @@ PRELOADED = [
     "recipes.vla",
     "recipes.self_distill",
 ]
-SECONDS = 120
+SECONDS = 600
 """Of all processes that run together, before they are stopped."""
 
 

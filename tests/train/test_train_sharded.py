@@ -1,7 +1,7 @@
 """A run in two processes that torch.distributed.run starts: killed while it writes a checkpoint, and taken up again."""
 
 import torch
-from support.recipes.conversations import DROPOUT, VQA
+from support.recipe_records.conversations import DROPOUT, VQA
 from support.two_processes import launch, launch_by_torch
 
 import vlm_vision as vv

@@ -36,7 +36,7 @@ def parse_config(kind: type[S], name: str, about: str | None, arguments: list[st
     Raises:
         ValueError: a config that does not exist, a key or a value that does not fit.
     """
-    configs = Path(sys.modules[kind.__module__].__file__ or "").parent / "configs"
+    configs = Path(getattr(sys.modules[kind.__module__], "__file__", None) or "").parent / "configs"
     layers = read_layers(with_config_files(sys.argv[1:] if arguments is None else arguments, configs))
     for layer in layers:
         check_keys(layer, kind, RENAMED)

@@ -67,7 +67,7 @@ LAWS = Laws(
     state=state,
     first=train_teacher,
     figures=("test",),
-    figures_count=0,
+    figures_count=2 * 4,
     figures_tolerance={"rel": 0, "abs": 0},
     shared={
         "copies": Shared(("--repeats", "2"), TWO),
