@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vlm_vision import presets
-from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY
+from vlm_vision.checkpoints.families.all import ALL
 from vlm_vision.checkpoints.save import FORMATS as WRITTEN
 from vlm_vision.checkpoints.sniff import FORMATS as READ
 from vlm_vision.cli import stored
@@ -22,8 +22,6 @@ _COLUMNS = {
     "openvla": "Prismatic, OpenVLA",
     "lerobot": "LeRobot, openpi (pi0, SmolVLA)",
 }
-_HELD_AS = {"dino": "vit"}
-"""Families that transformers holds under another's name."""
 
 
 def models() -> str:
@@ -45,13 +43,13 @@ def formats() -> str:
         f"| family | {' | '.join(_COLUMNS.values())} | references of its positions |",
         "|---" * (len(_COLUMNS) + 2) + "|",
     ]
-    for family, rules in RESIZE_BY_FAMILY.items():
+    for family in ALL:
         cells = []
         for name in _COLUMNS:
-            read = _HELD_AS.get(family, family) in READ[name] if name == "hf" else family in READ[name]
+            read = (family.written_as if name == "hf" and family.written_as else family.name) in READ[name]
             cells.append("read, written" if read and name in WRITTEN else "read" if read else "")
-        references = "none needed" if family == "dinov3_vit" else ", ".join(rules)
-        lines.append(f"| {family} | {' | '.join(cells)} | {references} |")
+        references = "none needed" if family.rotary else ", ".join(family.resize)
+        lines.append(f"| {family.name} | {' | '.join(cells)} | {references} |")
     return "".join(f"{line}\n" for line in lines)
 
 
