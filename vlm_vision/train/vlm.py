@@ -80,5 +80,6 @@ def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguag
     elif settings.projector_options:
         words: Any = llm.get_input_embeddings()
         arguments: dict[str, Any] = {"in_dim": encoder.embed_dim, "out_dim": words.weight.shape[1]}
-        projector = projectors.build(settings.projector, **(arguments | settings.projector_options))
+        arguments.update(settings.projector_options)
+        projector = projectors.build(settings.projector, **arguments)
     return VisionLanguageModel.attach(encoder, llm, projector=projector, tokenizer=tokenizer, layout=layout)
