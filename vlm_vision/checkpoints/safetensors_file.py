@@ -93,6 +93,7 @@ class SafetensorsFile:
             return data.view(dtype).view(shape)
         own = torch.empty(shape, dtype=dtype, device="cpu")
         self._file.seek(first)
-        if self._file.readinto(memoryview(own.view(-1).view(torch.uint8).numpy())) != last - first:
+        target: Any = own.view(-1).view(torch.uint8).numpy()
+        if self._file.readinto(target) != last - first:
             raise ValueError(f"{self.path} is shorter than its header says: download it again")
         return own
