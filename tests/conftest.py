@@ -24,8 +24,15 @@ LONGEST = (
     "tests/vlm/test_hf_training.py",
     "tests/vlm/test_hf_hub.py",
     "tests/vlm/test_join.py::test_the_auto_classes",
-    "tests/vlm/test_join.py::test_importing",
+    "tests/test_docs.py",
+    "tests/test_auto.py",
+    "tests/test_migration.py",
+    "tests/cli/test_start.py",
+    "tests/cli/test_train_command.py",
+    "tests/vla/test_vla.py::test_a_small_set_is_learned_by_heart",
+    "tests/checkpoints/test_hostile.py::test_an_npz_that_unpacks_to_much_more",
     "tests/checkpoints/test_text.py::test_reading_ids_needs_no_transformers",
+    "tests/data/test_lerobot_bad.py::test_a_bit_that_flipped",
 )
 """Where the tests are that take longest: they begin first, and `-m quick` leaves them out."""
 

@@ -9,8 +9,6 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
-
 PRELOADED = [
     "torch",
     "transformers",
@@ -41,7 +39,11 @@ def start(function: Callable, *arguments: object, output: Path, **environment: s
 
 
 def run_together(function: Callable, *arguments: object, folder: Path, count: int = 2) -> None:
-    """Run function(*arguments) in each of `count` processes that torch.distributed joins; fail if one of them fails."""
+    """Run function(*arguments) in each of `count` processes that torch.distributed joins.
+
+    Raises:
+        AssertionError: one of them fails, or all take too long. It holds the end of what they print.
+    """
     with socket.create_server(("127.0.0.1", 0)) as line:
         port = line.getsockname()[1]
     joined = {
@@ -66,8 +68,9 @@ def run_together(function: Callable, *arguments: object, folder: Path, count: in
         for rank in range(count)
     ]
     until = time.monotonic() + SECONDS
-    while any(process.exitcode is None for process in processes) and not any(process.exitcode for process in processes):
-        if not wait([one.sentinel for one in processes if one.exitcode is None], timeout=until - time.monotonic()):
+    while running := [process for process in processes if process.exitcode is None]:
+        failed = any(process.exitcode for process in processes)
+        if failed or not wait([process.sentinel for process in running], timeout=until - time.monotonic()):
             break
     for process in processes:
         if process.exitcode is None:  # the others failed, or the time is over
@@ -75,7 +78,7 @@ def run_together(function: Callable, *arguments: object, folder: Path, count: in
             process.join()
     if any(process.exitcode for process in processes):
         text = "\n".join(output.read_text(errors="replace")[-3000:] for output in outputs)
-        pytest.fail(f"the processes end with {[process.exitcode for process in processes]}:\n{text}")
+        raise AssertionError(f"the processes end with {[process.exitcode for process in processes]}:\n{text}")
 
 
 def _one_of_several(function: Callable, arguments: tuple, end) -> None:
