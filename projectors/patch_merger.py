@@ -1,12 +1,14 @@
 """Fewer, wider tokens: each square of neighbors becomes one, then a perceptron."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from projectors.neighbors import side_by_side, square_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
+
+Norm = Literal["layer", "rms", "layer_after"]
 
 
 class PatchMerger(Projector):
@@ -17,20 +19,21 @@ class PatchMerger(Projector):
 
     Args:
         merge: side of the square.
-        norm: of each token before merging, over in_dim with epsilon 1e-6; Qwen2-VL has "layer", Qwen2.5-VL
-            (arXiv:2502.13923) "rms".
+        norm: of each token before merging, over in_dim with epsilon 1e-6; Qwen2-VL and Qwen3-VL have "layer", Qwen2.5-VL
+            (arXiv:2502.13923) "rms". "layer_after" is over the merged tokens: the deep features of Qwen3-VL.
 
     Raises:
         ValueError: a merge below 1, an unknown norm; in use, a grid that merge does not divide.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, merge: int = 2, norm: Literal["layer", "rms"] = "layer"):
+    def __init__(self, in_dim: int, out_dim: int, *, merge: int = 2, norm: Norm = "layer"):
         super().__init__(in_dim, out_dim)
         at_least_one("patch_merger", merge=merge)
-        if norm not in ("layer", "rms"):
-            raise ValueError(f"patch_merger has norm {norm!r}, expected 'layer' or 'rms'")
+        if norm not in get_args(Norm):
+            raise ValueError(f"patch_merger has norm {norm!r}, expected one of {', '.join(get_args(Norm))}")
         self.merge, self.kind = merge, norm
-        self.norm = nn.LayerNorm(in_dim, eps=1e-6) if norm == "layer" else nn.RMSNorm(in_dim, eps=1e-6)
+        width = in_dim * merge * merge if norm == "layer_after" else in_dim
+        self.norm = nn.RMSNorm(width, eps=1e-6) if norm == "rms" else nn.LayerNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(in_dim * merge * merge, in_dim * merge * merge)
         self.fc2 = nn.Linear(in_dim * merge * merge, out_dim)
 
@@ -46,4 +49,6 @@ class PatchMerger(Projector):
         return weight_flops(self, self.num_tokens(grid))
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(side_by_side(self.norm(tokens), self.out_grid(grid), self.merge))))
+        x = tokens if self.kind == "layer_after" else self.norm(tokens)
+        x = side_by_side(x, self.out_grid(grid), self.merge)
+        return self.fc2(F.gelu(self.fc1(self.norm(x) if self.kind == "layer_after" else x)))

@@ -1,7 +1,7 @@
 """One tower with everything needed to use it right: architecture, weights, preprocessing, tap, provenance."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,12 @@ class Encoder(nn.Module):
         return self.model.patch_embed.weight.device
 
     def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patch tokens of pixels of height x width."""
+        """Patch tokens of an image of height x width pixels."""
         return self.config.num_patch_tokens(height, width)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of the patches of pixels of height x width."""
-        return self.config.grid_of(height, width)
+        """(rows, columns) of the patch tokens of an image of height x width pixels."""
+        return self.config.token_grid(height, width)
 
     def forward(
         self,
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         patches: bool = True,
         condition: Tensor | None = None,
     ) -> VisionOutput:
-        """Encode pixels (B, C, H, W); arguments and errors as `VisionTransformer.forward`."""
+        """Encode images (B, C, H, W) or videos (B, T, C, H, W); arguments and errors as `VisionTransformer.forward`."""
         pixels, tap = pixels.to(self.dtype), tap or self.tap
         return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches, condition=condition)
 
@@ -116,14 +116,8 @@ class Encoder(nn.Module):
         """An encoder with random weights from `to_dict`. Raises ValueError if the preprocessing was changed by hand."""
         preprocess = Preprocess.from_dict(state["preprocess"])
         check_fingerprint(preprocess, state["preprocess_fingerprint"], "the saved encoder configuration")
-        known = {field.name for field in fields(ViTConfig)}
-        if unknown := sorted(set(state["architecture"]) - known):
-            raise ValueError(
-                f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
-            )
-        architecture = dict(state["architecture"], image_size=tuple(state["architecture"]["image_size"]))
         return cls(
-            VisionTransformer(ViTConfig(**architecture)),
+            VisionTransformer(ViTConfig.from_dict(state["architecture"])),
             preprocess=preprocess,
             tap=Tap(**state["tap"]),
             origin=Origin(state["family"], state["reference"]),

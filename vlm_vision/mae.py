@@ -34,7 +34,8 @@ from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
-from vlm_vision.nn.blocks import Block, Context, norm
+from vlm_vision.nn.attention import Context
+from vlm_vision.nn.blocks import Block, norm
 from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
 from vlm_vision.nn.position import RESIZE, Grid, PositionTable
 from vlm_vision.objectives.masks import random_masking
@@ -70,6 +71,8 @@ class Decoder(nn.Module):
             mlp_dim=config.mlp_dim,
             drop_path=0.0,
             layer_scale=None,
+            head_width=0,
+            num_kv_heads=0,
         )
         table, resize = (
             (RowTable, "bicubic") if config.position_resize == "row" else (PositionTable, config.position_resize)

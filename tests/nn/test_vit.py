@@ -7,7 +7,8 @@ import torch
 
 import vlm_vision as vv
 from vlm_vision import presets
-from vlm_vision.nn.position import RESIZE, rope_2d, rotate, sincos_2d
+from vlm_vision.nn.position import RESIZE, sincos_2d
+from vlm_vision.nn.rope import DINOV3, rotate
 
 TINY = vv.ViTConfig(
     image_size=(32, 32),
@@ -63,7 +64,10 @@ def test_unknown_preset_names_the_near_ones():
         ({"image_size": (4, 4)}, "smaller than one patch of 8 pixels"),
         ({"mlp": "gelu_tan"}, "did you mean 'gelu_tanh'"),
         ({"position_resize": "bicubik"}, "did you mean 'bicubic'"),
-        ({"position": "rope"}, "position is 'rope', expected one of learned, sincos2d, rope2d; did you mean 'rope2d'"),
+        (
+            {"position": "rope"},
+            "position is 'rope', expected one of learned, sincos2d, axes, none, rope2d; did you mean 'rope2d'",
+        ),
         ({"norm": "rmsnorm"}, "norm is 'rmsnorm', expected one of layer, rms"),
         ({"pool_head": "mlp"}, "pool_head is 'mlp', expected one of none, linear, tanh"),
         ({"class_token": False, "position_prefix": 0}, "pool 'cls' needs class_token"),
@@ -189,7 +193,7 @@ def test_an_image_smaller_than_a_patch_is_refused():
 
 
 def test_rotary_attention_depends_on_the_difference_of_positions_alone():
-    cos, sin = rope_2d((1, 9), 16)
+    cos, sin = DINOV3.angles((1, 9), 16)
     q, k = torch.randn(2, 1, 1, 1, 16).expand(2, 1, 1, 9, 16)
     products = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2)
     for shift in range(1, 9):
@@ -199,7 +203,7 @@ def test_rotary_attention_depends_on_the_difference_of_positions_alone():
 
 def test_rotary_angles_leave_prefix_tokens_alone():
     x = torch.randn(1, 2, 5 + 6, 16)
-    turned = rotate(x, *rope_2d((2, 3), 16))
+    turned = rotate(x, *DINOV3.angles((2, 3), 16))
     assert torch.equal(turned[:, :, :5], x[:, :, :5]) and not torch.allclose(turned[:, :, 5:], x[:, :, 5:])
 
 
@@ -214,7 +218,7 @@ def test_fixed_positions_are_built_and_do_not_train():
     assert not model.position.table.requires_grad and not model.position.table[0, 0].any()
 
 
-@pytest.mark.parametrize("rule", sorted(set(RESIZE) - {"native", "recompute"}))  # which resize nothing
+@pytest.mark.parametrize("rule", sorted(set(RESIZE) - {"native", "recompute", "bilinear_zeros"}))
 def test_every_resize_keeps_a_constant_table(rule):
     table = torch.full((1, 2, 5, 5), 3.0)
     torch.testing.assert_close(RESIZE[rule](table, (7, 3)), torch.full((1, 2, 7, 3), 3.0))

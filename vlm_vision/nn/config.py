@@ -2,14 +2,18 @@
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from vlm_vision.nn.position import RESIZE, Grid
+from vlm_vision.nn.position import RESIZE
+from vlm_vision.nn.rope import DINOV3, Grid, Rope
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "geglu", "geglu_tanh"]
+GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
+"""Activations of a product with a gate: silu, gelu or gelu_tanh of the gate."""
+QKNorm = Literal["none", "head", "width"]
 Pool = Literal["none", "cls", "cls_dist", "mean", "map", "query"]
 ClassInput = Literal["pooled", "cls_mean", "patch_mean", "distilled"]
 Remainder = Literal["floor", "error", "pad"]
@@ -26,11 +30,17 @@ class ViTConfig:
     depth: int
     num_heads: int
     mlp_dim: int
-    """Hidden channels of the MLP (of the gated product, for swiglu). A count: SO400M has 4304."""
+    """Hidden channels of the MLP (of the product, if it is gated). A count: SO400M has 4304."""
     channels: int = 3
     remainder: Remainder = "floor"
-    """What becomes of pixels past the last whole patch: not seen, as in a strided convolution; an error; or the image
-    is padded to whole patches with zeros, which the patch embedding does not see."""
+    """Rule for pixels past the last whole patch: left out, as in a strided convolution; an error; or the image is padded
+    with zeros to whole patches."""
+    temporal_patch: int = 1
+    """Frames of a video that one patch spans; an image is repeated that often."""
+    frames: Literal["none", "apart", "joined"] = "none"
+    """How the frames of a video attend to each other: videos are refused; each frame on its own; or all as one."""
+    time_position: bool = False
+    """Fixed sin-cos positions of frames are added, none for the first (Kimi)."""
     patch_drop: float = 0.0
     """Share of the patches that each image loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
     class_token: bool = True
@@ -38,12 +48,21 @@ class ViTConfig:
     """Prefix tokens after CLS that are no patches: DINOv2 registers, DINOv3 storage tokens, DeiT's distillation token."""
     mask_token: bool = False
     """A learned token that replaces masked patches."""
-    position: Literal["learned", "sincos2d", "rope2d"] = "learned"
+    position: Literal["learned", "sincos2d", "axes", "none", "rope2d"] = "learned"
+    """Positions added to patches: a learned table, fixed sin-cos, a learned table for rows and one for columns, or none.
+    "rope2d" is none, with the rotary positions of DINOv3."""
     position_prefix: int = 0
-    """How many leading prefix tokens own a row of the position table."""
+    """Leading prefix tokens that own a row of the position table."""
     position_resize: str = "bicubic"
     """Rule, by name in `vlm_vision.nn.position.RESIZE`, that takes the table off its native grid."""
+    axis_length: int = 0
+    """Rows of each of the two tables of position "axes": the most rows or columns of patches, and `axis_first` more."""
+    axis_first: int = 0
+    """Table row of the first row and column of patches."""
+    rope: Rope | None = None
+    """Rotary positions in attention, alone or with a table; None for none."""
     rope_base: float = 100.0
+    """Base of position "rope2d"."""
     patch_norm: bool = False
     """A norm between the patch embedding and the positions (AIMv2)."""
     pre_norm: bool = False
@@ -57,6 +76,36 @@ class ViTConfig:
     mlp: Activation = "gelu"
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
+    post_norm: bool = False
+    """A norm after attention and after the MLP too, before the residual is added (Gemma 4)."""
+    head_width: int = 0
+    """Channels of an attention head; 0 for embed_dim / num_heads."""
+    num_kv_heads: int = 0
+    """Key and value heads, each for several query heads; 0 for num_heads."""
+    qk_norm: QKNorm = "none"
+    """A norm of queries and keys: of each head, or over the width of all heads."""
+    value_norm: bool = False
+    """An RMSNorm without weights of each value head."""
+    attention_scale: float | None = None
+    """Factor of the attention logits; None for one over the square root of the head's width."""
+    window: int = 0
+    """Side, in patches, of the windows that attention is confined to; 0 for none."""
+    full_blocks: tuple[int, ...] = ()
+    """Blocks, from 0, whose attention spans the image all the same."""
+    window_padding: bool = False
+    """Windows at the edges are padded to whole ones, and attend to the padding (SAM); otherwise they are smaller."""
+    relative_position: bool = False
+    """Decomposed relative positions are added to the attention logits (SAM)."""
+    merge_after: int = -1
+    """Block, from 0, after which each 2 x 2 patches become one token (MiniCPM-V); -1 for none."""
+    merge_dim: int = 0
+    """Hidden channels of that merger."""
+    deepstack: tuple[int, ...] = ()
+    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334)."""
+    deepstack_merge: int = 2
+    """Side of the squares of patches that these mergers make one token of."""
+    deepstack_dim: int = 0
+    """Channels of these tokens: the width of the language model."""
     layer_scale: float | None = None
     """Initial value of the per-channel residual scale; None for none."""
     drop_path: float = 0.0
@@ -82,9 +131,9 @@ class ViTConfig:
     distilled: a head on CLS and one on the distillation token, averaged (DeiT)."""
 
     def __post_init__(self):
-        for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels"):
+        for name in _AT_LEAST_ONE:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
-        for name in ("num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes"):
+        for name in _AT_LEAST_ZERO:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
         if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
             raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")
@@ -101,16 +150,18 @@ class ViTConfig:
             raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
         if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
             raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
-        if self.embed_dim % self.num_heads:
+        if not self.head_width and self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
             )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"ViTConfig: num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}")
         if min(self.image_size) < self.patch_size:
             raise ValueError(
                 f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
             )
-        if self.position == "rope2d" and self.head_dim % 4:
-            raise ValueError(f"ViTConfig: rope2d needs a head width that 4 divides, got {self.head_dim}")
+        self._check_positions()
+        self._check_blocks()
         if self.position_prefix > self.num_prefix_tokens:
             raise ValueError(
                 f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
@@ -131,9 +182,58 @@ class ViTConfig:
                 "ViTConfig: pool 'none' leaves nothing for pool_head or the classes to read; choose a pool"
             )
 
+    def _check_positions(self) -> None:
+        if self.rope is not None and (not isinstance(self.rope, Rope) or self.position == "rope2d"):
+            raise ValueError(f"ViTConfig.rope is {self.rope!r}, expected a Rope, or None with position 'rope2d'")
+        if self.rotary is not None and self.rotary.axes == 2 and self.head_dim % 4:
+            raise ValueError(f"ViTConfig: rotary positions need a head width that 4 divides, got {self.head_dim}")
+        if (self.position == "axes") != (self.axis_length > 0):
+            raise ValueError(f"ViTConfig: position {self.position!r} does not go with axis_length {self.axis_length}")
+        if self.relative_position and not self.window_padding:
+            raise ValueError("ViTConfig: relative_position needs window_padding=True, as in SAM")
+
+    def _check_blocks(self) -> None:
+        for name in ("full_blocks", "deepstack"):
+            blocks = getattr(self, name)
+            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and 0 <= i < self.depth for i in blocks):
+                raise ValueError(f"ViTConfig.{name} is {blocks!r}, expected block numbers from 0 to {self.depth - 1}")
+        if not isinstance(self.merge_after, int) or not -1 <= self.merge_after < self.depth:
+            raise ValueError(f"ViTConfig.merge_after is {self.merge_after!r}, expected a block from 0, or -1 for none")
+        special = [name for name in ("window", "window_padding", "deepstack", "time_position") if getattr(self, name)]
+        special += ["merge_after"] * (self.merge_after >= 0) + ["frames"] * (self.frames == "apart")
+        if special and self.num_prefix_tokens:
+            raise ValueError(f"ViTConfig: {special[0]} is for encoders without class token and registers")
+        if self.deepstack and not self.deepstack_dim:
+            raise ValueError("ViTConfig: deepstack needs deepstack_dim, the width of the language model")
+        if self.merge_after >= 0 and (self.window or self.rotary or not self.merge_dim):
+            raise ValueError(
+                "ViTConfig: merge_after needs merge_dim, and goes with neither windows nor rotary positions"
+            )
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "ViTConfig":
+        """The configuration of `dataclasses.asdict`, also after JSON. Raises ValueError for fields that are not known."""
+        if unknown := sorted(set(state) - {field.name for field in fields(cls)}):
+            raise ValueError(
+                f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
+            )
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
+        if isinstance(state.get("rope"), dict):
+            values["rope"] = Rope(**state["rope"])
+        return cls(**values)
+
     @property
     def head_dim(self) -> int:
-        return self.embed_dim // self.num_heads
+        return self.head_width or self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def rotary(self) -> Rope | None:
+        """Rotary positions, those of "rope2d" too."""
+        return replace(DINOV3, base=self.rope_base) if self.position == "rope2d" else self.rope
 
     @property
     def linear_head_dim(self) -> int:
@@ -176,8 +276,32 @@ class ViTConfig:
 
     def num_patch_tokens(self, height: int, width: int) -> int:
         """Patches of an image of height x width pixels; errors as `grid_of`."""
-        rows, columns = self.grid_of(height, width)
+        rows, columns = self.token_grid(height, width)
         return rows * columns
+
+    def token_grid(self, height: int, width: int) -> Grid:
+        """(rows, columns) of the last block's patch tokens: those of `grid_of`, halved where the tower merges patches.
+
+        Raises:
+            ValueError: as `grid_of`, and a grid that the merger does not divide.
+        """
+        grid = self.grid_of(height, width)
+        return grid if self.merge_after < 0 else merged_grid(grid)
+
+    def num_frames(self, frames: int) -> int:
+        """Frames of tokens of a video of `frames` frames.
+
+        Raises:
+            ValueError: an encoder of images, or frames that are no multiple of the temporal patch.
+        """
+        if self.frames == "none":
+            raise ValueError(f"this encoder takes images, got a video of {frames} frames: encode its frames as a batch")
+        if frames < 1 or frames % self.temporal_patch:
+            raise ValueError(
+                f"a video of {frames} frames is no whole number of temporal patches of {self.temporal_patch} frames: "
+                "repeat the last frame, or leave frames out"
+            )
+        return frames // self.temporal_patch
 
 
 @dataclass(frozen=True)
@@ -208,9 +332,11 @@ class VisionOutput:
     """What an encoder sees, by name. All tokens come from the same tap."""
 
     patch_tokens: Tensor
-    """(B, N, D), N == h * w, row-major: patches only."""
+    """(B, N, D), N == frames * h * w, frame by frame and row-major: patches only."""
     grid: Grid
     """(h, w)"""
+    frames: int = 1
+    """Frames of tokens: 1 for an image."""
     cls_token: Tensor | None = None
     """(B, D)"""
     register_tokens: Tensor | None = None
@@ -220,13 +346,32 @@ class VisionOutput:
     logits: Tensor | None = None
     """(B, classes); only from the last block of a model with a classification head."""
     kept: Tensor | None = None
-    """(B, K) indices of the patches that were seen, where some were dropped: then patch_tokens is (B, K, D)."""
+    """(B, K) indices of the patches that were encoded, where some were dropped: then patch_tokens is (B, K, D)."""
+    deepstack: tuple[Tensor, ...] = ()
+    """(B, M, E) each: deep features after their own mergers, for towers with DeepStack; of the blocks up to the tap."""
 
 
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm", "drop_path_ramp",
+    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "window_padding", "relative_position",
+    "time_position",
 )  # fmt: skip
+_AT_LEAST_ONE = (
+    "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
+    "num_kv_heads", "window", "merge_dim", "deepstack_dim",
+)  # fmt: skip
+
+
+def merged_grid(grid: Grid) -> Grid:
+    """The grid of tokens made of 2 x 2 patches each. Raises ValueError for odd rows or columns."""
+    if grid[0] % 2 or grid[1] % 2:
+        raise ValueError(
+            f"a grid of {grid[0]}x{grid[1]} patches cannot be merged two by two: resize images to an even number of patches"
+        )
+    return grid[0] // 2, grid[1] // 2
 
 
 def check_whole(field: str, value: object, least: int, most: int = 2**17) -> None:

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from vlm_vision.nn.blocks import Block, BlockConfig, Context, select_tokens
+from vlm_vision.nn.attention import Context
+from vlm_vision.nn.blocks import Block, BlockConfig
 
 
 class Film(nn.Module):
@@ -38,10 +39,8 @@ class FilmBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         assert context.condition is not None
-        seen = self.attn(self.norm1(x), context)
-        x = self.residual1(x if context.places is None else select_tokens(x, context.places), seen, context)
-        x = self.film(x, context.condition)
-        return self.residual2(x, self.mlp(self.norm2(x)), context)
+        x = self.film(self.attended(x, context), context.condition)
+        return self.residual2(x, self.post2(self.mlp(self.norm2(x))), context)
 
 
 def check_condition(condition: Tensor | None, film_dim: int, like: Tensor) -> Tensor | None:

@@ -1,9 +1,8 @@
-"""Where a patch is: learned tables and their resize, fixed 2D sin-cos, axial rotary angles.
+"""Positions that are added to tokens: learned tables and their resize, fixed sin-cos. `vlm_vision.nn.rope` has rotary ones.
 
-Shape legend: B batch, N patches (h * w, row-major), P prefix tokens, D width, H heads, K head width.
+Shape legend: B batch, N patches (h * w, row-major), P prefix tokens, D width.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,8 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-Grid = tuple[int, int]
-"""(rows, columns) of patches."""
+from vlm_vision.nn.rope import Grid
 
 
 def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | None = False):
@@ -71,6 +69,17 @@ def _bucket(table: Tensor, grid: Grid) -> Tensor:
     return table
 
 
+def _zeros_outside(table: Tensor, grid: Grid) -> Tensor:
+    rows, columns = ((2 * torch.arange(n, device=table.device) + 1) / n - 1 for n in grid)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]
+    return F.grid_sample(table, places.to(table), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _tile(table: Tensor, grid: Grid) -> Tensor:
+    repeats = [-(-n // size) for n, size in zip(grid, table.shape[-2:], strict=True)]
+    return table.tile(repeats)[..., : grid[0], : grid[1]]
+
+
 def _native(table: Tensor, grid: Grid) -> Tensor:
     raise ValueError(
         f"this reference has positions for {table.shape[-2]}x{table.shape[-1]} patches only, got {grid[0]}x{grid[1]}: "
@@ -91,7 +100,9 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
     "bucket": _bucket,  # transformers: Idefics3, SmolVLM
-    "recompute": _recompute,  # 2D sin-cos made anew for the grid: AIMv2 native
+    "recompute": _recompute,  # 2D sin-cos computed for the grid: AIMv2 native
+    "bilinear_zeros": _zeros_outside,  # Muse
+    "tile": _tile,  # SAM 3
     "native": _native,  # none: transformers' AIMv2
 }
 """The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code."""
@@ -105,8 +116,8 @@ class PositionTable(nn.Module):
     """
 
     keeps = True
-    """False where the table changes unrecorded, as one that FSDP gathers anew each time: nothing is kept then. Nor is it
-    for a table made in inference mode, which has no version to watch."""
+    """Set to False to disable caching, e.g. under FSDP where the table is gathered for every step. A table made in
+    inference mode is not cached either: it has no version to compare."""
 
     def __init__(self, *, prefix: int, grid: Grid, dim: int, resize: str, learned: bool = True):
         super().__init__()
@@ -148,6 +159,48 @@ class PositionTable(nn.Module):
         return rearrange(RESIZE[self.resize](square, grid), "1 d h w -> 1 (h w) d").to(native.dtype).contiguous()
 
 
+class AxisTables(nn.Module):
+    """A learned table for rows and one for columns, whose entries are added (Gemma 4, Pix2Struct).
+
+    Args:
+        length: entries of each table.
+        first: entry of the first row and column.
+    """
+
+    def __init__(self, *, length: int, first: int, dim: int):
+        super().__init__()
+        self.first = first
+        self.rows = nn.Parameter(torch.empty(length, dim))
+        self.columns = nn.Parameter(torch.empty(length, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) entries."""
+        for table in (self.rows, self.columns):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """No rows of a prefix, (1, 0, D), and the positions of the patches (1, h*w, D).
+
+        Raises:
+            ValueError: a grid with more rows or columns than the tables have entries.
+        """
+        most = len(self.rows) - self.first
+        if max(grid) > most:
+            raise ValueError(
+                f"this encoder has positions for {most} rows and columns of patches, got {grid[0]}x{grid[1]}"
+            )
+        rows, columns = (t[self.first : self.first + n] for t, n in zip((self.rows, self.columns), grid, strict=True))
+        return self.rows[None, :0], (rows[:, None] + columns).flatten(0, 1)[None]
+
+
+def time_sincos(frames: int, dim: int) -> Tensor:
+    """Fixed positions of frames, (frames, D): zeros for the first, then [sin | cos] of the frame's number less one (Kimi)."""
+    omega = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angles = torch.arange(frames - 1, dtype=torch.float32)[:, None] * omega
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, 0, 1, 0))
+
+
 def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:
     """Fixed 2D sin-cos positions, (h*w, D): half of the width encodes the column, half the row.
 
@@ -161,30 +214,3 @@ def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:
     )
     angles = [axis.reshape(-1, 1) * omega for axis in (cols, rows)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
-
-
-def rope_2d(
-    grid: Grid, head_dim: int, *, base: float = 100.0, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (h*w, K) each in fp32, of the axial rotary embedding of DINOv3 (arXiv:2508.10104).
-
-    Patch centers are scaled to [-1, 1] on each axis; angle = 2 pi * coordinate / base**(4 i / K) for i < K / 4;
-    laid out [row angles | column angles], twice.
-    """
-    periods = base ** (4 * torch.arange(head_dim // 4, dtype=torch.float32, device=device) / head_dim)
-    axes = [2 * (torch.arange(0.5, n, dtype=torch.float32, device=device) / n) - 1 for n in grid]
-    coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
-    angles = (2 * math.pi * coords[:, :, None] / periods).flatten(1).tile(2)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the trailing N tokens of x (B, H, P + N, K), in fp32; prefix tokens stay.
-
-    cos, sin: (N, K), or (B, 1, N, K) where each image kept other patches.
-    """
-    prefix, patches = x.split([x.shape[-2] - cos.shape[-2], cos.shape[-2]], dim=-2)
-    patches = patches.float()
-    half = patches.shape[-1] // 2
-    turned = torch.cat([-patches[..., half:], patches[..., :half]], dim=-1)
-    return torch.cat([prefix, (patches * cos + turned * sin).to(x.dtype)], dim=-2)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.nn.blocks import Block, Context, norm, select_tokens
+from vlm_vision.nn.attention import Context, select_tokens
+from vlm_vision.nn.blocks import Block, norm
 from vlm_vision.nn.config import Activation, check_choices, check_whole
 
 TextPool = Literal["last", "argmax", "eos"]
@@ -46,12 +47,16 @@ class TextConfig:
     """Width of the features after a linear map; 0 for no map."""
     projection_bias: bool = False
 
-    # What `vlm_vision.nn.blocks.BlockConfig` asks besides, the same in every text tower.
+    # Other fields of `vlm_vision.nn.blocks.BlockConfig`, the same in every text tower.
     qkv_bias: bool = field(default=True, init=False, repr=False)
     key_bias: bool = field(default=True, init=False, repr=False)
     proj_bias: bool = field(default=True, init=False, repr=False)
     mlp_bias: bool = field(default=True, init=False, repr=False)
     norm: Literal["layer", "rms"] = field(default="layer", init=False, repr=False)
+    post_norm: bool = field(default=False, init=False, repr=False)
+    qk_norm: Literal["none", "head", "width"] = field(default="none", init=False, repr=False)
+    value_norm: bool = field(default=False, init=False, repr=False)
+    attention_scale: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         check_whole("TextConfig.vocab_size", self.vocab_size, 1, most=2**24)
@@ -68,6 +73,14 @@ class TextConfig:
         if not isinstance(self.norm_eps, float) or self.norm_eps <= 0:
             raise ValueError(f"TextConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
         check_choices(self)
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads
 
     @property
     def features_dim(self) -> int:

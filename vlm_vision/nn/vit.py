@@ -3,72 +3,28 @@
     pixels -> patch embedding + positions -> [CLS | registers | patches] -> blocks -> norm -> VisionOutput
 
 A switch in `ViTConfig` is a fact about the architecture, resolved when the model is built. What only a checkpoint
-knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, T tokens, N patches, D width, H heads,
-K head width.
+knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, F frames, T tokens, N patches, D width.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_vision.nn.blocks import Block, Context, Mlp, norm
+import projectors
+from vlm_vision.nn.blocks import Block, norm
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.film import FilmBlock, check_condition
-from vlm_vision.nn.linear import Linear
-from vlm_vision.nn.position import Grid, PositionTable, rope_2d
-
-
-class AttentionPool(nn.Module):
-    """Multi-head attention pooling: one learned probe reads all tokens. Zhai et al. 2022 (arXiv:2106.04560).
-
-    x = attn(probe, tokens); x = x + mlp(norm(x)). Plain linear layers, so that adapters reach each of them.
-    """
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        dim = config.embed_dim
-        self.num_heads = config.num_heads
-        self.probe = nn.Parameter(torch.empty(1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.norm = norm(config)
-        self.mlp = Mlp(config)
-        nn.init.xavier_uniform_(self.probe)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D)"""
-        x = self.proj(_read(self.q(self.probe), self.kv(tokens), self.num_heads))
-        return (x + self.mlp(self.norm(x)))[:, 0]
-
-
-class QueryPool(nn.Module):
-    """One learned query reads all tokens, then a linear map: the head of AIMv2 (Fini et al. 2024, arXiv:2411.14402)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        dim = config.embed_dim
-        self.num_heads = config.num_heads
-        self.probe = nn.Parameter(torch.empty(1, 1, dim))
-        self.kv = Linear(dim, 2 * dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.probe)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D)"""
-        return self.proj(_read(self.probe, self.kv(tokens), self.num_heads))[:, 0]
-
-
-def _read(query: Tensor, kv: Tensor, num_heads: int) -> Tensor:
-    """Attention of one query (1, 1, D) over keys and values (B, N, 2 D) -> (B, 1, D)"""
-    q = query.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (1, H, 1, K)
-    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q.expand(kv.shape[0], -1, -1, -1), k, v).transpose(1, 2).flatten(2)
+from vlm_vision.nn.merge import Merge
+from vlm_vision.nn.pool import AttentionPool, QueryPool
+from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos
+from vlm_vision.nn.rope import Grid
+from vlm_vision.nn.sequence import Part, plan
+from vlm_vision.nn.windows import PaddedWindowAttention
 
 
 class VisionTransformer(nn.Module):
@@ -78,13 +34,20 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, prefix = config.embed_dim, config.num_prefix_tokens
-        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, config.patch_size, bias=config.patch_bias)
+        kernel = (config.patch_size,) * 2
+        if config.temporal_patch > 1:
+            kernel = (config.temporal_patch, *kernel)
+            self.patch_embed = nn.Conv3d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
+        else:
+            self.patch_embed = nn.Conv2d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
         self.patch_norm = norm(config) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.mask_token else None
         self.position = None
-        if config.position != "rope2d":
+        if config.position == "axes":
+            self.position = AxisTables(length=config.axis_length, first=config.axis_first, dim=dim)
+        elif config.position in ("learned", "sincos2d"):
             self.position = PositionTable(
                 prefix=min(prefix, config.position_prefix),
                 grid=config.grid,
@@ -95,8 +58,18 @@ class VisionTransformer(nn.Module):
         self.pre_norm = norm(config) if config.pre_norm else nn.Identity()
         first = 0 if config.drop_path_ramp else config.drop_path
         rates = torch.linspace(first, config.drop_path, config.depth, device="cpu").tolist()
-        film = config.film_dim
-        self.blocks = nn.ModuleList(FilmBlock(config, rate, film) if film else Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(self._block(config, i, rate) for i, rate in enumerate(rates))
+        self.merge = Merge(config) if config.merge_after >= 0 else None
+        self.deepstack = nn.ModuleList(
+            projectors.build(
+                "patch_merger",
+                in_dim=dim,
+                out_dim=config.deepstack_dim,
+                merge=config.deepstack_merge,
+                norm="layer_after",
+            )
+            for _ in config.deepstack
+        )
         self.norm = norm(config) if config.final_norm else nn.Identity()
         pools = {"map": AttentionPool, "query": QueryPool}
         self.pool = pools[config.pool](config) if config.pool in pools else None
@@ -110,13 +83,22 @@ class VisionTransformer(nn.Module):
         self.gradient_checkpointing = False
         self.reset_parameters()
 
+    @staticmethod
+    def _block(config: ViTConfig, index: int, drop_path: float) -> Block:
+        if config.film_dim:
+            return FilmBlock(config, drop_path, config.film_dim)
+        if config.window_padding:
+            side = 0 if index in config.full_blocks else config.window
+            return Block(config, drop_path, PaddedWindowAttention(config, side))
+        return Block(config, drop_path)
+
     def reset_parameters(self) -> None:
         """Truncated normal(0, 0.02) for weights and tokens, zero biases: the ViT and DINOv2 recipes."""
         for token in (self.cls_token, self.registers):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -132,44 +114,45 @@ class VisionTransformer(nn.Module):
         patches: bool = True,
         condition: Tensor | None = None,
     ) -> VisionOutput:
-        """See a batch of images.
+        """Encode a batch of images, or of videos.
 
         Args:
-            pixels: (B, C, H, W), normalized as the checkpoint expects.
+            pixels: (B, C, H, W), normalized as the checkpoint expects; videos (B, T, C, H, W).
             tap: whose tokens to return; blocks past it are not run.
             mask: (B, N) bool; True patches are replaced by the mask token before positions are added.
-            keep: (B, K) indices of the patches to see, others are left out after positions are added (MAE). In training
-                a config with patch_drop draws them itself.
+            keep: (B, K) indices of the patches to encode, others are left out after positions are added (MAE). In
+                training a config with patch_drop draws them itself.
             pool: False leaves `pooled` and `logits` None and saves their cost.
             patches: False leaves `patch_tokens` empty, (B, 0, D); unless pooling reads them, the last block then computes
                 CLS and registers alone.
             condition: (B, film_dim), for a config with FiLM and only there.
 
         Raises:
-            ValueError: pixels of another shape or channel count, an image smaller than a patch, a tap that does not
-                exist, a mask of another shape or for a model without mask token.
+            ValueError: pixels of another shape or channel count, an image smaller than a patch, a video for an encoder
+                of images or of another number of frames than whole temporal patches, a tap that does not exist, a mask
+                of another shape or for a model without mask token.
         """
         last = self._last(tap)
         if keep is None and self.training and self.config.patch_drop > 0:
             keep = self._draw(pixels)
-        x, grid = self.embed(pixels, mask=mask, keep=keep)
+        x, part = self.embed(pixels, mask=mask, keep=keep)
         pool = pool and last == self.config.depth - 1
         places, prefix = None, self.config.num_prefix_tokens
         if prefix and not patches and not (pool and self._pools_patches):
             places = torch.arange(prefix, device=x.device).expand(len(x), -1)
-        steered = check_condition(condition, self.config.film_dim, x)
-        x = self._run(x, Context(rope=self._rope(grid, keep, x.device), condition=steered), last, places)
-        out = self._output(x, grid, tap, pool)
-        out.kept = keep
+        condition = check_condition(condition, self.config.film_dim, x)
+        x, [part], deep = self._run(x, [part._replace(count=1)], last, places, keep=keep, condition=condition)
+        out = self._output(x, part, tap, pool)
+        out.kept, out.deepstack = keep, tuple(features for [features] in deep)
         if not patches:
             out.patch_tokens = out.patch_tokens[:, :0]
         return out
 
     def packed(self, images: Sequence[Tensor], *, tap: Tap = Tap(), pool: bool = True) -> list[VisionOutput]:
-        """See images of any sizes in one sequence, without padding; each attends to itself alone.
+        """Encode images of any sizes in one sequence, without padding; each attends to itself alone.
 
         Args:
-            images: (C, H, W) each, seen whole: patch_drop is for `forward`.
+            images: (C, H, W) each, or videos (T, C, H, W); all patches are kept: patch_drop is for `forward`.
             tap, pool: as in `forward`.
 
         Returns:
@@ -180,11 +163,14 @@ class VisionTransformer(nn.Module):
         """
         if not images:
             return []
-        areas = [h * w for h, w in (self._grid(image[None]) for image in images)]
-        order = sorted(range(len(images)), key=lambda i: (areas[i], images[i].shape))  # equal ones side by side
-        alike = [list(same) for _, same in groupby(order, key=lambda i: images[i].shape)]
-        seen = self.together([torch.stack([images[i] for i in same]) for same in alike], tap=tap, pool=pool)
-        rows = {i: _row(out, at) for same, out in zip(alike, seen, strict=True) for at, i in enumerate(same)}
+        of_shape: dict[torch.Size, list[int]] = {}
+        for i in sorted(range(len(images)), key=lambda i: images[i].numel()):
+            of_shape.setdefault(images[i].shape, []).append(i)
+        batches = [torch.stack([images[i] for i in same]) for same in of_shape.values()]
+        outputs = self.together(batches, tap=tap, pool=pool)
+        rows = {
+            i: _row(out, at) for same, out in zip(of_shape.values(), outputs, strict=True) for at, i in enumerate(same)
+        }
         return [rows[i] for i in range(len(images))]
 
     def together(
@@ -195,10 +181,10 @@ class VisionTransformer(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         pool: bool = True,
     ) -> list[VisionOutput]:
-        """See batches of several sizes in one sequence, without padding; each image attends to itself alone.
+        """Encode batches of several sizes in one sequence, without padding; each image attends to itself alone.
 
         Args:
-            batches: (B, C, H, W) each, seen whole: patch_drop is for `forward`.
+            batches: (B, C, H, W) each, or (B, T, C, H, W); all patches are kept: patch_drop is for `forward`.
             masks: for each batch one as in `forward`, or None.
             tap, pool: as in `forward`.
 
@@ -214,103 +200,123 @@ class VisionTransformer(nn.Module):
         if self.config.film_dim:
             raise ValueError("an encoder with FiLM sees batches, not packed images: use encoder(pixels, condition=...)")
         masks = masks or [None] * len(batches)
+        if self.config.window_padding:  # towers of one image size
+            return [self(b, tap=tap, mask=mask, pool=pool) for b, mask in zip(batches, masks, strict=True)]
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
-        counts, lengths = [len(x) for x, _ in embedded], [x.shape[1] for x, _ in embedded]
-        sizes = [count * length for count, length in zip(counts, lengths, strict=True)]
         sequence = torch.cat([x.flatten(0, 1) for x, _ in embedded])[None]
-        every = [length for count, length in zip(counts, lengths, strict=True) for _ in range(count)]
-        context = Context(
-            rope=self._packed_rope([(grid, len(x)) for x, grid in embedded], sequence.device),
-            runs=tuple((len(list(same)), length) for length, same in groupby(every)),
-            offsets=torch.tensor([0, *every]).cumsum(0, dtype=torch.int32).to(sequence.device),
-        )
-        parts = self._run(sequence, context, last)[0].split(sizes)
-        pool = pool and last == self.config.depth - 1
-        return [
-            self._output(part.unflatten(0, (count, -1)), grid, tap, pool)
-            for part, count, (_, grid) in zip(parts, counts, embedded, strict=True)
-        ]
+        x, parts, deep = self._run(sequence, [part for _, part in embedded], last, packed=True)
+        pool, prefix = pool and last == self.config.depth - 1, self.config.num_prefix_tokens
+        sizes = [part.count * (prefix + part.frames * part.grid[0] * part.grid[1]) for part in parts]
+        outputs = []
+        for i, (rows, part) in enumerate(zip(x[0].split(sizes), parts, strict=True)):
+            out = self._output(rows.unflatten(0, (part.count, -1)), part, tap, pool)
+            out.deepstack = tuple(features[i] for features in deep)
+            outputs.append(out)
+        return outputs
 
-    def embed(self, pixels: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """Input of block 0, (B, P + N, D), and the patch grid."""
-        grid = self._grid(pixels)
+    def embed(self, pixels: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Part]:
+        """Input of block 0, (B, P + F N, D), and its size."""
+        grid, frames = self._grid(pixels)
         if self.config.remainder == "pad":
             patch = self.config.patch_size
             missing = [want * patch - has for want, has in zip(grid, pixels.shape[-2:], strict=True)]
             pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
-        x = self.patch_norm(self.patch_embed(pixels).flatten(2).transpose(1, 2))
+        x = self.patch_norm(self._patches(pixels))
         if mask is not None:
             x = self._masked(x, mask)
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None
         if self.position is not None:
             at_prefix, at_patches = self.position(grid)
-            x = at_patches + x
+            x = (at_patches if frames == 1 else at_patches.repeat(1, frames, 1)) + x
             if prefix is not None:
                 owned = at_prefix.shape[1]
                 prefix = torch.cat([prefix[:, :owned] + at_prefix, prefix[:, owned:]], dim=1)
+        if self.config.time_position and frames > 1:
+            x = x + time_sincos(frames, x.shape[-1]).to(x).repeat_interleave(grid[0] * grid[1], dim=0)
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
         if prefix is not None:
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.pre_norm(x.contiguous()), grid
+        return self.pre_norm(x.contiguous()), Part(x.shape[0], frames, grid)
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """Patch embedding: (B, C, H, W) or (B, T, C, H, W) -> (B, F N, D). An image stands for a temporal patch of copies."""
+        embed = self.patch_embed
+        if isinstance(embed, nn.Conv3d):
+            if pixels.ndim == 5:
+                return embed(pixels.transpose(1, 2)).flatten(2).transpose(1, 2)
+            x = F.conv2d(pixels, embed.weight.sum(2), embed.bias, stride=self.config.patch_size)
+            return x.flatten(2).transpose(1, 2)
+        x = embed(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
+        return x if pixels.ndim == 4 else x.unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
     def _last(self, tap: Tap) -> int:
         if not isinstance(tap, Tap):
             raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
         return tap.block(self.config.depth)
 
-    def _grid(self, pixels: Tensor) -> Grid:
-        if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
+    def _grid(self, pixels: Tensor) -> tuple[Grid, int]:
+        """The patch grid and the frames of tokens of a batch."""
+        channels = self.config.channels
+        if pixels.ndim not in (4, 5) or pixels.shape[-3] != channels:
             raise ValueError(
-                f"expected pixels of shape (batch, {self.config.channels}, height, width), got {tuple(pixels.shape)}: "
+                f"expected pixels of shape (batch, {channels}, height, width), got {tuple(pixels.shape)}: "
                 "pass the result of preprocess"
             )
-        return self.config.grid_of(pixels.shape[-2], pixels.shape[-1])
+        frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
+        return self.config.grid_of(pixels.shape[-2], pixels.shape[-1]), frames
 
     def _draw(self, pixels: Tensor) -> Tensor:
         """(B, K) indices of the patches that each image keeps, drawn uniformly, in order."""
-        rows, columns = self._grid(pixels)
+        (rows, columns), _ = self._grid(pixels)
         count = max(1, round(rows * columns * (1 - self.config.patch_drop)))
         noise = torch.rand(pixels.shape[0], rows * columns, device=pixels.device)
         return noise.topk(count, dim=1).indices.sort(dim=1).values
 
-    def _rope(self, grid: Grid, keep: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        if self.position is not None:
-            return None
-        cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
-        return (cos, sin) if keep is None else (cos[keep][:, None], sin[keep][:, None])
+    def _run(
+        self,
+        x: Tensor,
+        parts: list[Part],
+        last: int,
+        places: Tensor | None = None,
+        *,
+        packed: bool = False,
+        keep: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, list[Part], list[list[Tensor]]]:
+        """Blocks up to `last`, which computes the tokens at `places` alone if they are given.
 
-    def _packed_rope(self, grids: Sequence[tuple[Grid, int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Angles of a packed sequence of (grid, how many images of it); prefix tokens turn by nothing."""
-        if self.position is not None:
-            return None
-        still = torch.zeros(self.config.num_prefix_tokens, self.config.head_dim, device=device)
-        parts = []
-        for grid, count in grids:
-            cos, sin = rope_2d(grid, self.config.head_dim, base=self.config.rope_base, device=device)
-            parts.append([torch.cat([still + 1, cos]).tile(count, 1), torch.cat([still, sin]).tile(count, 1)])
-        cos, sin = (torch.cat(each) for each in zip(*parts, strict=True))
-        return cos, sin
-
-    def _run(self, x: Tensor, context: Context, last: int, places: Tensor | None = None) -> Tensor:
-        """Blocks up to `last`, which computes the tokens at `places` alone where they are given."""
+        Returns:
+            The last block's output, the parts of its sequence, and for each block with deep features those of each part.
+        """
+        config, deep = self.config, []
+        how = plan(config, parts, packed=packed, device=x.device, keep=keep, condition=condition)
+        x = how.inward(x)
         for i, block in enumerate(islice(self.blocks, last + 1)):
+            context = how.full if i in config.full_blocks else how.windowed
             if i == last:
                 context = context._replace(places=places)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
-        return x
+            if i in config.deepstack:
+                merger = self.deepstack[config.deepstack.index(i)]
+                deep.append([merger(tokens, grid) for tokens, grid in _frames(how.outward(x), parts)])
+            if self.merge is not None and i == config.merge_after:
+                x, parts = self.merge(x, parts)
+                how = plan(config, parts, packed=packed, device=x.device)
+        return how.outward(x), parts, deep
 
-    def _output(self, x: Tensor, grid: Grid, tap: Tap, pool: bool) -> VisionOutput:
-        """The tapped block's output x (B, P + N, D), named; pooled if asked for."""
+    def _output(self, x: Tensor, part: Part, tap: Tap, pool: bool) -> VisionOutput:
+        """The tapped block's output x (B, P + F N, D), named; pooled if asked for."""
         tokens = self.norm(x) if tap.norm else x
         prefix, registers = self.config.num_prefix_tokens, self.config.num_registers
         out = VisionOutput(
             patch_tokens=tokens[:, prefix:],
-            grid=grid,
+            grid=part.grid,
+            frames=part.frames,
             cls_token=tokens[:, 0] if self.cls_token is not None else None,
             register_tokens=tokens[:, prefix - registers : prefix] if self.registers is not None else None,
         )
@@ -386,8 +392,20 @@ class VisionTransformer(nn.Module):
         self.config = replace(self.config, layer_scale=None)
 
 
+def _frames(x: Tensor, parts: Sequence[Part]) -> list[tuple[Tensor, Grid]]:
+    """The patches of each part of a sequence without prefix tokens, one grid below the other, and the grid of them all."""
+    sizes = [part.count * part.frames * part.grid[0] * part.grid[1] for part in parts]
+    pieces = x.split(sizes, dim=1)
+    stacked = []
+    for piece, part in zip(pieces, parts, strict=True):
+        if part.count > 1:
+            piece = piece[0].unflatten(0, (part.count, -1))
+        stacked.append((piece, (part.frames * part.grid[0], part.grid[1])))
+    return stacked
+
+
 def _row(out: VisionOutput, at: int) -> VisionOutput:
     """Of one image of a batch."""
     part = slice(at, at + 1)
     rows = {name: value[part] for name, value in vars(out).items() if isinstance(value, Tensor)}
-    return replace(out, **rows)
+    return replace(out, **rows, deepstack=tuple(features[part] for features in out.deepstack))

@@ -1,0 +1,140 @@
+"""Switches of today's towers: each encodes packed as alone, windows and frames by the law that defines them, and trains."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import vlm_vision as vv
+from vlm_vision.nn.rope import Rope
+
+BASE = vv.ViTConfig(
+    image_size=(32, 32), patch_size=4, embed_dim=32, depth=3, num_heads=4, mlp_dim=48, class_token=False, pool="none"
+)
+QWEN = dict(rope=Rope(), temporal_patch=2, frames="apart")
+SWITCHES = {
+    "rotary": dict(position="none", rope=Rope()),
+    "both": dict(rope=Rope(first=1), position_resize="zoom"),
+    "pixtral": dict(position="none", rope=Rope(frequencies="alternate"), mlp="geglu", norm="rms", patch_bias=False),
+    "windows": QWEN | dict(position="none", window=4, full_blocks=(1,), mlp="swiglu", norm="rms"),
+    "deepstack": QWEN | dict(deepstack=(0, 2), deepstack_dim=24, final_norm=False),
+    "grouped": dict(num_kv_heads=2, head_width=12, qk_norm="head"),
+    "wide norm": dict(qk_norm="width", norm="rms"),
+    "gemma": dict(position="axes", axis_length=20, rope=Rope(base=100.0), qk_norm="head", value_norm=True, post_norm=True,
+                  attention_scale=1.0, norm="rms", mlp="geglu_tanh"),
+    "sam": dict(window=3, full_blocks=(1,), window_padding=True, relative_position=True),
+    "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_resize="tile", pre_norm=True),
+    "minicpm": dict(merge_after=0, merge_dim=40, position_resize="bucket"),
+    "clips": dict(frames="joined", time_position=True, rope=Rope()),
+    "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
+}  # fmt: skip
+
+
+def tower(**switches) -> vv.VisionTransformer:
+    torch.manual_seed(0)
+    model = vv.VisionTransformer(dataclasses.replace(BASE, **switches)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def equal(one: vv.VisionOutput, other: vv.VisionOutput) -> None:
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor | tuple) and name != "grid":
+            torch.testing.assert_close(getattr(other, name), value, rtol=0, atol=2e-5)
+        else:
+            assert getattr(other, name) == value
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_packed_equals_one_by_one(name):
+    model = tower(**SWITCHES[name])
+    images = [torch.randn(3, *size) for size in ((32, 32), (16, 48), (32, 32), (24, 40))]
+    for image, out in zip(images, model.packed(images), strict=True):
+        equal(model(image[None]), out)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_batch_equals_its_images(name):
+    model, images = tower(**SWITCHES[name]), torch.randn(2, 3, 24, 40)
+    both = model(images)
+    for i in range(2):
+        one = model(images[i : i + 1])
+        torch.testing.assert_close(one.patch_tokens, both.patch_tokens[i : i + 1], rtol=0, atol=2e-5)
+        for deep, of_both in zip(one.deepstack, both.deepstack, strict=True):
+            torch.testing.assert_close(deep, of_both[i : i + 1], rtol=0, atol=2e-5)
+    expected = vv.ViTConfig.num_patch_tokens(model.config, 24, 40)
+    assert both.patch_tokens.shape[1] == expected == both.frames * both.grid[0] * both.grid[1]
+
+
+@pytest.mark.parametrize("name", [name for name, fields in SWITCHES.items() if "frames" in fields])
+def test_videos(name):
+    model = tower(**SWITCHES[name])
+    step = model.config.temporal_patch
+    video = torch.randn(1, 3 * step, 3, 16, 24)
+    out = model(video)
+    assert out.frames == 3 and out.patch_tokens.shape[1] == 3 * 24
+    equal(out, model.packed([torch.randn(3, 32, 32), video[0]])[1])
+    first = model(video[:, :step])
+    if model.config.frames == "apart":
+        torch.testing.assert_close(first.patch_tokens, out.patch_tokens[:, :24], rtol=0, atol=2e-5)
+    else:
+        assert not torch.allclose(first.patch_tokens, out.patch_tokens[:, :24], atol=1e-3)
+    still = video[:, :1]
+    equal(model(still[:, 0]), model(still.expand(-1, step, -1, -1, -1)))
+
+
+def test_a_token_depends_on_its_window_alone():
+    model = tower(**SWITCHES["windows"] | dict(full_blocks=()))
+    image = torch.randn(1, 3, 24, 40)
+    changed = image.clone()
+    changed[..., :4, :4] += 1  # the first patch, of the first window of 4 x 4
+    moved = (model(image).patch_tokens != model(changed).patch_tokens).any(-1)[0].unflatten(0, (6, 10))
+    assert moved[:4, :4].all() and moved.sum() == 16
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_weight_trains(name):
+    model = tower(**SWITCHES[name])
+    out = model(torch.randn(2, 3, 32, 40))
+    loss = out.patch_tokens.pow(2).mean() + sum(features.pow(2).mean() for features in out.deepstack)
+    loss.backward()
+    assert not [key for key, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(num_kv_heads=3), "num_kv_heads 3 does not divide num_heads 4"),
+        (dict(window=2, class_token=True), "window is for encoders without class token"),
+        (dict(deepstack=(5,), deepstack_dim=8), "expected block numbers from 0 to 2"),
+        (dict(deepstack=(1,)), "deepstack needs deepstack_dim"),
+        (dict(position="axes"), "does not go with axis_length 0"),
+        (dict(position="rope2d", rope=Rope()), "expected a Rope, or None"),
+        (dict(merge_after=1), "merge_after needs merge_dim"),
+    ],
+)
+def test_impossible_towers_say_why(fields, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(BASE, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("rotary", (1, 2, 3, 16, 16), "takes images, got a video of 2 frames"),
+        ("windows", (1, 3, 3, 16, 16), "3 frames is no whole number of temporal patches of 2 frames"),
+        ("deepstack", (1, 3, 20, 16), "multiple"),
+        ("minicpm", (1, 3, 20, 16), "5x4 patches cannot be merged two by two"),
+        ("gemma", (1, 3, 84, 16), "positions for 20 rows and columns"),
+    ],
+)
+def test_pixels_that_do_not_fit_say_why(name, shape, says):
+    with pytest.raises(ValueError, match=says):
+        tower(**SWITCHES[name])(torch.randn(shape))
+
+
+def test_a_configuration_goes_through_json():
+    config = dataclasses.replace(BASE, **SWITCHES["windows"])
+    assert vv.ViTConfig.from_dict(dataclasses.asdict(config)) == config
