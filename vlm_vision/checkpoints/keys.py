@@ -50,15 +50,21 @@ class Key:
     theirs: tuple[str, ...]
     drop: int = 0
     layout: TensorLayout | None = None
+    sizes: tuple[int, ...] = ()
+    """Rows of each of theirs, where they are not equal."""
 
 
 def key(
-    ours: str | tuple[str, ...], theirs: str | tuple[str, ...], *, drop: int = 0, layout: TensorLayout | None = None
+    ours: str | tuple[str, ...],
+    theirs: str | tuple[str, ...],
+    *,
+    drop: int = 0,
+    layout: TensorLayout | None = None,
+    sizes: tuple[int, ...] = (),
 ) -> Key:
     """A `Key`; a single name need not be a tuple."""
-    return Key(
-        (ours,) if isinstance(ours, str) else ours, (theirs,) if isinstance(theirs, str) else theirs, drop, layout
-    )
+    names = ((name,) if isinstance(name, str) else name for name in (ours, theirs))
+    return Key(*names, drop, layout, sizes)
 
 
 def layer(ours: str, theirs: str | tuple[str, ...], *, bias: bool = True) -> list[Key]:
@@ -133,7 +139,8 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _theirs(item: Key, ours: list[Tensor]) -> dict[str, Tensor]:
     joined = torch.cat(ours) if len(ours) > 1 else ours[0]
     joined = item.layout.write(joined) if item.layout else joined.flatten(0, item.drop)
-    parts = joined.chunk(len(item.theirs)) if len(item.theirs) > 1 else [joined]
+    sizes = list(item.sizes) or [joined.shape[0] // len(item.theirs)] * len(item.theirs)
+    parts = joined.split(sizes) if len(item.theirs) > 1 else [joined]
     return dict(zip(item.theirs, parts, strict=True))
 
 

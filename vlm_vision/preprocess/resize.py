@@ -64,6 +64,26 @@ def size_within_budget(height: int, width: int, patch_size: int, max_patches: in
     return patches(height, fits) * patch_size, patches(width, fits) * patch_size
 
 
+def size_of_area(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
+    """(height, width): multiples of `factor` with an area from `least` to `most`, as near to the image's size as that allows.
+
+    Written in the order of transformers' smart_resize, for the same floating point result.
+
+    Raises:
+        ValueError: an image whose longer side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"an image of {height}x{width} pixels has one side more than 200 times the other: crop it")
+    tall, wide = round(height / factor) * factor, round(width / factor) * factor
+    if tall * wide > most:
+        scale = math.sqrt((height * width) / most)
+        return max(factor, int(height / scale / factor) * factor), max(factor, int(width / scale / factor) * factor)
+    if tall * wide < least:
+        scale = math.sqrt(least / (height * width))
+        return math.ceil(height * scale / factor) * factor, math.ceil(width * scale / factor) * factor
+    return tall, wide
+
+
 def resize_array(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
     """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
     if kernel == "pillow":

@@ -27,13 +27,14 @@ from vlm_vision.preprocess.resize import (
     ResampleFilter,
     crop_array,
     resize_array,
+    size_of_area,
     size_within_budget,
     with_bars,
 )
 
 ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "max_patches", "letterbox", "cover", "fit", "within", "scaled_within", "between"
-]
+    "none", "squash", "shortest_edge", "max_patches", "area", "letterbox", "cover", "fit", "within", "scaled_within", "between"
+]  # fmt: skip
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -69,6 +70,8 @@ class Preprocess:
     shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
     max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
         `max_patches` patches; at most 100 times the image's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
+    area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
+        the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
@@ -79,7 +82,7 @@ class Preprocess:
     """
     resize_to: tuple[int, int]
     """(height, width) in pixels; the edge twice for shortest_edge and letterbox; the least and the most of an edge for
-    between; (0, 0) for none and max_patches."""
+    between; the least and the most area for area; (0, 0) for none and max_patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -91,7 +94,7 @@ class Preprocess:
     std: tuple[float, float, float]
     """Per channel RGB, after `rescale`; ones for none."""
     patch_size: int = 0
-    """Pixels along a patch's side; for max_patches only, else 0."""
+    """Pixels along a patch's side, for max_patches; of a square of patches that are merged, for area; else 0."""
     max_patches: int = 0
     """Most patches of an image; for max_patches only, else 0."""
     fill: tuple[float, float, float] = (0, 0, 0)
@@ -142,10 +145,10 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field in ("patch_size", "max_patches"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or (value < 1 if budget else value != 0):
-                wanted = "a positive whole number" if budget else "0"
+        for field, modes in (("patch_size", ("max_patches", "area")), ("max_patches", ("max_patches",))):
+            value, needed = getattr(self, field), self.resize in modes
+            if not isinstance(value, int) or (value < 1 if needed else value != 0):
+                wanted = "a positive whole number" if needed else "0"
                 raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {wanted}")
         self._check_combination()
 
@@ -155,10 +158,12 @@ class Preprocess:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
-        if self.crop is not None and self.resize == "max_patches":
+        if self.crop is not None and self.resize in ("max_patches", "area"):
             raise ValueError(
-                f"crop is {self.crop} but resize is 'max_patches', which keeps the whole image: expected crop=None"
+                f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
+        if self.resize == "area" and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
+            raise ValueError(f"resize_to is {self.resize_to}: expected the least and the most pixels of an image")
         if self.crop is None and self.crop_rounding != "floor":
             raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
         if self.crop_place != "centre" and (self.crop is None or self.crop_rounding != "floor"):
@@ -237,6 +242,8 @@ class Preprocess:
         to_height, to_width = self.resize_to
         if self.resize == "max_patches":
             return size_within_budget(height, width, self.patch_size, self.max_patches)
+        if self.resize == "area":
+            return size_of_area(height, width, self.patch_size, *self.resize_to)
         if self.resize in ("shortest_edge", "letterbox"):
             # written in the order of transformers and torchvision, for the same floating point result
             if width <= height:

@@ -9,6 +9,7 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
+from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 
 ALL: tuple[Family, ...] = (
     VIT,
@@ -26,6 +27,10 @@ ALL: tuple[Family, ...] = (
     IDEFICS3,
     SMOLVLM,
     AIMV2,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    QWEN3_5,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}
@@ -44,5 +49,5 @@ WHOLE_MODELS: dict[str, tuple[Family, WholeModel]] = {
 }
 """model_type of a whole model -> the family of its tower, unless its vision_config names another."""
 
-SIBLINGS: tuple[str, ...] = tuple(sorted({prefix for family in ALL for prefix in family.siblings}))
-"""Names, by prefix, of the other parts of whole models."""
+REFUSED: dict[str, str] = {}
+"""model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""

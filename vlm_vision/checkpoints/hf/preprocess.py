@@ -18,7 +18,7 @@ _STEPS: dict[str, set[str]] = {
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-_BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
+_BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
 """Where the class takes the size from, if not from `size`."""
 
@@ -44,6 +44,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
+    _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
 
@@ -96,6 +97,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("resample", resample)
     resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
+    if name == _AREA:
+        values |= {"patch_size": values["patch_size"] * values["merge_size"]}
     if name == _PADDED:
         return _padded(values, resize, resize_to, kernel)
     return Preprocess(
@@ -106,7 +109,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize == "max_patches" else 0,
+        patch_size=values["patch_size"] if resize in ("max_patches", "area") else 0,
         max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
         kernel=kernel,
     )
@@ -182,6 +185,8 @@ def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.resize == "area":
+        return "it does not tell patch and merge size apart"
     if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "between"):
         return f"transformers has no resize {spec.resize!r}"
     if spec.kernel in ("point", "point_float"):
@@ -218,6 +223,10 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     size = values["size"]
     if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}
+    if name == _AREA:
+        edges = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
+        size = size | {edge: pixels for edge, pixels in edges.items() if pixels is not None}
+        return "area", (size["shortest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
         return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:

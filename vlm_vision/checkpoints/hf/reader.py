@@ -1,9 +1,10 @@
 """HuggingFace folders: `config.json` and weights of transformers.
 
-Weights of a whole model (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM) are read by prefix; only the vision part is touched.
+Of a whole model (CLIP, LLaVA, Qwen-VL, ...) only the vision part is read, by the prefix of its names; a whole model that
+is not known by name is read too, if its vision_config names a tower that is.
 
-Documented exceptions to "every stored weight is used": `position_ids` (an index buffer of old CLIP and SigLIP files)
-and the `siblings` of the vision part in a whole model.
+Documented exceptions to "every stored weight is used": `position_ids` (an index buffer of old CLIP and SigLIP files), the
+other parts of a whole model, and a connector to the language model that lies inside the vision part.
 """
 
 import difflib
@@ -36,15 +37,14 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     family, fields, whole = _vision_config(checkpoint)
     weights = checkpoint.weights
     prefix = _prefix(checkpoint, family, hints)
-    if whole is not None and whole.headless and "vision_use_head" in fields:
+    if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
-    beside = [stored for stored in outside if stored in family.beside or not stored.startswith(families.SIBLINGS)]
     part = TowerWeights(
         weights,
         prefix,
-        beside=beside,
-        ignored=lambda stored: stored.endswith("position_ids"),
+        beside=outside if whole is None else [stored for stored in outside if stored in family.beside],
+        ignored=lambda stored: stored.endswith("position_ids") or stored.startswith(family.connector),
         rename=family.spelling,
     )
     where = checkpoint.path / "config.json"
@@ -87,14 +87,17 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     """(family, fields of the vision part with transformers' defaults, whole model around it)"""
     config = checkpoint.config
     model_type = str(config.get("model_type"))
-    if model_type not in families.WHOLE_MODELS:
+    if model_type in families.WHOLE_MODELS:
+        _, whole = families.WHOLE_MODELS[model_type]
+    elif model_type in families.MODEL_TYPES or not _names_tower(config):
         return *_known(checkpoint, model_type, config), None
-    _, whole = families.WHOLE_MODELS[model_type]
+    else:
+        whole = WholeModel(model_type=model_type)
     around: Any = config.get(whole.around) or {} if whole.around else config
     part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(f"{checkpoint.path / 'config.json'} has a vision_config that is no object: download it again")
-    name: Any = part.get("model_type") or model_type
+    name: Any = part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
@@ -103,15 +106,24 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     return *_known(checkpoint, name, part), whole
 
 
+def _names_tower(config: Json) -> bool:
+    """Whether config.json is a whole model's whose vision_config names its tower."""
+    part = config.get("vision_config")
+    return isinstance(part, dict) and isinstance(part.get("model_type"), str)
+
+
 def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json]:
     """(family of a tower's model_type, the given fields above transformers' defaults)"""
     if not isinstance(name, str) or name not in families.MODEL_TYPES:
-        known = [*families.MODEL_TYPES, *families.WHOLE_MODELS]
-        near = difflib.get_close_matches(str(name), known)
+        whole = checkpoint.config.get("model_type")
+        where = f"{checkpoint.path / 'config.json'} has model_type {whole!r}"
+        if name != whole:
+            where += f", whose vision part is {name!r}"
+        if reason := families.REFUSED.get(str(name)) or families.REFUSED.get(str(whole)):
+            raise ValueError(f"{where}: {reason}")
+        near = difflib.get_close_matches(str(name), [*families.MODEL_TYPES, *families.WHOLE_MODELS], cutoff=0.8)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{checkpoint.path / 'config.json'} has model_type {name!r}, expected one of {', '.join(known)}{hint}"
-        )
+        raise ValueError(f"{where}, which is not known: `vlm-vision formats` lists the towers that are{hint}")
     family, changed = families.MODEL_TYPES[name]
     return family, family.defaults | changed | {field: value for field, value in given.items() if value is not None}
 

@@ -1,0 +1,70 @@
+"""How transformers' towers are called: one function for each kind of input, from pixels to tokens in raster order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from support.census.case import Reference
+
+
+def pixels(*, prefix: int = 0, resize: bool = True, **options: Any) -> Callable[[nn.Module, Tensor], Reference]:
+    """Towers that take (B, C, H, W) and give `prefix` tokens before the patches."""
+
+    def reference(tower: nn.Module, x: Tensor) -> Reference:
+        more = {"interpolate_pos_encoding": True} if resize else {}
+        return Reference(tower(x, **more, **options).last_hidden_state[:, prefix:])
+
+    return reference
+
+
+def flat_patches(x: Tensor, patch: int, merge: int, temporal: int) -> tuple[Tensor, Tensor]:
+    """Qwen's rows of patches, in squares of merge x merge, and grid_thw, of images or videos."""
+    if x.ndim == 4:
+        x = x[:, None].expand(-1, temporal, -1, -1, -1)
+    b, t, _, h, w = x.shape
+    rows = rearrange(
+        x, "b (t f) c (h i p) (w j q) -> (b t h w i j) (c f p q)", f=temporal, i=merge, j=merge, p=patch, q=patch
+    )
+    grid = torch.tensor([[t // temporal, h // patch, w // patch]] * b)
+    return rows, grid
+
+
+def raster(rows: Tensor, grid: Tensor, merge: int) -> Tensor:
+    """(B, t * h * w, D) in raster order, of rows in squares of merge x merge."""
+    t, h, w = grid[0].tolist()
+    return rearrange(
+        rows, "(b t h w i j) d -> b (t h i w j) d", b=len(grid), t=t, h=h // merge, w=w // merge, i=merge, j=merge
+    )
+
+
+def grid_thw(
+    *,
+    merge: int = 2,
+    temporal: int = 2,
+    patch: int = 8,
+    names: tuple[str, str] = ("hidden_states", "grid_thw"),
+    windows: int = 0,
+) -> Callable[[nn.Module, Tensor], Reference]:
+    """Towers of native resolution, called as Qwen's. The tokens are those of last_hidden_state.
+
+    With `windows`, their side in pixels, transformers leaves last_hidden_state in the order of the windows: it is undone.
+    """
+
+    def reference(tower: nn.Module, x: Tensor) -> Reference:
+        rows, grid = flat_patches(x, patch, merge, temporal)
+        out = tower(**{names[0]: rows, names[1]: grid})
+        rows = out.last_hidden_state
+        if windows:
+            order, _ = get_vision_window_index(grid, merge, windows, patch)
+            rows = rows.unflatten(0, (-1, merge * merge))[order.argsort()].flatten(0, 1)
+        deep = getattr(out, "deepstack_features", None) or ()
+        return Reference(
+            raster(rows, grid, merge),
+            tuple(rearrange(d, "(b m) e -> b m e", b=len(grid)) for d in deep),
+        )
+
+    return reference

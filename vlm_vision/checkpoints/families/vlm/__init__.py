@@ -1,0 +1,1 @@
+"""Families whose towers come inside vision-language models."""
