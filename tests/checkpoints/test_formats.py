@@ -9,7 +9,7 @@ from support.golden import TOLERANCE, error, golden_case, with_prefix
 from support.hf_models import TEXT, VISION, make, prismatic_own_file
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.hf.reader import FAMILIES
+from vlm_vision.checkpoints.families.all import ENCODERS
 from vlm_vision.new_models import new_encoder
 
 CHANGED = {
@@ -20,7 +20,8 @@ CHANGED = {
 }  # fmt: skip
 """Fields of a tiny model beside `VISION`."""
 
-TOWERS = [name for name in FAMILIES if name not in ("siglip2_vision_model", "idefics3_vision", "smolvlm_vision")]
+SQUARE = ("siglip2_vision_model", "idefics3_vision", "smolvlm_vision")
+TOWERS = [family.name for family in ENCODERS if not family.written_as and family.name not in SQUARE]
 """Families whose tower takes pixels and stands alone in transformers; the others have golden cases and tests below."""
 
 

@@ -19,8 +19,7 @@ import projectors
 from vlm_vision.nn.blocks import Block, norm
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.film import FilmBlock, check_condition
-from vlm_vision.nn.merge import Merge
-from vlm_vision.nn.pool import AttentionPool, QueryPool
+from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
 from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos
 from vlm_vision.nn.rope import Grid
 from vlm_vision.nn.sequence import Part, plan

@@ -11,7 +11,7 @@ from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 
-ALL: tuple[Family, ...] = (
+ENCODERS: tuple[Family, ...] = (
     VIT,
     DEIT,
     MAE,
@@ -27,11 +27,18 @@ ALL: tuple[Family, ...] = (
     IDEFICS3,
     SMOLVLM,
     AIMV2,
+)
+"""Families that are published on their own."""
+
+TOWERS: tuple[Family, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
     QWEN3_VL,
     QWEN3_5,
 )
+"""Families whose towers come inside vision-language models."""
+
+ALL: tuple[Family, ...] = (*ENCODERS, *TOWERS)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}
 """By name."""

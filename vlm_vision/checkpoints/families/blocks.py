@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from vlm_vision.checkpoints.families.rotary import reordered
 from vlm_vision.checkpoints.keys import ZEROS, Key, TensorLayout, key
-from vlm_vision.checkpoints.rotary import reordered
 from vlm_vision.nn.config import ViTConfig
 
 
@@ -30,7 +30,7 @@ class BlockNames:
     post2: str = ""
 
     def rows(self, config: ViTConfig, *, order: list[int] | None = None) -> list[Key]:
-        """The rows of every block; `order` is that of `vlm_vision.checkpoints.rotary`, None for ours."""
+        """The rows of every block; `order` is that of `vlm_vision.checkpoints.families.rotary`, None for ours."""
         return [
             row for i in range(config.depth) for row in self.block(config, f"blocks.{i}", self.stem.format(i), order)
         ]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from vlm_vision.nn.position import rotate
+from vlm_vision.nn.rope import rotate
 from vlm_vision.vla.heads.prefix import Prefix, output_cache
 
 

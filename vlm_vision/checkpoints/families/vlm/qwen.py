@@ -61,7 +61,7 @@ def _qwen2_5(config: Json, names: frozenset[str]) -> ViTConfig:
         norm="rms",
         patch_bias=False,
         window=config["window_size"] // merge // patch * merge,
-        full_blocks=tuple(config["fullatt_block_indexes"]),
+        full_blocks=tuple(i for i in config["fullatt_block_indexes"] if i < config["depth"]),
     )
 
 
