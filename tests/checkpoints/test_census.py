@@ -11,7 +11,6 @@ from support.census.cases import CASES
 
 import vlm_vision as vv
 
-
 def video_of(case: Case, frames: int, size: tuple[int, int]) -> torch.Tensor:
     torch.manual_seed(2)
     return torch.randn(2, *((frames,) if frames else ()), 3, *size)
@@ -36,7 +35,7 @@ def assert_same(case: Case, tower: torch.nn.Module, encoder: vv.Encoder) -> None
 @torch.inference_mode()
 def test_a_tower_is_exact(name, tmp_path):
     case = CASES[name]
-    whole = build(name, case.changes, case.model)
+    whole = build(case.model_type, case.changes, case.model)
     tower = attrgetter(case.tower)(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,5 +1,6 @@
 """`preprocessor_config.json` of transformers, both ways."""
 
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -19,7 +20,15 @@ _STEPS: dict[str, set[str]] = {
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
-_SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
+_GEMMA, _MINICPM, _SAM = "Gemma4ImageProcessor", "MiniCPMV4_6ImageProcessor", "SamImageProcessor"
+_OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
+_SIZE_KEYS = {
+    _NAFLEX: {"patch_size", "max_num_patches"},
+    _GEMMA: {"patch_size", "max_soft_tokens", "pooling_kernel_size"},
+    _MINICPM: {"patch_size", "scale_resolution", "downsample_mode"},
+    **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
+    **dict.fromkeys(_TILED, {"max_image_size"}),
+}
 """Where the class takes the size from, if not from `size`."""
 
 PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
@@ -44,9 +53,37 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
+    _MINICPM: {"max_slice_nums", "slice_mode", "use_image_id"},
+    _SAM: {"do_pad", "mask_size", "mask_pad_size"},
+    **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
+    "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
     _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
+
+_COUNTED = ("max_patches", "fill_patches", "whole_patches")
+"""Resizes to a number of patches."""
+
+
+def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
+    """Of Pix2Struct: each image by its own mean and deviation. A question above the image is not of the image."""
+    height, width = _height_width("patch_size", values["patch_size"])
+    if values.get("is_vqa") or height != width:
+        raise _unsupported("is_vqa, patch_size", (values.get("is_vqa"), (height, width)))
+    plain = {"do_rescale": False, "do_normalize": False, "do_standardize": values["do_normalize"]}
+    return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
+
+
+_SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    _AREA: lambda values: {"patch_size": values["patch_size"] * values["merge_size"]},
+    _GEMMA: lambda values: {
+        "patch_size": values["patch_size"] * values["pooling_kernel_size"],
+        "max_num_patches": values["max_soft_tokens"],
+    },
+    _MINICPM: lambda values: {"patch_size": values["patch_size"] * (2 if values["downsample_mode"] == "4x" else 4)},
+    **dict.fromkeys(_OWN_DEVIATION, _own_deviation),
+}
+"""Class -> values of other keys, for one whose images are whole squares of patches."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -97,9 +134,9 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("resample", resample)
     resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
-    if name == _AREA:
-        values |= {"patch_size": values["patch_size"] * values["merge_size"]}
-    if name == _PADDED:
+    if name in _SQUARES:
+        values |= _SQUARES[name](values)
+    if name in (_PADDED, _SAM):
         return _padded(values, resize, resize_to, kernel)
     return Preprocess(
         resize=resize,
@@ -109,14 +146,15 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in ("max_patches", "area") else 0,
-        max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
+        patch_size=values["patch_size"] if resize in (*_COUNTED, "area", "near_area") else 0,
+        max_patches=values["max_num_patches"] if resize in _COUNTED else 0,
         kernel=kernel,
+        standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
 
 
 def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int], kernel: Kernel) -> Preprocess:
-    """Of PI0ImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
+    """Of PI0ImageProcessor and SamImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
     if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
         raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
     red, green, blue = (mean / values["rescale_factor"] for mean in values["image_mean"])
@@ -215,6 +253,9 @@ def _cut_alike(spec: Preprocess) -> bool:
 def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
     if name == _NAFLEX:
         return "max_patches", (0, 0)
+    if name in _SQUARES and name != _AREA:
+        edge = values["scale_resolution"] if name == _MINICPM else 0
+        return {_GEMMA: "fill_patches", _MINICPM: "near_area"}.get(name, "whole_patches"), (edge, edge)
     if name in _TILED:
         match values["max_image_size"]:
             case {"longest_edge": int(edge)}:
@@ -231,6 +272,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
         return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:
         return "between", (size["shortest_edge"], size["longest_edge"])
+    if isinstance(size, dict) and size.keys() == {"longest_edge"} and name == _SAM:
+        return "longest_edge", (size["longest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)

@@ -8,7 +8,7 @@ from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.config import Activation, ViTConfig
 from vlm_vision.nn.rope import Rope
 
 NATIVE = 32
@@ -78,12 +78,12 @@ def _qwen3(config: Json, names: frozenset[str]) -> ViTConfig:
     )
 
 
-def gated(config: Json) -> str:
-    """Our gated MLP for their hidden_act."""
-    names = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh"}
-    if config["hidden_act"] not in names:
-        raise ValueError(f"hidden_act is {config['hidden_act']!r} in a gated MLP: expected one of {', '.join(names)}")
-    return names[config["hidden_act"]]
+def gated(config: Json, field: str = "hidden_act") -> Activation:
+    """Our gated MLP for the activation that their `field` names."""
+    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh"}
+    if config[field] not in names:
+        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected one of {', '.join(names)}")
+    return names[config[field]]
 
 
 def gated_back(mlp: str) -> str:
