@@ -75,6 +75,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
+    "silu": silu,
     "swiglu": swiglu,
     "geglu": geglu,
     "geglu_tanh": geglu_tanh,

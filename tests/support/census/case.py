@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import vlm_vision as vv
 
 Json = dict[str, Any]
+Grid = tuple[int, int]
+"""(rows, columns) of patches."""
 
 
 class Reference(NamedTuple):
@@ -22,7 +24,7 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One model type."""
+    """One model type, in one configuration."""
 
     model_type: str
     tower: str
@@ -42,3 +44,15 @@ class Case:
     """Whether transformers can save the tower alone."""
     part: str | None = None
     """`part=` of vv.load, for a model with several towers."""
+    label: str = ""
+    """What sets the case apart from another one of its model type."""
+    connector: Callable[[nn.Module, Tensor, Grid], Tensor] | None = None
+    """(whole model, tokens (B, N, D), grid) -> what its connector makes of them, (B, M, E) in raster order."""
+    connector_taps: tuple[vv.Tap, ...] = ()
+    """Taps whose tokens the connector reads side by side in the channels; () for those of `tap`."""
+    wide_connector: bool = False
+    """Whether the connector takes grids that are not square."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}-{self.label}" if self.label else self.model_type
