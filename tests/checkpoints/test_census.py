@@ -13,6 +13,7 @@ from support.census.cases import CASES
 
 import vlm_vision as vv
 from projectors import Projector
+from vlm_vision.checkpoints.families.all import FAMILIES
 
 
 def video_of(case: Case, frames: int, size: tuple[int, int]) -> torch.Tensor:
@@ -63,14 +64,16 @@ def test_a_tower_is_exact(name, tmp_path):
     if case.bare:
         tower.save_pretrained(tmp_path / "bare")
         assert_same(case, tower, vv.load(tmp_path / "bare"))
-    encoder.save_pretrained(tmp_path / "written", format="hf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its preprocessing may be one that transformers has only a near one of
+        encoder.save_pretrained(tmp_path / "written", format="hf")
     again = vv.load(tmp_path / "written")
     for name, weight in encoder.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert again.config == encoder.config
     architecture = json.loads((tmp_path / "written/config.json").read_text())["architectures"][0]
     if hasattr(transformers, architecture):
-        _, loading = getattr(transformers, architecture).from_pretrained(
-            tmp_path / "written", output_loading_info=True
-        )
-        assert not loading["missing_keys"] and not loading["mismatched_keys"]
+        _, loading = getattr(transformers, architecture).from_pretrained(tmp_path / "written", output_loading_info=True)
+        connector = FAMILIES[encoder.origin.family].connector
+        assert not [name for name in loading["missing_keys"] if not name.startswith(connector)]
+        assert not loading["mismatched_keys"]

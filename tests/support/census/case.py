@@ -9,8 +9,6 @@ from torch import Tensor, nn
 import vlm_vision as vv
 
 Json = dict[str, Any]
-Grid = tuple[int, int]
-"""(rows, columns) of patches."""
 
 
 class Reference(NamedTuple):
@@ -24,9 +22,11 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One model type, in one configuration."""
+    """One model type, or one more configuration of it."""
 
     model_type: str
+    label: str = ""
+    """Name of the row, for a model type with several."""
     tower: str
     """Name of the tower inside the model, with dots."""
     reference: Callable[[nn.Module, Tensor], Reference]
@@ -44,15 +44,13 @@ class Case:
     """Whether transformers can save the tower alone."""
     part: str | None = None
     """`part=` of vv.load, for a model with several towers."""
-    label: str = ""
-    """What sets the case apart from another one of its model type."""
-    connector: Callable[[nn.Module, Tensor, Grid], Tensor] | None = None
-    """(whole model, tokens (B, N, D), grid) -> what its connector makes of them, (B, M, E) in raster order."""
+    connector: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] | None = None
+    """(whole model, tokens of its tower, grid) -> tokens for the language model (B, M, E) in raster order; None for no check."""
     connector_taps: tuple[vv.Tap, ...] = ()
-    """Taps whose tokens the connector reads side by side in the channels; () for those of `tap`."""
+    """Taps whose tokens the connector reads side by side in the channels; () for the one of `tap`."""
     wide_connector: bool = False
     """Whether the connector takes grids that are not square."""
 
     @property
     def name(self) -> str:
-        return f"{self.model_type}-{self.label}" if self.label else self.model_type
+        return self.label or self.model_type

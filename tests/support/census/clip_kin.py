@@ -26,7 +26,7 @@ CASES = (
     Case(model_type="clip", **_CLIP),
     Case(
         model_type="clip",
-        label="wide",
+        label="clip-wide",
         changes={
             "vision_config": dict(
                 hidden_size=48, num_attention_heads=2, patch_size=16, hidden_act="gelu_new", layer_norm_eps=1e-3
@@ -38,7 +38,7 @@ CASES = (
     Case(model_type="altclip", **_CLIP),
     Case(model_type="chinese_clip", **_CLIP),
     Case(model_type="clipseg", **_CLIP),
-    Case(model_type="clipseg", label="silu", changes={"vision_config": dict(hidden_act="silu")}, **_CLIP),
+    Case(model_type="clipseg", label="clipseg-silu", changes={"vision_config": dict(hidden_act="silu")}, **_CLIP),
     Case(model_type="kosmos-2", **_CLIP),
     Case(model_type="git", tower="image_encoder", reference=pixels(prefix=1)),
     Case(model_type="llava", **_VLM),
@@ -46,7 +46,7 @@ CASES = (
     Case(model_type="llava_next_video", **_VLM),
     Case(model_type="vipllava", **_VLM),
     Case(model_type="video_llava", **_VLM | dict(tower="image_tower", part="image_tower")),
-    Case(model_type="video_llava", label="video", **_VLM | dict(tower="video_tower", part="video_tower")),
+    Case(model_type="video_llava", label="video_llava-video", **_VLM | dict(tower="video_tower", part="video_tower")),
     Case(
         model_type="granite4_vision",
         **_VLM,

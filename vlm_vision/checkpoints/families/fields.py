@@ -33,12 +33,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
+    "relu": "relu",
 }
 ACTIVATION_NAMES: dict[str, str] = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "relu": "relu",
 }
 
 
