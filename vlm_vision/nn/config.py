@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_vision.nn.position import RESIZE
 from vlm_vision.nn.rope import DINOV3, Grid, Rope
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "geglu", "geglu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
 """Activations of a product with a gate: silu, gelu or gelu_tanh of the gate."""
 QKNorm = Literal["none", "head", "width"]

@@ -46,6 +46,10 @@ class Case:
     """`part=` of vv.load, for a model with several towers."""
     connector: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] | None = None
     """(whole model, tokens of its tower, grid) -> tokens for the language model (B, M, E) in raster order; None for no check."""
+    connector_taps: tuple[vv.Tap, ...] = ()
+    """Taps whose tokens the connector reads side by side in the channels; () for the one of `tap`."""
+    wide_connector: bool = False
+    """Whether the connector takes grids that are not square."""
 
     @property
     def name(self) -> str:

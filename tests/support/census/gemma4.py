@@ -46,7 +46,14 @@ def _case(model_type: str, label: str = "", **vision) -> Case:
 
 CASES = (
     _case("gemma4"),
-    _case("gemma4", "gemma4: grouped heads", num_key_value_heads=2, head_dim=24, standardize=True, hidden_activation="silu"),
+    _case(
+        "gemma4",
+        "gemma4: grouped heads",
+        num_key_value_heads=2,
+        head_dim=24,
+        standardize=True,
+        hidden_activation="silu",
+    ),
     _case("diffusion_gemma", standardize=True),
     _case("embedding_gemma2", pooling_kernel_size=2),
 )

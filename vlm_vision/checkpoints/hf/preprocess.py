@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
@@ -172,15 +173,17 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
     )
 
 
-def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[str, Any]:
+def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
     `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
 
     Args:
-        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, DINOv3ViTImageProcessor
-            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does
-            the same as CLIP's.
+        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
+            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float"; Gemma 4's, MiniCPM-V 4.6's,
+            Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
+        patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
+            of `spec`: then no patches are merged.
 
     Raises:
         ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
@@ -189,10 +192,13 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
-    only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
+    if spec.resize in _WRITTEN and image_processor_type is None:
+        return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
+    alone = {"max_patches": _NAFLEX, "area": _AREA, "between": _BETWEEN}
+    only = alone.get(spec.resize, _FLOAT if spec.kernel == "float" else None)
     name = image_processor_type or only or "CLIPImageProcessor"
     plain = [known for known, given in _DEFAULTS.items() if "kernel" not in given and "size" in given]
-    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES)]
+    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, _AREA)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
@@ -211,6 +217,14 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
     if spec.resize == "max_patches":
         del config["do_center_crop"]  # the class has no such step
         config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    elif spec.resize in ("area", "between"):
+        del config["do_center_crop"]
+        config["size"] = {"shortest_edge": height, "longest_edge": width}
+        if spec.resize == "area":
+            patch_size = patch_size or spec.patch_size
+            config |= {"patch_size": patch_size, "merge_size": spec.patch_size // patch_size, "temporal_patch_size": 2}
+        else:
+            config |= {"do_image_splitting": False, "do_pad": True}
     elif spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
@@ -219,13 +233,70 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
     return config
 
 
+def _plainly(name: str, spec: Preprocess, **keys: Any) -> dict[str, Any]:
+    """Of a class without a crop."""
+    return {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": int(Image.Resampling[spec.resample.upper()]),
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    } | keys
+
+
+def _sam_back(spec: Preprocess, patch: int) -> dict[str, Any]:
+    padded = {"height": spec.crop[0], "width": spec.crop[1]} if spec.crop else None
+    return _plainly(_SAM, spec, size={"longest_edge": spec.resize_to[0]}, do_pad=padded is not None, pad_size=padded)
+
+
+_WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
+    "fill_patches": lambda spec, patch: _plainly(
+        _GEMMA,
+        spec,
+        patch_size=patch,
+        pooling_kernel_size=spec.patch_size // patch,
+        max_soft_tokens=spec.max_patches,
+    ),
+    "near_area": lambda spec, patch: _plainly(
+        _MINICPM,
+        spec,
+        patch_size=spec.patch_size // (2 if spec.patch_size == 2 * patch else 4),
+        downsample_mode="4x" if spec.patch_size == 2 * patch else "16x",
+        scale_resolution=spec.resize_to[0],
+        slice_mode=False,
+    ),
+    "whole_patches": lambda spec, patch: {
+        "image_processor_type": _OWN_DEVIATION[0],
+        "do_convert_rgb": True,
+        "do_normalize": spec.standardize,
+        "patch_size": {"height": spec.patch_size, "width": spec.patch_size},
+        "max_patches": spec.max_patches,
+        "is_vqa": False,
+    },
+    "longest_edge": _sam_back,
+}
+"""Resize that one class of transformers has -> its file, for a patch of so many pixels."""
+
+
 def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
+    if spec.resize == "longest_edge" and spec.camera is None and spec.kernel == "pillow":
+        around = tuple(mean / spec.rescale for mean in spec.mean)
+        if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
+            return None
+        return "SAM's class adds zeros at the right and below, after the normalization"
+    if spec.resize == "whole_patches" and spec.camera is None:
+        plain = (spec.rescale, spec.mean, spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
+        return None if plain and spec.resample == "bilinear" else "Pix2Struct's class has neither mean nor rescale"
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
-    if spec.resize == "area":
-        return "it does not tell patch and merge size apart"
-    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "between"):
+    if spec.resize == "between" and spec.crop is not None:
+        return "transformers has no crop after this resize (between)"
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
         return f"transformers has no resize {spec.resize!r}"
     if spec.kernel in ("point", "point_float"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
@@ -233,8 +304,8 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers' classes with a PIL backend resize with Pillow, this with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize == "max_patches":
-        return "transformers rounds to 8 bits where it resizes to max_patches"
+    if spec.kernel == "float" and spec.resize in (*_COUNTED, "area", "near_area", "between"):
+        return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this one with {spec.fill}"
     if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):

@@ -80,7 +80,12 @@ def _qwen3(config: Json, names: frozenset[str]) -> ViTConfig:
 
 def gated(config: Json, field: str = "hidden_act") -> Activation:
     """Our gated MLP for the activation that their `field` names."""
-    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh"}
+    names: dict[str, Activation] = {
+        "silu": "swiglu",
+        "gelu": "geglu",
+        "gelu_pytorch_tanh": "geglu_tanh",
+        "gelu_new": "geglu_tanh",
+    }
     if config[field] not in names:
         raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected one of {', '.join(names)}")
     return names[config[field]]
