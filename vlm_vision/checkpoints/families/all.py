@@ -11,6 +11,7 @@ from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -37,6 +38,9 @@ TOWERS: tuple[Family, ...] = (
     QWEN3_VL,
     QWEN3_5,
     GEMMA4,
+    SAM,
+    GOT_OCR2,
+    PP_FORMULANET,
 )
 """Families whose towers come inside vision-language models."""
 
