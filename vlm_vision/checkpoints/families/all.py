@@ -12,6 +12,7 @@ from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
+from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -41,6 +42,7 @@ TOWERS: tuple[Family, ...] = (
     SAM,
     GOT_OCR2,
     PP_FORMULANET,
+    SAM3,
 )
 """Families whose towers come inside vision-language models."""
 

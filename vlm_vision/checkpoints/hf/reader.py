@@ -94,13 +94,15 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     else:
         whole = WholeModel(model_type=model_type)
     around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f"{checkpoint.path / 'config.json'} has a vision_config that is no object: download it again")
+        raise ValueError(f"{checkpoint.path / 'config.json'} has a {whole.part} that is no object: download it again")
     name: Any = part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
+        if inner.part in part and inner.part != whole.part:
+            part = part[inner.part]
     part = {label: config[label] for label in ("id2label", "num_labels") if label in config} | part
     part = part | {field: config.get(field, default) for field, default in whole.outer_fields.items()}
     return *_known(checkpoint, name, part), whole
