@@ -63,7 +63,7 @@ class Family:
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
     connector: tuple[str, ...] = ()
-    """Names, by prefix, inside the vision part, of what maps its tokens to a language model: projectors, not read here."""
+    """Names, by prefix, inside the vision part, of what is read only where the key table asks for it: projectors."""
 
     architecture: str
     """Class of transformers that reads the bare tower."""

@@ -21,12 +21,13 @@ _STEPS: dict[str, set[str]] = {
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
-_GEMMA, _MINICPM, _SAM = "Gemma4ImageProcessor", "MiniCPMV4_6ImageProcessor", "SamImageProcessor"
+_GEMMA, _SAM = "Gemma4ImageProcessor", "SamImageProcessor"
+_MINICPM = ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
 _OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
 _SIZE_KEYS = {
     _NAFLEX: {"patch_size", "max_num_patches"},
     _GEMMA: {"patch_size", "max_soft_tokens", "pooling_kernel_size"},
-    _MINICPM: {"patch_size", "scale_resolution", "downsample_mode"},
+    **dict.fromkeys(_MINICPM, {"patch_size", "scale_resolution", "downsample_mode"}),
     **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
     **dict.fromkeys(_TILED, {"max_image_size"}),
 }
@@ -54,7 +55,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
-    _MINICPM: {"max_slice_nums", "slice_mode", "use_image_id"},
+    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
@@ -75,13 +76,18 @@ def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
     return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
 
 
+def _merged(mode: str) -> int:
+    """Side, in patches, of the square that MiniCPM-V makes one token of."""
+    return 2 if mode == "4x" else 4
+
+
 _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     _AREA: lambda values: {"patch_size": values["patch_size"] * values["merge_size"]},
     _GEMMA: lambda values: {
         "patch_size": values["patch_size"] * values["pooling_kernel_size"],
         "max_num_patches": values["max_soft_tokens"],
     },
-    _MINICPM: lambda values: {"patch_size": values["patch_size"] * (2 if values["downsample_mode"] == "4x" else 4)},
+    **dict.fromkeys(_MINICPM, lambda values: {"patch_size": values["patch_size"] * _merged(values["downsample_mode"])}),
     **dict.fromkeys(_OWN_DEVIATION, _own_deviation),
 }
 """Class -> values of other keys, for one whose images are whole squares of patches."""
@@ -262,7 +268,7 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
         max_soft_tokens=spec.max_patches,
     ),
     "near_area": lambda spec, patch: _plainly(
-        _MINICPM,
+        _MINICPM[0],
         spec,
         patch_size=spec.patch_size // (2 if spec.patch_size == 2 * patch else 4),
         downsample_mode="4x" if spec.patch_size == 2 * patch else "16x",
@@ -325,8 +331,9 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     if name == _NAFLEX:
         return "max_patches", (0, 0)
     if name in _SQUARES and name != _AREA:
-        edge = values["scale_resolution"] if name == _MINICPM else 0
-        return {_GEMMA: "fill_patches", _MINICPM: "near_area"}.get(name, "whole_patches"), (edge, edge)
+        if name in _MINICPM:
+            return "near_area", (values["scale_resolution"],) * 2
+        return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)
     if name in _TILED:
         match values["max_image_size"]:
             case {"longest_edge": int(edge)}:
