@@ -11,6 +11,7 @@ from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
+from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
 from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
@@ -45,6 +46,8 @@ TOWERS: tuple[Family, ...] = (
     PP_FORMULANET,
     SAM3,
     MINICPM,
+    PIX2STRUCT,
+    KOSMOS_2_5,
 )
 """Families whose towers come inside vision-language models."""
 
