@@ -50,6 +50,11 @@ def silu(x: Tensor, inplace: bool) -> Tensor:
     return F.silu(x, inplace=inplace)
 
 
+def relu(x: Tensor, inplace: bool) -> Tensor:
+    """max(x, 0)."""
+    return F.relu(x, inplace=inplace)
+
+
 def _gated(act: Callable[[Tensor, bool], Tensor], x: Tensor, inplace: bool) -> Tensor:
     """act(gate) * value, x = [gate | value]. Shazeer 2020 (arXiv:2002.05202)."""
     gate, value = x.chunk(2, dim=-1)
@@ -75,6 +80,8 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
+    "silu": silu,
+    "relu": relu,
     "swiglu": swiglu,
     "geglu": geglu,
     "geglu_tanh": geglu_tanh,
