@@ -21,6 +21,18 @@ def pixels(*, prefix: int = 0, resize: bool = True, **options: Any) -> Callable[
     return reference
 
 
+def naflex(*, patch: int = 8, **options: Any) -> Callable[[nn.Module, Tensor], Reference]:
+    """SigLIP 2's towers of any size, which take rows of patches, their mask and their grid."""
+
+    def reference(tower: nn.Module, x: Tensor) -> Reference:
+        rows = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+        shapes = torch.tensor([[x.shape[-2] // patch, x.shape[-1] // patch]] * len(x))
+        mask = torch.ones(rows.shape[:2], dtype=torch.long)
+        return Reference(tower(rows, pixel_attention_mask=mask, spatial_shapes=shapes, **options).last_hidden_state)
+
+    return reference
+
+
 def flat_patches(x: Tensor, patch: int, merge: int, temporal: int) -> tuple[Tensor, Tensor]:
     """Qwen's rows of patches, in squares of merge x merge, and grid_thw, of images or videos."""
     if x.ndim == 4:

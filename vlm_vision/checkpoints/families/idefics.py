@@ -30,6 +30,7 @@ IDEFICS3 = Family(
             preprocessor={"image_processor_type": "Idefics2ImageProcessor"},
         ),
         WholeModel(model_type="idefics3"),
+        WholeModel(model_type="aria"),
     ),
     architecture="Idefics3VisionTransformer",
     landmarks=(LANDMARK,),

@@ -88,8 +88,23 @@ SIGLIP = Family(
     name="siglip_vision_model",
     whole_models=(
         WholeModel(model_type="siglip"),
-        WholeModel(model_type="llava_onevision", headless=True),
-        WholeModel(model_type="paligemma", headless=True),
+        *(
+            WholeModel(model_type=name, headless=True)
+            for name in (
+                "llava_onevision",
+                "paligemma",
+                "gemma3",
+                "shieldgemma2",
+                "t5gemma2_encoder",
+                "aya_vision",
+                "cohere2_vision",
+                "deepseek_vl",
+                "deepseek_vl_hybrid",
+                "modernvbert",
+                "ultravbert",
+            )
+        ),
+        WholeModel(model_type="t5gemma2", around="encoder", headless=True),
         WholeModel(
             model_type="pi0",
             around="vlm_config",
@@ -146,7 +161,7 @@ SIGLIP = Family(
 
 SIGLIP2 = Family(
     name="siglip2_vision_model",
-    whole_models=(WholeModel(model_type="siglip2"),),
+    whole_models=(WholeModel(model_type="siglip2"), WholeModel(model_type="lfm2_vl")),
     architecture="Siglip2VisionModel",
     classifier="siglip2",
     landmarks=(LANDMARK,),

@@ -134,15 +134,16 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
     )
 
 
-def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[str, Any]:
+def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
     `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
 
     Args:
-        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, DINOv3ViTImageProcessor
-            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does
-            the same as CLIP's.
+        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
+            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float", else CLIPImageProcessor.
+            Every key is written, so that any class with a PIL backend does the same as CLIP's.
+        patch_size: pixels along a patch's side, for area; 0 for those of `spec`: then no patches are merged.
 
     Raises:
         ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
@@ -151,10 +152,11 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
-    only = _NAFLEX if spec.resize == "max_patches" else _FLOAT if spec.kernel == "float" else None
+    alone = {"max_patches": _NAFLEX, "area": _AREA, "between": _BETWEEN}
+    only = alone.get(spec.resize, _FLOAT if spec.kernel == "float" else None)
     name = image_processor_type or only or "CLIPImageProcessor"
     plain = [known for known, given in _DEFAULTS.items() if "kernel" not in given and "size" in given]
-    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES)]
+    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, _AREA)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
@@ -173,6 +175,14 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
     if spec.resize == "max_patches":
         del config["do_center_crop"]  # the class has no such step
         config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    elif spec.resize in ("area", "between"):
+        del config["do_center_crop"]
+        config["size"] = {"shortest_edge": height, "longest_edge": width}
+        if spec.resize == "area":
+            patch_size = patch_size or spec.patch_size
+            config |= {"patch_size": patch_size, "merge_size": spec.patch_size // patch_size, "temporal_patch_size": 2}
+        else:
+            config |= {"do_image_splitting": False, "do_pad": True}
     elif spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
@@ -185,9 +195,9 @@ def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
-    if spec.resize == "area":
-        return "it does not tell patch and merge size apart"
-    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "between"):
+    if spec.resize == "between" and spec.crop is not None:
+        return "transformers has no crop after this resize (between)"
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
         return f"transformers has no resize {spec.resize!r}"
     if spec.kernel in ("point", "point_float"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
@@ -195,8 +205,8 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers' classes with a PIL backend resize with Pillow, this with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize == "max_patches":
-        return "transformers rounds to 8 bits where it resizes to max_patches"
+    if spec.kernel == "float" and spec.resize in ("max_patches", "area", "between"):
+        return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this one with {spec.fill}"
     if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):

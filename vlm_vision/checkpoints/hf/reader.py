@@ -129,7 +129,7 @@ def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json
 
 
 def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
-    """What precedes the vision part's names. `hints.part` chooses among several."""
+    """What precedes the vision part's names. `hints.part`, the whole of it or a part between dots, chooses among several."""
     prefixes = [
         stored.removesuffix(mark)
         for stored in checkpoint.weights.shapes
@@ -137,7 +137,9 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
         if stored.endswith(mark)
     ]
     if hints.part is not None:
-        prefixes = [prefix for prefix in prefixes if prefix.rstrip(".") == hints.part.rstrip(".")]
+        part = hints.part.strip(".")
+        exact = [prefix for prefix in prefixes if prefix.rstrip(".") == part]
+        prefixes = exact or [prefix for prefix in prefixes if f".{part}." in f".{prefix}"]
     if len(prefixes) == 1:
         return prefixes[0]
     if prefixes:
