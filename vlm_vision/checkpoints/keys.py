@@ -30,6 +30,9 @@ PATCH_VECTOR = TensorLayout(
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (row, column, channel) order, (D, p * p * C)."""
 
 
+ONE_FRAME = TensorLayout(write=lambda x: x.unsqueeze(2), read=lambda x, shape: x.squeeze(2))
+"""Our convolution (D, C, p, p) as one over frames too, (D, C, 1, p, p)."""
+
 PATCH_ROW = TensorLayout(write=lambda x: x.flatten(1), read=lambda x, shape: x.view(*shape))
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (channel, row, column) order, (D, C * p * p)."""
 

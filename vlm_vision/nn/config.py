@@ -109,7 +109,8 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334)."""
+    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334).
+    One merger for each entry; that of -1 is never used, as of a block that stands here before."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""
     deepstack_dim: int = 0
@@ -213,7 +214,8 @@ class ViTConfig:
     def _check_blocks(self) -> None:
         for name in ("full_blocks", "deepstack"):
             blocks = getattr(self, name)
-            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and 0 <= i < self.depth for i in blocks):
+            least = -1 if name == "deepstack" else 0
+            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and least <= i < self.depth for i in blocks):
                 raise ValueError(f"ViTConfig.{name} is {blocks!r}, expected block numbers from 0 to {self.depth - 1}")
         if not isinstance(self.merge_after, int) or not -1 <= self.merge_after < self.depth:
             raise ValueError(f"ViTConfig.merge_after is {self.merge_after!r}, expected a block from 0, or -1 for none")

@@ -10,7 +10,15 @@ from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
-from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from vlm_vision.checkpoints.families.vlm.qwen import (
+    EXAONE4_5,
+    QWEN2_5_OMNI,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_5,
+    QWEN3_OMNI,
+    QWEN3_VL,
+)
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -34,7 +42,10 @@ ENCODERS: tuple[Family, ...] = (
 TOWERS: tuple[Family, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
+    QWEN2_5_OMNI,
+    EXAONE4_5,
     QWEN3_VL,
+    QWEN3_OMNI,
     QWEN3_5,
     INTERNVL,
 )
