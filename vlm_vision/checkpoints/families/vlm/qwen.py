@@ -103,14 +103,12 @@ def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConf
     )
 
 
-def gated(config: Json) -> Activation:
-    """Our gated MLP for their hidden_act."""
+def gated(config: Json, field: str = "hidden_act") -> Activation:
+    """Our gated MLP for the activation that their `field` names."""
     names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
-    act = activation(config)
+    act = activation({"hidden_act": config[field]})
     if act not in names:
-        raise ValueError(
-            f"hidden_act is {config['hidden_act']!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh"
-        )
+        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
     return names[act]
 
 
