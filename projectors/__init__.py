@@ -11,14 +11,17 @@ from collections.abc import Iterable
 
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
+from projectors.conv_neck import ConvNeck
 from projectors.frame_merger import FrameMerger
 from projectors.fused_mlp import FusedMLP
 from projectors.gated_merger import GatedMerger
+from projectors.latent_attention import LatentAttention
 from projectors.linear import LinearProjector
 from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
+from projectors.pooled_linear import PooledLinear
 from projectors.projector import Grid, Projector
 from projectors.qformer import QFormer
 
@@ -26,15 +29,18 @@ __all__ = [
     "PROJECTORS",
     "AvgPool",
     "CAbstractor",
+    "ConvNeck",
     "FrameMerger",
     "FusedMLP",
     "GatedMerger",
     "Grid",
+    "LatentAttention",
     "LinearProjector",
     "MlpProjector",
     "PatchMerger",
     "Perceiver",
     "PixelShuffle",
+    "PooledLinear",
     "Projector",
     "QFormer",
     "build",
@@ -54,6 +60,9 @@ PROJECTORS: dict[str, type[Projector]] = {
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,
+    "pooled_linear": PooledLinear,
+    "conv_neck": ConvNeck,
+    "latent_attention": LatentAttention,
 }
 """Name -> class."""
 
