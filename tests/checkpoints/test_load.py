@@ -333,7 +333,7 @@ def test_siglip_for_classification_reads_the_mean_of_the_patches(tmp_path, head)
         (dict(source=""), "source is ''"),
         (dict(tap=-2), "tap is -2: pass one Tap"),
         (dict(dtype="float32"), "dtype is 'float32'"),
-        (dict(device="nope"), "device 'nope' is not to be had here"),
+        (dict(device="nope"), "device 'nope' is not available on this machine"),
         (dict(image_size=57.5), "image_size is 57.5"),
         (dict(image_size=3), "smaller than one patch"),
     ],

@@ -263,6 +263,6 @@ def test_options_that_make_no_data_set(tmp_path, options: dict, says: str) -> No
 
 def test_a_folder_that_is_there_is_left_as_it_is(png) -> None:
     before = (png / "meta/info.json").read_text()
-    with pytest.raises(ValueError, match="is there already: give a new folder"):
+    with pytest.raises(ValueError, match="already exists: choose a new folder"):
         write_dataset(png, [GOOD], fps=20)
     assert (png / "meta/info.json").read_text() == before

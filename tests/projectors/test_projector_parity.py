@@ -200,5 +200,5 @@ def test_heads_are_read_from_the_configuration_and_never_guessed(tmp_path):
     with pytest.raises(ValueError, match="does not tell the heads of its projector: give the folder"):
         vv.load_projector(tmp_path / "model.safetensors")
     changed(tmp_path, qformer_config="large")
-    with pytest.raises(ValueError, match="describes its projector in another way"):
+    with pytest.raises(ValueError, match="describes its projector in an unknown way"):
         vv.load_projector(tmp_path)
