@@ -82,7 +82,9 @@ class Perceiver(Projector):
         sizes = dict(num_latents=num_latents, depth=depth, num_heads=num_heads, num_kv_heads=num_kv_heads)
         at_least_one("perceiver", **sizes, head_dim=head_dim, hidden_dim=hidden_dim)
         if num_heads % num_kv_heads:
-            raise ValueError(f"perceiver has num_heads {num_heads}, which is not a multiple of num_kv_heads {num_kv_heads}")
+            raise ValueError(
+                f"perceiver has num_heads {num_heads}, which is not a multiple of num_kv_heads {num_kv_heads}"
+            )
         heads = dict(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         self._options = sizes | dict(head_dim=head_dim, hidden_dim=hidden_dim, activation=activation, eps=eps)
         self.num_latents = num_latents

@@ -80,7 +80,9 @@ class QFormer(Projector):
         sizes |= dict(cross_attention_frequency=cross_attention_frequency)
         at_least_one("qformer", **sizes)
         if width % num_heads:
-            raise ValueError(f"qformer has width {width}, which is not a multiple of num_heads {num_heads}: choose num_heads")
+            raise ValueError(
+                f"qformer has width {width}, which is not a multiple of num_heads {num_heads}: choose num_heads"
+            )
         self._options = sizes | dict(eps=eps)
         self.num_queries = num_queries
         self.queries = nn.Parameter(0.02 * torch.randn(1, num_queries, width))

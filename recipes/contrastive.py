@@ -180,7 +180,9 @@ def view_of(config: ContrastiveConfig, pair: Pair) -> View:
     """
     size = pair.image.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the image tower takes images of {size or 'any size'}: expected one square size, because crops are square")
+        raise ValueError(
+            f"the image tower takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
 
 

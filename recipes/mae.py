@@ -183,7 +183,9 @@ def view_of(config: MaeConfig, model: MaskedAutoencoder) -> View:
     """
     size, patch = model.encoder.preprocess.output_size, model.encoder.config.patch_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square")
+        raise ValueError(
+            f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     if size[0] % patch:
         near = size[0] // patch * patch
         raise ValueError(

@@ -246,7 +246,9 @@ def view_of(config: SupervisedConfig, encoder: vv.Encoder) -> View:
     """
     size = encoder.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square")
+        raise ValueError(
+            f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip, randaugment=config.randaugment)
 
 

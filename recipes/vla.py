@@ -121,9 +121,7 @@ class VlaConfig(VlmSettings, Training):
         check_head_options(self.head, self.head_options)
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
         if self.film and self.train_vision == "frozen":
-            raise ValueError(
-                "film needs an encoder that trains, and train_vision is frozen: choose train_vision lora"
-            )
+            raise ValueError("film needs an encoder that trains, and train_vision is frozen: choose train_vision lora")
         if not self.data.train:
             raise ValueError('data.train is empty: set it to {"NAME": "FOLDER"}')
 

@@ -207,7 +207,9 @@ def known_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=known)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {device!r} is not available on this machine ({reason}): use 'cpu', or one that is") from None
+        raise ValueError(
+            f"device {device!r} is not available on this machine ({reason}): use 'cpu', or one that is"
+        ) from None
     return known
 
 

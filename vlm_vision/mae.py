@@ -231,8 +231,8 @@ def load_mae(
     assert isinstance(encoder, Encoder)
     prefix = marks[0].removesuffix("decoder_embed.weight")
     others = "decoder." if is_folder else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
-    beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
-    part = TowerWeights(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
+    extra = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
+    part = TowerWeights(weights, f"{prefix}decoder_", extra=extra, rename=plain_name)
     try:
         if is_folder:
             config = config_from_json(checkpoint.config)

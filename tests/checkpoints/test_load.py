@@ -178,7 +178,7 @@ def test_only_known_parts_may_stand_beside_the_vision_part(copied):
         ({"hidden_size": 96}, r"has shape \[.*48.*\], but its configuration makes it \[.*96"),
         ({"num_hidden_layers": 5}, "lacks 18 weights"),
         ({"num_hidden_layers": 3}, "holds 18 weights"),
-        ({"patch_size": 7}, "configuration and weights are not of one model"),
+        ({"patch_size": 7}, "configuration and weights are of different models"),
         ({"model_type": "dinov22"}, "did you mean 'dinov2'"),
         ({"hidden_act": "relu"}, "config.json has hidden_act 'relu', expected one of gelu"),
         ({"num_hidden_layers": "four"}, "depth is 'four'"),

@@ -199,7 +199,7 @@ def test_a_decompression_bomb_is_one_error_and_no_warning(tmp_path: Path, monkey
         ),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\).*hand a batch to Preprocess"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\).*pass a batch to Preprocess"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) has no pixels"),
         (torch.zeros(3, 4, 0).byte(), r"shape \(3, 4, 0\) has no pixels"),
         (Image.new("RGB", (0, 5)), r"size \(0, 5\) has no pixels"),

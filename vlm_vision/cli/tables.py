@@ -1,4 +1,4 @@
-"""The tables of `vlm-vision models` and `vlm-vision formats`, computed. As a script: write them where the commands read them.
+"""The tables of `vlm-vision models` and `vlm-vision formats`, computed. As a script, it writes them to the files that the commands read.
 
 python -m vlm_vision.cli.tables
 """

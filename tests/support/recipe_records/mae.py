@@ -69,7 +69,10 @@ LAWS = Laws(
     bad=bad,
     bad_metrics=lambda metrics: metrics["neighbors"],
     wrong=[
-        (changed(image_size=18), "crops of 18 pixels are not a whole number of patches of 4: choose image_size 16 or 20"),
+        (
+            changed(image_size=18),
+            "crops of 18 pixels are not a whole number of patches of 4: choose image_size 16 or 20",
+        ),
         (changed(pre_norm=True), "this layout cannot express the architecture"),
         (changed(width=3), "width, which is no field of model.encoder"),
         (["--mask_ratio", "1.5"], "mask_ratio is 1.5: expected a share above 0 and below 1"),
