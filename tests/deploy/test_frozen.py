@@ -119,7 +119,7 @@ def test_an_encoder_that_cannot_take_the_size_is_not_frozen():
 def test_packed_weights_are_not_frozen():
     encoder = tower("siglip")
     pack_for_cpu(encoder, batch=1, height=32, width=32)
-    with pytest.raises(ValueError, match="cannot be copied: freeze the encoder before packing it"):
+    with pytest.raises(ValueError, match="cannot be copied: freeze the encoder before you pack it"):
         freeze(encoder, height=32, width=32)
 
 

@@ -146,8 +146,8 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     [
         ("none.png", "^image file '.*none.png' does not exist: expected the path of a local image; check the path$"),
         (".", "^image file '.*' is a folder: expected the path of one image"),
-        ("text.jpg", "^image file '.*text.jpg' is not an image Pillow can read: expected JPEG"),
-        ("empty.png", "^image file '.*empty.png' is not an image Pillow can read"),
+        ("text.jpg", "^image file '.*text.jpg' is not an image that Pillow can read: expected JPEG"),
+        ("empty.png", "^image file '.*empty.png' is not an image that Pillow can read"),
         (
             "truncated.jpg",
             "^image file '.*truncated.jpg' cannot be decoded .*: expected a complete image; it is trunc",
