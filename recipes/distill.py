@@ -201,7 +201,10 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
 def neighbors(
     config: DistillConfig, towers: dict[str, vv.Encoder | vv.FusedEncoder], train: Samples, test: Samples
 ) -> dict[str, float]:
-    """Accuracy of nearest neighbors by tower and control; empty for fewer than five labeled images. Towers are judged by the mean of their patch tokens, which all of them have."""
+    """Accuracy of nearest neighbors by tower and control; empty for fewer than five labeled images.
+
+    Towers are compared by the mean of their patch tokens, which all of them have.
+    """
     known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     if min(len(known.labels), len(asked.labels)) < 5:
         return {}

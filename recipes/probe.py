@@ -64,7 +64,7 @@ class ProbeConfig:
     """Vector of an image for nearest neighbors and logistic regression: class token, mean of the patch tokens, or both."""
     probes: tuple[Probe, ...] = ("knn", "logistic", "correspondence")
     """Probes to run. knn: nearest neighbors. logistic: regression on all data at once. linear: DINOv2's grid. attentive: a learned
-    query over patch tokens, which are held in memory. correspondence: patches of crops matched with patches of whole test images."""
+    query over patch tokens, which are held in memory. correspondence: patches of crops matched with those of whole test images."""
     neighbors: tuple[int, ...] = NEIGHBORS
     """Numbers of nearest neighbors to try; the best on a part of the training images is reported."""
     train_limit: int = 0

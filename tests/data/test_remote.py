@@ -359,7 +359,7 @@ def test_unknown_sizes_are_refused_until_counted(server, tmp_path, capsys):
     assert len(read_samples(server.shards, cache=cache(tmp_path, name="new"))) == NUMBER
     assert server.gets("_stats.json") == stats
     assert main(["sizes", f"{server.url}/a.zip", "--cache", str(tmp_path / "cache")]) == 2
-    assert "a.zip is no shard: expected .tar files by URL" in capsys.readouterr().err
+    assert "a.zip is not a shard: expected .tar files by URL" in capsys.readouterr().err
 
 
 def test_shards_are_fetched_before_they_are_wanted(server, tmp_path):

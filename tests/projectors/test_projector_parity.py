@@ -187,7 +187,7 @@ def _numbered(module: nn.Module):
 
 def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(tmp_path):
     blip2(tmp_path, use_qformer_text_input=True)
-    with pytest.raises(ValueError, match="reads the question beside the image"):
+    with pytest.raises(ValueError, match="reads the question with the image"):
         vv.load_projector(tmp_path)
     blip2(tmp_path, hidden_act="relu")
     with pytest.raises(ValueError, match="hidden_act 'relu', expected gelu"):

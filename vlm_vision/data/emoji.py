@@ -5,7 +5,8 @@
 
 Needs `pip install resvg-py` and, without the packages, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
 by code points for each emoji, laid on white, and emoji.csv with the columns `picture`, caption, label, style, hexcode and
-split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv keep one style for the test. Flags and images outside Unicode's list are left out. The split is a
+split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv keep one style for the test.
+Flags and images outside Unicode's list are left out. The split is a
 hash of the emoji without its skin tone: no emoji is in both parts, in any style or tone.
 """
 

@@ -46,7 +46,7 @@ class Erase:
         return erased
 
     def box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
-        """(top, left, height, width) of the part to erase from an image of this size; None for none, also where ten tries do not fit."""
+        """(top, left, height, width) of the part to erase from such an image; None for none, also where ten tries do not fit."""
         if rng.random() >= self.probability:
             return None
         for _ in range(10):
