@@ -1,10 +1,10 @@
-"""Align an encoder with a language model: stage one. Both are frozen; the projector alone learns, from captions.
+"""Align an encoder with a language model: stage one. Both are frozen; the projector alone trains, on captions.
 
     vlm-vision train align --config align_demo --data.train captions.json --data.test held_out.json
     torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
 
-As LLaVA does it: the prompt is the image and nothing else, the answer its caption, whatever was asked in the data. A
-layout's newline token learns with the projector. A stopped run goes on where it was when the same command is given again.
+As in LLaVA, the prompt is the image alone and the answer is its caption; the questions of the data are left out. A layout's
+newline token trains with the projector. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (stage two begins there: recipes.vqa with `start`), metrics.json, config.yaml, logs/ for
 TensorBoard, and checkpoints/ while it runs.
@@ -127,7 +127,7 @@ class CaptionConversations:
     def __call__(self, row: int) -> Conversation:
         one = self.conversations[row]
         if not one.images:
-            raise ValueError(f"{one.name or f'record {row}'} has no image: captions need one in every record")
+            raise ValueError(f"{one.name or f'record {row}'} has no image: expected one in every record")
         return replace(one, turns=(("<image>" * len(one.images), one.turns[0][1]),))
 
 

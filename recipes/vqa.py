@@ -1,4 +1,4 @@
-"""Teach a language model to answer questions about images: stage two, or both stages at once.
+"""Train a language model to answer questions about images: stage two, or both stages at once.
 
     vlm-vision train vqa --config demo
     vlm-vision train vqa --config demo --out runs/other --steps 500
@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 8 -m recipes.vqa --config recipes/configs/vqa_llava.yaml --start runs/align/model
 
 Encoder, projector and language model each train in full, by LoRA, or not at all. The loss is on the answers alone and
-weighted by token, so that it does not depend on how a batch is cut into micro-batches. A frozen encoder runs once for
-each image; its patch tokens are kept on disk. A stopped run goes on where it was when the same command is given again.
+weighted by token, so that it does not depend on the size of micro-batches. A frozen encoder runs once for
+each image; its patch tokens are kept on disk. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (a folder for AutoModelForImageTextToText), adapter/ if there are adapters, metrics.json,
 contact_sheet.png, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
@@ -44,7 +44,7 @@ from vlm_vision.train.trainable import group_modules, set_trainable, trainable_t
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionData(ConversationData):
-    """Sources of questions, and how many of them are asked."""
+    """Sources of questions, and the number of questions."""
 
     turns: int = 1
     """Questions about one image in one training conversation."""
@@ -59,17 +59,17 @@ class VqaConfig(ConversationSettings, VlmSettings, Training):
     data: QuestionData
     """Questions and answers."""
     train_vision: Literal["frozen", "lora", "full"] = "frozen"
-    """How the encoder trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the encoder: frozen, LoRA adapters (lora), or all its weights (full)."""
     train_projector: Literal["frozen", "full"] = "full"
-    """How the projector trains: not at all, or all its weights."""
+    """Training of the projector: frozen, or all its weights (full)."""
     train_language: Literal["frozen", "lora", "full"] = "lora"
-    """How the language model trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the language model: frozen, LoRA adapters (lora), or all its weights (full)."""
     lora_rank: int = 16
     """Rank of LoRA adapters."""
     lora_alpha: int = 32
-    """Scale of LoRA adapters: what they add is multiplied by lora_alpha / lora_rank."""
+    """Scale of LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
-    """Dropout probability of what LoRA adapters read."""
+    """Dropout probability of the input of LoRA adapters."""
     lr_vision: float = 1e-4
     """Highest learning rate of the encoder or its adapters."""
     lr_projector: float = 1e-3

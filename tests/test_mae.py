@@ -304,5 +304,5 @@ def test_what_does_not_fit_is_said(model):
         new_mae(FIELDS | dict(num_registers=2))
     with pytest.raises(ValueError, match="mask_ratio is 1.5, expected a share from 0 to 1"):
         DecoderConfig(mask_ratio=1.5)
-    with pytest.raises(ValueError, match="tells its decoder_num_heads itself"):
+    with pytest.raises(ValueError, match="states its decoder_num_heads itself"):
         load_mae(golden_case("hf_vit_mae"), decoder_num_heads=4)

@@ -15,7 +15,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: a checkpoint folder of this format needs it")
     if path.stat().st_size > 64 * 1024 * 1024:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes: that is no configuration file")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes: expected a configuration file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -34,7 +34,7 @@ def write_json(path: Path, value: object) -> None:
 def whole(folder: Path) -> Iterator[Path]:
     """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder to save to")
+        raise ValueError(f"{folder} is a file: choose a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -54,10 +54,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A staging folder that becomes `folder` in one step, when the block ends without an error.
 
     Raises:
-        ValueError: there is something of that name already, other than an empty folder.
+        ValueError: `folder` already exists and is not an empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: give a new folder")
+        raise ValueError(f"{folder} already exists: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # which others may not read
     try:

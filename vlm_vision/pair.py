@@ -36,7 +36,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: the transformer.
-        tokenizer: what turns texts into its ids, or a function that makes it when it is first wanted.
+        tokenizer: what turns texts into its ids, or a function that makes it at first use.
     """
 
     def __init__(self, model: TextTransformer, tokenizer: TextTokenizer | Callable[[], TextTokenizer]):
@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """Raises ValueError if the checkpoint came without one and none was given."""
+        """Raises ValueError if the checkpoint has none and none was passed."""
         if not isinstance(self._tokenizer, TextTokenizer):
             self._tokenizer = self._tokenizer()
         return self._tokenizer
@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
 
 @dataclass
 class PairOutput:
-    """What a pair makes of I images and T texts."""
+    """Output of a pair for I images and T texts."""
 
     image_embeds: Tensor
     """(I, E), of length one."""
@@ -135,14 +135,14 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Any, texts: str | Sequence[str]) -> Tensor:
-        """(I, T). SigLIP: that a text fits an image, each on its own; CLIP: which one of the texts, rows add up to 1."""
+        """Probabilities (I, T). SigLIP: of each text by itself; CLIP: of one text among all, so that rows add up to 1."""
         logits = self._compared(images, texts, lambda seen, ids: self(seen, ids).logits_per_image)
         return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both towers, scale, bias and tokenizer as a CLIP or SigLIP of transformers; `load_pair` reads it too.
 
-        Beside it lies vlm_vision.json, as of `Encoder.save_pretrained`.
+        vlm_vision.json is written as well, as by `Encoder.save_pretrained`.
 
         Raises:
             ValueError: an architecture that transformers' classes cannot express, or a tokenizer that was never on disk.
@@ -181,7 +181,7 @@ class Pair(nn.Module):
 
 
 def _features(out: VisionOutput) -> Tensor:
-    """What meets the text: `pooled`, or where big_vision has a linear map after it, that."""
+    """Image features that are compared with text: `pooled`, or the linear map after it where big_vision has one."""
     features = out.pooled if out.logits is None else out.logits
     assert features is not None  # `load_pair` sees to it
     return features
@@ -196,13 +196,13 @@ def load_text(
     revision: str | None = None,
     format: str | None = None,
 ) -> TextEncoder:
-    """Load the text tower of a CLIP or SigLIP, exactly as its reference computes it.
+    """Load the text tower of a CLIP or SigLIP; it computes exactly what its reference computes.
 
     Args:
-        source: "mini", which comes with the package; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the whole model or the text tower
-            alone. Of a whole model only the text part is read.
-        tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one beside
-            the weights, made when it is first wanted.
+        source: "mini", which the package contains; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the
+            whole model or the text tower alone. Of a whole model only the text part is read.
+        tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one
+            in the folder of the weights, made at first use.
         dtype: of weights and computation.
         device: where the weights go.
         revision: branch, tag or commit of a hub id.
@@ -213,7 +213,7 @@ def load_text(
 
     Raises:
         ValueError: nothing at `source`, a model without a text tower, configuration and weights that disagree, a weight
-            that is missing or unused, a `tokenizer` that is none.
+            that is missing or unused, a `tokenizer` that is not a tokenizer.
     """
     checkpoint = _checkpoint(source, revision, format)
     return _encoder(_tower(checkpoint, format), source, tokenizer, dtype, device, revision)
@@ -240,16 +240,16 @@ def load_pair(
     checkpoint = _checkpoint(source, revision, format)
     tower = _tower(checkpoint, format)
     if tower.logit_scale is None:
-        raise ValueError(f"{source} holds a text tower without logit_scale, no pair: use load_text")
+        raise ValueError(f"{source} holds a text tower without logit_scale, which makes no pair: use load_text")
     text = _encoder(tower, source, tokenizer, dtype, device, revision)
     image = load(checkpoint, dtype=dtype, device=device, format=format)
     if not isinstance(image, Encoder):
-        raise ValueError(f"{source} holds several image towers: a pair has one")
+        raise ValueError(f"{source} holds several image towers: expected one")
     pooled = image.config.num_classes or image.config.pool_dim or image.config.embed_dim
     if image.config.pool == "none" or pooled != text.config.features_dim:
-        width = "none" if image.config.pool == "none" else f"of width {pooled}"
+        features = "none of images" if image.config.pool == "none" else f"image features of width {pooled}"
         raise ValueError(
-            f"{source}: features of texts are of width {text.config.features_dim}, of images {width}: it is no pair"
+            f"{source} has text features of width {text.config.features_dim} and {features}: expected equal widths"
         )
     bias = tower.logit_bias
     return Pair(
@@ -270,16 +270,16 @@ def _checkpoint(source: str | Path | Checkpoint, revision: str | None, format: s
 
 
 def _tower(checkpoint: Checkpoint, format: str | None) -> TextTower:
-    """The text tower of a checkpoint, whose format follows from what is there."""
+    """The text tower of a checkpoint, whose format follows from its files."""
     path = checkpoint.path
     if not checkpoint.is_folder:
         if path.suffix != ".npz":
-            raise ValueError(f"{path} has no text tower that can be read: expected a folder, or a big_vision .npz")
+            raise ValueError(f"{path} has no text tower that can be read: expected a folder or a big_vision .npz file")
         return text_big_vision.read(checkpoint)
     if sniff.is_open_clip(checkpoint, format):
         return text_open_clip.read(checkpoint)
     if not checkpoint.has("config.json"):
-        raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no folder of a CLIP or SigLIP")
+        raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: expected a folder of a CLIP or SigLIP")
     return text_hf.read(checkpoint)
 
 

@@ -102,5 +102,5 @@ def test_another_package_called_recipes_is_never_used(tmp_path, monkeypatch):
         other = ModuleType("recipes")
         other.__file__ = str(tmp_path / "recipes" / "__init__.py")
         monkeypatch.setitem(sys.modules, "recipes", other)
-        with pytest.raises(ValueError, match="another package called recipes is imported already"):
+        with pytest.raises(ValueError, match="another package called recipes is already imported"):
             train.recipe("mae")

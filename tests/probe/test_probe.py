@@ -413,7 +413,7 @@ def test_the_recipe_judges_an_encoder_beside_its_controls(colors, tmp_path, caps
 
 def test_images_without_labels_are_refused(colors, tmp_path):
     (tmp_path / "bare.csv").write_text("picture\n" + "data/train/red/0.png\n")
-    with pytest.raises(ValueError, match="has no label: probes of classes need one for each image"):
+    with pytest.raises(ValueError, match="has no label: expected one for each image"):
         recipe.main(
             recipe.parse([*colors, "--train", str(tmp_path / "bare.csv"), "--test", str(tmp_path / "bare.csv")])
         )

@@ -326,7 +326,7 @@ WRONG = [
     (["--log_every", "0"], "log_every is 0"),
     (["--batch_size", "64"], "batch_size 64 is larger than the data set"),
     (["--data.train", "none.json"], "there is no file none.json"),
-    (["--data.train", "nothing"], "'nothing' is no source of conversations"),
+    (["--data.train", "nothing"], "'nothing' is not a source of conversations"),
     (["--encoder.source", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     (["--stepz", "3"], "stepz"),
     (["--language.source", "nowhere/at/all"], "nowhere/at/all"),

@@ -137,7 +137,7 @@ def test_the_command_refuses(monkeypatch, capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for more, said in (
             (["--host", "0.0.0.0"], "there is no token"),
-            (["--crop"], "name it by --evaluation"),
+            (["--crop"], "--crop needs --evaluation"),
             (["--map", "top"], "--map top: expected KEY=CAMERA"),
             (["--map", "image=bottom", "--port", "0"], "key image is mapped to 'bottom'"),
             (["--token-file", str(tmp_path / "empty")], "is empty"),

@@ -181,15 +181,15 @@ def test_the_recipe_judges_writes_and_shows(reach, tmp_path, capsys) -> None:
     assert [one["instruction"] for one in told] == [INSTRUCTIONS["coffee-button-v3"], INSTRUCTIONS["reach-v3"]]
     assert metrics["right"]["mean"] == 1 and len(list((tmp_path / "videos").glob("*-done.mp4"))) == 2
     assert load_image(tmp_path / "contact_sheet.png").width > 300
-    assert "mean" in (shown := capsys.readouterr().out) and "images tell the policy its task" in shown
+    assert "mean" in (shown := capsys.readouterr().out) and "the policy infers its task from images" in shown
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["tasks"] == ["reach-v3", "coffee-button-v3"] and config["seed"] == EVALUATION_SEED
     assert len(vla_eval.VlaEvalConfig(policy="expert", tasks=("all",)).tasks) == 50
-    with pytest.raises(ValueError, match="to shuffle instructions takes two"):
+    with pytest.raises(ValueError, match="the control shuffled needs two"):
         vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3",))
     with pytest.raises(ValueError, match="name each once"):
         vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3", "reach-v3"))
-    with pytest.raises(ValueError, match="seed is 7: those below 10000 are for recordings"):
+    with pytest.raises(ValueError, match="seed is 7: expected at least 10000"):
         vla_eval.VlaEvalConfig(policy="expert", seed=7)
     misspelled = vla_eval.VlaEvalConfig(
         policy="expert", tasks=("reach-v3", "window-opn-v3"), out=str(tmp_path / "none")

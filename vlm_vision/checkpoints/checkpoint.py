@@ -1,4 +1,4 @@
-"""A folder or file that is read from: each file of it is opened once, and only when it is first asked for."""
+"""A checkpoint folder or file: each of its files is opened once, at first use."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,10 @@ Json = dict[str, Any]
 
 
 class Checkpoint:
-    """A path, the JSON files beside the weights, and the weights' names, shapes and dtypes.
+    """A path, its JSON files, and the names, shapes and dtypes of its weights.
 
-    Every format is asked whether it recognises this value, and the one that does reads from it. `load`,
-    `load_projector`, `load_text`, `load_pair` and `load_mae` take one in place of a name, so that a tower and a projector
-    of one folder come from one opening of it.
+    The format that recognises it reads from it. `load`, `load_projector`, `load_text`, `load_pair` and `load_mae` take one
+    instead of a name, so that a tower and a projector of one folder are read from files opened once.
 
     Args:
         path: a local folder or file.
@@ -42,7 +41,7 @@ class Checkpoint:
         return (self.path / name).is_file()
 
     def json(self, name: str) -> Json:
-        """The JSON object in a file of the folder, which nobody may change. Raises ValueError as `read_json`."""
+        """The JSON object in a file of the folder, not to be changed. Raises ValueError as `read_json`."""
         if name not in self._json:
             self._json[name] = read_json(self.path / name)
         return self._json[name]

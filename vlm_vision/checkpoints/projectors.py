@@ -1,4 +1,4 @@
-"""How published models store their projectors: for each form its options and its key table."""
+"""Projectors of published models: the options and the key table of each form."""
 
 import math
 import re
@@ -32,22 +32,22 @@ class Candidate:
     weights: WeightSource
     """All of the checkpoint."""
     before: str
-    """What its names have before those of the form: "model.", say."""
+    """Prefix of its names before those of the form, such as "model."."""
 
     @property
     def config(self) -> dict[str, Any]:
         """config.json; empty for a file alone."""
         return self.checkpoint.config
 
-    def part(self, prefix: str, *beside: str) -> TowerWeights:
-        """The weights under the prefix; and those beside, under their whole names."""
-        return TowerWeights(self.weights, self.before + prefix, beside=beside)
+    def part(self, prefix: str, *extra: str) -> TowerWeights:
+        """The weights under the prefix, and the extra ones under their whole names."""
+        return TowerWeights(self.weights, self.before + prefix, extra=extra)
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
         if not self.config:
             raise ValueError(
-                f"{self.checkpoint} does not tell the heads of its projector: give the folder with config.json"
+                f"{self.checkpoint} does not state the heads of its projector: pass the folder with config.json"
             )
         return self.config.get(name) or {}
 
@@ -61,11 +61,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """A projector that was found: what to build, and where its numbers are."""
+    """A projector in a checkpoint: what to build, and its weights."""
 
     name: str
     options: dict[str, Any]
-    """With the name, the arguments of `projectors.build`."""
+    """Arguments of `projectors.build`, with `name`."""
     keys: list[Key]
     weights: TowerWeights
 
@@ -111,7 +111,7 @@ def _idefics3(candidate: Candidate) -> ProjectorSpec:
     scale = math.isqrt(channels // width) if width else 0
     if not width or scale * scale * width != channels:
         raise ValueError(
-            f"{candidate.checkpoint}: its connector takes {channels} channels, no square number of the tower's {width}"
+            f"{candidate.checkpoint}: its connector takes {channels} channels, expected a square number times the tower's {width}"
         )
     return ProjectorSpec(
         "pixel_shuffle",
@@ -128,7 +128,7 @@ def _idefics2(candidate: Candidate) -> ProjectorSpec:
     first = candidate.activation(candidate.section("text_config"), "hidden_act", "silu")
     if act != first:
         raise ValueError(
-            f"{candidate.checkpoint} has {first} before its resampler and {act} in it, expected one for both"
+            f"{candidate.checkpoint} has the activation {first} before its resampler and {act} in it, expected one for both"
         )
     hidden_dim, in_dim = _shape(part, "modality_projection.gate_proj.weight", 2)
     num_latents, out_dim = _shape(part, "perceiver_resampler.latents", 2)
@@ -165,7 +165,7 @@ def _qformer(candidate: Candidate) -> ProjectorSpec:
     part = candidate.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
     if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
         raise ValueError(
-            f"{candidate.checkpoint}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
+            f"{candidate.checkpoint}: its Q-Former reads the question with the image, which a projector cannot: expected that of BLIP-2"
         )
     if candidate.activation(config, "hidden_act", "gelu") != "gelu":
         raise ValueError(f"{candidate.checkpoint}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
@@ -220,13 +220,13 @@ def _shape(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
     shape = part.shapes[name]
     if len(shape) != dims:
         raise ValueError(
-            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is no projector of its form"
+            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is not a projector of its form"
         )
     return shape
 
 
 def _count(part: TowerWeights, pattern: str) -> int:
-    """How many different numbers the pattern finds at the beginning of names."""
+    """Number of different indices that the pattern matches at the beginning of names."""
     return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 
@@ -248,14 +248,14 @@ FORMS: dict[str, Reader] = {
     "query_tokens": _qformer,  # BLIP-2
     "visual.merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL
 }
-"""The weight by which a form is known -> its reader."""
+"""Weight that identifies a form -> its reader."""
 
 
 def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
     """The projector in a checkpoint, among all its weights.
 
     Raises:
-        ValueError: none of a known form, or one that ours cannot express.
+        ValueError: no projector of a known form, or one that cannot be expressed here.
     """
     for mark, read in FORMS.items():
         for name in weights.shapes:

@@ -1,4 +1,4 @@
-"""Towers to disk in a public layout, whole or not at all."""
+"""Save towers in a public layout, whole or not at all."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,12 +23,12 @@ from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
 SIDECAR = "vlm_vision.json"
-"""What a public layout has no place for: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
+"""File for what a public layout cannot hold: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
 
 FORMATS = ("hf", "timm")
 
 _TRAINING_ONLY_FIELDS = {"position_resize", "drop_path", "drop_path_ramp", "patch_drop", "remainder", "layer_scale"}
-"""Fields that a public layout may say otherwise without another output: layer_scale is an initial value."""
+"""Fields that a public layout may state differently for the same output: layer_scale is an initial value."""
 
 Json = dict[str, Any]
 
@@ -107,7 +107,7 @@ def _with_class_row(state: Json, config: ViTConfig) -> tuple[Json, ViTConfig]:
 
 
 def _check(library: str, ours: ViTConfig, theirs: ViTConfig) -> None:
-    """Raise ValueError if the written configuration would not be read as the architecture it was written for."""
+    """Raise ValueError if the written configuration would be read as another architecture."""
     unread = set() if ours.num_classes or theirs.num_classes else {"class_input"}
     differ = [
         f"{field.name} {getattr(ours, field.name)!r} would become {getattr(theirs, field.name)!r}"

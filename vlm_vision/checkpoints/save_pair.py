@@ -1,4 +1,4 @@
-"""Both towers of a CLIP or SigLIP to disk, as transformers lays them out, whole or not at all."""
+"""Save both towers of a CLIP or SigLIP in the layout of transformers, whole or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ def save_pair(
     if kind is None:
         raise ValueError(f"a pair with a {family} cannot be saved: expected a vision tower of {', '.join(KINDS)}")
     if (kind == "clip") != (logit_bias is None):
-        raise ValueError(f"a {kind} pair {'has no' if kind == 'clip' else 'needs a'} logit_bias: set it so")
+        raise ValueError(
+            f"a {kind} pair {'has no' if kind == 'clip' else 'needs a'} logit_bias: {'remove' if kind == 'clip' else 'set'} it"
+        )
     _check_widths(image.config, text)
     tensors, files, written = hf_files(image, image.state_dict(), family, preprocess)
     described = files["config.json"]
@@ -73,4 +75,6 @@ def save_pair(
 def _check_widths(image: ViTConfig, text: TextTransformer) -> None:
     width = image.pool_dim or image.embed_dim
     if width != text.config.features_dim:
-        raise ValueError(f"features of images are of width {width}, of texts {text.config.features_dim}: it is no pair")
+        raise ValueError(
+            f"image features have width {width} and text features {text.config.features_dim}: expected equal widths"
+        )

@@ -1,7 +1,7 @@
 """Linear layers with weights laid out for the CPU's matrix kernels, for inference at one shape.
 
-PyTorch hands MKL and oneDNN a weight matrix as it is stored, and they rearrange it in every call. Rearranged once, small
-batches run a good deal faster, and in bfloat16 oneDNN applies GELU while the product is still in cache; the price is a
+PyTorch passes a weight matrix to MKL and oneDNN as it is stored, and they rearrange it in every call. Rearranged once, small
+batches run much faster, and in bfloat16 oneDNN applies GELU while the product is still in cache; the price is a
 second copy of the weights.
 """
 
@@ -19,7 +19,7 @@ from vlm_vision.nn.vit import VisionTransformer
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, and the activation after it if one is named, with packed weights where it can, else as before.
+    """A linear layer, and the activation after it if one is named, with packed weights where possible, else as before.
 
     Packed: without gradients, on the CPU, at the number of rows it was packed for. bfloat16 is packed for oneDNN, float32
     for MKL or oneDNN, whichever suits the processor; oneDNN takes GELU into the product.
@@ -51,7 +51,7 @@ class PackedLinear(nn.Module):
 
 
 def _done(x: Tensor, inplace: bool) -> Tensor:
-    """In the place of an activation that the layer before has applied."""
+    """Identity, instead of an activation that the layer before has applied."""
     return x
 
 
@@ -80,7 +80,7 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
 def pack_linears(model: nn.Module, run: Callable[[], object]) -> None:
     """Pack the linear layers of any model, in place, each for as many rows as it first gets in `run`, which runs the model.
 
-    What `pack_for_cpu` does where nothing is known of the model. Layers that get few rows or none stay as they are.
+    As `pack_for_cpu`, for a model of unknown structure. Layers that get few rows or none stay as they are.
 
     Raises:
         ValueError: this PyTorch has no MKL or oneDNN, or the model is not on the CPU in float32 or bfloat16.

@@ -48,7 +48,7 @@ def with_bars(image: Image.Image, fill: Any) -> Image.Image:
 
 def size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
     """(height, width) by a bisection for the scale, with the bounds and the tolerance of transformers' Siglip2 image
-    processor, which timm's NaFlex shares: another tolerance would give other sizes."""
+    processor, which timm's NaFlex shares; another tolerance gives other sizes."""
 
     def patches(side: int, scale: float) -> int:
         return max(1, math.ceil(side * scale / patch_size))

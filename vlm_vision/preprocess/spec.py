@@ -1,7 +1,7 @@
 """Images to pixel tensors: any image to 8-bit RGB, resize, center crop, rescale, normalize.
 
-`Preprocess` says what is done as plain data, so that it can be saved beside a checkpoint, hashed, and used unchanged in
-training, evaluation and serving. Unless told otherwise it resizes with Pillow on 8-bit pixels, as transformers' PIL image
+`Preprocess` describes the steps as plain data, so that it can be saved with a checkpoint, hashed, and used unchanged in
+training, evaluation and serving. By default it resizes with Pillow on 8-bit pixels, as transformers' PIL image
 processors, timm and open_clip do.
 """
 
@@ -52,21 +52,21 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What is done to an image before the encoder sees it, in this order.
+    """The steps from an image to the pixels of an encoder, in this order.
 
     pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
 
-    A field without effect keeps its default, so that equal work has equal fingerprints.
+    A field without effect keeps its default, so that equal steps have equal fingerprints.
 
     Raises:
-        ValueError: a name is unknown, a size not positive, a number not finite, `std` or `rescale` zero; fields that do
-            not go together.
+        ValueError: an unknown name, a size that is not positive, a number that is not finite, `std` or `rescale` zero;
+            fields that contradict each other.
     """
 
     resize: ResizeMode
     """
-    none.
-    squash: to `resize_to`.
+    none: no resize.
+    squash: to `resize_to`, without regard to the aspect ratio.
     shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
     max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
         `max_patches` patches; at most 100 times the image's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
@@ -81,38 +81,38 @@ class Preprocess:
         rounded down; then each edge below `resize_to[0]` to that (Idefics2).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; the least and the most of an edge for
-    between; the least and the most area for area; (0, 0) for none and max_patches."""
+    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; least and greatest length of an edge for
+    between; least and greatest area for area; (0, 0) for none and max_patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
-    """(height, width) of the crop in pixels; `fill` is added where the image is smaller. None: no crop."""
+    """(height, width) of the crop in pixels; `fill` is added where the image is smaller. None for no crop."""
     rescale: float
     """Factor on 0..255 values, usually 1/255."""
     mean: tuple[float, float, float]
-    """Per channel RGB, after `rescale`; zeros for none."""
+    """Mean of each channel RGB, after `rescale`; zeros for none."""
     std: tuple[float, float, float]
-    """Per channel RGB, after `rescale`; ones for none."""
+    """Standard deviation of each channel RGB, after `rescale`; ones for none."""
     patch_size: int = 0
     """Pixels along a patch's side, for max_patches; of a square of patches that are merged, for area; else 0."""
     max_patches: int = 0
     """Most patches of an image; for max_patches only, else 0."""
     fill: tuple[float, float, float] = (0, 0, 0)
-    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the image add."""
+    """RGB in 0..255 of pixels that letterbox (whole numbers) or a crop larger than the image adds."""
     crop_rounding: CropRounding = "floor"
-    """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
+    """Rounding of half a pixel: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
     kernel: Kernel = "pillow"
     """
     pillow: antialiased, rounded to 8 bits.
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
-    point: two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
-    point_float: two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
+    point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
+    point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
     torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
     """
     crop_place: CropPlace = "centre"
     """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
     camera: CameraPath | None = None
-    """What a camera's image goes through first, because the training images did. None: nothing."""
+    """Steps on a camera's image before all others, which the training images went through. None for none."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
@@ -148,8 +148,8 @@ class Preprocess:
         for field, modes in (("patch_size", ("max_patches", "area")), ("max_patches", ("max_patches",))):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
-                wanted = "a positive whole number" if needed else "0"
-                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {wanted}")
+                allowed = "a positive whole number" if needed else "0"
+                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {allowed}")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -275,16 +275,16 @@ class Preprocess:
         """The same kind of preprocessing for another output size, in pixels.
 
         With a crop, the resize keeps its ratio to the crop, rounded: edge 256 and crop 224 at (448, 448) is edge 512.
-        The edge goes by the longer side of a crop that is not square, so that images still fill it.
+        For a crop that is not square the edge follows its longer side, so that images still fill it.
 
         Raises:
-            ValueError: the output size depends on the image, so that this one cannot be reached.
+            ValueError: the output size depends on the image, so that none can be set.
         """
         by_edge = self.resize in ("shortest_edge", "letterbox")
         if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
             raise ValueError(
-                f"resize={self.resize!r} without a crop cannot give every image the size {(height, width)}: expected "
-                "a crop or resize='squash'; set one of them"
+                f"resize={self.resize!r} without a crop cannot give every image the size {(height, width)}: set "
+                "a crop or resize='squash'"
             )
         base, resize_to = self.crop or self.resize_to, self.resize_to
         if by_edge:
@@ -298,7 +298,7 @@ class Preprocess:
         resize "max_patches", no crop.
 
         Raises:
-            ValueError: a number is not positive and whole.
+            ValueError: a number that is not positive and whole.
         """
         return dataclasses.replace(
             self,
@@ -313,19 +313,19 @@ class Preprocess:
         )
 
     def with_evaluation(self, name: str, *, crop: bool) -> Self:
-        """The same after what the evaluation of a published policy does to a camera's image.
+        """The same preprocessing after the camera path of a published policy's evaluation.
 
         Args:
-            name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" takes it away again.
-            crop: the middle 0.9 of the area, for a policy that was trained with image augmentation, as those for LIBERO.
+            name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" removes it.
+            crop: the middle 0.9 of the area, for a policy trained with image augmentation, as those for LIBERO.
 
         Raises:
-            ValueError: a name that is not known.
+            ValueError: an unknown name.
         """
         return dataclasses.replace(self, camera=camera_path(name, crop=crop))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types, without those that have a default and keep it."""
+        """The fields as JSON types, without those that have their default."""
         given = {
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
@@ -337,7 +337,7 @@ class Preprocess:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is unknown or missing, or a value is wrong.
+            ValueError: an unknown or missing key, or a wrong value.
         """
         names = {field.name for field in _FIELDS}
         required = {field.name for field in _FIELDS if field.default is dataclasses.MISSING}
@@ -351,7 +351,7 @@ class Preprocess:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of `to_dict` as canonical JSON: another one as soon as any field differs."""
+        """16 hex digits of the SHA-256 of `to_dict` as canonical JSON, different for any other field."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -378,7 +378,7 @@ def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
 def _checked(
     name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
 ) -> tuple:
-    """`given` as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
+    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
     try:
         values = tuple(convert(value) for value in given)
     except (TypeError, ValueError):

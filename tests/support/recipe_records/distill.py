@@ -89,10 +89,10 @@ LAWS = Laws(
     bad=bad,
     bad_metrics=lambda metrics: metrics["neighbors"],
     wrong=[
-        (taught(), "there is no teacher: give teachers"),
+        (taught(), "there is no teacher: set teachers"),
         (
             taught({"source": "a/x", "name": "x"}, {"source": "b/x", "name": "x"}),
-            "several teachers are called x: give each a name of its own",
+            "several teachers are called x: give each a different name",
         ),
         (taught({"source": "FOLDER/wide", "weight": 0}), "it must be positive, or leave it out"),
         (
@@ -101,7 +101,7 @@ LAWS = Laws(
         ),
         (taught({"source": "FOLDER/nothing"}), "there is no folder"),
         (taught({"source": "FOLDER/wide", "tap_layer": 7}), "outside this encoder of 2 blocks"),
-        (["--student.fields", "{}"], "expected one student: give student.source, or student.fields"),
+        (["--student.fields", "{}"], "expected one student: set student.source, or student.fields"),
         (fields(pre_norm=True), "this layout cannot express the architecture"),
         (fields(width=3), "width, which is no field of student.fields"),
         (["--statistics_steps", "0"], "statistics_steps is 0: it must be at least 1"),

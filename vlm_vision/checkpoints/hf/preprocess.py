@@ -14,31 +14,31 @@ _STEPS: dict[str, set[str]] = {
     "do_rescale": {"rescale_factor"},
     "do_normalize": {"image_mean", "image_std"},
 }
-"""Each step's switch, and the keys it needs when it is on; resizing also needs those of `_SIZE_KEYS`."""
+"""Switch of each step, and the keys that the step needs; resizing also needs those of `_SIZE_KEYS`."""
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
-"""Where the class takes the size from, if not from `size`."""
+"""Key of the size by class, where it is not `size`."""
 
 PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
-"""What nearly every class of transformers fills in for a missing key."""
+"""Defaults of nearly every class of transformers for a missing key."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     name: PLAIN | given for family in ALL for name, given in family.image_processors.items()
 }
-"""What transformers' class of that name fills in for a missing key."""
+"""Defaults of transformers' class of that name for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
-"""Image processors that give the keys below another meaning, so that the file alone does not tell."""
+"""Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
 _WITHOUT_EFFECT = set(
     "image_processor_type feature_extractor_type processor_class auto_map _valid_processor_keys do_convert_rgb "
     "input_data_format return_tensors device disable_grouping image_seq_length pad_size".split()
 )
 _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
-"""How a `_TILED` class cuts an image into several, which no `Preprocess` does."""
+"""Keys by which a `_TILED` class cuts an image into several, which `Preprocess` does not."""
 
 _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
@@ -46,7 +46,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _BETWEEN: {"do_image_splitting", "do_pad"},
     _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
 }
-"""Keys about several canvases for one image, by class: what each canvas is made of is read."""
+"""Keys about several canvases for one image, by class: the preprocessing of each canvas is read."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -57,12 +57,12 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
     class's PIL backend; of the torchvision backend where there is no other (DINOv3).
 
-    Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. What the tower sees
+    Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. The preprocessing
     of one tile is read: the image, squashed to that size in one step where transformers takes two or more. Idefics2 may
-    cut an image in four beside the whole: the whole is read.
+    add four parts of an image to the whole: the whole is read.
 
     Raises:
-        ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
+        ValueError: a key that `Preprocess` does not support, or that is missing and whose class is unknown here.
     """
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or "unnamed"
     name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
@@ -86,7 +86,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if missing := sorted(needed - values.keys()):
         raise ValueError(
             f"the preprocessor config lacks {missing}, for which image processor {name!r} has no default here: "
-            "expected every key that is used; add them"
+            "expected every key that is used; add the missing ones"
         )
 
     for key in ("image_mean", "image_std"):
@@ -137,15 +137,15 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
 def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
-    `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
+    `from_hf` reads `spec` back, except for a `crop_rounding` without effect.
 
     Args:
         image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, DINOv3ViTImageProcessor
-            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does
-            the same as CLIP's.
+            for kernel "float", else CLIPImageProcessor. Every key is written, so that any class with a PIL backend
+            gives the same pixels as CLIP's.
 
     Raises:
-        ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
+        ValueError: transformers has no class for this, the named class cannot do it, or `from_hf` does not know it.
     """
     if reason := _inexpressible(spec):
         raise ValueError(
@@ -182,7 +182,7 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None) -> dict[
 
 
 def _inexpressible(spec: Preprocess) -> str | None:
-    """Why no image processor of transformers does this."""
+    """Reason why no image processor of transformers does this; None if one does."""
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
     if spec.resize == "area":
@@ -192,15 +192,15 @@ def _inexpressible(spec: Preprocess) -> str | None:
     if spec.kernel in ("point", "point_float"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
     if spec.kernel == "torch":
-        return "transformers' classes with a PIL backend resize with Pillow, this with torch"
+        return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
-        return f"transformers crops the center, this {spec.crop_place}"
+        return f"transformers crops the center, this preprocessing {spec.crop_place}"
     if spec.kernel == "float" and spec.resize == "max_patches":
         return "transformers rounds to 8 bits where it resizes to max_patches"
     if spec.fill != (0, 0, 0):
-        return f"transformers fills a crop with black, this one with {spec.fill}"
+        return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
     if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
-        return "transformers rounds the place of a crop down, this one to even"
+        return "transformers rounds the place of a crop down, this preprocessing to even"
     return None
 
 
@@ -248,5 +248,5 @@ def _height_width(key: str, size: Any) -> tuple[int, int]:
 def _unsupported(key: str, value: Any) -> ValueError:
     return ValueError(
         f"{key}={value!r} in the preprocessor config is not supported: expected resize, center crop, rescale and "
-        "normalize only; build a Preprocess by hand"
+        "normalize only; construct a Preprocess yourself"
     )

@@ -19,11 +19,11 @@ from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 
 FAMILIES: dict[str, Family] = {family.name: family for family in families.ALL if not family.written_as}
-"""Families that transformers has under their own model_type."""
+"""Families with their own model_type in transformers."""
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether config.json is one of transformers."""
+    """Whether config.json is of transformers."""
     return "model_type" in checkpoint.config
 
 
@@ -31,7 +31,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The vision tower of a folder.
 
     Raises:
-        ValueError: a model_type that is not known, several towers or none, a config.json that makes no sense.
+        ValueError: an unknown model_type, several towers or none, a config.json with wrong values.
     """
     only(checkpoint, hints, "part")
     family, fields, whole = _vision_config(checkpoint)
@@ -43,7 +43,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     part = TowerWeights(
         weights,
         prefix,
-        beside=outside if whole is None else [stored for stored in outside if stored in family.beside],
+        extra=outside if whole is None else [stored for stored in outside if stored in family.beside],
         ignored=lambda stored: stored.endswith("position_ids") or stored.startswith(family.connector),
         rename=family.spelling,
     )
@@ -96,7 +96,9 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     around: Any = config.get(whole.around) or {} if whole.around else config
     part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f"{checkpoint.path / 'config.json'} has a vision_config that is no object: download it again")
+        raise ValueError(
+            f"{checkpoint.path / 'config.json'} has a vision_config that is not an object: download it again"
+        )
     name: Any = part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
@@ -113,7 +115,7 @@ def _names_tower(config: Json) -> bool:
 
 
 def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json]:
-    """(family of a tower's model_type, the given fields above transformers' defaults)"""
+    """(family of a tower's model_type, its fields with transformers' defaults for those that are absent)"""
     if not isinstance(name, str) or name not in families.MODEL_TYPES:
         whole = checkpoint.config.get("model_type")
         where = f"{checkpoint.path / 'config.json'} has model_type {whole!r}"
@@ -129,7 +131,7 @@ def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json
 
 
 def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
-    """What precedes the vision part's names. `hints.part` chooses among several."""
+    """Prefix of the vision part's names. `hints.part` chooses among several."""
     prefixes = [
         stored.removesuffix(mark)
         for stored in checkpoint.weights.shapes
@@ -142,13 +144,11 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
         return prefixes[0]
     if prefixes:
         parts = ", ".join(prefix.rstrip(".") for prefix in prefixes)
-        raise ValueError(
-            f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): say which one by part="..."'
-        )
-    wanted = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
+        raise ValueError(f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): choose one by part="..."')
+    marks = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
     raise ValueError(
-        f"{checkpoint} should hold one {family.name} tower, found no weight {wanted}: configuration and weights are not of "
-        "one model"
+        f"{checkpoint} holds no weight {marks}, expected one {family.name} tower: configuration and weights are of "
+        "different models"
     )
 
 
