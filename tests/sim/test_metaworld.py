@@ -236,7 +236,7 @@ def test_a_saved_policy_acts_in_the_loop(reach, tmp_path) -> None:
     assert {metrics[control]["looks"] for control in ("right", "blank", "shuffled")} == {4}
     assert all(one["steps"] == 10 and not one["success"] for one in metrics["right"]["episodes"])
     assert set(metrics["right"]["seconds"]) >= {"policy: encode", "policy: decode"}
-    with pytest.raises(ValueError, match="chunk can be said of these alone"):
+    with pytest.raises(ValueError, match="which alone takes chunk"):
         vla_eval.main(dataclasses.replace(config, policy_options={"chunk": 5}))
     with pytest.raises(ValueError, match="policy_options are {'hunk': 5}, which do not fit"):
         vla_eval.main(dataclasses.replace(config, policy_options={"hunk": 5}))

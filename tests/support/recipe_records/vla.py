@@ -96,6 +96,6 @@ LAWS = Laws(
             ["--encoder.source", "mini", "--encoder.std", "[0.1, 0.1, 0.1]"],
             "remove encoder.mean and encoder.std",
         ),
-        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "switch gradient checkpointing off"),
+        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "turn gradient checkpointing off"),
     ],
 )
