@@ -254,9 +254,9 @@ def test_wrong_settings_are_refused(reach, tmp_path) -> None:
             MetaWorld("reach-v3", **settings)
     with pytest.raises(ValueError, match="noise is -1"):
         Recorder(noise=-1)
-    with pytest.raises(ValueError, match="seeds have come to 10000"):
+    with pytest.raises(ValueError, match="the next seed is 10000"):
         list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 2, seed=EVALUATION_SEED - 1))
-    with pytest.raises(ValueError, match="seeds have come to 20000"):
+    with pytest.raises(ValueError, match="the next seed is 20000"):
         list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 1, seed=2 * EVALUATION_SEED))
     with pytest.raises(ValueError, match="episodes has 2 numbers for 1 tasks"):
         Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], [2, 3])
