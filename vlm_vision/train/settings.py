@@ -147,7 +147,7 @@ class LayoutFields(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class VlmSettings:
-    """The parts of a `VisionLanguageModel`, or a saved model to start from: what align, vqa and vla share."""
+    """The parts of a `VisionLanguageModel`, or a saved model to start from; shared by align, vqa and vla."""
 
     start: str = ""
     """Folder or hub id of a saved vision-language model to start from, of this package, LLaVA, OpenVLA or Prismatic; it takes
@@ -216,7 +216,7 @@ class ConversationData:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationSettings:
-    """How a run reads conversations: what align and vqa share."""
+    """Settings for reading conversations, shared by align and vqa."""
 
     data: ConversationData
     """Conversations."""
