@@ -115,7 +115,7 @@ def test_a_loaded_part_takes_the_place_of_a_new_one_and_back():
         (["--language.new", '{"model_type": "lama"}'], "transformers has no model_type 'lama'; did you mean 'llama'"),
         (["--language.new", '{"hidden_size": 8}'], "needs a model_type"),
         (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
-        (["--layout", '{"name": "native", "max_patch": 4}'], "no field of layout; did you mean 'max_patches'"),
+        (["--layout", '{"name": "native", "max_patch": 4}'], "not a field of layout; did you mean 'max_patches'"),
         (["--lr_hands", "1"], "--lr_hands, whose name is now --lr_action"),
         (["--lr_acton", "1"], "--lr_acton, which is not a setting of this recipe; did you mean 'lr_action'"),
     ],

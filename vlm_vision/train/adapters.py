@@ -104,7 +104,7 @@ def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
 
     Each weight becomes W + scale * B A in float32 and is rounded once, to the type it is stored in. The logits of the
     batch are computed in float32 with adapters, without, and with the merged and rounded weights; both figures are
-    logged. `wrapped` stays as it is; a copy in float32 must fit into the same memory, so move a large model to the CPU first.
+    logged. `wrapped` stays as it is; a copy in float32 needs memory in addition to it, so move a large model to the CPU first.
 
     Args:
         wrapped: of `set_trainable` or `load_adapter`; a plain model is returned as it is.

@@ -354,7 +354,7 @@ def tensors(
     """What the networks see of each image: two large views, the small ones, and masks where there are to be any.
 
     Args:
-        earlier: preprocessing of the last two views, for the earlier teacher; None if these are small crops too.
+        earlier: earlier teacher, which sees the last two views; None if these are small crops too.
     """
     large, small, last = drawn.views[:2], drawn.views[2:], ()
     if earlier is not None:
