@@ -335,7 +335,7 @@ WRONG = [
     (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
     (["--tracker", "abacus"], "tracker is 'abacus': expected none or one of"),
     (["--tracker", "wandb"], "tracker wandb is not installed: pip install wandb"),
-    (["--mixed_precision", "fp16"], "mixed_precision fp16 is not for cpu"),
+    (["--mixed_precision", "fp16"], "mixed_precision fp16 does not work on cpu"),
     (["--mixed_precision", "fp16", "--sharding", "fsdp2"], "no gradient scaler for fp16"),
     (["--out", "tests/conftest.py"], "tests/conftest.py"),
 ]

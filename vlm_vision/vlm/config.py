@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 STOCK_TYPES = ("llava", "llava_next", "openvla", "prismatic")
-"""model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads beside its own."""
+"""model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads in addition to its own."""
 
 
 class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):

@@ -1,4 +1,4 @@
-"""How an image is laid before the language model: which canvases the encoder sees, which sequence their tokens make.
+"""Image layouts: the canvases that the encoder sees, and the sequence of their tokens in the language model.
 
 `Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged image, a newline after each row (LLaVA-NeXT).
 `Native`: the image's own aspect ratio within a budget of patches (NaFlex). Each says by one formula, `num_tokens`, how
@@ -27,14 +27,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """What every layout can do; as it stands here, one canvas for each image."""
+    """Interface of a layout; this base class makes one canvas for each image."""
 
     name: ClassVar[str]
     newline: ClassVar[bool] = False
-    """Whether the model has a learned newline token."""
+    """True if the model has a learned newline token."""
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:
-        """Raise ValueError if this layout does not go with encoder and projector."""
+        """Raise ValueError if this layout does not fit encoder and projector."""
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """Images -> pixel_values, float32 (canvases, C, H, W); layouts that need them add image_sizes (images, 2)."""
@@ -121,17 +121,17 @@ class AnyRes(Layout):
         for size in self.pinpoints:
             if size[0] % canvas[0] or size[1] % canvas[1]:
                 raise ValueError(
-                    f"pinpoint {size[0]}x{size[1]} is no multiple of the encoder's canvas of {canvas[0]}x{canvas[1]} pixels"
+                    f"pinpoint {size[0]}x{size[1]} is not a multiple of the encoder's canvas of {canvas[0]}x{canvas[1]} pixels"
                 )
         if projector.out_grid(encoder.grid(*canvas)) is None:
             raise ValueError(
-                f"the tokens of projector {type(projector).__name__} lie on no grid, so that tiles have no rows: choose "
+                f"the tokens of projector {type(projector).__name__} have no grid, which tiles need for their rows: choose "
                 "another projector, or the layout Whole"
             )
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         if not images:
-            raise ValueError("there are no images: expected at least one; leave empty batches out")
+            raise ValueError("there are no images: expected at least one; skip empty batches")
         canvas, squash = _canvas(encoder), _squashing(encoder.preprocess)
         resample = squash.towers[0].resample if isinstance(squash, FusedPreprocess) else squash.resample
         canvases, sizes = [], []
@@ -168,7 +168,7 @@ class AnyRes(Layout):
     ) -> list[Tensor]:
         assert newline is not None
         if image_sizes is None:
-            raise ValueError("layout 'anyres' needs image_sizes beside patch_tokens: pass all that the processor gives")
+            raise ValueError("layout 'anyres' needs image_sizes with patch_tokens: pass all outputs of the processor")
         ((group, grid),) = tokens
         assert grid is not None
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
@@ -234,7 +234,7 @@ class Native(Layout):
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:
         if isinstance(encoder, FusedEncoder):
-            raise ValueError("fused towers see one canvas: layout Native needs a single tower; use Whole or AnyRes")
+            raise ValueError("layout Native takes a single tower, but this encoder is fused: use Whole or AnyRes")
         projector.num_tokens((self.multiple, self.multiple))  # says what is wrong
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
@@ -260,7 +260,7 @@ class Native(Layout):
 
 
 LAYOUTS: dict[str, type[Layout]] = {kind.name: kind for kind in (Whole, AnyRes, Native)}
-"""Name -> class."""
+"""Name of a layout -> class."""
 
 
 def layout_from_dict(state: dict[str, Any]) -> Layout:
@@ -275,7 +275,7 @@ def layout_from_dict(state: dict[str, Any]) -> Layout:
 
 
 def _canvas(encoder: Encoder | FusedEncoder) -> Size:
-    """(height, width) in pixels of what the encoder's own preprocessing gives."""
+    """(height, width) in pixels of the images that the encoder's own preprocessing makes."""
     size = encoder.preprocess.output_size
     if size is None:
         raise ValueError("this encoder's images have no fixed size: load it with image_size=..., or use layout Native")

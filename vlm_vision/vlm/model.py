@@ -31,7 +31,7 @@ from vlm_vision.vlm.vision import Newline, VisionMixin, active_peft_copy
 
 
 class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMixin, PreTrainedModel, GenerationMixin):
-    """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
+    """A vision-language model. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
     attn_implementation, output_attentions and output_hidden_states are the language model's alone: the encoder always uses
@@ -84,7 +84,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         tokenizer: Any = None,
         layout: Layout | None = None,
     ) -> "VisionLanguageModel":
-        """Give a language model eyes.
+        """Attach a vision encoder to a language model.
 
         Args:
             encoder: from `vlm_vision.load`; used as it is, not copied.
@@ -102,26 +102,28 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             ValueError: no tokenizer, a model that takes no embeddings, an unknown projector or one of other widths.
         """
         if not isinstance(encoder, Encoder | FusedEncoder):
-            raise ValueError(f"encoder is a {type(encoder).__name__}, expected what vlm_vision.load returns")
+            raise ValueError(f"encoder is a {type(encoder).__name__}, expected the result of vlm_vision.load")
         if not isinstance(llm, PreTrainedModel):
-            raise ValueError(f"llm is a {type(llm).__name__}, expected an AutoModelForCausalLM, before peft wraps it")
+            raise ValueError(
+                f"llm is a {type(llm).__name__}, expected an AutoModelForCausalLM without a wrapper of peft"
+            )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
                 "attach needs the language model's tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(...)"
             )
         if llm.get_output_embeddings() is None or llm.config.is_encoder_decoder:
-            raise ValueError(f"{type(llm).__name__} is no causal language model: load it with AutoModelForCausalLM")
+            raise ValueError(f"{type(llm).__name__} is not a causal language model: load it with AutoModelForCausalLM")
         if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
-            raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
+            raise ValueError(
+                f"{type(llm).__name__} does not take inputs_embeds, which image tokens need: use another language model"
+            )
         if any(type(module).__module__.startswith("transformers.integrations.gguf") for module in llm.modules()):
             raise ValueError(
                 "the language model keeps its weights in GGUF blocks, which cannot be saved: load it with "
                 "quantization_config=GgufConfig(dequantize=True)"
             )
         if layout is not None and not isinstance(layout, Layout):
-            raise ValueError(
-                f"layout is {layout!r}, expected one made by Whole(), AnyRes(pinpoints) or Native(max_patches)"
-            )
+            raise ValueError(f"layout is {layout!r}, expected Whole(), AnyRes(pinpoints) or Native(max_patches)")
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         words: Any = llm.get_input_embeddings()
@@ -182,7 +184,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
 
     @property
     def dtype(self) -> torch.dtype:
-        """The language model's; encoder and projector may be in float32 beside it."""
+        """The language model's; encoder and projector may be in float32 all the same."""
         return self.language_model.dtype
 
     def embed(
@@ -201,7 +203,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
-            ValueError: as many image tokens in input_ids as the images give is violated.
+            ValueError: another number of image tokens in input_ids than the images give.
         """
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.image_token_id
@@ -215,11 +217,11 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid, condition=condition
         )
         counts = [len(one) for one in features]
-        if not is_tracing() and (wanted := int(places.sum())) != sum(counts):  # a trace can read nothing back
+        if not is_tracing() and (number := int(places.sum())) != sum(counts):  # a trace can read nothing back
             each = f"{counts[0]} each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts[:5]))} in turn"
             raise ValueError(
-                f"input_ids hold {wanted} image tokens but {len(counts)} images give {each}, {sum(counts)} in all: "
-                "was the text truncated, or made by another processor than this model's?"
+                f"input_ids hold {number} image tokens but {len(counts)} images give {each}, {sum(counts)} in all: "
+                "use this model's processor, and do not truncate the text"
             )
         tokens = torch.cat(features).to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(places[..., None].to(embeds.device), tokens)
@@ -255,10 +257,10 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                 sequence there: sequences packed into one row do not see each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None and (pixel_values is not None or patch_tokens is not None):
             raise ValueError(
-                "inputs_embeds leave no place for images: give input_ids, or inputs_embeds = vlm.embed(...)"
+                "inputs_embeds cannot be combined with images: pass input_ids, or inputs_embeds = vlm.embed(...)"
             )
         past = past_key_values if cache is None else cache
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past)

@@ -1,4 +1,4 @@
-"""From pixels to image tokens: encoder, projector, layout. What `VisionLanguageModel` does before the language model."""
+"""The vision half of a `VisionLanguageModel`: encoder, projector and layout, from pixels to image tokens."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def active_peft_copy(module: Any) -> Any:
 
 
 class VisionMixin:
-    """The seeing half of a `VisionLanguageModel`, which sets these four."""
+    """The vision half of a `VisionLanguageModel`, which sets these four."""
 
     encoder: Encoder | FusedEncoder
     projector: projectors.Projector
@@ -84,7 +84,7 @@ class VisionMixin:
             seen = [(patch_tokens, grid or self.encoder.grid(*size))]  # type: ignore[misc]
         else:
             if pixel_values is None:
-                raise ValueError("there is nothing to see: give pixel_values or patch_tokens")
+                raise ValueError("there are no images: pass pixel_values or patch_tokens")
             self._check_canvases(pixel_values, image_sizes)
             seen = self.encode(pixel_values, image_sizes, condition)
         weight = next(self.projector.parameters())
@@ -100,12 +100,12 @@ class VisionMixin:
             return
         if image_sizes is None:
             raise ValueError(
-                f"layout {self.layout.name!r} needs image_sizes beside pixel_values: pass all that the processor gives"
+                f"layout {self.layout.name!r} needs image_sizes with pixel_values: pass all outputs of the processor"
             )
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
-        wanted = sum(self.layout.num_canvases(self.encoder, size) for size in sizes)
-        if wanted != len(pixel_values):
+        number = sum(self.layout.num_canvases(self.encoder, size) for size in sizes)
+        if number != len(pixel_values):
             raise ValueError(
-                f"image_sizes of {len(sizes)} images ask for {wanted} canvases and pixel_values hold {len(pixel_values)}: "
-                "pass both as the processor gives them"
+                f"image_sizes of {len(sizes)} images need {number} canvases, but pixel_values hold {len(pixel_values)}: "
+                "pass both as the processor returns them"
             )

@@ -76,7 +76,7 @@ ALIGN_LAWS = Laws(
         (["--data.train", "FOLDER/talk.json"], "record 0 has no image: expected one in every record"),
         (
             ["--encoder.new", "{}", "--language.new", "{}", "--start", "FOLDER"],
-            "has no config.json: give the folder that save_pretrained wrote",
+            "has no config.json: pass the folder that save_pretrained wrote",
         ),
     ],
 )

@@ -109,9 +109,15 @@ LAWS = Laws(
     },
     bad=bad,
     wrong=[
+<<<<<<< HEAD
         (["--student.fields", "{}"], "there is no student: set student.fields"),
         (changed(width=3), "width, which is no field of student.fields"),
         (changed(class_token=False, position_prefix=0, pool="mean"), "turn off the class token or the mask token"),
+=======
+        (["--student.fields", "{}"], "there is no student: give student.fields"),
+        (changed(width=3), "width, which is not a field of student.fields"),
+        (changed(class_token=False, position_prefix=0, pool="mean"), "leave out the class token or the mask token"),
+>>>>>>> words2
         (changed(pre_norm=True), "this layout cannot express the architecture"),
         (changed(image_size=18), "crops of 18 pixels are not a whole number of patches of 4: choose 16 or 20"),
         (["--crops.small_size", "6"], "crops of 6 pixels are not a whole number of patches of 4: choose 4 or 8"),
@@ -124,14 +130,14 @@ LAWS = Laws(
         (["--weights.gram", "1"], "weights.gram and gram.teacher belong together"),
         (["--layer_decay", "2"], "decay is 2.0, expected a factor"),
         (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
-        (["--start", "FOLDER"], "has no networks.safetensors: give the folder of a finished run"),
+        (["--start", "FOLDER"], "has no networks.safetensors: pass the folder of a finished run"),
         ([*START, "--teacher", "center"], "the run lacks centers.crops.center"),
         ([*START, *OWN], "the run lacks student.patch_head"),
         ([*START, "--heads.prototypes", "20"], "student.head.last_layer"),
         ([*START, *changed(depth=1)], "only the run has student.encoder"),
         ([*START, *changed(patch_size=8)], "is (32, 3, 4, 4) there"),
         ([*GRAM, "--gram.refresh", "-1"], "refreshes of at least 0"),
-        (["--gram.refresh", "2"], "gram has settings and no teacher"),
+        (["--gram.refresh", "2"], "gram has settings but no teacher"),
         (["--lr_end", "2"], "lr_end is 2.0: expected a part from 0 to 1"),
         (
             [*GRAM, "--gram.refresh", "2", "--student.fields", LARGER, "--gram.image_size", "16"],
@@ -139,7 +145,7 @@ LAWS = Laws(
         ),
         (
             [*GRAM, "--student.fields", LARGER],
-            "has (4, 4) patches and the student (6, 6): expected equally many, or gram.image_size",
+            "has (4, 4) patches and the student (6, 6): expected equal grids; set gram.image_size",
         ),
         ([*GRAM, "--gram.image_size", "18"], "crops of 18 pixels"),
     ],

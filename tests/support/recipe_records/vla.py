@@ -94,8 +94,8 @@ LAWS = Laws(
         (["--data.memory", "-1"], "memory is -1"),
         (
             ["--encoder.source", "mini", "--encoder.std", "[0.1, 0.1, 0.1]"],
-            "leave encoder.mean and encoder.std out",
+            "remove encoder.mean and encoder.std",
         ),
-        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "switch gradient checkpointing off"),
+        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "turn gradient checkpointing off"),
     ],
 )

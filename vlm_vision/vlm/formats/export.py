@@ -1,4 +1,4 @@
-"""`vlm_vision.export`: a `VisionLanguageModel` into a folder that other software loads, proved by loading it again."""
+"""`vlm_vision.export`: write a `VisionLanguageModel` to a folder for other software, and verify the folder by loading it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ FORMATS: dict[str, tuple[Callable[[VisionLanguageModel], Folder], Callable[[Visi
     "llava": (llava_export.to_folder, llava_export.verify),
     "prismatic": (prismatic_export.to_folder, prismatic_export.verify),
 }
-"""format -> (how it is expressed, how it is read back and compared)"""
+"""format -> (function that converts the model, function that verifies the folder)"""
 
 
 def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify: bool = True) -> None:
@@ -38,7 +38,7 @@ def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify:
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}: expected {' or '.join(map(repr, FORMATS))}")
     if vlm.processor is None:
-        raise ValueError("the model has no processor, so that there is no tokenizer to write: set vlm.processor")
+        raise ValueError("the model has no processor, whose tokenizer the folder needs: set vlm.processor")
     express, check = FORMATS[format]
     written = express(vlm)
     with whole(Path(folder)) as staging:
