@@ -1,4 +1,4 @@
-"""Multi-head self-attention, over one sequence an image or over many in one, for vision and text towers alike.
+"""Multi-head self-attention, over one sequence an image or over many in one, for vision and text towers.
 
 Shapes: B batch, T tokens, D width, H heads, K head width.
 """
@@ -46,7 +46,7 @@ class AttentionConfig(Protocol):
 
 
 class Context(NamedTuple):
-    """What blocks know besides the tokens: positions, and which tokens attend to which."""
+    """Positions of the tokens that go through a block, and which attend to which."""
 
     rope: tuple[Tensor, Tensor] | None = None
     """Rotary angles of the trailing tokens, see `vlm_vision.nn.rope.rotate`."""

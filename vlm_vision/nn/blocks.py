@@ -1,4 +1,4 @@
-"""The parts of a pre-norm transformer block, for vision and text towers alike: MLP, residual, and the block itself.
+"""The parts of a pre-norm transformer block, for vision and text towers: MLP, residual, and the block itself.
 
 Shapes: B batch, T tokens, D width.
 """

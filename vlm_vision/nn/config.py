@@ -1,4 +1,4 @@
-"""What an encoder is, where it is tapped and what it gives: `ViTConfig`, `Tap`, `VisionOutput`."""
+"""The architecture of an encoder, the block that is read, and its output: `ViTConfig`, `Tap`, `VisionOutput`."""
 
 import difflib
 from collections.abc import Collection
@@ -38,7 +38,7 @@ class ViTConfig:
     temporal_patch: int = 1
     """Frames of a video that one patch spans; an image is repeated that often."""
     frames: Literal["none", "apart", "joined"] = "none"
-    """How the frames of a video attend to each other: videos are refused; each frame on its own; or all as one."""
+    """Attention between the frames of a video: none, since videos are refused; each frame apart; or all frames joined."""
     time_position: bool = False
     """Fixed sin-cos positions of frames are added, none for the first (Kimi)."""
     patch_drop: float = 0.0
@@ -101,7 +101,7 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334)."""
+    """Blocks, from 0, whose tokens go through a separate merger to the language model (DeepStack, arXiv:2406.04334)."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""
     deepstack_dim: int = 0
@@ -113,10 +113,10 @@ class ViTConfig:
     drop_path_ramp: bool = True
     """Earlier blocks ramp up to `drop_path` from 0; False drops every block at that rate (DINOv2)."""
     film_dim: int = 0
-    """Width of a vector, given with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
+    """Width of a vector, passed with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
     final_norm: bool = True
     pool: Pool = "cls"
-    """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
+    """Source of `pooled`: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
     multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
     pool_norm: bool = False
     """A norm after the pooling; with final_norm=False the tokens have none (fine-tuned MAE, timm's fc_norm)."""
@@ -127,7 +127,7 @@ class ViTConfig:
     num_classes: int = 0
     """Outputs of the classification head; 0 for none."""
     class_input: ClassInput = "pooled"
-    """What the classification head reads: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP);
+    """Input of the classification head: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP);
     distilled: a head on CLS and one on the distillation token, averaged (DeiT)."""
 
     def __post_init__(self):
@@ -329,7 +329,7 @@ class Tap:
 
 @dataclass
 class VisionOutput:
-    """What an encoder sees, by name. All tokens come from the same tap."""
+    """Output of an encoder, by name. All tokens come from the same tap."""
 
     patch_tokens: Tensor
     """(B, N, D), N == frames * h * w, frame by frame and row-major: patches only."""
@@ -396,19 +396,19 @@ def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What a masked autoencoder is beside its encoder; activation, norm and biases of the decoder are the encoder's."""
+    """The decoder of a masked autoencoder; its activation, norm and biases are the encoder's."""
 
     embed_dim: int = 512
     depth: int = 8
     num_heads: int = 16
     mlp_dim: int = 2048
     position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
-    """Positions off the native grid: sin-cos made anew; the table resized; or resized as if all patches were in one row,
+    """Positions off the native grid: sin-cos computed for the grid; the table resized; or resized as if all patches were in one row,
     as transformers does."""
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Share of the patches that are hidden from the encoder."""
     normalize: bool = False
-    """Whether the targets are pixels of normalized patches (norm_pix_loss)."""
+    """Targets are pixels of normalized patches (norm_pix_loss)."""
 
     def __post_init__(self):
         for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):

@@ -1,4 +1,4 @@
-"""How the tokens of images and videos lie in a sequence: their rotary angles, and which attend to which.
+"""The sequence of tokens of images and videos: rotary angles, and which tokens attend to which.
 
 A sequence is a list of `Part`s, one after the other. Blocks see it through a `Context`; where attention is in windows, the
 tokens of a window are put side by side first, so that no block pads or masks.

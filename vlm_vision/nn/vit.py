@@ -333,7 +333,7 @@ class VisionTransformer(nn.Module):
         return torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
 
     def _pool(self, x: Tensor, normed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """`pooled` and `logits` from the last block's output x; `normed` is norm(x) where it is at hand."""
+        """`pooled` and `logits` from the last block's output x; `normed` is norm(x), if it is known."""
         config = self.config
         if config.pool == "none" and self.head is None:
             return None, None

@@ -109,15 +109,9 @@ LAWS = Laws(
     },
     bad=bad,
     wrong=[
-<<<<<<< HEAD
         (["--student.fields", "{}"], "there is no student: set student.fields"),
         (changed(width=3), "width, which is no field of student.fields"),
         (changed(class_token=False, position_prefix=0, pool="mean"), "turn off the class token or the mask token"),
-=======
-        (["--student.fields", "{}"], "there is no student: give student.fields"),
-        (changed(width=3), "width, which is not a field of student.fields"),
-        (changed(class_token=False, position_prefix=0, pool="mean"), "leave out the class token or the mask token"),
->>>>>>> words2
         (changed(pre_norm=True), "this layout cannot express the architecture"),
         (changed(image_size=18), "crops of 18 pixels are not a whole number of patches of 4: choose 16 or 20"),
         (["--crops.small_size", "6"], "crops of 6 pixels are not a whole number of patches of 4: choose 4 or 8"),

@@ -34,7 +34,7 @@ class Presets:
     """Public models of the family under one name, each with a row in a table of sizes."""
 
     name: str
-    """What preset names begin with."""
+    """First word of preset names."""
     fields: Json
     """Fields of `ViTConfig` that all of them share."""
     rows: tuple[tuple[str, str, Json], ...]
@@ -42,7 +42,7 @@ class Presets:
     sizes: Mapping[str, Json] = field(default_factory=dict)
     """Sizes that only these models have; the others are in `vlm_vision.checkpoints.families.sizes`."""
     label: str = "{name}_{size}_patch{patch}_{side}"
-    """How a row is called."""
+    """Form of a preset name."""
 
 
 def row(size: str, patches: str, **differs: Any) -> tuple[str, str, Json]:

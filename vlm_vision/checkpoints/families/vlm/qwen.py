@@ -163,7 +163,6 @@ def processor(patch: int = 14, statistics: Mapping = OPENAI, least: int = 56 * 5
 
 _DEFAULTS: Json = dict(
     depth=32, num_heads=16, in_channels=3, patch_size=14, spatial_merge_size=2, temporal_patch_size=2,
-    out_hidden_size=3584,
 )  # fmt: skip
 _SHARED: Json = dict(
     landmarks=("patch_embed.proj.weight",),
@@ -199,7 +198,7 @@ QWEN2_5_VL = Family(
         intermediate_size=3420,
         hidden_act="silu",
         window_size=112,
-        fullatt_block_indexes=(7, 15, 23, 31),
+        fullatt_block_indexes=[7, 15, 23, 31],
     ),
     read_config=_qwen2_5,
     write_config=_qwen2_5_back,
@@ -212,6 +211,7 @@ QWEN2_5_VL = Family(
 _QWEN3: Json = _DEFAULTS | dict(
     depth=27, hidden_size=1152, hidden_act="gelu_pytorch_tanh", intermediate_size=4304, patch_size=16,
     num_position_embeddings=2304,
+    out_hidden_size=3584,
 )  # fmt: skip
 
 QWEN3_VL = Family(
@@ -222,7 +222,7 @@ QWEN3_VL = Family(
     ),
     aliases={"qwen3_vl_moe_vision": {}},
     architecture="Qwen3VLVisionModel",
-    defaults=_QWEN3 | dict(deepstack_visual_indexes=(8, 16, 24)),
+    defaults=_QWEN3 | dict(deepstack_visual_indexes=[8, 16, 24]),
     read_config=_qwen3,
     write_config=_qwen3_back,
     keys=partial(_keys, fc1="mlp.linear_fc1", fc2="mlp.linear_fc2"),
