@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import encoder_card
 from vlm_vision.checkpoints.save import save_tower
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
@@ -36,6 +37,7 @@ class Encoder(nn.Module):
         super().__init__()
         tap.block(model.config.depth)
         self.model, self.preprocess, self.tap, self.origin = model, preprocess, tap, origin
+        self.hub_id = ""
 
     @property
     def config(self) -> ViTConfig:
@@ -149,6 +151,7 @@ class Encoder(nn.Module):
             family=self.origin.family,
             preprocess=self.preprocess,
             sidecar=self.sidecar(),
+            card=encoder_card(self.to_dict(), self, [self.hub_id], format=format),
         )
 
     def sidecar(self) -> dict[str, Any]:
