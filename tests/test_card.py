@@ -260,22 +260,28 @@ def test_the_hub_gets_the_card_unless_it_has_one_that_someone_wrote(monkeypatch,
     assert ("# Vision-language model: vit and llama" in text) == (theirs is None) == ("# My model" not in text)
 
 
-@pytest.mark.parametrize("recipe", ["mae", "vqa", "vla", "supervised"])
+FIGURES = {"mae": "eval_loss", "vqa": "accuracy", "vla": "action_error/right", "supervised": "test/last/top1"}
+DATA = {"vla": "mine (data)", "vqa": "train.json", "align": "captions.json", "supervised": "classes.csv"}
+DATA |= {"contrastive": "pairs.csv"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_card_of_a_run_has_its_data_steps_and_figures(tmp_path, monkeypatch, recipe):
     laws = RECIPES[recipe]
     laws.recipe.prepare(tmp_path)
+    if laws.first is not None:
+        laws.first(tmp_path)
     metrics = laws.recipe.train(tmp_path, "run", "--seed", "7")
     text = card(tmp_path / "run" / "model")
     assert str(tmp_path) not in text and tmp_path.name not in text
-    data = {"vla": "mine (data)", "vqa": "train.json", "supervised": "classes.csv"}.get(recipe, "train.csv")
-    assert f"- recipe: `vlm-vision train {recipe}`\n- data: {data}\n- test data: " in text
+    assert f"- recipe: `vlm-vision train {recipe}`\n- data: {DATA.get(recipe, 'train.csv')}\n- " in text
     assert re.search(rf"^- steps: {laws.steps}, each of \d+ samples\n- seed: 7$", text, flags=re.MULTILINE)
-    name = {"mae": "eval_loss", "vqa": "accuracy", "vla": "action_error/right", "supervised": "test/last/top1"}[recipe]
-    value = metrics
+    name, value = FIGURES.get(recipe, "final_loss"), metrics
     for part in name.split("/") if recipe == "supervised" else [name]:
         value = value[part]
     assert f"\n| {name} | {value:.4g} |\n" in text and "seconds |" not in text and "skipped" not in text
     assert run(tmp_path / "run" / "model", monkeypatch)
+    assert ("- other models: wide, map\n" in text) == (recipe == "distill")
     if recipe == "vqa":
         assert f"| {name} | {value:.4g} |" in card(tmp_path / "run" / "adapter")
 

@@ -33,11 +33,13 @@ class Encoder(nn.Module):
         origin: the family and reference of the weights.
     """
 
+    hub_id: str = ""
+    """Hub id that the weights were loaded from; empty for others. Only model cards state it."""
+
     def __init__(self, model: VisionTransformer, *, preprocess: Preprocess, tap: Tap = Tap(), origin: Origin):
         super().__init__()
         tap.block(model.config.depth)
         self.model, self.preprocess, self.tap, self.origin = model, preprocess, tap, origin
-        self.hub_id = ""
 
     @property
     def config(self) -> ViTConfig:

@@ -24,7 +24,7 @@ _NOT_FIGURES = (
 )
 """Metrics that state how the run went, not what the model is worth."""
 _SOURCES = ("start", "source", "teacher", "image_source", "projector_source", "tokenizer")
-"""Names of settings that hold what a run starts from."""
+"""Names of settings that hold models: what a run starts from, and teachers."""
 
 
 def write_results(settings: Training, recipe: str, metrics: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def training(settings: Training, recipe: str) -> dict[str, str]:
     elif episodes := data.get("test_episodes"):
         rows["test data"] = f"{episodes} episodes of each data set that were not trained on"
     if before:
-        rows["started from"] = ", ".join(before)
+        rows["other models"] = ", ".join(before)
     rows["steps"] = f"{settings.steps}, each of {settings.batch_size} samples"
     rows["seed"] = str(settings.seed)
     return rows
@@ -94,7 +94,7 @@ def _data(source: object) -> str:
 
 
 def _sources(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What the settings start from."""
+    """Names of the models in the settings."""
     for name, value in settings.items():
         if name in _SOURCES and isinstance(value, str) and value:
             yield public_name(value)

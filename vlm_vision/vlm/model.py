@@ -41,6 +41,8 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     PyTorch's scaled_dot_product_attention.
     """
 
+    hub_id: str = ""
+    """Hub id that the model was loaded from; empty for others. Only model cards state it."""
     config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
@@ -70,7 +72,6 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         like = next(self.projector.parameters())
         self.newline = Newline(self.projector.out_dim, like) if self.layout.newline else None
         self._processor: VisionLanguageProcessor | None = None
-        self.hub_id = ""  # that it was loaded from
         if config.encoder_in_fp32:
             self._keep_in_fp32_modules_strict = {"encoder", "projector", "newline"}
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
