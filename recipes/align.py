@@ -20,11 +20,12 @@ from torch import nn
 
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, LazyConversations
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationSettings, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
@@ -94,7 +95,7 @@ def main(config: AlignConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with whole(out / "model") as staging:
             unwrapped(model).save_pretrained(staging)
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "align", metrics)
         for name, value in found.items():
             print(f"{name:24} {value:.4f}")
         print(f"{metrics['seconds']:.0f} s; model and metrics.json in {out}")

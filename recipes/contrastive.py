@@ -24,7 +24,7 @@ import vlm_vision as vv
 from vlm_vision.data.images.batches import ImageBatch, Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, normalize_views
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import Kind, check_pair, learn_tokenizer, new_pair
 from vlm_vision.nn.fields import TextFields, ViTFields
 from vlm_vision.pair import Pair
@@ -33,6 +33,7 @@ from vlm_vision.probe.retrieval import Retrieval, ranking
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.contrastive import ContrastiveLossSettings, PairWithLoss, contrastive_step, keep_scale
@@ -149,7 +150,7 @@ def main(config: ContrastiveConfig) -> dict[str, Any]:
             found = evaluate_pair(config, saved, test)
             metrics |= {"test": asdict(found)}
             print(table(found))
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "contrastive", metrics)
         print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 

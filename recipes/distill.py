@@ -29,7 +29,6 @@ import vlm_vision as vv
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View
-from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
@@ -39,6 +38,7 @@ from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.distill import (
@@ -175,7 +175,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
             towers = {"student": student, **dict(zip(called, teachers, strict=True))}
             metrics |= {"neighbors": neighbors(config, towers, train, test)}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "distill", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 

@@ -24,7 +24,7 @@ import torch
 import vlm_vision as vv
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.views import Crop, View
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
@@ -32,6 +32,7 @@ from vlm_vision.probe.neighbors import neighbors
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.mae import MaeWithLoss, held_out_loss, mae_step, tensors
@@ -158,7 +159,7 @@ def main(config: MaeConfig) -> dict[str, Any]:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(encoder, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbors": found}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "mae", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 

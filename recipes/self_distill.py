@@ -35,7 +35,7 @@ from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.encoder import Origin
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.nn.vit import VisionTransformer
@@ -46,6 +46,7 @@ from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.self_distill import (
@@ -257,7 +258,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
             kept = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbors": found}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "self_distill", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 

@@ -36,13 +36,14 @@ from vlm_vision.data.images.mixing import Erase, Mix
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, Plain, View, normalize_views
 from vlm_vision.data.seeds import derive_seed
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.supervised import (
@@ -196,7 +197,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
             assert isinstance(encoder, vv.Encoder)
             with whole(out / name) as staging:
                 save_classifier(encoder, staging, classes)
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "supervised", metrics)
         print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 

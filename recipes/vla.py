@@ -27,13 +27,13 @@ from torch import Tensor
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.data.images.views import Color
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
-from vlm_vision.files import write_json
 from vlm_vision.fused import add_film, film_dim
 from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import Option, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vla import action_batches, vla_step
@@ -177,7 +177,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     accelerator.end_training()
     metrics |= {"seconds": time.monotonic() - started, "final_loss": progress.losses[-1] if progress.losses else None}
     if accelerator.is_main_process:
-        write_json(Path(config.out) / "metrics.json", metrics)
+        write_results(config, "vla", metrics)
         print(f"{metrics['seconds']:.0f} s; model and metrics.json in {config.out}")
     return metrics | {"losses": progress.losses}
 

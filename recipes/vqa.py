@@ -27,7 +27,7 @@ import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
@@ -36,6 +36,7 @@ from vlm_vision.train.adapters import merge, save_adapter
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
@@ -96,7 +97,7 @@ def main(config: VqaConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         metrics |= evaluate_model(config, accelerator, test, train, cache)
         metrics |= {"seconds": time.monotonic() - started, "final_loss": losses[-1] if losses else None}
-        write_json(Path(config.out) / "metrics.json", metrics)
+        write_results(config, "vqa", metrics)
         print(f"\n{metrics['seconds']:.0f} s in all, {metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": losses}
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import encoder_card
 from vlm_vision.checkpoints.save import save_tower
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
@@ -31,6 +32,9 @@ class Encoder(nn.Module):
         tap: the tokens that a call returns unless it asks for others.
         origin: the family and reference of the weights.
     """
+
+    hub_id: str = ""
+    """Hub id that the weights were loaded from; empty for others. Only model cards state it."""
 
     def __init__(self, model: VisionTransformer, *, preprocess: Preprocess, tap: Tap = Tap(), origin: Origin):
         super().__init__()
@@ -143,6 +147,7 @@ class Encoder(nn.Module):
             family=self.origin.family,
             preprocess=self.preprocess,
             sidecar=self.sidecar(),
+            card=encoder_card(self.to_dict(), self, [self.hub_id], format=format),
         )
 
     def sidecar(self) -> dict[str, Any]:

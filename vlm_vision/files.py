@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+CARD, CARD_MARK = "README.md", "<!-- written by vlm_vision"
+"""Name of a model card, and the words that begin it after its YAML head."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,9 +34,21 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def is_own_card(path: Path) -> bool:
+    """Whether a file is a model card of this library, not a README.md that someone wrote."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.sub(r"\A---\n.*?\n---\s*", "", text, flags=re.DOTALL).startswith(CARD_MARK)
+
+
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last."""
+    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last.
+
+    A model card does not replace a README.md that someone wrote.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +58,8 @@ def whole(folder: Path) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             target = folder / item.name
+            if item.name == CARD and is_own_card(item) and target.exists() and not is_own_card(target):
+                continue
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(item, target)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import encoder_card, write_card
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
@@ -232,6 +233,8 @@ class FusedEncoder(nn.Module):
             for name, tower in zip(names, self._towers, strict=True):
                 tower.save_pretrained(staging / name, format)
             write_json(staging / SIDECAR, {"towers": names})
+            bases = [tower.hub_id for tower in self._towers]
+            write_card(staging, encoder_card(self.to_dict(), self, bases, format=format))
 
 
 def _can_overlap(pixels: list[Tensor]) -> bool:

@@ -111,6 +111,8 @@ class _LoadedTower:
     tower: Tower
     sidecar: dict[str, Any]
     """Content of vlm_vision.json, which `Encoder.save_pretrained` writes."""
+    hub_id: str = ""
+    """Hub id that the tower came from; "" for a local file."""
 
 
 def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_LoadedTower]:
@@ -119,7 +121,7 @@ def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_Lo
     if "towers" in sidecar:
         towers = [checkpoint.other(resolve(checkpoint.path / name, None)) for name in sidecar["towers"]]
         return [found for tower in towers for found in _find_towers(tower, options)]
-    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
+    return [_LoadedTower(tower, sidecar, checkpoint.hub_id) for tower in sniff.towers(checkpoint, options.hints)]
 
 
 _KINDS: dict[str, type] = {
@@ -167,7 +169,9 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
     model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
-    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference)).eval()
+    encoder = Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference))
+    encoder.hub_id = found.hub_id
+    return encoder.eval()
 
 
 def _fuse(

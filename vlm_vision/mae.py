@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.vit import MAE
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count, write_card
 from vlm_vision.checkpoints.mae import (
     FIELDS,
     config_from_json,
@@ -183,6 +184,37 @@ class MaskedAutoencoder(nn.Module):
             save_file(tower | decoder, both, metadata={"format": "pt"})
             os.replace(both, file)
             write_json(staging / "config.json", read_json(staging / "config.json") | described)
+            write_card(staging, self._card())
+
+    def _card(self) -> Card:
+        state, load = (
+            self.encoder.to_dict(),
+            f"""
+import torch
+import vlm_vision as vv
+from PIL import Image
+
+mae = vv.load_mae(".")
+{IMAGE}
+pixels = mae.encoder.preprocess(image)
+noise = torch.rand(1, mae.encoder.num_patch_tokens(*pixels.shape[-2:]))  # the patches of most noise are masked
+out = mae(pixels, noise)
+print(out.predicted.shape)  # (1, patches, values of a patch)
+""",
+        )
+        return Card(
+            title="Masked autoencoder: vit_mae",
+            about=f"{about_encoder(state)}; decoder of depth {self.config.depth} and width {self.config.embed_dim}; "
+            f"{count(self)} parameters",
+            load=load,
+            notes=(
+                '`vv.load(".")` reads the encoder alone, and transformers the folder too (`ViTMAEForPreTraining`).',
+            ),
+            preprocess=about_preprocess(state),
+            pipeline_tag="image-feature-extraction",
+            tags=("transformers", "vit_mae"),
+            base_models=(self.encoder.hub_id,),
+        )
 
 
 def new_mae(fields: dict[str, Any], config: DecoderConfig = DecoderConfig()) -> MaskedAutoencoder:

@@ -14,6 +14,7 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.big_vision import text as text_big_vision
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count
 from vlm_vision.checkpoints.hub import packaged_source
 from vlm_vision.checkpoints.open_clip import reader as open_clip
 from vlm_vision.checkpoints.open_clip import text as text_open_clip
@@ -163,6 +164,33 @@ class Pair(nn.Module):
             logit_scale=self.logit_scale,
             logit_bias=self.logit_bias,
             tokenizer=tokenizer,
+            card=self._card(has_tokenizer=tokenizer is not None),
+        )
+
+    def _card(self, *, has_tokenizer: bool) -> Card:
+        state, text = self.image.to_dict(), self.text.model.config
+        use = 'scores = pair.similarity(image, ["a cat", "a drawing"])  # cosines'
+        if not has_tokenizer:
+            use = "scores = pair.embed_images(pair.image.preprocess(image))  # the folder has no tokenizer for texts"
+        load = f"""
+import vlm_vision as vv
+from PIL import Image
+
+pair = vv.load_pair(".")
+{IMAGE}
+{use}
+print(scores)
+"""
+        return Card(
+            title=f"Image and text encoders: {self.image.origin.family}",
+            about=f"{about_encoder(state)}; text tower of depth {text.depth} and width {text.embed_dim}; "
+            f"{count(self)} parameters",
+            load=load,
+            notes=('`vv.load(".")` reads the image tower alone, and transformers the folder too.',),
+            preprocess=about_preprocess(state),
+            pipeline_tag="zero-shot-image-classification",
+            tags=("transformers", self.image.origin.family),
+            base_models=(self.image.hub_id,),
         )
 
     def _compared(

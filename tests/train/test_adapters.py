@@ -66,6 +66,7 @@ def test_saved_loaded_and_merged_adapters_are_the_same_model(vision, projector, 
     assert not torch.allclose(expected, plain, atol=1e-2)
     save_adapter(wrapped, tmp_path / "ours")
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "vlm_vision_adapter.json",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.big_vision.npz import NpzFile
-from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 
@@ -20,10 +20,11 @@ class Checkpoint:
 
     Args:
         path: a local folder or file.
+        hub_id: hub id that the folder was downloaded from; empty for another one.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.is_folder = path, path.is_dir()
+    def __init__(self, path: Path, hub_id: str = ""):
+        self.path, self.is_folder, self.hub_id = path, path.is_dir(), hub_id
         self._json: dict[str, Json] = {}
         self._weights: dict[str, WeightFiles] = {}
         self._others: dict[Path, Checkpoint] = {}
@@ -31,7 +32,7 @@ class Checkpoint:
     @classmethod
     def at(cls, source: "str | Path | Checkpoint", revision: str | None = None) -> "Checkpoint":
         """The checkpoint of a shipped name, path or hub id. Raises ValueError if there is none."""
-        return source if isinstance(source, Checkpoint) else cls(resolve(source, revision))
+        return source if isinstance(source, Checkpoint) else cls(resolve(source, revision), hub_id(source))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -72,5 +73,5 @@ class Checkpoint:
         if path == self.path:
             return self
         if path not in self._others:
-            self._others[path] = Checkpoint(path)
+            self._others[path] = Checkpoint(path, self.hub_id)
         return self._others[path]

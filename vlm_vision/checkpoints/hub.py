@@ -13,6 +13,7 @@ _FILES = [
     "*.json", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin", "vision_backbone--*_checkpoint.pt"
 ]  # fmt: skip
 """Patterns of downloaded files: configurations and weights; never code. The last are towers of OpenVLA-OFT with FiLM."""
+_HUB_ID = r"[\w.-]+/[\w.-]+"
 TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
 """Patterns of a tokenizer's files other than JSON."""
 
@@ -20,6 +21,13 @@ TOKENIZER_FILES = ["tokenizer.model", "merges.txt", "*.jinja"]
 def packaged_source(source: str | Path) -> str | Path:
     """The folder of a checkpoint in the package; any other source unchanged."""
     return SHIPPED.get(source, source) if isinstance(source, str) else source
+
+
+def hub_id(source: object) -> str:
+    """The hub id that a source is, once something was loaded from it; empty for a path or what comes with the package."""
+    if not isinstance(source, str) or source in SHIPPED or not re.fullmatch(_HUB_ID, source):
+        return ""
+    return "" if source.startswith((".", "/")) or os.path.exists(source) else source
 
 
 def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) -> Path:
@@ -32,7 +40,7 @@ def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) 
     path = Path(source).expanduser()
     if os.path.exists(path):  # unlike Path.exists, no error for a name that no file could have
         return path
-    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
+    if isinstance(source, Path) or not re.fullmatch(_HUB_ID, source) or source.startswith((".", "/")):
         near = (
             difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()])
             if os.path.isdir(path.parent)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.hf import reader as hf
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.checkpoints.nearest import nearest
 from vlm_vision.checkpoints.timm import layout as timm_layout
@@ -41,6 +42,7 @@ def save_tower(
     family: str,
     preprocess: Preprocess,
     sidecar: Json,
+    card: Card,
 ) -> None:
     """See `Encoder.save_pretrained`."""
     if format not in FORMATS:
@@ -57,6 +59,7 @@ def save_tower(
         for name, content in files.items():
             write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
+        write_card(staging, card)
 
 
 def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:

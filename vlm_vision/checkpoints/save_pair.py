@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.save import SIDECAR, hf_files
 from vlm_vision.files import whole, write_json
 from vlm_vision.nn.config import ViTConfig
@@ -31,6 +32,7 @@ def save_pair(
     logit_scale: Tensor,
     logit_bias: Tensor | None,
     tokenizer: TextTokenizer | None,
+    card: Card,
 ) -> None:
     """See `Pair.save_pretrained`."""
     kind = KINDS.get(family)
@@ -70,6 +72,7 @@ def save_pair(
             write_json(staging / name, content)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
+        write_card(staging, card)
 
 
 def _check_widths(image: ViTConfig, text: TextTransformer) -> None:

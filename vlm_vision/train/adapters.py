@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -56,6 +58,30 @@ def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
         peft.save_pretrained(str(staging), save_embedding_layers=False)
         (staging / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         write_json(staging / SIDECAR, about)
+        write_card(staging, _card(model, about))
+
+
+def _card(model: VisionLanguageModel, about: dict[str, Any]) -> Card:
+    base, card = model.hub_id or "BASE", model.card()
+    groups = ", ".join([*(f"{one} by LoRA" for one in about["lora"]), *(f"{one} in full" for one in about["full"])])
+    load = f"""
+import vlm_vision as vv
+from PIL import Image
+from vlm_vision.train.adapters import load_adapter
+
+base = vv.VisionLanguageModel.from_pretrained("{base}")  # the model that the adapters were trained on
+model = load_adapter(base, ".")
+{IMAGE}
+print(base.answer(image, "What is this?", max_new_tokens=20))  # base holds the adapters now
+"""
+    return replace(
+        card,
+        title=f"Adapters of a {card.title[0].lower()}{card.title[1:]}",
+        about=f"Trained: {groups}. Fingerprint of the base's weights: {about['base_fingerprint']}. {card.about} with adapters",
+        load=load,
+        notes=("Another base is an error. peft reads the folder too.",),
+        tags=("peft", "lora", *card.tags),
+    )
 
 
 def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:

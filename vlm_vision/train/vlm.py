@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import projectors
-from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, hub_id, resolve
 from vlm_vision.files import read_json
 from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
@@ -32,6 +32,7 @@ def build_vlm(
     """
     if settings.start:
         model = VisionLanguageModel.from_pretrained(_saved_model(settings.start), dtype=torch.float32)
+        model.hub_id = hub_id(settings.start)
     else:
         model = _build_new_vlm(settings, texts)
     if gradient_checkpointing:

@@ -1,7 +1,7 @@
 """`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, its normalization, its files."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, count, write_card
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
@@ -191,6 +192,41 @@ class VisionLanguageActionModel(nn.Module):
             named = {name: {key: one.to_dict() for key, one in held.items()} for name, held in self.statistics.items()}
             write_json(staging / STATISTICS, named)
             write_json(staging / POLICY, self.to_dict())
+            write_card(staging, self._card(self.vlm.card()))
+
+    def _card(self, card: Card) -> Card:
+        """The policy's card, from that of its vision-language model."""
+        spec, name, area = self.spec, next(iter(self.statistics)), self.crop_config.area
+        crop = f"center crop of {area:.3g} of the area; " if area < 1 else ""
+        images = ", ".join(f"{camera!r}: image" for camera in spec.cameras)
+        state = f", state=np.zeros({spec.state_dim})" if spec.state_dim else ""
+        load = f"""
+import numpy as np
+import vlm_vision as vv
+from PIL import Image
+from vlm_vision.robot.observation import Observation
+
+policy = vv.load_policy(".", statistics={name!r})
+{IMAGE}
+observation = Observation({{{images}}}, "push the button"{state})
+actions = policy.act([observation]).values  # {(1, spec.chunk, spec.action_dim)}, in the robot's units
+print(actions)
+"""
+        about = (
+            f"Action head {self.head.name}, {spec.chunk} actions of dimension {spec.action_dim} in one call; cameras "
+            f"{', '.join(spec.cameras)}; {f'state of dimension {spec.state_dim}' if spec.state_dim else 'no state'}; "
+            f"normalization {self.normalization}; "
+            f"statistics of {', '.join(self.statistics)}. {card.about}; {count(self)} with the action head"
+        )
+        return replace(
+            card,
+            title=card.title.replace("Vision-language model", "Robot policy"),
+            about=about,
+            load=load,
+            notes=("AutoModelForImageTextToText reads the folder without its action head, after `import vlm_vision`.",),
+            preprocess=f"{crop}{card.preprocess}",
+            pipeline_tag="robotics",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All but weights and statistics, as JSON."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, hub_id, resolve
 from vlm_vision.deploy.cpu_layout import pack_for_cpu, pack_linears
 from vlm_vision.files import read_json
 from vlm_vision.robot.observation import Observation, PolicySpec
@@ -135,4 +135,5 @@ def load_policy(
                 "states its own values"
             )
         model = VisionLanguageActionModel.from_pretrained(folder, **options)
+    model.plain_vlm.hub_id = hub_id(source)
     return VLAPolicy(model.to(device), statistics, graphs=graphs)

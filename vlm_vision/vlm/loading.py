@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, PreTrainedConfig
 
 import projectors
+from vlm_vision.checkpoints.hub import hub_id
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
@@ -31,7 +32,9 @@ class LoadingMixin:
         """
         kind = _model_type(pretrained_model_name_or_path, kwargs)
         if kind in STOCK_TYPES:
-            return cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
+            foreign = cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
+            foreign.hub_id = hub_id(pretrained_model_name_or_path)
+            return foreign
         wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         try:
             loaded: Any = super().from_pretrained(  # type: ignore[misc]
@@ -42,6 +45,7 @@ class LoadingMixin:
                 f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): download it again"
             ) from None
         model, info = loaded
+        model.hub_id = hub_id(pretrained_model_name_or_path)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             faults = sorted(map(str, info.get(kind) or ()))
             if kind == "mismatched_keys" and forgiving:

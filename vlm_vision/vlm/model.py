@@ -18,8 +18,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_tracing
 
 import projectors
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.encoder import Encoder
+from vlm_vision.files import CARD
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
@@ -38,6 +41,8 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     PyTorch's scaled_dot_product_attention.
     """
 
+    hub_id: str = ""
+    """Hub id that the model was loaded from; empty for others. Only model cards state it."""
     config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
@@ -299,13 +304,32 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self.encoder = encoder
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write model and processor; the Auto classes load both after `import vlm_vision`."""
-        self.config.encoder_config = as_json(self.encoder.to_dict())
-        self.config.projector_config = projectors.describe(self.projector)
-        self.config.layout_config = as_json(self.layout.to_dict())
+        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`."""
+        self._describe_parts()
         super().save_pretrained(save_directory, **kwargs)
-        if self.processor is not None and kwargs.get("is_main_process", True):
-            self.processor.save_pretrained(save_directory)
+        if kwargs.get("is_main_process", True):
+            if self.processor is not None:
+                self.processor.save_pretrained(save_directory)
+            write_card(save_directory, self.card())
+
+    def card(self) -> Card:
+        """The model card of a folder that `save_pretrained` writes."""
+        self._describe_parts()
+        towers = [part for part in self.encoder.modules() if isinstance(part, Encoder)]
+        parts = [*(tower.hub_id for tower in towers), language_hub_id(self.config.text_config)]
+        bases = [self.hub_id] if self.hub_id else parts
+        return vlm_card(self.config, self, bases, has_processor=self.processor is not None)
+
+    def _describe_parts(self) -> None:
+        """Write what the parts are now into the configuration."""
+        self.config.encoder_config = as_json(self.encoder.to_dict())
+        self.config.projector_config = projectors.describe(active_peft_copy(self.projector))
+        self.config.layout_config = as_json(self.layout.to_dict())
+
+    def _upload_modified_files(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, whose `push_to_hub` writes its form over the model card: with the card."""
+        put_card_back(Path(working_dir) / CARD, self.card())
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:

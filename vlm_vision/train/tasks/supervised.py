@@ -150,7 +150,9 @@ def classifier(encoder: Encoder, num_classes: int, changes: ViTFields) -> Encode
     if model.head_dist is not None:
         family = "deit"
     hf_files(model, own, family, encoder.preprocess)  # tells now what could not be written after days
-    return Encoder(model, preprocess=encoder.preprocess, origin=Origin(family, encoder.origin.reference))
+    made = Encoder(model, preprocess=encoder.preprocess, origin=Origin(family, encoder.origin.reference))
+    made.hub_id = encoder.hub_id
+    return made
 
 
 def read_teacher(source: str, num_classes: int) -> Encoder:
