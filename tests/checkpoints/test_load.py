@@ -165,6 +165,13 @@ def test_an_unused_weight_is_named(copied):
         vv.load(folder)
 
 
+def test_only_known_parts_may_stand_next_to_the_vision_part(copied):
+    folder = copied("hf_clip_quickgelu")
+    rewrite(folder, lambda t: t.update({"audio_model.weight": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="audio_model.weight"):
+        vv.load(folder)
+
+
 def test_a_bare_tower_has_no_other_parts(tmp_path):
     vv.load(golden_case("hf_dinov2")).save_pretrained(tmp_path / "bare")
     rewrite(tmp_path / "bare", lambda t: t.update({"audio_model.weight": torch.zeros(2)}))

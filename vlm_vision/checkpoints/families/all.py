@@ -56,5 +56,8 @@ WHOLE_MODELS: dict[str, tuple[Family, WholeModel]] = {
 }
 """model_type of a whole model -> the family of its tower, unless its vision_config names another."""
 
+SIBLINGS: tuple[str, ...] = tuple(sorted({prefix for family in ALL for prefix in family.siblings}))
+"""Names, by prefix, of the other parts of whole models."""
+
 REFUSED: dict[str, str] = {}
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""

@@ -60,6 +60,8 @@ class Family:
     """Other model_types of the same tower -> defaults that differ there."""
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
+    siblings: tuple[str, ...] = ()
+    """Names, by prefix, of the other parts of these models; () for models whose other parts are not checked."""
     connector: tuple[str, ...] = ()
     """Names, by prefix, inside the vision part, of what maps its tokens to a language model: projectors, not read here."""
 

@@ -31,6 +31,7 @@ IDEFICS3 = Family(
         ),
         WholeModel(model_type="idefics3"),
     ),
+    siblings=("model.text_model.", "model.connector.", "lm_head."),
     architecture="Idefics3VisionTransformer",
     landmarks=(LANDMARK,),
     defaults=DEFAULTS | dict(hidden_size=1152, num_attention_heads=16, patch_size=32),

@@ -194,6 +194,7 @@ DEIT = replace(
 MAE = replace(
     VIT,
     name="vit_mae",
+    siblings=("decoder.",),
     architecture="ViTMAEModel",
     beside=(),
     preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)) | IMAGENET,

@@ -21,6 +21,9 @@ from vlm_vision.preprocess.spec import Preprocess
 FAMILIES: dict[str, Family] = {family.name: family for family in families.ALL if not family.written_as}
 """Families with their own model_type in transformers."""
 
+CONTAINER = WholeModel(model_type="")
+"""A whole model that is not known by name, around a tower that is."""
+
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether config.json is of transformers."""
@@ -40,10 +43,11 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
+    known = families.SIBLINGS if whole is not CONTAINER and family.siblings else ("",)
     part = TowerWeights(
         weights,
         prefix,
-        extra=outside if whole is None else [stored for stored in outside if stored in family.beside],
+        extra=[stored for stored in outside if stored in family.beside or not stored.startswith(known)],
         ignored=lambda stored: stored.endswith("position_ids") or stored.startswith(family.connector),
         rename=family.spelling,
     )
@@ -92,7 +96,7 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     elif model_type in families.MODEL_TYPES or not _names_tower(config):
         return *_known(checkpoint, model_type, config), None
     else:
-        whole = WholeModel(model_type=model_type)
+        whole = CONTAINER
     around: Any = config.get(whole.around) or {} if whole.around else config
     part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
