@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Tap
-from vlm_vision.nn.position import Grid
+from vlm_vision.nn.position import PositionTable
+from vlm_vision.nn.rope import Grid
 
 OUTPUTS = ("patch_tokens", "cls_token", "register_tokens", "pooled", "logits")
-"""Tensors of a `VisionOutput`, in the order in which a frozen encoder returns them."""
+"""Tensors of a `VisionOutput`, in the order in which a frozen encoder returns them; deep features come last."""
 
 _LARGEST_FILE = 2**31 - 2**20
 """Most bytes of weights in one ONNX file, a protocol buffer of at most 2 GiB; more go to a second file."""
@@ -30,8 +31,8 @@ class FrozenEncoder(nn.Module):
     """An encoder for images of one size; `freeze` makes it. Inference only: it stays in evaluation mode.
 
     `frozen(pixels)` takes (B, C, height, width) of any batch size and returns a plain tuple of tensors, named by `outputs`:
-    patch_tokens (B, N, D) first, then those of cls_token (B, D), register_tokens (B, R, D), pooled (B, E) and logits
-    (B, classes) that the encoder has at its tap. `dict(zip(frozen.outputs, frozen(pixels)))` names them.
+    patch_tokens (B, N, D) first, then those of cls_token (B, D), register_tokens (B, R, D), pooled (B, E), logits
+    (B, classes) and deepstack_0, ... (B, M, E) that the encoder has at its tap. `dict(zip(frozen.outputs, frozen(pixels)))` names them.
 
     Attributes:
         height, width, channels: of the pixels.
@@ -46,7 +47,8 @@ class FrozenEncoder(nn.Module):
         self.encoder, self._pool = encoder, pool
         self.train(False)
         out = encoder(self.example(1), pool=pool)
-        self.outputs = tuple(name for name in OUTPUTS if getattr(out, name) is not None)
+        self._named = tuple(name for name in OUTPUTS if getattr(out, name) is not None)
+        self.outputs = self._named + tuple(f"deepstack_{i}" for i in range(len(out.deepstack)))
 
     def example(self, batch: int) -> Tensor:
         """Zeros of the shape that a call takes, (batch, C, height, width)."""
@@ -66,7 +68,7 @@ class FrozenEncoder(nn.Module):
                 f"{tuple(pixels.shape)}: resize the images, or freeze the encoder at their size"
             )
         out = self.encoder(pixels, pool=self._pool)
-        return tuple(getattr(out, name) for name in self.outputs)
+        return tuple(getattr(out, name) for name in self._named) + out.deepstack
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Does nothing: a frozen encoder stays in evaluation mode."""
@@ -103,8 +105,8 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     """Make `size` the native size, and remove parts that the outputs do not need."""
     model, tap = encoder.model, encoder.tap
     encoder.fold_layer_scale()
-    rows, columns = encoder.grid(*size)
-    if (table := model.position) is not None:
+    rows, columns = model.config.grid_of(*size)
+    if isinstance(table := model.position, PositionTable):
         table.table = nn.Parameter(torch.cat(table((rows, columns)), dim=1), requires_grad=False)
         table.grid = (rows, columns)
         table._cache.clear()

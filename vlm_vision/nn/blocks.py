@@ -98,7 +98,8 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
-        inplace = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        recorded = torch.is_grad_enabled() or torch.jit.is_tracing()
+        inplace = not recorded and not self.fc1._forward_hooks
         return self.fc2(self.act(x, inplace))
 
 

@@ -79,7 +79,7 @@ def plan(
     for part in parts:
         order, sizes = _windows(part.grid, config.window)
         for _ in range(part.count * part.frames):
-            orders.append(order + start)
+            orders.append(torch.tensor(order) + start)
             start += len(order)
             windows += sizes
     order = torch.cat(orders).to(device)
@@ -123,14 +123,15 @@ def _rope(
     return cos, sin
 
 
-def _windows(grid: Grid, side: int) -> tuple[Tensor, list[int]]:
-    """Patches of one frame window by window, (h * w,), and the tokens of each window: equal sizes stand together.
+def _windows(grid: Grid, side: int) -> tuple[list[int], list[int]]:
+    """Patches of one frame window by window, h * w, and the tokens of each window: equal sizes stand together.
 
     Windows start at the first row and column; those at the far edges are smaller (Qwen2.5-VL, arXiv:2502.13923).
     """
-    rows, columns = (torch.arange(size) for size in grid)
-    window = (rows[:, None] // side) * -(-grid[1] // side) + columns // side
-    window = window.flatten()
-    counts = window.bincount()
-    order = (counts[window] * len(counts) + window).argsort(stable=True)
-    return order, counts.sort().values.tolist()
+    (rows, columns), windows = grid, []
+    for top in range(0, rows, side):
+        for left in range(0, columns, side):
+            tall, wide = range(top, min(top + side, rows)), range(left, min(left + side, columns))
+            windows.append([row * columns + column for row in tall for column in wide])
+    windows.sort(key=len)
+    return [patch for window in windows for patch in window], [len(window) for window in windows]
