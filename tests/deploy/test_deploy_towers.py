@@ -77,6 +77,7 @@ def test_a_frozen_tower_compiles_in_one_graph(family):
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="onnx, onnxscript or onnxruntime is not installed",
 )
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_onnx_file_gives_the_same(family, tmp_path):
     import onnxruntime
@@ -85,6 +86,18 @@ def test_an_onnx_file_gives_the_same(family, tmp_path):
     export_onnx(encoder, tmp_path / "tower.onnx", height=SIZE[0], width=SIZE[1], dynamic_batch=False)
     session = onnxruntime.InferenceSession(tmp_path / "tower.onnx")
     same([torch.from_numpy(x) for x in session.run(None, {"pixels": pixels.numpy()})], expected(encoder, pixels))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openvino_gives_the_same(family):
+    import openvino
+
+    encoder, pixels = tower(family), torch.randn(2, 3, *SIZE)
+    model = openvino.convert_model(freeze(encoder, height=SIZE[0], width=SIZE[1]), example_input=pixels)
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    same([torch.from_numpy(x) for x in compiled(pixels.numpy()).values()], expected(encoder, pixels))
 
 
 def test_a_configuration_replaced_keeps_its_facts():

@@ -147,8 +147,11 @@ def attention_of_runs(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scal
         return varlen_attn(*rows, context.offsets, context.offsets, longest, longest, scale=scale)[None]  # type: ignore[index]
     sizes = [count * length for count, length in context.runs]
     out = []
-    for run, *parts in zip(context.runs, *(x.split(sizes, dim=2) for x in (q, k, v)), strict=True):
-        rows = (part.unflatten(2, run).transpose(1, 2).flatten(0, 1) for part in parts)  # (B * count, H, length, K)
+    heads = (x.transpose(1, 2).split(sizes, dim=1) for x in (q, k, v))
+    for (count, length), *parts in zip(context.runs, *heads, strict=True):
+        rows = (
+            part.reshape(-1, length, *part.shape[2:]).transpose(1, 2) for part in parts
+        )  # (B * count, H, length, K)
         done = F.scaled_dot_product_attention(*rows, scale=scale).transpose(1, 2)
         out.append(done.reshape(len(q), -1, *done.shape[2:]))
     return torch.cat(out, dim=1)

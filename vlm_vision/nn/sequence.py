@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     """For blocks whose attention is in windows; `full` where there are none."""
     order: Tensor | None = None
     """(T,) int64: the token that stands at each place of the sequence inside the blocks; None for tokens as they are."""
+    back: Tensor | None = None
+    """(T,) int64: the place of each token there."""
 
     def inward(self, x: Tensor) -> Tensor:
         """(B, T, D) as the blocks take it."""
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
 
     def outward(self, x: Tensor) -> Tensor:
         """The inverse of `inward`."""
-        return x if self.order is None else x.new_empty(x.shape).index_copy(1, self.order, x)
+        return x if self.back is None else x[:, self.back]
 
 
 def plan(
@@ -82,10 +84,12 @@ def plan(
             orders.append(torch.tensor(order) + start)
             start += len(order)
             windows += sizes
-    order = torch.cat(orders).to(device)
+    order = torch.cat(orders)
+    back = order.argsort().to(device)
+    order = order.to(device)
     rope = context.rope
     context = context._replace(rope=None if rope is None else (rope[0][order], rope[1][order]))
-    return Plan(context, context._replace(runs=_runs(windows), offsets=_offsets(windows, device)), order)
+    return Plan(context, context._replace(runs=_runs(windows), offsets=_offsets(windows, device)), order, back)
 
 
 def _lengths(config: ViTConfig, part: Part) -> Iterator[int]:
