@@ -148,7 +148,7 @@ def attention_of_runs(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scal
     sizes = [count * length for count, length in context.runs]
     out = []
     heads = (x.transpose(1, 2).split(sizes, dim=1) for x in (q, k, v))
-    for (count, length), *parts in zip(context.runs, *heads, strict=True):
+    for (_, length), *parts in zip(context.runs, *heads, strict=True):
         rows = (
             part.reshape(-1, length, *part.shape[2:]).transpose(1, 2) for part in parts
         )  # (B * count, H, length, K)
