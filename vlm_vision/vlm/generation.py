@@ -131,20 +131,17 @@ class LanguageMixin:
         if ids is not None and not any(given.get(name) is not None for name in IMAGES):
             start = input_ids.shape[1] - ids.shape[1]
             if prompt_embeds is None:
-                prompt_embeds = self._words(ids[:, :0])
+                prompt_embeds = self.words(ids[:, :0])
             elif input_ids.shape[1] < prompt_embeds.shape[1]:  # prefill in chunks
                 start = int(past.get_seq_length())
             prompt = prompt_embeds[:, start : start + ids.shape[1]]
-            given["inputs_embeds"] = torch.cat([prompt, self._words(ids[:, prompt.shape[1] :])], dim=1)
+            given["inputs_embeds"] = torch.cat([prompt, self.words(ids[:, prompt.shape[1] :])], dim=1)
             given["input_ids"] = None
         return given
 
     def _prompt(self, input_ids: Tensor, seen: int, images: dict[str, Any]) -> Tensor:
         """Embeddings of a prompt of whose tokens the first `seen` are in a cache, and their images not given."""
-        return torch.cat([self._words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **images)], dim=1)
-
-    def _words(self, input_ids: Tensor) -> Tensor:
-        return self.get_input_embeddings()(input_ids)
+        return torch.cat([self.words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **images)], dim=1)
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> CandidateGenerator:
         """An assistant sees the prompt by its own image tokens, of its own width."""

@@ -6,6 +6,7 @@ input ids -> word embeddings, image tokens in the places of `<image>` -> languag
 
 import copy
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vlm_vision.files import CARD
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
+from vlm_vision.vlm.deepstack import DeepStack, check_deepstack, deep_levels
 from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
@@ -74,6 +76,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
             self._keep_in_fp32_modules_strict = {"encoder", "projector", "newline"}
+        self._deepstack = DeepStack(self.language_model, deep_levels(self.encoder)) if config.deepstack else None
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
 
@@ -88,6 +91,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         projector: str | projectors.Projector = "mlp",
         tokenizer: Any = None,
         layout: Layout | None = None,
+        deepstack: bool = False,
     ) -> "VisionLanguageModel":
         """Attach a vision encoder to a language model.
 
@@ -98,7 +102,10 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
             layout: `Whole()`, `AnyRes(pinpoints)` or `Native(max_patches)`, see `vlm_vision.vlm.layout`. Default `Native`
-                for a NaFlex tower, with the budget of its preprocessing, else `Whole`.
+                for a tower of native resolution, as its preprocessing resizes images, else `Whole`.
+
+            deepstack: add the deep features of a tower that has them to the first layers of the language model, as Qwen3-VL
+                does. Their mergers map to one width: that of `llm`. False warns if the tower has any.
 
         Returns:
             The joined model; `.processor` makes its inputs.
@@ -147,8 +154,16 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             )
         layout = layout or _own_layout(encoder)
         layout.check(encoder, projector)
+        if deepstack:
+            check_deepstack(encoder, width, layout.newline)
+        elif levels := deep_levels(encoder):
+            warnings.warn(
+                f"this encoder has deep features of {levels} blocks, which the language model does not read: attach it with "
+                "deepstack=True to add them to its first layers",
+                stacklevel=2,
+            )
         in_fp32 = encoder.dtype == torch.float32 != llm.dtype
-        config = describe(encoder, options, layout, llm, image_token_id, encoder_in_fp32=in_fp32)
+        config = describe(encoder, options, layout, llm, image_token_id, encoder_in_fp32=in_fp32, deepstack=deepstack)
         projector = projector.to(device=llm.device, dtype=encoder.dtype if config.encoder_in_fp32 else llm.dtype)
         model = cls._assemble(config, encoder.to(llm.device), projector, llm)
         model.generation_config = copy.deepcopy(llm.generation_config)
@@ -204,13 +219,15 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     ) -> Tensor:
         """Input embeddings (B, T, width): words, and image tokens where input_ids are the image token.
 
+        They are wider with deep features, see `vlm_vision.vlm.deepstack`.
+
         Args:
             condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
             ValueError: another number of image tokens in input_ids than the images give.
         """
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.words(input_ids)
         places = input_ids == self.config.image_token_id
         if pixel_values is None and patch_tokens is None:
             if bool(places.any()):
@@ -218,7 +235,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                     f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the images"
                 )
             return embeds
-        features = self.get_image_features(
+        features = self.image_tokens(
             pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid, condition=condition
         )
         counts = [len(one) for one in features]
@@ -270,7 +287,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         past = past_key_values if cache is None else cache
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past)
         if decoding and pixel_values is None and patch_tokens is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
+            inputs_embeds = self.words(input_ids)  # type: ignore[arg-type]  # an image token here is one that the model wrote
         elif inputs_embeds is None:
             inputs_embeds = self.embed(
                 input_ids,  # type: ignore[arg-type]
@@ -281,6 +298,8 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                 condition=condition,
             )
         assert inputs_embeds is not None
+        if self._deepstack is not None:
+            inputs_embeds = self._deepstack.take(inputs_embeds, self.projector.out_dim)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         elif position_ids is not None and attention_mask is None and past is None and _begins_again(position_ids):
@@ -356,8 +375,11 @@ def _begins_again(position_ids: Tensor) -> bool:
 
 def _own_layout(encoder: Encoder | FusedEncoder) -> Layout:
     """The layout that an encoder's preprocessing asks for."""
-    budget = encoder.preprocess.max_patches if isinstance(encoder, Encoder) else 0
-    return Native(budget) if budget else Whole()
+    if isinstance(encoder, FusedEncoder) or encoder.preprocess.output_size is not None:
+        return Whole()
+    if budget := encoder.preprocess.max_patches:
+        return Native(budget)
+    return Native(None) if encoder.preprocess.patch_size else Whole()
 
 
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)
