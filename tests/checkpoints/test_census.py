@@ -1,15 +1,19 @@
 """Every model type of transformers with a vision part: its tower through `vv.load`, out of the whole folder and alone."""
 
+import json
 import warnings
 from operator import attrgetter
 
 import pytest
 import torch
+import transformers
 from support.census.build import build
 from support.census.case import Case
 from support.census.cases import CASES
 
 import vlm_vision as vv
+from projectors import Projector
+from vlm_vision.checkpoints.families.all import FAMILIES
 
 
 def video_of(case: Case, frames: int, size: tuple[int, int]) -> torch.Tensor:
@@ -32,16 +36,45 @@ def assert_same(case: Case, tower: torch.nn.Module, encoder: vv.Encoder) -> None
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
+def assert_same_projection(case: Case, whole: torch.nn.Module, encoder: vv.Encoder, projector: Projector) -> None:
+    """The projector makes of the encoder's tokens what the connector of the whole model does, to 1e-5 of their scale."""
+    assert case.connector is not None
+    for size in case.sizes if case.wide_connector else case.sizes[:1]:
+        x = video_of(case, 0, size)
+        outputs = [encoder(x, tap=tap) for tap in case.connector_taps or (case.tap,)]
+        tokens, grid = torch.cat([out.patch_tokens for out in outputs], dim=-1), outputs[0].grid
+        ours, theirs = projector(tokens, grid), case.connector(whole, tokens, grid)
+        assert ours.shape == theirs.shape and ours.shape[1] == projector.num_tokens(grid)
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.inference_mode()
 def test_a_tower_is_exact(name, tmp_path):
     case = CASES[name]
-    whole = build(name, case.changes, case.model)
+    whole = build(case.model_type, case.changes, case.model)
     tower = attrgetter(case.tower)(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole.save_pretrained(tmp_path / "whole")
-    assert_same(case, tower, vv.load(tmp_path / "whole", part=case.part))
+    encoder = vv.load(tmp_path / "whole", part=case.part)
+    assert_same(case, tower, encoder)
+    if case.connector is not None:
+        assert_same_projection(case, whole, encoder, vv.load_projector(tmp_path / "whole"))
     if case.bare:
         tower.save_pretrained(tmp_path / "bare")
         assert_same(case, tower, vv.load(tmp_path / "bare"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its preprocessing may be one that transformers has only a near one of
+        encoder.save_pretrained(tmp_path / "written", format="hf")
+    again = vv.load(tmp_path / "written")
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert again.config == encoder.config
+    architecture = json.loads((tmp_path / "written/config.json").read_text())["architectures"][0]
+    if hasattr(transformers, architecture):
+        _, loading = getattr(transformers, architecture).from_pretrained(tmp_path / "written", output_loading_info=True)
+        family = FAMILIES[encoder.origin.family]
+        missing = [name.removeprefix(family.prefix) for name in loading["missing_keys"]]
+        assert not [name for name in missing if not name.startswith(family.connector)]
+        assert not loading["mismatched_keys"]

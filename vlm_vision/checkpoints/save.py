@@ -1,6 +1,7 @@
 """Save towers in a public layout, whole or not at all."""
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
         labels = described.pop("id2label")
         described = {"model_type": layout.classifier, "vision_config": described, "id2label": labels}
     described |= {"architectures": [architecture], "dtype": dtype}
-    written = nearest(spec, "transformers", to_hf)
-    return tensors, {"config.json": described, "preprocessor_config.json": to_hf(written)}, from_hf(to_hf(written))
+    express = partial(to_hf, patch_size=config.patch_size if spec.patch_size % config.patch_size == 0 else 0)
+    written = nearest(spec, "transformers", express)
+    images = express(written)
+    return tensors, {"config.json": described, "preprocessor_config.json": images}, from_hf(images)
 
 
 def _timm(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:

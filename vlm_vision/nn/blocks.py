@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm_vision.nn.attention import Attention, AttentionConfig, Context, norm_of, select_tokens
-from vlm_vision.nn.config import GATED, Activation
+from vlm_vision.nn.config import GATED, Activation, ViTConfig
 from vlm_vision.nn.linear import FUSED, Linear, by_onednn, onednn
 
 
@@ -50,6 +50,11 @@ def silu(x: Tensor, inplace: bool) -> Tensor:
     return F.silu(x, inplace=inplace)
 
 
+def relu(x: Tensor, inplace: bool) -> Tensor:
+    """max(x, 0)."""
+    return F.relu(x, inplace=inplace)
+
+
 def _gated(act: Callable[[Tensor, bool], Tensor], x: Tensor, inplace: bool) -> Tensor:
     """act(gate) * value, x = [gate | value]. Shazeer 2020 (arXiv:2002.05202)."""
     gate, value = x.chunk(2, dim=-1)
@@ -75,6 +80,8 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
+    "silu": silu,
+    "relu": relu,
     "swiglu": swiglu,
     "geglu": geglu,
     "geglu_tanh": geglu_tanh,
@@ -144,6 +151,12 @@ class Residual(nn.Module):
 
 def norm(config: BlockConfig) -> nn.Module:
     return norm_of(config.norm, config.embed_dim, config.norm_eps)
+
+
+def outer_norm(config: ViTConfig) -> nn.Module:
+    """A norm before or after the blocks."""
+    kind = config.norm if config.outer_norm == "same" else config.outer_norm
+    return norm_of(kind, config.embed_dim, config.outer_eps or config.norm_eps)
 
 
 class Block(nn.Module):

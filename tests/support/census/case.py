@@ -22,9 +22,11 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One model type."""
+    """One model type, or one more configuration of it."""
 
     model_type: str
+    label: str = ""
+    """Name of the row, for a model type with several."""
     tower: str
     """Name of the tower inside the model, with dots."""
     reference: Callable[[nn.Module, Tensor], Reference]
@@ -42,3 +44,13 @@ class Case:
     """Whether transformers can save the tower alone."""
     part: str | None = None
     """`part=` of vv.load, for a model with several towers."""
+    connector: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] | None = None
+    """(whole model, tokens of its tower, grid) -> tokens for the language model (B, M, E) in raster order; None for no check."""
+    connector_taps: tuple[vv.Tap, ...] = ()
+    """Taps whose tokens the connector reads side by side in the channels; () for the one of `tap`."""
+    wide_connector: bool = False
+    """Whether the connector takes grids that are not square."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.model_type

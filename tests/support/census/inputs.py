@@ -1,6 +1,7 @@
 """How transformers' towers are called: one function for each kind of input, from pixels to tokens in raster order."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ def pixels(*, prefix: int = 0, resize: bool = True, **options: Any) -> Callable[
     def reference(tower: nn.Module, x: Tensor) -> Reference:
         more = {"interpolate_pos_encoding": True} if resize else {}
         return Reference(tower(x, **more, **options).last_hidden_state[:, prefix:])
+
+    return reference
+
+
+def naflex(*, patch: int = 8, **options: Any) -> Callable[[nn.Module, Tensor], Reference]:
+    """SigLIP 2's towers of any size, which take rows of patches, their mask and their grid."""
+
+    def reference(tower: nn.Module, x: Tensor) -> Reference:
+        rows = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+        shapes = torch.tensor([[x.shape[-2] // patch, x.shape[-1] // patch]] * len(x))
+        mask = torch.ones(rows.shape[:2], dtype=torch.long)
+        return Reference(tower(rows, pixel_attention_mask=mask, spatial_shapes=shapes, **options).last_hidden_state)
 
     return reference
 
@@ -39,6 +52,23 @@ def raster(rows: Tensor, grid: Tensor, merge: int) -> Tensor:
     return rearrange(
         rows, "(b t h w i j) d -> b (t h i w j) d", b=len(grid), t=t, h=h // merge, w=w // merge, i=merge, j=merge
     )
+
+
+def squares(tokens: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+    """Rows in squares of merge x merge, the inverse of `raster`."""
+    return rearrange(tokens, "b (h i w j) d -> (b h w i j) d", h=grid[0] // merge, w=grid[1] // merge, i=merge, j=merge)
+
+
+def merger(*names: str, merge: int = 2) -> Callable[[nn.Module, Tensor, tuple[int, int]], Tensor]:
+    """Connectors that take rows in squares of merge x merge: the modules of these names, one after the other."""
+
+    def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = squares(tokens, grid, merge)
+        for name in names:
+            x = attrgetter(name)(whole)(x)
+        return x.unflatten(0, (len(tokens), -1))
+
+    return connector
 
 
 def grid_thw(

@@ -9,7 +9,21 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
+from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
+from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
+from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
+from vlm_vision.checkpoints.families.vlm.qwen import (
+    EXAONE4_5,
+    QWEN2_5_OMNI,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_5,
+    QWEN3_OMNI,
+    QWEN3_VL,
+)
+from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
+from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -33,8 +47,20 @@ ENCODERS: tuple[Family, ...] = (
 TOWERS: tuple[Family, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
+    QWEN2_5_OMNI,
+    EXAONE4_5,
     QWEN3_VL,
+    QWEN3_OMNI,
     QWEN3_5,
+    INTERNVL,
+    GEMMA4,
+    SAM,
+    GOT_OCR2,
+    PP_FORMULANET,
+    SAM3,
+    MINICPM,
+    PIX2STRUCT,
+    KOSMOS_2_5,
 )
 """Families whose towers come inside vision-language models."""
 

@@ -56,12 +56,30 @@ _PRESET: Json = dict(position_prefix=1, norm_eps=1e-5, pool_head="linear", pre_n
 
 CLIP = Family(
     name="clip_vision_model",
-    aliases={"metaclip_2_vision_model": {}},
+    aliases={
+        "metaclip_2_vision_model": {},
+        "altclip_vision_model": {},
+        "chinese_clip_vision_model": {},
+        "clipseg_vision_model": {},
+        "kosmos_2_vision_model": dict(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        ),
+        "git_vision_model": dict(patch_size=16),
+    },
     whole_models=(
-        WholeModel(model_type="clip", outer_fields={"projection_dim": 512}),
-        WholeModel(model_type="metaclip_2", tower="metaclip_2_vision_model", outer_fields={"projection_dim": 512}),
-        WholeModel(model_type="llava"),
-        WholeModel(model_type="llava_next"),
+        WholeModel(model_type="clip", checked=True, outer_fields={"projection_dim": 512}),
+        WholeModel(
+            model_type="metaclip_2", checked=True, tower="metaclip_2_vision_model", outer_fields={"projection_dim": 512}
+        ),
+        WholeModel(model_type="altclip", tower="altclip_vision_model", outer_fields={"projection_dim": 768}),
+        WholeModel(model_type="chinese_clip", tower="chinese_clip_vision_model", outer_fields={"projection_dim": 512}),
+        WholeModel(model_type="clipseg", tower="clipseg_vision_model", outer_fields={"projection_dim": 512}),
+        WholeModel(model_type="kosmos-2", tower="kosmos_2_vision_model"),
+        WholeModel(model_type="git", tower="git_vision_model"),
+        *(
+            WholeModel(model_type=name)
+            for name in ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava", "granite4_vision")
+        ),
     ),
     siblings=(
         "text_model.",
@@ -80,6 +98,7 @@ CLIP = Family(
     landmarks=("embeddings.patch_embedding.weight",),
     beside=("visual_projection.weight",),
     prefix="vision_model.",
+    spelling=lambda name: name.replace("encoder.layer.", "encoder.layers."),  # AltCLIP as transformers 5 writes it
     defaults=BASE
     | dict(patch_size=32, intermediate_size=3072, hidden_act="quick_gelu", layer_norm_eps=1e-5, projection_dim=512),
     read_config=_clip_config,

@@ -23,8 +23,12 @@ class WholeModel:
     """Fields of the tower that config.json states outside vision_config, with transformers' default."""
     around: str = ""
     """Name of the part of config.json that has the vision_config; "" for the top level."""
+    part: str = "vision_config"
+    """Name of the part, there, that describes the tower."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
+    checked: bool = False
+    """The other parts are those of `Family.siblings`: a weight elsewhere is an error."""
     preprocessor: Json | None = None
     """The usual preprocessor_config.json, where it is not the tower's."""
 
@@ -61,9 +65,9 @@ class Family:
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
     siblings: tuple[str, ...] = ()
-    """Names, by prefix, of the other parts of these models; () for models whose other parts are not checked."""
+    """Names, by prefix, of the other parts of these models, where they are checked."""
     connector: tuple[str, ...] = ()
-    """Names, by prefix, inside the vision part, of what maps its tokens to a language model: projectors, not read here."""
+    """Names, by prefix, inside the vision part, of what is read only where the key table asks for it: projectors."""
 
     architecture: str
     """Class of transformers that reads the bare tower."""

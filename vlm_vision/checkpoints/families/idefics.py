@@ -26,12 +26,14 @@ IDEFICS3 = Family(
     whole_models=(
         WholeModel(
             model_type="idefics2",
+            checked=True,
             tower="idefics2_vision",
             preprocessor={"image_processor_type": "Idefics2ImageProcessor"},
         ),
-        WholeModel(model_type="idefics3"),
+        WholeModel(model_type="idefics3", checked=True),
+        WholeModel(model_type="aria"),
     ),
-    siblings=("model.text_model.", "model.connector.", "lm_head."),
+    siblings=("text_model.", "connector.", "model.text_model.", "model.connector.", "lm_head."),
     architecture="Idefics3VisionTransformer",
     landmarks=(LANDMARK,),
     defaults=DEFAULTS | dict(hidden_size=1152, num_attention_heads=16, patch_size=32),
@@ -52,7 +54,7 @@ SMOLVLM = replace(
     IDEFICS3,
     name="smolvlm_vision",
     aliases={},
-    whole_models=(WholeModel(model_type="smolvlm"),),
+    whole_models=(WholeModel(model_type="smolvlm", checked=True),),
     architecture="SmolVLMVisionTransformer",
     image_processors={"SmolVLMImageProcessor": _TILES},
 )

@@ -87,11 +87,27 @@ _PRESET: Json = dict(class_token=False, mlp="gelu_tanh", pool="map")
 SIGLIP = Family(
     name="siglip_vision_model",
     whole_models=(
-        WholeModel(model_type="siglip"),
-        WholeModel(model_type="llava_onevision", headless=True),
-        WholeModel(model_type="paligemma", headless=True),
+        WholeModel(model_type="siglip", checked=True),
+        *(
+            WholeModel(model_type=name, headless=True)
+            for name in (
+                "llava_onevision",
+                "paligemma",
+                "gemma3",
+                "shieldgemma2",
+                "t5gemma2_encoder",
+                "aya_vision",
+                "cohere2_vision",
+                "deepseek_vl",
+                "deepseek_vl_hybrid",
+                "modernvbert",
+                "ultravbert",
+            )
+        ),
+        WholeModel(model_type="t5gemma2", around="encoder", headless=True),
         WholeModel(
             model_type="pi0",
+            checked=True,
             around="vlm_config",
             headless=True,
             preprocessor={"image_processor_type": "PI0ImageProcessor"},
@@ -164,7 +180,7 @@ SIGLIP = Family(
 
 SIGLIP2 = Family(
     name="siglip2_vision_model",
-    whole_models=(WholeModel(model_type="siglip2"),),
+    whole_models=(WholeModel(model_type="siglip2", checked=True), WholeModel(model_type="lfm2_vl")),
     siblings=("text_model.", "logit_scale", "logit_bias"),
     architecture="Siglip2VisionModel",
     classifier="siglip2",

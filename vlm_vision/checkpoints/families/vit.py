@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style, row
+from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style, WholeModel, row
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
@@ -121,6 +121,7 @@ _DEFAULTS = BASE | dict(
 
 VIT = Family(
     name="vit",
+    whole_models=(WholeModel(model_type="vision-text-dual-encoder", outer_fields={"projection_dim": 512}),),
     architecture="ViTModel",
     landmarks=("embeddings.patch_embeddings.projection.weight",),
     beside=("classifier.weight", "classifier.bias"),
@@ -152,6 +153,7 @@ _SMALL = {"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bic
 DEIT = replace(
     VIT,
     name="deit",
+    whole_models=(),
     architecture="DeiTModel",
     beside=tuple(
         f"{name}.{part}"
@@ -195,6 +197,7 @@ MAE = replace(
     VIT,
     name="vit_mae",
     siblings=("decoder.",),
+    whole_models=(),
     architecture="ViTMAEModel",
     beside=(),
     preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)) | IMAGENET,
@@ -211,6 +214,7 @@ MAE = replace(
 IJEPA = replace(
     VIT,
     name="ijepa",
+    whole_models=(),
     architecture="IJepaModel",
     read_config=_ijepa_config,
     resize=_SMALL,
@@ -227,6 +231,7 @@ IJEPA = replace(
 DINO = replace(
     VIT,
     name="dino",
+    whole_models=(),
     written_as="vit",
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic_offset"},
     presets=(

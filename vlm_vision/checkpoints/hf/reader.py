@@ -43,18 +43,20 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
-    known = families.SIBLINGS if whole is not CONTAINER and family.siblings else ("",)
-    part = TowerWeights(
-        weights,
-        prefix,
-        extra=[stored for stored in outside if stored in family.beside or not stored.startswith(known)],
-        ignored=lambda stored: stored.endswith("position_ids") or stored.startswith(family.connector),
-        rename=family.spelling,
-    )
+    known = families.SIBLINGS if whole is None or whole.checked else ("",)
+    extra = [stored for stored in outside if stored in family.beside or not stored.startswith(known)]
+
+    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+        def ignored(name: str) -> bool:
+            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+
+        return TowerWeights(weights, prefix, extra=extra, ignored=ignored, rename=family.spelling)
+
+    names = part().shapes
     where = checkpoint.path / "config.json"
     try:
-        vit = family.read_config(fields, frozenset(part.shapes))
-        table = family.keys(vit, family.style_of(part.shapes))
+        vit = family.read_config(fields, frozenset(names))
+        table = family.keys(vit, family.style_of(names))
     except MALFORMED_ERRORS as error:
         raise ValueError(f"{where} has a value of the wrong kind ({error!r}): download it again") from None
     except ValueError as error:
@@ -68,7 +70,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             reference="transformers",
             config=vit,
             keys=table,
-            weights=part,
+            weights=part(frozenset(name for row in table for name in row.theirs)),
             preprocess=_preprocess(checkpoint, default or family.preprocessor(vit)),
         )
     ]
@@ -98,15 +100,17 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     else:
         whole = CONTAINER
     around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(
-            f"{checkpoint.path / 'config.json'} has a vision_config that is not an object: download it again"
+            f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
         )
     name: Any = part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
+        if inner.part in part and inner.part != whole.part:
+            part = part[inner.part]
     part = {label: config[label] for label in ("id2label", "num_labels") if label in config} | part
     part = part | {field: config.get(field, default) for field, default in whole.outer_fields.items()}
     return *_known(checkpoint, name, part), whole
@@ -135,7 +139,7 @@ def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json
 
 
 def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
-    """Prefix of the vision part's names. `hints.part` chooses among several."""
+    """What precedes the vision part's names. `hints.part`, the whole of it or a part between dots, chooses among several."""
     prefixes = [
         stored.removesuffix(mark)
         for stored in checkpoint.weights.shapes
@@ -143,7 +147,9 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
         if stored.endswith(mark)
     ]
     if hints.part is not None:
-        prefixes = [prefix for prefix in prefixes if prefix.rstrip(".") == hints.part.rstrip(".")]
+        part = hints.part.strip(".")
+        exact = [prefix for prefix in prefixes if prefix.rstrip(".") == part]
+        prefixes = exact or [prefix for prefix in prefixes if f".{part}." in f".{prefix}"]
     if len(prefixes) == 1:
         return prefixes[0]
     if prefixes:

@@ -1,0 +1,55 @@
+"""CLIP and its kin, and the models around its tower."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from support.census.case import Case, Reference
+from support.census.inputs import pixels
+
+
+def normed(name: str = "post_layernorm", *, prefix: int = 1) -> Callable[[nn.Module, Tensor], Reference]:
+    """Towers that leave their tokens before the final norm, called `name` there, which only the class token goes through."""
+    plain = pixels(prefix=prefix)
+
+    def reference(tower: nn.Module, x: Tensor) -> Reference:
+        norm = next(module for path, module in tower.named_modules() if path.split(".")[-1] == name)
+        return Reference(norm(plain(tower, x).tokens))
+
+    return reference
+
+
+_CLIP = dict(tower="vision_model", reference=normed())
+_VLM = dict(tower="vision_tower", reference=normed())
+
+CASES = (
+    Case(model_type="clip", **_CLIP),
+    Case(
+        model_type="clip",
+        label="clip-wide",
+        changes={
+            "vision_config": dict(
+                hidden_size=48, num_attention_heads=2, patch_size=16, hidden_act="gelu_new", layer_norm_eps=1e-3
+            )
+        },
+        **_CLIP,
+    ),
+    Case(model_type="metaclip_2", **_CLIP),
+    Case(model_type="altclip", **_CLIP),
+    Case(model_type="chinese_clip", **_CLIP),
+    Case(model_type="clipseg", **_CLIP),
+    Case(model_type="clipseg", label="clipseg-silu", changes={"vision_config": dict(hidden_act="silu")}, **_CLIP),
+    Case(model_type="kosmos-2", **_CLIP),
+    Case(model_type="git", tower="image_encoder", reference=pixels(prefix=1)),
+    Case(model_type="llava", **_VLM),
+    Case(model_type="llava_next", **_VLM),
+    Case(model_type="llava_next_video", **_VLM),
+    Case(model_type="vipllava", **_VLM),
+    Case(model_type="video_llava", **_VLM | dict(tower="image_tower", part="image_tower")),
+    Case(model_type="video_llava", label="video_llava-video", **_VLM | dict(tower="video_tower", part="video_tower")),
+    Case(
+        model_type="granite4_vision",
+        **_VLM,
+        changes=dict(downsample_rate="1/2", deepstack_layer_map=[[-2, 0], [-1, 1]], spatial_target_layers=[0, 1, 2, 3]),
+    ),
+)
