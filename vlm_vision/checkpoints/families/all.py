@@ -22,7 +22,7 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
     QWEN3_OMNI,
     QWEN3_VL,
 )
-from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
+from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
 from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 
 ENCODERS: tuple[Family, ...] = (
@@ -57,6 +57,7 @@ TOWERS: tuple[Family, ...] = (
     SAM,
     GOT_OCR2,
     PP_FORMULANET,
+    SAM_STAGE,
     SAM3,
     MINICPM,
     PIX2STRUCT,
@@ -85,5 +86,14 @@ WHOLE_MODELS: dict[str, tuple[Family, WholeModel]] = {
 SIBLINGS: tuple[str, ...] = tuple(sorted({prefix for family in ALL for prefix in family.siblings}))
 """Names, by prefix, of the other parts of whole models."""
 
-REFUSED: dict[str, str] = {}
+_TILES = "its tower takes the tiles of an image together, in blocks with gates: expected a tower that takes images one by one"
+_TWO = "its tower is a SAM whose feature map a CLIP reads: expected one stack of blocks; its sam_encoder loads, saved alone"
+
+REFUSED: dict[str, str] = {
+    "mllama": _TILES,
+    "mllama_vision_model": _TILES,
+    "unlimited_ocr": _TWO,
+    "unlimited_ocr_vision": _TWO,
+    "unlimited_ocr_vision_encoder": _TWO,
+}
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""
