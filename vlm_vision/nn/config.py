@@ -41,6 +41,8 @@ class ViTConfig:
     """How the frames of a video attend to each other: videos are refused; each frame on its own; or all as one."""
     time_position: bool = False
     """Fixed sin-cos positions of frames are added, none for the first (Kimi)."""
+    unit_pixels: bool = False
+    """Pixels are in 0..1, and the encoder itself puts them into -1..1 (Gemma 4)."""
     patch_drop: float = 0.0
     """Share of the patches that each image loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
     class_token: bool = True
@@ -51,6 +53,8 @@ class ViTConfig:
     position: Literal["learned", "sincos2d", "axes", "none", "rope2d"] = "learned"
     """Positions added to patches: a learned table, fixed sin-cos, a learned table for rows and one for columns, or none.
     "rope2d" is none, with the rotary positions of DINOv3."""
+    position_grid: Grid = (0, 0)
+    """(rows, columns) of the position table; (0, 0) for those of image_size."""
     position_prefix: int = 0
     """Leading prefix tokens that own a row of the position table."""
     position_resize: str = "bicubic"
@@ -188,6 +192,10 @@ class ViTConfig:
             raise ValueError(f"ViTConfig.rope is {self.rope!r}, expected a Rope, or None with position 'rope2d'")
         if self.rotary is not None and self.rotary.axes == 2 and self.head_dim % 4:
             raise ValueError(f"ViTConfig: rotary positions need a head width that 4 divides, got {self.head_dim}")
+        if not isinstance(self.position_grid, tuple) or len(self.position_grid) != 2:
+            raise ValueError(f"ViTConfig.position_grid is {self.position_grid!r}, expected (rows, columns) of patches")
+        for side in self.position_grid:
+            check_whole("ViTConfig.position_grid", side, int(any(self.position_grid)))
         if (self.position == "axes") != (self.axis_length > 0):
             raise ValueError(f"ViTConfig: position {self.position!r} does not go with axis_length {self.axis_length}")
         if self.relative_position and not self.window_padding:
@@ -247,6 +255,11 @@ class ViTConfig:
     def grid(self) -> Grid:
         """Native (rows, columns) of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def table_grid(self) -> Grid:
+        """(rows, columns) of the position table."""
+        return self.position_grid if any(self.position_grid) else self.grid
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -356,7 +369,7 @@ class VisionOutput:
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
     "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "window_padding", "relative_position",
-    "time_position",
+    "time_position", "unit_pixels",
 )  # fmt: skip
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",

@@ -49,7 +49,7 @@ class VisionTransformer(nn.Module):
         elif config.position in ("learned", "sincos2d"):
             self.position = PositionTable(
                 prefix=min(prefix, config.position_prefix),
-                grid=config.grid,
+                grid=config.table_grid,
                 dim=dim,
                 resize=config.position_resize,
                 learned=config.position == "learned",
@@ -220,7 +220,7 @@ class VisionTransformer(nn.Module):
             patch = self.config.patch_size
             missing = [want * patch - has for want, has in zip(grid, pixels.shape[-2:], strict=True)]
             pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
-        x = self.patch_norm(self._patches(pixels))
+        x = self.patch_norm(self._patches(2 * pixels - 1 if self.config.unit_pixels else pixels))
         if mask is not None:
             x = self._masked(x, mask)
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]

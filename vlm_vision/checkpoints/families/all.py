@@ -9,6 +9,8 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
+from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
+from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
 from vlm_vision.checkpoints.families.vlm.qwen import (
     EXAONE4_5,
     QWEN2_5_OMNI,
@@ -18,6 +20,8 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
     QWEN3_OMNI,
     QWEN3_VL,
 )
+from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
+from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -46,6 +50,12 @@ TOWERS: tuple[Family, ...] = (
     QWEN3_VL,
     QWEN3_OMNI,
     QWEN3_5,
+    GEMMA4,
+    SAM,
+    GOT_OCR2,
+    PP_FORMULANET,
+    SAM3,
+    MINICPM,
 )
 """Families whose towers come inside vision-language models."""
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.fields import ACTIVATIONS, HALF, OPENAI, activation, activation_back
 from vlm_vision.checkpoints.keys import ONE_FRAME, Key, TensorLayout, key, layer
 from vlm_vision.nn.config import Activation, ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -103,14 +103,12 @@ def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConf
     )
 
 
-def gated(config: Json) -> Activation:
-    """Our gated MLP for their hidden_act."""
-    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
-    act = activation(config)
+def gated(config: Json, field: str = "hidden_act") -> Activation:
+    """Our gated MLP for the activation that their `field` names."""
+    names: dict[Activation, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+    act = ACTIVATIONS.get(config[field])
     if act not in names:
-        raise ValueError(
-            f"hidden_act is {config['hidden_act']!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh"
-        )
+        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
     return names[act]
 
 
