@@ -252,7 +252,7 @@ def _glm(candidate: Candidate) -> ProjectorSpec:
         "merge": merge,
         "hidden_dim": hidden_dim,
         "activation": candidate.activation(config, "hidden_act", "silu"),
-        "limit": float(config.get("swiglu_limit", 10.0)) if limited else 0.0,
+        "limit": float(config.get("swiglu_limit", 10.0)) if limited else None,
     }
     names = {"fc1": "proj", "gate": "gate_proj", "up": "up_proj", "fc2": "down_proj"}
     rows = [key("down.weight", f"{down}.weight", layout=_squares(merge)), key("down.bias", f"{down}.bias")]

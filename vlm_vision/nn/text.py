@@ -56,6 +56,7 @@ class TextConfig:
     post_norm: bool = field(default=False, init=False, repr=False)
     qk_norm: Literal["none", "head", "width"] = field(default="none", init=False, repr=False)
     value_norm: bool = field(default=False, init=False, repr=False)
+    mlp_limit: float | None = field(default=None, init=False, repr=False)
     attention_scale: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):

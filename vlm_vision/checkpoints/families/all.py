@@ -10,6 +10,7 @@ from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
+from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
 from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
 from vlm_vision.checkpoints.families.vlm.qwen import (
     EXAONE4_5,
@@ -56,6 +57,9 @@ TOWERS: tuple[Family, ...] = (
     PP_FORMULANET,
     SAM3,
     MINICPM,
+    GLM4V,
+    GLM_OCR,
+    GLM5_NEXT,
 )
 """Families whose towers come inside vision-language models."""
 
