@@ -239,8 +239,9 @@ QWEN2_VL = Family(
     keys=partial(_keys, fc1="mlp.fc1", fc2="mlp.fc2"),
     preprocessor=lambda config: processor(config.patch_size),
     image_processors={
-        "Qwen2VLImageProcessor": OPENAI
+        f"{name}ImageProcessor": OPENAI
         | dict(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, patch_size=14, merge_size=2, resample=3)
+        for name in ("Qwen2VL", "CohereCompass")
     },
     **_SHARED,
 )
