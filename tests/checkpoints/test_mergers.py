@@ -51,7 +51,11 @@ PUBLISHED = {
         (r"(spatial|temporal)_linear\.ln", r"\1_linear.3"),
     ],
     "paddleocr_vl": [(r"^projector\.", "mlp_AR.")],
-    "hyperclovax_vision_v2": [(r"^(vision_model|language_model|projector)\.", r"model.\1.")],
+    "hyperclovax_vision_v2": [
+        (r"^(vision_model|language_model)\.", r"model.\1."),
+        ("^projector", "model.vision_projector"),
+    ],
+    "cosmos3_omni": [(r"^(visual|language_model)\.", "")],
     "qwen3_omni_moe_thinker": [(r"^", "thinker.")],
 }
 
