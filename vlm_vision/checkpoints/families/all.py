@@ -9,9 +9,12 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
+from vlm_vision.checkpoints.families.vlm.ernie import DOTS3, ERNIE4_5_VL
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
+from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
 from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
 from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
+from vlm_vision.checkpoints.families.vlm.paddleocr import PADDLEOCR_VL, VIDEO_LLAMA_3
 from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
 from vlm_vision.checkpoints.families.vlm.qwen import (
     EXAONE4_5,
@@ -62,6 +65,13 @@ TOWERS: tuple[Family, ...] = (
     MINICPM,
     PIX2STRUCT,
     KOSMOS_2_5,
+    GLM4V,
+    GLM_OCR,
+    GLM5_NEXT,
+    ERNIE4_5_VL,
+    DOTS3,
+    PADDLEOCR_VL,
+    VIDEO_LLAMA_3,
 )
 """Families whose towers come inside vision-language models."""
 
@@ -95,5 +105,6 @@ REFUSED: dict[str, str] = {
     "unlimited_ocr": _TWO,
     "unlimited_ocr_vision": _TWO,
     "unlimited_ocr_vision_encoder": _TWO,
+    "lfm3_vl_vision": "some of its blocks are gated convolutions, no attention: no vision transformer of equal blocks to load",
 }
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""

@@ -46,9 +46,15 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     known = families.SIBLINGS if whole is None or whole.checked else ("",)
     extra = [stored for stored in outside if stored in family.beside or not stored.startswith(known)]
 
-    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+    def part(used: frozenset[str] | None = None) -> TowerWeights:
+        at_root = (
+            whole is not None and not prefix and used is not None
+        )  # Cosmos 3: other parts stand beside the tower's
+
         def ignored(name: str) -> bool:
-            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+            if at_root or name.startswith(family.connector):
+                return used is None or name not in used
+            return name.endswith("position_ids")
 
         return TowerWeights(weights, prefix, extra=extra, ignored=ignored, rename=family.spelling)
 
