@@ -67,7 +67,7 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
     """(weights, JSON files, preprocessing that the files describe) for transformers."""
     name = FAMILIES[family].written_as or family
     layout, config = FAMILIES[name], model.config
-    if config.class_token and config.position_prefix == 0 and config.position == "learned":
+    if config.class_token and config.position_prefix == 0 and config.position == "learned" and layout.class_row:
         state, config = _with_class_row(state, config)
     described = layout.write_config(config)
     if config.num_classes:
@@ -82,11 +82,20 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
         labels = described.pop("id2label")
         described = {"model_type": layout.classifier, "vision_config": described, "id2label": labels}
     described |= {"architectures": [architecture], "dtype": dtype}
+    mean, std = spec.mean, spec.std
+    if layout.pixel_statistics:  # what the tower holds as weights is left out of the file
+        for stored, values in zip(layout.pixel_statistics, (mean, std), strict=True):
+            described[stored.rpartition(".")[2]] = list(values)
+            tensors[prefix + stored] = torch.tensor(values)[:, None, None]
+        spec = replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3)
     side = config.patch_size if spec.patch_size % config.patch_size == 0 else 0
     express = partial(to_hf, patch_size=side, temporal_patch=config.temporal_patch)
     written = nearest(spec, "transformers", express)
     images = express(written)
-    return tensors, {"config.json": described, "preprocessor_config.json": images}, from_hf(images)
+    read = from_hf(images)
+    if layout.pixel_statistics:
+        read = replace(read, mean=mean, std=std)
+    return tensors, {"config.json": described, "preprocessor_config.json": images}, read
 
 
 def _timm(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:

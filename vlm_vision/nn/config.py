@@ -40,7 +40,7 @@ class ViTConfig:
     frames: Literal["none", "apart", "joined"] = "none"
     """Attention between the frames of a video: none, since videos are refused; each frame apart; or all frames joined."""
     time_position: bool = False
-    """Fixed sin-cos positions of frames are added, none for the first (Kimi)."""
+    """Fixed sin-cos positions are added to the frames of a clip, none to an image or a clip of one frame (Kimi)."""
     unit_pixels: bool = False
     """Pixels are in 0..1, and the encoder itself puts them into -1..1 (Gemma 4)."""
     patch_drop: float = 0.0

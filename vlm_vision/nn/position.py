@@ -212,10 +212,10 @@ class AxisTables(nn.Module):
 
 
 def time_sincos(frames: int, dim: int) -> Tensor:
-    """Fixed positions of frames, (frames, D): zeros for the first, then [sin | cos] of the frame's number less one (Kimi)."""
+    """Fixed positions of the frames of a clip, (frames, D): [sin | cos] of the frame's number, from 0 (Kimi)."""
     omega = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    angles = torch.arange(frames - 1, dtype=torch.float32)[:, None] * omega
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, 0, 1, 0))
+    angles = torch.arange(frames, dtype=torch.float32)[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def sincos_2d(grid: Grid, dim: int, *, base: float = 10000.0) -> Tensor:

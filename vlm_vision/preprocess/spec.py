@@ -38,8 +38,9 @@ from vlm_vision.preprocess.resize import (
 )
 
 ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "area", "floored_area",
-    "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within", "between",
+    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
+    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within",
+    "between",
 ]  # fmt: skip
 COUNTED = ("max_patches", "fill_patches", "whole_patches")
 """Resizes to a number of patches."""
@@ -83,6 +84,8 @@ class Preprocess:
         `max_patches` patches; at most 100 times the image's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
     fill_patches: scaled to the area of `max_patches` patches, each side rounded down to a multiple of `patch_size` (Gemma 4).
     whole_patches: the same, but at least one patch in each direction and no more for that in the other (Pix2Struct).
+    within_patches: an image larger than `resize_to` as within; then each side rounded up to a multiple of `patch_size`
+        (Pixtral).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
     floored_area, rounded_area: as area, but an image with a side below `patch_size` is enlarged first: until it has none,
@@ -164,7 +167,7 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (("patch_size", (*COUNTED, *AREAS)), ("max_patches", COUNTED)):
+        for field, modes in (("patch_size", (*COUNTED, *AREAS, "within_patches")), ("max_patches", COUNTED)):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
                 allowed = "a positive whole number" if needed else "0"
@@ -276,6 +279,11 @@ class Preprocess:
             return size_in_rows_and_columns(height, width, self.patch_size, self.max_patches)
         if self.resize == "near_area":
             return size_near_area(height, width, self.patch_size, to_height)
+        if self.resize == "within_patches":
+            ratio = max(height / to_height, width / to_width, 1.0)
+            sides = (math.floor(side / ratio) for side in (height, width))
+            tall, wide = ((side - 1) // self.patch_size + 1 for side in sides)
+            return tall * self.patch_size, wide * self.patch_size
         if self.resize == "longest_edge":
             scale = to_height * 1.0 / max(height, width)
             return int(height * scale + 0.5), int(width * scale + 0.5)

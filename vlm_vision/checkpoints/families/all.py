@@ -12,10 +12,17 @@ from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.ernie import DOTS3, ERNIE4_5_VL
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
+from vlm_vision.checkpoints.families.vlm.inkling import INKLING2
 from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
+from vlm_vision.checkpoints.families.vlm.kimi import KIMI_K25
+from vlm_vision.checkpoints.families.vlm.llama4 import LLAMA4
 from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
+from vlm_vision.checkpoints.families.vlm.minimax import MINIMAX_M3
+from vlm_vision.checkpoints.families.vlm.muse import MUSE
+from vlm_vision.checkpoints.families.vlm.ovis import OVIS2
 from vlm_vision.checkpoints.families.vlm.paddleocr import PADDLEOCR_VL, VIDEO_LLAMA_3
 from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
+from vlm_vision.checkpoints.families.vlm.pixtral import PIXTRAL
 from vlm_vision.checkpoints.families.vlm.qwen import (
     EXAONE4_5,
     QWEN2_5_OMNI,
@@ -25,8 +32,10 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
     QWEN3_OMNI,
     QWEN3_VL,
 )
+from vlm_vision.checkpoints.families.vlm.radio import RADIO
 from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
 from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
+from vlm_vision.checkpoints.families.vlm.step import STEP3
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -56,6 +65,15 @@ TOWERS: tuple[Family, ...] = (
     QWEN3_OMNI,
     QWEN3_5,
     INTERNVL,
+    OVIS2,
+    RADIO,
+    PIXTRAL,
+    LLAMA4,
+    STEP3,
+    INKLING2,
+    MUSE,
+    KIMI_K25,
+    MINIMAX_M3,
     GEMMA4,
     SAM,
     GOT_OCR2,

@@ -25,6 +25,8 @@ class WholeModel:
     """Name of the part of config.json that has the vision_config; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
+    always: bool = False
+    """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False
@@ -97,6 +99,11 @@ class Family:
 
     preprocessor: Callable[[ViTConfig], Json]
     """The usual preprocessor_config.json, for a folder without one."""
+    class_row: bool = True
+    """The position table has a row for the class token."""
+    pixel_statistics: tuple[str, str] | None = None
+    """Weights of the mean and the deviation by which the tower normalizes its pixels: here the preprocessing does. The last
+    parts of their names are those of the fields of config.json."""
     image_processors: Mapping[str, Json] = field(default_factory=dict)
     """Class of transformers that came with the family -> what it does where preprocessor_config.json is silent: keys of that
     file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""

@@ -22,7 +22,7 @@ _STEPS: dict[str, set[str]] = {
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
-_GEMMA, _SAM = "Gemma4ImageProcessor", "SamImageProcessor"
+_GEMMA, _SAM, _PIXTRAL = "Gemma4ImageProcessor", "SamImageProcessor", "PixtralImageProcessor"
 _MINICPM = ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
 _OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
 _SIZE_KEYS = {
@@ -32,6 +32,7 @@ _SIZE_KEYS = {
     **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
     **dict.fromkeys(_TILED, {"max_image_size"}),
     **areas.SIZE_KEYS,
+    _PIXTRAL: {"patch_size", "size"},
 }
 """Where the class takes the size from, if not from `size`."""
 
@@ -60,6 +61,8 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
+    _PIXTRAL: {"do_pad"},
+    "Ovis2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid"},
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
     **areas.IGNORED,
 }
@@ -80,6 +83,14 @@ def _merged(mode: str) -> int:
     return 2 if mode == "4x" else 4
 
 
+def _square_patch(values: dict[str, Any]) -> dict[str, Any]:
+    """Of Pixtral, whose patch_size is a side or both."""
+    height, width = _height_width("patch_size", values["patch_size"])
+    if height != width or values["do_center_crop"]:
+        raise _unsupported("patch_size, do_center_crop", ((height, width), values["do_center_crop"]))
+    return {"patch_size": height}
+
+
 _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     **dict.fromkeys(areas.AREAS, areas.square),
     _GEMMA: lambda values: {
@@ -88,6 +99,7 @@ _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     },
     **dict.fromkeys(_MINICPM, lambda values: {"patch_size": values["patch_size"] * _merged(values["downsample_mode"])}),
     **dict.fromkeys(_OWN_DEVIATION, _own_deviation),
+    _PIXTRAL: _square_patch,
 }
 """Class -> values of other keys, for one whose images are whole squares of patches."""
 
@@ -152,7 +164,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS) else 0,
+        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") else 0,
         max_patches=values["max_num_patches"] if resize in COUNTED else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
@@ -285,6 +297,14 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
         "is_vqa": False,
     },
     "longest_edge": _sam_back,
+    "within_patches": lambda spec, patch: _plainly(
+        _PIXTRAL,
+        spec,
+        size={"longest_edge": spec.resize_to[0]}
+        if spec.resize_to[0] == spec.resize_to[1]
+        else {"height": spec.resize_to[0], "width": spec.resize_to[1]},
+        patch_size={"height": spec.patch_size, "width": spec.patch_size},
+    ),
 }
 """Resize that one class of transformers has -> its file, for a patch of so many pixels."""
 
@@ -311,7 +331,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize in (*COUNTED, *AREAS, "between"):
+    if spec.kernel == "float" and spec.resize in (*COUNTED, *AREAS, "within_patches", "between"):
         return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
@@ -329,6 +349,11 @@ def _cut_alike(spec: Preprocess) -> bool:
 
 
 def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
+    if name == _PIXTRAL:
+        match values["size"]:
+            case {"longest_edge": int(edge)}:
+                return "within_patches", (edge, edge)
+        return "within_patches", _height_width("size", values["size"])
     if name == _NAFLEX:
         return "max_patches", (0, 0)
     if name in areas.AREAS:

@@ -8,13 +8,16 @@ other parts of a whole model, and a connector to the language model that lies in
 """
 
 import difflib
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families import all as families
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.hf.preprocess import from_hf
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, WeightSource, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -68,6 +71,10 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     default = whole.preprocessor if whole is not None else None
+    preprocess = _preprocess(checkpoint, default or family.preprocessor(vit))
+    if family.pixel_statistics:
+        bare = TowerWeights(weights, prefix, rename=family.spelling)
+        preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
         Tower(
             source=str(checkpoint),
@@ -77,7 +84,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             config=vit,
             keys=table,
             weights=part(frozenset(name for row in table for name in row.theirs)),
-            preprocess=_preprocess(checkpoint, default or family.preprocessor(vit)),
+            preprocess=preprocess,
         )
     ]
 
@@ -111,7 +118,7 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
         raise ValueError(
             f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
         )
-    name: Any = part.get("model_type") or whole.tower or model_type
+    name: Any = whole.tower if whole.always else part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
@@ -179,13 +186,33 @@ def _preprocess(checkpoint: Checkpoint, default: Json) -> Preprocess:
     if described is None:
         return from_hf(default)
     try:
-        return from_hf(described)
+        spec = from_hf(described)
+        if spec.resize == "within_patches" and checkpoint.has("processor_config.json"):
+            around = checkpoint.json("processor_config.json")
+            if around.get("processor_class") == "PixtralProcessor":  # it has images of whole squares of merged patches
+                square = around.get("patch_size", 16) * around.get("spatial_merge_size", 1)
+                spec = replace(spec, patch_size=square)
+        return spec
     except ValueError as error:
         raise ValueError(f"{checkpoint.path / name}: {error}") from None
     except MALFORMED_ERRORS as error:
         raise ValueError(
             f"{checkpoint.path / name} has a value of the wrong kind ({error!r}): download it again"
         ) from None
+
+
+def _with_statistics(spec: Preprocess, names: tuple[str, str], fields: Json, weights: WeightSource) -> Preprocess:
+    """The preprocessing, followed by the normalization that the tower holds as weights, if it does."""
+    if not set(names) <= set(weights.shapes):
+        return spec
+    values = []
+    for name in names:
+        stored = weights.get(name).flatten().float()
+        stated = fields.get(name.rpartition(".")[2])  # the same numbers, in double precision
+        values.append(stated if stated and torch.equal(torch.tensor(stated), stored) else stored.tolist())
+    mean = tuple(before + std * m for before, std, m in zip(spec.mean, spec.std, values[0], strict=True))
+    std = tuple(before * s for before, s in zip(spec.std, values[1], strict=True))
+    return replace(spec, mean=mean, std=std)
 
 
 FORMAT = Format("hf", tuple(FAMILIES), recognises, read)
