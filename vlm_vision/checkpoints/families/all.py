@@ -9,6 +9,8 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
+from vlm_vision.checkpoints.families.vlm.blip import BLIP, BLIP2
+from vlm_vision.checkpoints.families.vlm.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 
 ENCODERS: tuple[Family, ...] = (
@@ -35,6 +37,11 @@ TOWERS: tuple[Family, ...] = (
     QWEN2_5_VL,
     QWEN3_VL,
     QWEN3_5,
+    BLIP,
+    BLIP2,
+    OWLVIT,
+    IDEFICS,
+    BRIDGETOWER,
 )
 """Families whose towers come inside vision-language models."""
 

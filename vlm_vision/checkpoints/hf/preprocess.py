@@ -19,6 +19,8 @@ _STEPS: dict[str, set[str]] = {
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
+_SQUARE = "IdeficsImageProcessor"
+"""The class that states a side, image_size, above `size`."""
 _SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
 """Where the class takes the size from, if not from `size`."""
 
@@ -44,6 +46,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
+    _SQUARE: {"image_num_channels"},
     _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
@@ -70,6 +73,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
     given = {key: value for key, value in config.items() if value is not None}
+    if name == _SQUARE and isinstance(given.get("image_size"), int):
+        given["size"] = [given.pop("image_size")] * 2
     read = {"default_to_square", *steps}.union(*steps.values())
     ignored = _WITHOUT_EFFECT | _IGNORED.get(name, set())
     for key in sorted(given.keys() - read - ignored):
