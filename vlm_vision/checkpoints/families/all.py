@@ -5,13 +5,16 @@ from vlm_vision.checkpoints.families.clip import CLIP
 from vlm_vision.checkpoints.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from vlm_vision.checkpoints.families.dinov3 import DINOV3
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
-from vlm_vision.checkpoints.families.idefics import IDEFICS3, SMOLVLM
+from vlm_vision.checkpoints.families.idefics import IDEFICS3, PHI4, SMOLVLM
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.blip import BLIP, BLIP2
 from vlm_vision.checkpoints.families.vlm.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
+from vlm_vision.checkpoints.families.vlm.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.vlm.molmo import MOLMO2
 from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from vlm_vision.checkpoints.families.vlm.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -42,6 +45,14 @@ TOWERS: tuple[Family, ...] = (
     OWLVIT,
     IDEFICS,
     BRIDGETOWER,
+    PHI4,
+    JANUS,
+    GLM_IMAGE,
+    GRANITE_DOCLING,
+    COSMOS3_EDGE,
+    HUNYUAN_VL,
+    HY_V4_VL,
+    MOLMO2,
 )
 """Families whose towers come inside vision-language models."""
 
@@ -63,5 +74,37 @@ WHOLE_MODELS: dict[str, tuple[Family, WholeModel]] = {
 }
 """model_type of a whole model -> the family of its tower, unless its vision_config names another."""
 
-REFUSED: dict[str, str] = {}
+_CONVOLUTIONAL = "its tower is convolutional ({}): there is no vision transformer to load"
+_HIERARCHICAL = "its tower is hierarchical ({}): there is no vision transformer of one width to load"
+
+REFUSED: dict[str, str] = {
+    "align": _CONVOLUTIONAL.format("EfficientNet"),
+    "align_vision_model": _CONVOLUTIONAL.format("EfficientNet"),
+    "apertus1p5": _CONVOLUTIONAL.format("a tokenizer that gives discrete codes"),
+    "apertus1p5_vision_tokenizer": _CONVOLUTIONAL.format("a tokenizer that gives discrete codes"),
+    "edgetam": _CONVOLUTIONAL.format("RepViT of timm"),
+    "edgetam_vision_model": _CONVOLUTIONAL.format("RepViT of timm"),
+    "edgetam_video": _CONVOLUTIONAL.format("RepViT of timm"),
+    "fast_vlm": _CONVOLUTIONAL.format("FastViT of timm"),
+    "gemma3n": _CONVOLUTIONAL.format("MobileNetV5 of timm"),
+    "gemma3n_vision": _CONVOLUTIONAL.format("MobileNetV5 of timm"),
+    "florence2": _HIERARCHICAL.format("DaViT, with attention between channels"),
+    "florence_vision": _HIERARCHICAL.format("DaViT, with attention between channels"),
+    "sam2": _HIERARCHICAL.format("Hiera"),
+    "sam2_video": _HIERARCHICAL.format("Hiera"),
+    "sam2_vision_model": _HIERARCHICAL.format("Hiera"),
+    "sam2_hiera_det_model": _HIERARCHICAL.format("Hiera"),
+    "groupvit": _HIERARCHICAL.format("GroupViT, which joins patches into groups between its stages"),
+    "groupvit_vision_model": _HIERARCHICAL.format("GroupViT, which joins patches into groups between its stages"),
+    "inkling_mm_model": "its patches go through perceptrons alone: there is no vision transformer to load",
+    "inkling_vision": "its patches go through perceptrons alone: there is no vision transformer to load",
+    "gemma4_unified": "its patches go straight into the language model: there is no vision tower to load",
+    "gemma4_unified_vision": "its patches go straight into the language model: there is no vision tower to load",
+    "videoprism": "its tower is two stacks, over space and then over time: expected one stack of blocks",
+    "videoprism_vision_model": "its tower is two stacks, over space and then over time: expected one stack of blocks",
+    "deepseek_ocr2": "its tower is SAM's with the layers of a language model behind it: expected one stack of blocks",
+    "deepseek_ocr2_vision": "its tower is SAM's with the layers of a language model behind it: expected one stack of blocks",
+    "xclip": "the blocks of its tower exchange messages between frames: expected those of CLIP",
+    "xclip_vision_model": "the blocks of its tower exchange messages between frames: expected those of CLIP",
+}
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""
