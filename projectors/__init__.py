@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
+from projectors.frame_merger import FrameMerger
 from projectors.fused_mlp import FusedMLP
+from projectors.gated_merger import GatedMerger
 from projectors.linear import LinearProjector
 from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
@@ -24,7 +26,9 @@ __all__ = [
     "PROJECTORS",
     "AvgPool",
     "CAbstractor",
+    "FrameMerger",
     "FusedMLP",
+    "GatedMerger",
     "Grid",
     "LinearProjector",
     "MlpProjector",
@@ -44,6 +48,8 @@ PROJECTORS: dict[str, type[Projector]] = {
     "fused_mlp": FusedMLP,
     "pixel_shuffle": PixelShuffle,
     "patch_merger": PatchMerger,
+    "gated_merger": GatedMerger,
+    "frame_merger": FrameMerger,
     "avg_pool": AvgPool,
     "perceiver": Perceiver,
     "qformer": QFormer,

@@ -1,10 +1,14 @@
 """Fewer tokens: the mean of neighbors, then a perceptron."""
 
+from typing import Literal, get_args
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from projectors.mlp import MlpProjector
 from projectors.projector import Grid, Projector, at_least_one
+
+How = Literal["mean", "bilinear"]
 
 
 class AvgPool(Projector):
@@ -13,19 +17,25 @@ class AvgPool(Projector):
     DeCo (Yao et al. 2024, arXiv:2405.20985). A side that the factor does not divide is rounded up, ceil(rows / factor):
     the windows of adaptive pooling then overlap by a patch here and there, and no patch is left out.
 
+    Args:
+        factor: rows, and columns, that become one.
+        how: "mean", or "bilinear": between the two in the middle, as VideoLLaMA 3 (Zhang et al. 2025, arXiv:2501.13106).
+
     Raises:
-        ValueError: a factor below 1.
+        ValueError: a factor below 1, an unknown `how`.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, factor: int = 2):
+    def __init__(self, in_dim: int, out_dim: int, *, factor: int = 2, how: How = "mean"):
         super().__init__(in_dim, out_dim)
         at_least_one("avg_pool", factor=factor)
-        self.factor = factor
+        if how not in get_args(How):
+            raise ValueError(f"avg_pool has how {how!r}, expected one of {', '.join(get_args(How))}")
+        self.factor, self.how = factor, how
         self.mlp = MlpProjector(in_dim, out_dim)
 
     @property
     def options(self) -> dict:
-        return {"factor": self.factor}
+        return {"factor": self.factor, "how": self.how}
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
@@ -35,5 +45,9 @@ class AvgPool(Projector):
         return self.mlp.flops(self.out_grid(grid))
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), self.out_grid(grid))
-        return self.mlp(pooled.flatten(2).mT, self.out_grid(grid))
+        image, size = tokens.mT.unflatten(2, grid), self.out_grid(grid)
+        if self.how == "mean":
+            pooled = F.adaptive_avg_pool2d(image, size)
+        else:
+            pooled = F.interpolate(image, size, mode="bilinear")
+        return self.mlp(pooled.flatten(2).mT, size)

@@ -230,7 +230,8 @@ def load_projector(
 
     LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
     not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
-    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL, Qwen2.5-VL. It takes what their tower gives: the tokens after the final norm for
+    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL to Qwen3.5 and the models around their towers, GLM-4V to GLM-5, ERNIE 4.5 VL (images),
+    PaddleOCR-VL, VideoLLaMA 3, dots3. It takes what their tower gives: the tokens after the final norm for
     BLIP-2, whose class token is left out here, and those before any for the two Qwens.
 
     What the model does to the output is the model's: PaliGemma and pi0 divide it by the square root of the language

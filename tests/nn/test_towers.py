@@ -21,9 +21,10 @@ SWITCHES = {
     "grouped": dict(num_kv_heads=2, head_width=12, qk_norm="head"),
     "wide norm": dict(qk_norm="width", norm="rms"),
     "gemma": dict(position="axes", axis_length=20, rope=Rope(base=100.0), qk_norm="head", value_norm=True, post_norm=True,
-                  attention_scale=1.0, norm="rms", mlp="geglu_tanh"),
+                  attention_scale=1.0, norm="rms", mlp="geglu_tanh", unit_pixels=True),
     "sam": dict(window=3, full_blocks=(1,), window_padding=True, relative_position=True),
-    "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_resize="tile", pre_norm=True),
+    "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_grid=(5, 5),
+                 position_resize="tile", pre_norm=True),
     "minicpm": dict(merge_after=0, merge_dim=40, position_resize="bucket"),
     "clips": dict(frames="joined", time_position=True, rope=Rope()),
     "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
@@ -94,6 +95,19 @@ def test_a_token_depends_on_its_window_alone():
     assert moved[:4, :4].all() and moved.sum() == 16
 
 
+def test_unit_pixels_are_centered_by_the_encoder():
+    plain, unit = tower(), tower(unit_pixels=True)
+    pixels = torch.rand(1, 3, 24, 40)
+    torch.testing.assert_close(unit(pixels).patch_tokens, plain(2 * pixels - 1).patch_tokens)
+
+
+def test_a_table_smaller_than_the_image_is_tiled():
+    model = tower(position_grid=(3, 3), position_resize="tile")
+    assert model.position.table.shape == (1, 9, 32)
+    small = model.position.table.unflatten(1, (3, 3))
+    torch.testing.assert_close(model.position((8, 8))[1].unflatten(1, (8, 8)), small.tile(1, 3, 3, 1)[:, :8, :8])
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_weight_trains(name):
     model = tower(**SWITCHES[name])
@@ -113,6 +127,7 @@ def test_every_weight_trains(name):
         (dict(position="axes"), "does not go with axis_length 0"),
         (dict(position="rope2d", rope=Rope()), "expected a Rope, or None"),
         (dict(merge_after=1), "merge_after needs merge_dim"),
+        (dict(position_grid=(0, 4)), "position_grid is 0: it must be a whole number of at least 1"),
     ],
 )
 def test_impossible_towers_say_why(fields, says):

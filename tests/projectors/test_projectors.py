@@ -155,6 +155,8 @@ def test_a_grid_without_rows_is_refused(name):
         ("mlp", (3, 5), (3, 5)),
         ("pixel_shuffle", (6, 4), (3, 2)),
         ("patch_merger", (6, 4), (3, 2)),
+        ("gated_merger", (6, 4), (3, 2)),
+        ("frame_merger", (6, 4), (3, 2)),
         ("avg_pool", (5, 6), (3, 3)),  # an odd side is rounded up
         ("perceiver", (5, 6), None),
         ("qformer", (5, 6), None),
@@ -192,7 +194,10 @@ def test_default_sizes_are_those_of_the_papers():
     [
         ("mlp", {"depth": 0}, "mlp has depth 0, expected a whole number of at least 1"),
         ("mlp", {"activation": "gelu_than"}, "did you mean 'gelu_tanh'"),
-        ("patch_merger", {"norm": "batch"}, "norm 'batch', expected 'layer' or 'rms'"),
+        ("patch_merger", {"norm": "batch"}, "norm 'batch', expected one of layer, rms, layer_after"),
+        ("gated_merger", {"limit": -1.0}, "limit -1.0, expected a positive number, or 0"),
+        ("frame_merger", {"merge": 0}, "merge 0"),
+        ("avg_pool", {"how": "nearest"}, "how 'nearest', expected one of mean, bilinear"),
         ("avg_pool", {"factor": 0}, "factor 0"),
         ("perceiver", {"num_heads": 3, "num_kv_heads": 2}, "3 heads, no multiple of its num_kv_heads 2"),
         ("qformer", {"width": 30, "num_heads": 4}, "width 30, no multiple of its num_heads 4"),

@@ -30,6 +30,13 @@ PATCH_VECTOR = TensorLayout(
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (row, column, channel) order, (D, p * p * C)."""
 
 
+ONE_FRAME = TensorLayout(write=lambda x: x.unsqueeze(2), read=lambda x, shape: x.squeeze(2))
+"""Our convolution (D, C, p, p) as one over frames too, (D, C, 1, p, p)."""
+
+PATCH_ROW = TensorLayout(write=lambda x: x.flatten(1), read=lambda x, shape: x.view(*shape))
+"""Our convolution (D, C, p, p) as a linear map of patch vectors in (channel, row, column) order, (D, C * p * p)."""
+
+
 def table_to_grid(rows: int, columns: int) -> TensorLayout:
     """Our position table (1, N, D) as (1, rows, columns, D)."""
     return TensorLayout(
@@ -43,7 +50,7 @@ class Key:
     """`ours` and `theirs` hold the same numbers: both sides concatenated on dim 0 are equal.
 
     One name on each side is a rename, ("qkv",) and ("q", "k", "v") a fusion. `drop` leading dimensions of size one
-    that ours has and theirs lacks: (1, N, D) is stored as (N, D) with drop=1. `layout` rearranges a renamed tensor.
+    that each of ours has and theirs lacks: (1, N, D) is stored as (N, D) with drop=1. `layout` rearranges what is joined.
     """
 
     ours: tuple[str, ...]
@@ -51,7 +58,7 @@ class Key:
     drop: int = 0
     layout: TensorLayout | None = None
     sizes: tuple[int, ...] = ()
-    """Rows of each of theirs, where they are not equal."""
+    """Rows of each of theirs, where they are not equal; 0 for one row that is stored without that dimension."""
 
 
 def key(
@@ -141,23 +148,31 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _theirs(item: Key, ours: list[Tensor]) -> dict[str, Tensor]:
+    if not item.layout:
+        ours = [part.flatten(0, item.drop) for part in ours]
     joined = torch.cat(ours) if len(ours) > 1 else ours[0]
-    joined = item.layout.write(joined) if item.layout else joined.flatten(0, item.drop)
+    joined = item.layout.write(joined) if item.layout else joined
+    if len(item.theirs) == 1:
+        return {item.theirs[0]: joined}
     sizes = list(item.sizes) or [joined.shape[0] // len(item.theirs)] * len(item.theirs)
-    parts = joined.split(sizes) if len(item.theirs) > 1 else [joined]
-    return dict(zip(item.theirs, parts, strict=True))
+    parts = joined.split([size or 1 for size in sizes])
+    return {name: part if size else part.squeeze(0) for name, part, size in zip(item.theirs, parts, sizes, strict=True)}
 
 
 def _ours(item: Key, shapes: Mapping[str, Sequence[int]], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     given = {name: get(name) for name in item.theirs if name != ZEROS}
     neighbor = next(iter(given.values()))
     parts = [given[name] if name in given else torch.zeros_like(neighbor) for name in item.theirs]
+    parts = [
+        part if size else part.unsqueeze(0) for part, size in zip(parts, item.sizes or [1] * len(parts), strict=True)
+    ]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts)
     if item.layout:
         joined = item.layout.read(joined, shapes[item.ours[0]]).contiguous()
-    joined = joined.reshape((1,) * item.drop + joined.shape)
-    ours = joined.split([shapes[name][0] for name in item.ours]) if len(item.ours) > 1 else [joined]
-    return dict(zip(item.ours, ours, strict=True))
+    if len(item.ours) == 1:
+        return {item.ours[0]: joined.reshape((1,) * item.drop + joined.shape)}
+    ours = joined.split([shapes[name][item.drop] for name in item.ours])
+    return {name: part.reshape((1,) * item.drop + part.shape) for name, part in zip(item.ours, ours, strict=True)}
 
 
 def _check_shapes(

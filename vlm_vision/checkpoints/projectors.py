@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
 from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 
 ACTIVATIONS = {
@@ -50,6 +50,14 @@ class Candidate:
                 f"{self.checkpoint} does not tell the heads of its projector: give the folder with config.json"
             )
         return self.config.get(name) or {}
+
+    def merge_size(self) -> int:
+        """Side of the squares of patches that the image processor says become one; 1 where it is silent."""
+        for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            if self.checkpoint.has(name):
+                described = self.checkpoint.json(name)
+                return int(((described.get(part) or {}) if part else described).get("merge_size") or 1)
+        return 1
 
     def activation(self, config: dict[str, Any], name: str, default: str) -> str:
         """Our name of the activation that the configuration calls `name`."""
@@ -204,16 +212,94 @@ def _bert_attention(ours: str, theirs: str) -> list[Key]:
     )
 
 
-def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
-    """Qwen2-VL's, with a layer norm, and Qwen2.5-VL's, whose norm has no bias."""
-    part = candidate.part("visual.merger.")
-    layer_norm = "ln_q.bias" in part.shapes
-    (in_dim,) = _shape(part, "ln_q.weight", 1)
-    out_dim, channels = _shape(part, "mlp.2.weight", 2)
+def _merger(part: TowerWeights, norm: str, fc1: str, fc2: str, **more: Any) -> ProjectorSpec:
+    """Qwen's, with a layer norm, or an RMS norm, which has no bias."""
+    layer_norm = f"{norm}.bias" in part.shapes
+    (in_dim,) = _shape(part, f"{norm}.weight", 1)
+    out_dim, channels = _shape(part, f"{fc2}.weight", 2)
     options: dict[str, Any] = {"in_dim": in_dim, "out_dim": out_dim, "merge": math.isqrt(channels // in_dim)}
     options["norm"] = "layer" if layer_norm else "rms"
-    rows = layer("norm", "ln_q", bias=layer_norm) + layer("fc1", "mlp.0") + layer("fc2", "mlp.2")
-    return ProjectorSpec("patch_merger", options, rows, part)
+    rows = layer("norm", norm, bias=layer_norm) + layer("fc1", fc1) + layer("fc2", fc2)
+    return ProjectorSpec("patch_merger", options | more, rows, part)
+
+
+def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
+    """Of Qwen2-VL, Qwen2.5-VL, and HyperCLOVA X, which has one more linear map outside the tower."""
+    after = candidate.before.removesuffix("vision_model.") + "projector"
+    if not candidate.before.endswith("vision_model.") or f"{after}.weight" not in candidate.weights.shapes:
+        return _merger(candidate.part("merger."), "ln_q", "mlp.0", "mlp.2")
+    part = candidate.part("merger.", f"{after}.weight", f"{after}.bias")
+    found = _merger(part, "ln_q", "mlp.0", "mlp.2")
+    out_dim, middle_dim = _shape(part, f"{after}.weight", 2)
+    options = found.options | {"out_dim": out_dim, "middle_dim": middle_dim}
+    return replace(found, options=options, keys=found.keys + layer("fc3", after))
+
+
+def _paddle(part: TowerWeights) -> ProjectorSpec:
+    return _merger(part, "pre_norm", "linear_1", "linear_2", eps=1e-5)
+
+
+def _glm(candidate: Candidate) -> ProjectorSpec:
+    config = candidate.section("vision_config") or candidate.config
+    down = f"{candidate.before}downsample"
+    part = candidate.part("merger.", f"{down}.weight", f"{down}.bias")
+    out_dim, in_dim, merge, _ = _shape(part, f"{down}.weight", 4)
+    hidden_dim, _ = _shape(part, "gate_proj.weight", 2)
+    limited = config.get("model_type") == "glm5_next_vision" or candidate.config.get("model_type") == "glm5_next"
+    options = {
+        "in_dim": in_dim,
+        "out_dim": out_dim,
+        "merge": merge,
+        "hidden_dim": hidden_dim,
+        "activation": candidate.activation(config, "hidden_act", "silu"),
+        "limit": float(config.get("swiglu_limit", 10.0)) if limited else 0.0,
+    }
+    names = {"fc1": "proj", "gate": "gate_proj", "up": "up_proj", "fc2": "down_proj"}
+    rows = [key("down.weight", f"{down}.weight", layout=_squares(merge)), key("down.bias", f"{down}.bias")]
+    rows += [key(f"{ours}.weight", f"{theirs}.weight") for ours, theirs in names.items()]
+    return ProjectorSpec("gated_merger", options, rows + layer("norm", "post_projection_norm"), part)
+
+
+def _squares(side: int) -> TensorLayout:
+    """Our linear map of squares of tokens as a convolution of their size and stride."""
+    return TensorLayout(
+        write=lambda x: x.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2),
+        read=lambda x, shape: x.permute(0, 2, 3, 1).flatten(1),
+    )
+
+
+def _ernie(candidate: Candidate) -> ProjectorSpec:
+    part = candidate.part("resampler_model.")
+    first, second, third = ("0", "2", "3") if "spatial_linear.0.weight" in part.shapes else ("fc1", "fc2", "ln")
+    width, _ = _shape(part, f"spatial_linear.{first}.weight", 2)
+    _, pairs = _shape(part, f"temporal_linear.{first}.weight", 2)
+    if pairs != 2 * width:
+        raise ValueError(
+            f"{candidate.checkpoint}: its resampler merges {pairs // width} frames, which transformers cannot either: expected 2"
+        )
+    out_dim, _ = _shape(part, "mlp.weight", 2)
+    vision, text = candidate.section("vision_config"), candidate.section("text_config")
+    options = {
+        "in_dim": width // vision.get("spatial_merge_size", 2) ** 2,
+        "out_dim": out_dim,
+        "merge": vision.get("spatial_merge_size", 2),
+        "eps": float(vision.get("rms_norm_eps", 1e-6)),
+        "out_eps": float(text.get("rms_norm_eps", 1e-5)),
+    }
+    rows = layer("fc", "mlp") + [key("norm.weight", "after_norm.weight")]
+    for kind in ("spatial", "temporal"):
+        for ours, theirs in zip(("fc1", "fc2", "norm"), (first, second, third), strict=True):
+            rows += layer(f"{kind}_{ours}", f"{kind}_linear.{theirs}")
+    return ProjectorSpec("frame_merger", options, rows, part)
+
+
+def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
+    """Its image processor says how many patches become one: one, unless told otherwise."""
+    found, merge = _stack("mlp", candidate.part("projector.readout."), "0", "2"), candidate.merge_size()
+    if merge == 1:
+        return found
+    rows = [replace(row, ours=tuple(f"mlp.{name}" for name in row.ours)) for row in found.keys]
+    return replace(found, name="avg_pool", options=found.options | {"factor": merge, "how": "bilinear"}, keys=rows)
 
 
 def _shape(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
@@ -246,7 +332,14 @@ FORMS: dict[str, Reader] = {
     "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
     "connector.perceiver_resampler.latents": _idefics2,
     "query_tokens": _qformer,  # BLIP-2
-    "visual.merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL
+    "merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL, Qwen3-Omni, dots3
+    "adapter.mlp.2.weight": lambda it: _merger(it.part("adapter."), "ln_q", "mlp.0", "mlp.2"),  # dots3 on the hub
+    "merger.linear_fc2.weight": lambda it: _merger(it.part("merger."), "norm", "linear_fc1", "linear_fc2"),  # Qwen3-VL
+    "projector.pre_norm.weight": lambda it: _paddle(it.part("projector.")),
+    "mlp_AR.pre_norm.weight": lambda it: _paddle(it.part("mlp_AR.")),
+    "merger.post_projection_norm.weight": _glm,
+    "resampler_model.mlp.weight": _ernie,
+    "projector.readout.2.weight": _video_llama_3,
 }
 """The weight by which a form is known -> its reader."""
 

@@ -126,7 +126,7 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
     state = {}
     if tower.config.position == "sincos2d":  # computed, never stored
         table = torch.zeros(shapes.pop("position.table"))
-        table[0, tower.config.position_prefix :] = sincos_2d(tower.config.grid, tower.config.embed_dim)
+        table[0, tower.config.position_prefix :] = sincos_2d(tower.config.table_grid, tower.config.embed_dim)
         state["position.table"] = table.to(device=device, dtype=dtype)
     state |= read_state_dict(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)

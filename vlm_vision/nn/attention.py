@@ -40,6 +40,10 @@ class AttentionConfig(Protocol):
     @property
     def qk_norm(self) -> Literal["none", "head", "width"]: ...
     @property
+    def qk_kind(self) -> Literal["same", "layer", "rms"]: ...
+    @property
+    def qk_eps(self) -> float: ...
+    @property
     def value_norm(self) -> bool: ...
     @property
     def attention_scale(self) -> float | None: ...
@@ -83,7 +87,8 @@ class Attention(nn.Module):
         self.norms = None
         if config.qk_norm != "none":
             widths = (config.head_dim,) * 2 if config.qk_norm == "head" else widths
-            self.norms = nn.ModuleList(norm_of(config.norm, width, config.norm_eps) for width in widths)
+            kind = config.norm if config.qk_kind == "same" else config.qk_kind
+            self.norms = nn.ModuleList(norm_of(kind, width, config.qk_eps or config.norm_eps) for width in widths)
         self.norms_heads = config.qk_norm == "head"
         self.value_eps = config.norm_eps if config.value_norm else None
 

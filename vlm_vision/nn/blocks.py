@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm_vision.nn.attention import Attention, AttentionConfig, Context, norm_of, select_tokens
-from vlm_vision.nn.config import GATED, Activation
+from vlm_vision.nn.config import GATED, Activation, ViTConfig
 from vlm_vision.nn.linear import FUSED, Linear, by_onednn, onednn
 
 
@@ -150,6 +150,12 @@ class Residual(nn.Module):
 
 def norm(config: BlockConfig) -> nn.Module:
     return norm_of(config.norm, config.embed_dim, config.norm_eps)
+
+
+def outer_norm(config: ViTConfig) -> nn.Module:
+    """A norm before or after the blocks."""
+    kind = config.norm if config.outer_norm == "same" else config.outer_norm
+    return norm_of(kind, config.embed_dim, config.outer_eps or config.norm_eps)
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu"
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
 """Activations of a product with a gate: silu, gelu or gelu_tanh of the gate."""
 QKNorm = Literal["none", "head", "width"]
-Pool = Literal["none", "cls", "cls_dist", "mean", "map", "query"]
+Pool = Literal["none", "cls", "cls_dist", "prefix", "mean", "map", "query"]
 ClassInput = Literal["pooled", "cls_mean", "patch_mean", "distilled"]
 Remainder = Literal["floor", "error", "pad"]
 
@@ -41,6 +41,8 @@ class ViTConfig:
     """How the frames of a video attend to each other: videos are refused; each frame on its own; or all as one."""
     time_position: bool = False
     """Fixed sin-cos positions of frames are added, none for the first (Kimi)."""
+    unit_pixels: bool = False
+    """Pixels are in 0..1, and the encoder itself puts them into -1..1 (Gemma 4)."""
     patch_drop: float = 0.0
     """Share of the patches that each image loses in training, at random (Li et al. 2022, arXiv:2212.00794)."""
     class_token: bool = True
@@ -51,6 +53,8 @@ class ViTConfig:
     position: Literal["learned", "sincos2d", "axes", "none", "rope2d"] = "learned"
     """Positions added to patches: a learned table, fixed sin-cos, a learned table for rows and one for columns, or none.
     "rope2d" is none, with the rotary positions of DINOv3."""
+    position_grid: Grid = (0, 0)
+    """(rows, columns) of the position table; (0, 0) for those of image_size."""
     position_prefix: int = 0
     """Leading prefix tokens that own a row of the position table."""
     position_resize: str = "bicubic"
@@ -76,6 +80,10 @@ class ViTConfig:
     mlp: Activation = "gelu"
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
+    outer_norm: Literal["same", "layer", "rms"] = "same"
+    """Norms before and after the blocks; "same" for the one inside them."""
+    outer_eps: float = 0.0
+    """Their epsilon; 0 for norm_eps."""
     post_norm: bool = False
     """A norm after attention and after the MLP too, before the residual is added (Gemma 4)."""
     head_width: int = 0
@@ -84,6 +92,10 @@ class ViTConfig:
     """Key and value heads, each for several query heads; 0 for num_heads."""
     qk_norm: QKNorm = "none"
     """A norm of queries and keys: of each head, or over the width of all heads."""
+    qk_kind: Literal["same", "layer", "rms"] = "same"
+    """Their norm; "same" for the block's."""
+    qk_eps: float = 0.0
+    """Its epsilon; 0 for norm_eps."""
     value_norm: bool = False
     """An RMSNorm without weights of each value head."""
     attention_scale: float | None = None
@@ -101,7 +113,8 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334)."""
+    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334).
+    One merger for each entry; that of -1 is never used, as of a block that stands here before."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""
     deepstack_dim: int = 0
@@ -116,8 +129,10 @@ class ViTConfig:
     """Width of a vector, given with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
     final_norm: bool = True
     pool: Pool = "cls"
-    """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); mean of normed patches;
-    multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
+    """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); normed prefix tokens side by
+    side (RADIO); mean of normed patches; multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
+    pool_tokens: tuple[int, ...] = ()
+    """Prefix tokens, from 0, of pool "prefix"."""
     pool_norm: bool = False
     """A norm after the pooling; with final_norm=False the tokens have none (fine-tuned MAE, timm's fc_norm)."""
     pool_head: Literal["none", "linear", "tanh"] = "none"
@@ -146,6 +161,9 @@ class ViTConfig:
                 raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected True or False")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
+        for name in ("outer_eps", "qk_eps"):
+            if not isinstance(getattr(self, name), float) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected a small number, or 0.0")
         if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
             raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
         if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
@@ -177,6 +195,11 @@ class ViTConfig:
             raise ValueError("ViTConfig: a distilled model has a class token and a distillation token (a register)")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
+        prefix = range(self.num_prefix_tokens)
+        if (self.pool == "prefix") != bool(self.pool_tokens) or not set(self.pool_tokens) <= set(prefix):
+            raise ValueError(
+                f"ViTConfig: pool {self.pool!r} does not go with pool_tokens {self.pool_tokens} of {len(prefix)} prefix tokens"
+            )
         if self.pool == "none" and (self.pool_head != "none" or (self.num_classes and self.class_input == "pooled")):
             raise ValueError(
                 "ViTConfig: pool 'none' leaves nothing for pool_head or the classes to read; choose a pool"
@@ -187,6 +210,10 @@ class ViTConfig:
             raise ValueError(f"ViTConfig.rope is {self.rope!r}, expected a Rope, or None with position 'rope2d'")
         if self.rotary is not None and self.rotary.axes == 2 and self.head_dim % 4:
             raise ValueError(f"ViTConfig: rotary positions need a head width that 4 divides, got {self.head_dim}")
+        if not isinstance(self.position_grid, tuple) or len(self.position_grid) != 2:
+            raise ValueError(f"ViTConfig.position_grid is {self.position_grid!r}, expected (rows, columns) of patches")
+        for side in self.position_grid:
+            check_whole("ViTConfig.position_grid", side, int(any(self.position_grid)))
         if (self.position == "axes") != (self.axis_length > 0):
             raise ValueError(f"ViTConfig: position {self.position!r} does not go with axis_length {self.axis_length}")
         if self.relative_position and not self.window_padding:
@@ -195,7 +222,8 @@ class ViTConfig:
     def _check_blocks(self) -> None:
         for name in ("full_blocks", "deepstack"):
             blocks = getattr(self, name)
-            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and 0 <= i < self.depth for i in blocks):
+            least = -1 if name == "deepstack" else 0
+            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and least <= i < self.depth for i in blocks):
                 raise ValueError(f"ViTConfig.{name} is {blocks!r}, expected block numbers from 0 to {self.depth - 1}")
         if not isinstance(self.merge_after, int) or not -1 <= self.merge_after < self.depth:
             raise ValueError(f"ViTConfig.merge_after is {self.merge_after!r}, expected a block from 0, or -1 for none")
@@ -247,12 +275,17 @@ class ViTConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def table_grid(self) -> Grid:
+        """(rows, columns) of the position table."""
+        return self.position_grid if any(self.position_grid) else self.grid
+
+    @property
     def num_prefix_tokens(self) -> int:
         return int(self.class_token) + self.num_registers
 
     @property
     def pooled_dim(self) -> int:
-        return self.pool_dim if self.pool_head != "none" else self.embed_dim
+        return self.pool_dim if self.pool_head != "none" else self.embed_dim * (len(self.pool_tokens) or 1)
 
     def grid_of(self, height: int, width: int) -> Grid:
         """(rows, columns) of the patches of an image of height x width pixels, by the `remainder` policy.
@@ -354,7 +387,7 @@ class VisionOutput:
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
     "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "window_padding", "relative_position",
-    "time_position",
+    "time_position", "unit_pixels",
 )  # fmt: skip
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",

@@ -78,6 +78,18 @@ def _zeros_outside(table: Tensor, grid: Grid) -> Tensor:
     return F.grid_sample(table, places.to(table), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def _zeros_outside_transposed(table: Tensor, grid: Grid) -> Tensor:
+    # Muse resizes to columns x rows, and adds the result row by row all the same: on a grid that is not square it mixes places.
+    return _zeros_outside(table, grid[::-1]).flatten(2).unflatten(2, grid)
+
+
+def _crop(table: Tensor, grid: Grid) -> Tensor:
+    # RADIO resizes to a square over the longer side, and keeps its first rows and columns.
+    side = max(grid)
+    square = F.interpolate(table, size=(side, side), mode="bilinear", align_corners=False)
+    return square[..., : grid[0], : grid[1]]
+
+
 def _tile(table: Tensor, grid: Grid) -> Tensor:
     repeats = [-(-n // size) for n, size in zip(grid, table.shape[-2:], strict=True)]
     return table.tile(repeats)[..., : grid[0], : grid[1]]
@@ -106,7 +118,9 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
     "bucket": _bucket,  # transformers: Idefics3, SmolVLM
     "recompute": _recompute,  # 2D sin-cos computed for the grid: AIMv2 native
-    "bilinear_zeros": _zeros_outside,  # Muse
+    "bilinear_zeros": _zeros_outside,  # torch's grid_sample
+    "bilinear_zeros_transposed": _zeros_outside_transposed,  # Muse
+    "bilinear_crop": _crop,  # RADIO
     "tile": _tile,  # SAM 3
     "native": _native,  # none: transformers' AIMv2
 }

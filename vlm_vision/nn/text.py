@@ -55,6 +55,8 @@ class TextConfig:
     norm: Literal["layer", "rms"] = field(default="layer", init=False, repr=False)
     post_norm: bool = field(default=False, init=False, repr=False)
     qk_norm: Literal["none", "head", "width"] = field(default="none", init=False, repr=False)
+    qk_kind: Literal["same", "layer", "rms"] = field(default="same", init=False, repr=False)
+    qk_eps: float = field(default=0.0, init=False, repr=False)
     value_norm: bool = field(default=False, init=False, repr=False)
     attention_scale: float | None = field(default=None, init=False, repr=False)
 

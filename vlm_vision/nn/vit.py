@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import projectors
-from vlm_vision.nn.blocks import Block, norm
+from vlm_vision.nn.blocks import Block, outer_norm
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.film import FilmBlock, check_condition
 from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
             self.patch_embed = nn.Conv3d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
         else:
             self.patch_embed = nn.Conv2d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
-        self.patch_norm = norm(config) if config.patch_norm else nn.Identity()
+        self.patch_norm = outer_norm(config) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.mask_token else None
@@ -49,12 +49,12 @@ class VisionTransformer(nn.Module):
         elif config.position in ("learned", "sincos2d"):
             self.position = PositionTable(
                 prefix=min(prefix, config.position_prefix),
-                grid=config.grid,
+                grid=config.table_grid,
                 dim=dim,
                 resize=config.position_resize,
                 learned=config.position == "learned",
             )
-        self.pre_norm = norm(config) if config.pre_norm else nn.Identity()
+        self.pre_norm = outer_norm(config) if config.pre_norm else nn.Identity()
         first = 0 if config.drop_path_ramp else config.drop_path
         rates = torch.linspace(first, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(self._block(config, i, rate) for i, rate in enumerate(rates))
@@ -69,10 +69,10 @@ class VisionTransformer(nn.Module):
             )
             for _ in config.deepstack
         )
-        self.norm = norm(config) if config.final_norm else nn.Identity()
+        self.norm = outer_norm(config) if config.final_norm else nn.Identity()
         pools = {"map": AttentionPool, "query": QueryPool}
         self.pool = pools[config.pool](config) if config.pool in pools else None
-        self.pool_norm = norm(config) if config.pool_norm else nn.Identity()
+        self.pool_norm = outer_norm(config) if config.pool_norm else nn.Identity()
         self.pool_head = None
         if config.pool_head != "none":
             self.pool_head = nn.Linear(dim, config.pool_dim, bias=config.pool_head == "tanh")
@@ -220,7 +220,7 @@ class VisionTransformer(nn.Module):
             patch = self.config.patch_size
             missing = [want * patch - has for want, has in zip(grid, pixels.shape[-2:], strict=True)]
             pixels = F.pad(pixels, (0, missing[1], 0, missing[0]))
-        x = self.patch_norm(self._patches(pixels))
+        x = self.patch_norm(self._patches(2 * pixels - 1 if self.config.unit_pixels else pixels))
         if mask is not None:
             x = self._masked(x, mask)
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
@@ -349,6 +349,8 @@ class VisionTransformer(nn.Module):
             pooled = normed[:, 0]
         elif config.pool == "cls_dist":
             pooled = (normed[:, 0] + normed[:, 1]) / 2
+        elif config.pool == "prefix":
+            pooled = normed[:, list(config.pool_tokens)].flatten(1)
         elif config.pool == "mean":
             pooled = patches.mean(dim=1)
         if pooled is not None:

@@ -84,6 +84,45 @@ def size_of_area(height: int, width: int, factor: int, least: int, most: int) ->
     return tall, wide
 
 
+def size_filling(height: int, width: int, square: int, most: int) -> tuple[int, int]:
+    """(height, width) of an image scaled to the area of `most` squares, each side rounded down to whole squares.
+
+    Written in the order of transformers' Gemma4 image processor, for the same floating point result.
+
+    Raises:
+        ValueError: an image so narrow that no square fits.
+    """
+    scale = math.sqrt(most * square**2 / (height * width))
+    tall, wide = math.floor(scale * height / square), math.floor(scale * width / square)
+    if tall == 0 and wide == 0:
+        raise ValueError(f"an image of {height}x{width} pixels does not fill one square of {square} pixels: enlarge it")
+    if tall == 0:
+        tall, wide = 1, min(width // height, most)
+    elif wide == 0:
+        tall, wide = min(height // width, most), 1
+    return tall * square, wide * square
+
+
+def size_in_rows_and_columns(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
+    """(height, width) of an image scaled to the area of `most` patches, each side rounded down to at least one patch.
+
+    Written in the order of transformers' Pix2Struct image processor, for the same floating point result.
+    """
+    scale = (most * (patch / height) * (patch / width)) ** 0.5
+    return tuple(max(min(int(scale * side / patch), most), 1) * patch for side in (height, width))  # type: ignore[return-value]
+
+
+def size_near_area(height: int, width: int, square: int, edge: int) -> tuple[int, int]:
+    """(height, width) of an image scaled to the area of edge x edge pixels, each side rounded to whole squares.
+
+    Written in the order of transformers' MiniCPM-V image processor, for the same floating point result.
+    """
+    ratio = width / height
+    tall = int(edge / math.sqrt(ratio))
+    wide = int(tall * ratio)
+    return max(round(tall / square) * square, square), max(round(wide / square) * square, square)
+
+
 def resize_array(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
     """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
     if kernel == "pillow":

@@ -27,14 +27,19 @@ from vlm_vision.preprocess.resize import (
     ResampleFilter,
     crop_array,
     resize_array,
+    size_filling,
+    size_in_rows_and_columns,
+    size_near_area,
     size_of_area,
     size_within_budget,
     with_bars,
 )
 
 ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "max_patches", "area", "letterbox", "cover", "fit", "within", "scaled_within", "between"
+    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "area", "near_area",
+    "letterbox", "cover", "fit", "within", "scaled_within", "between",
 ]  # fmt: skip
+_BUDGETS = ("max_patches", "fill_patches", "whole_patches")
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -68,10 +73,14 @@ class Preprocess:
     none.
     squash: to `resize_to`.
     shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
+    longest_edge: the longer edge to `resize_to`, the aspect ratio kept, the shorter edge rounded (SAM).
     max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
         `max_patches` patches; at most 100 times the image's own (NaFlex, Tschannen et al. 2025, arXiv:2502.14786).
+    fill_patches: scaled to the area of `max_patches` patches, each side rounded down to a multiple of `patch_size` (Gemma 4).
+    whole_patches: the same, but at least one patch in each direction and no more for that in the other (Pix2Struct).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
+    near_area: scaled to the area of `resize_to`, each side then rounded to a multiple of `patch_size` (MiniCPM-V 4.6).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
@@ -81,8 +90,8 @@ class Preprocess:
         rounded down; then each edge below `resize_to[0]` to that (Idefics2).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge and letterbox; the least and the most of an edge for
-    between; the least and the most area for area; (0, 0) for none and max_patches."""
+    """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; the least and the
+    most of an edge for between; the least and the most area for area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -94,9 +103,9 @@ class Preprocess:
     std: tuple[float, float, float]
     """Per channel RGB, after `rescale`; ones for none."""
     patch_size: int = 0
-    """Pixels along a patch's side, for max_patches; of a square of patches that are merged, for area; else 0."""
+    """Pixels along a patch's side, or of a square of patches that are merged, for numbers of patches and areas; else 0."""
     max_patches: int = 0
-    """Most patches of an image; for max_patches only, else 0."""
+    """Most patches, or squares, of an image; 0 where `resize` does not count them."""
     fill: tuple[float, float, float] = (0, 0, 0)
     """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the image add."""
     crop_rounding: CropRounding = "floor"
@@ -111,6 +120,8 @@ class Preprocess:
     """
     crop_place: CropPlace = "centre"
     """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
+    standardize: bool = False
+    """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
     camera: CameraPath | None = None
     """What a camera's image goes through first, because the training images did. None: nothing."""
 
@@ -119,13 +130,12 @@ class Preprocess:
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
             _check_name(field, getattr(self, field), get_args(allowed))
-        budget = self.resize == "max_patches"
-        least = 0 if self.resize == "none" or budget else 1
+        least = 0 if self.resize in ("none", *_BUDGETS) else 1
         pixels = "positive whole numbers of pixels"
         resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
-        if self.resize in ("none", "max_patches"):
+        if self.resize in ("none", *_BUDGETS):
             expected = (0, 0)
-        elif self.resize in ("shortest_edge", "letterbox"):
+        elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
             expected = (resize_to[0], resize_to[0])
         else:
             expected = resize_to
@@ -145,7 +155,7 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (("patch_size", ("max_patches", "area")), ("max_patches", ("max_patches",))):
+        for field, modes in (("patch_size", (*_BUDGETS, "area", "near_area")), ("max_patches", _BUDGETS)):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
                 wanted = "a positive whole number" if needed else "0"
@@ -158,7 +168,9 @@ class Preprocess:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
-        if self.crop is not None and self.resize in ("max_patches", "area"):
+        if self.standardize and self.kernel != "float":
+            raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
+        if self.crop is not None and self.resize in (*_BUDGETS, "area", "near_area"):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
@@ -233,6 +245,9 @@ class Preprocess:
             pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
+        if self.standardize:
+            whole = np.asarray(image, dtype=np.float32)
+            pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
         if self.crop is None:
             return pixels
         return crop_array(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
@@ -242,6 +257,15 @@ class Preprocess:
         to_height, to_width = self.resize_to
         if self.resize == "max_patches":
             return size_within_budget(height, width, self.patch_size, self.max_patches)
+        if self.resize == "fill_patches":
+            return size_filling(height, width, self.patch_size, self.max_patches)
+        if self.resize == "whole_patches":
+            return size_in_rows_and_columns(height, width, self.patch_size, self.max_patches)
+        if self.resize == "near_area":
+            return size_near_area(height, width, self.patch_size, to_height)
+        if self.resize == "longest_edge":
+            scale = to_height * 1.0 / max(height, width)
+            return int(height * scale + 0.5), int(width * scale + 0.5)
         if self.resize == "area":
             return size_of_area(height, width, self.patch_size, *self.resize_to)
         if self.resize in ("shortest_edge", "letterbox"):

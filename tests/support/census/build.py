@@ -61,7 +61,9 @@ def shrink(config: Json, changes: Json, *, vision: bool = False) -> Json:
             layers = small.get("num_hidden_layers") or small.get("depth") or 2
             small[name] = small[name][:layers]
     return small | {
-        k: v for k, v in changes.items() if not (isinstance(v, dict) and k in small and k.endswith("_config"))
+        k: v
+        for k, v in changes.items()
+        if not (v and isinstance(v, dict) and isinstance(small.get(k), dict) and k.endswith("_config"))
     }
 
 
@@ -95,3 +97,7 @@ def stir(model: nn.Module) -> None:
         for weight in model.parameters():
             spread = 0.3 if weight.ndim < 2 else 0.05
             weight.copy_(torch.nan_to_num(weight).clamp(-2, 2) + spread * torch.randn_like(weight))
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point() and not name.endswith("running_var"):
+                buffer.copy_(torch.nan_to_num(buffer).clamp(-2, 2) + 0.3 * torch.randn_like(buffer))

@@ -1,6 +1,14 @@
-"""All rows of the census."""
+"""All rows of the census: those of every file beside this one."""
 
-from support.census import clip_kin, qwen, siglip_kin
+from importlib import import_module
+from pkgutil import iter_modules
+
+import support.census
 from support.census.case import Case
 
-CASES: dict[str, Case] = {case.name: case for part in (qwen, clip_kin, siglip_kin) for case in part.CASES}
+_FILES = [module.name for module in iter_modules(support.census.__path__) if module.name != "cases"]
+
+CASES: dict[str, Case] = {
+    case.name: case for name in _FILES for case in getattr(import_module(f"support.census.{name}"), "CASES", ())
+}
+"""By name."""

@@ -1,6 +1,7 @@
 """How transformers' towers are called: one function for each kind of input, from pixels to tokens in raster order."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -51,6 +52,23 @@ def raster(rows: Tensor, grid: Tensor, merge: int) -> Tensor:
     return rearrange(
         rows, "(b t h w i j) d -> b (t h i w j) d", b=len(grid), t=t, h=h // merge, w=w // merge, i=merge, j=merge
     )
+
+
+def squares(tokens: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+    """Rows in squares of merge x merge, the inverse of `raster`."""
+    return rearrange(tokens, "b (h i w j) d -> (b h w i j) d", h=grid[0] // merge, w=grid[1] // merge, i=merge, j=merge)
+
+
+def merger(*names: str, merge: int = 2) -> Callable[[nn.Module, Tensor, tuple[int, int]], Tensor]:
+    """Connectors that take rows in squares of merge x merge: the modules of these names, one after the other."""
+
+    def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = squares(tokens, grid, merge)
+        for name in names:
+            x = attrgetter(name)(whole)(x)
+        return x.unflatten(0, (len(tokens), -1))
+
+    return connector
 
 
 def grid_thw(

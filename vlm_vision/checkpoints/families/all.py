@@ -11,9 +11,23 @@ from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
 from vlm_vision.checkpoints.families.vlm.blip import BLIP, BLIP2
 from vlm_vision.checkpoints.families.vlm.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
+from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
+from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
 from vlm_vision.checkpoints.families.vlm.molmo import MOLMO2
-from vlm_vision.checkpoints.families.vlm.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
+from vlm_vision.checkpoints.families.vlm.qwen import (
+    EXAONE4_5,
+    QWEN2_5_OMNI,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_5,
+    QWEN3_OMNI,
+    QWEN3_VL,
+)
+from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
+from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 from vlm_vision.checkpoints.families.vlm.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 
 ENCODERS: tuple[Family, ...] = (
@@ -38,7 +52,10 @@ ENCODERS: tuple[Family, ...] = (
 TOWERS: tuple[Family, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
+    QWEN2_5_OMNI,
+    EXAONE4_5,
     QWEN3_VL,
+    QWEN3_OMNI,
     QWEN3_5,
     BLIP,
     BLIP2,
@@ -53,6 +70,15 @@ TOWERS: tuple[Family, ...] = (
     HUNYUAN_VL,
     HY_V4_VL,
     MOLMO2,
+    INTERNVL,
+    GEMMA4,
+    SAM,
+    GOT_OCR2,
+    PP_FORMULANET,
+    SAM3,
+    MINICPM,
+    PIX2STRUCT,
+    KOSMOS_2_5,
 )
 """Families whose towers come inside vision-language models."""
 

@@ -67,6 +67,7 @@ class BlockNames:
             heads = 1 if config.qk_norm == "head" else config.num_heads
             for i, (name, count) in enumerate(((self.q_norm, heads), (self.k_norm, min(heads, config.kv_heads)))):
                 turned = None if order is None else reordered(order, count)
-                for part in ("weight", "bias")[: 1 + normed]:
+                kind = config.norm if config.qk_kind == "same" else config.qk_kind
+                for part in ("weight", "bias")[: 1 + (kind == "layer")]:
                     rows.append(key(f"{ours}.attn.norms.{i}.{part}", f"{stem}.{name}.{part}", layout=turned))
         return rows

@@ -23,6 +23,8 @@ class WholeModel:
     """Fields of the tower that config.json states outside vision_config, with transformers' default."""
     around: str = ""
     """Name of the part of config.json that has the vision_config; "" for the top level."""
+    part: str = "vision_config"
+    """Name of the part, there, that describes the tower."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     preprocessor: Json | None = None
@@ -61,7 +63,7 @@ class Family:
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
     connector: tuple[str, ...] = ()
-    """Names, by prefix, inside the vision part, of what maps its tokens to a language model: projectors, not read here."""
+    """Names, by prefix, inside the vision part, of what is read only where the key table asks for it: projectors."""
 
     architecture: str
     """Class of transformers that reads the bare tower."""

@@ -1,7 +1,9 @@
 """`preprocessor_config.json` of transformers, both ways."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
@@ -21,7 +23,16 @@ _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
 _SQUARE = "IdeficsImageProcessor"
 """The class that states a side, image_size, above `size`."""
-_SIZE_KEYS = {_NAFLEX: {"patch_size", "max_num_patches"}} | dict.fromkeys(_TILED, {"max_image_size"})
+_GEMMA, _SAM = "Gemma4ImageProcessor", "SamImageProcessor"
+_MINICPM = ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
+_OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
+_SIZE_KEYS = {
+    _NAFLEX: {"patch_size", "max_num_patches"},
+    _GEMMA: {"patch_size", "max_soft_tokens", "pooling_kernel_size"},
+    **dict.fromkeys(_MINICPM, {"patch_size", "scale_resolution", "downsample_mode"}),
+    **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
+    **dict.fromkeys(_TILED, {"max_image_size"}),
+}
 """Where the class takes the size from, if not from `size`."""
 
 PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
@@ -47,9 +58,42 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
     _SQUARE: {"image_num_channels"},
+    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
+    _SAM: {"do_pad", "mask_size", "mask_pad_size"},
+    **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
+    "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
     _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
+
+_COUNTED = ("max_patches", "fill_patches", "whole_patches")
+"""Resizes to a number of patches."""
+
+
+def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
+    """Of Pix2Struct: each image by its own mean and deviation. A question above the image is not of the image."""
+    height, width = _height_width("patch_size", values["patch_size"])
+    if values.get("is_vqa") or height != width:
+        raise _unsupported("is_vqa, patch_size", (values.get("is_vqa"), (height, width)))
+    plain = {"do_rescale": False, "do_normalize": False, "do_standardize": values["do_normalize"]}
+    return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
+
+
+def _merged(mode: str) -> int:
+    """Side, in patches, of the square that MiniCPM-V makes one token of."""
+    return 2 if mode == "4x" else 4
+
+
+_SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    _AREA: lambda values: {"patch_size": values["patch_size"] * values["merge_size"]},
+    _GEMMA: lambda values: {
+        "patch_size": values["patch_size"] * values["pooling_kernel_size"],
+        "max_num_patches": values["max_soft_tokens"],
+    },
+    **dict.fromkeys(_MINICPM, lambda values: {"patch_size": values["patch_size"] * _merged(values["downsample_mode"])}),
+    **dict.fromkeys(_OWN_DEVIATION, _own_deviation),
+}
+"""Class -> values of other keys, for one whose images are whole squares of patches."""
 
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
@@ -102,9 +146,9 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("resample", resample)
     resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
-    if name == _AREA:
-        values |= {"patch_size": values["patch_size"] * values["merge_size"]}
-    if name == _PADDED:
+    if name in _SQUARES:
+        values |= _SQUARES[name](values)
+    if name in (_PADDED, _SAM):
         return _padded(values, resize, resize_to, kernel)
     return Preprocess(
         resize=resize,
@@ -114,14 +158,15 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in ("max_patches", "area") else 0,
-        max_patches=values["max_num_patches"] if resize == "max_patches" else 0,
+        patch_size=values["patch_size"] if resize in (*_COUNTED, "area", "near_area") else 0,
+        max_patches=values["max_num_patches"] if resize in _COUNTED else 0,
         kernel=kernel,
+        standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
 
 
 def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int], kernel: Kernel) -> Preprocess:
-    """Of PI0ImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
+    """Of PI0ImageProcessor and SamImageProcessor: the image at the top left; zeros are added after the normalization, the mean in 0..255."""
     if values["do_center_crop"] or not (values["do_rescale"] and values["do_normalize"]):
         raise _unsupported("do_center_crop, do_rescale, do_normalize", "other than False, True, True")
     red, green, blue = (mean / values["rescale_factor"] for mean in values["image_mean"])
@@ -146,9 +191,10 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
 
     Args:
         image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
-            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float", else CLIPImageProcessor.
-            Every key is written, so that any class with a PIL backend does the same as CLIP's.
-        patch_size: pixels along a patch's side, for area; 0 for those of `spec`: then no patches are merged.
+            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float"; Gemma 4's, MiniCPM-V 4.6's,
+            Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
+        patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
+            of `spec`: then no patches are merged.
 
     Raises:
         ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
@@ -157,6 +203,8 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
+    if spec.resize in _WRITTEN and image_processor_type is None:
+        return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
     alone = {"max_patches": _NAFLEX, "area": _AREA, "between": _BETWEEN}
     only = alone.get(spec.resize, _FLOAT if spec.kernel == "float" else None)
     name = image_processor_type or only or "CLIPImageProcessor"
@@ -196,8 +244,65 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
     return config
 
 
+def _plainly(name: str, spec: Preprocess, **keys: Any) -> dict[str, Any]:
+    """Of a class without a crop."""
+    return {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": int(Image.Resampling[spec.resample.upper()]),
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    } | keys
+
+
+def _sam_back(spec: Preprocess, patch: int) -> dict[str, Any]:
+    padded = {"height": spec.crop[0], "width": spec.crop[1]} if spec.crop else None
+    return _plainly(_SAM, spec, size={"longest_edge": spec.resize_to[0]}, do_pad=padded is not None, pad_size=padded)
+
+
+_WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
+    "fill_patches": lambda spec, patch: _plainly(
+        _GEMMA,
+        spec,
+        patch_size=patch,
+        pooling_kernel_size=spec.patch_size // patch,
+        max_soft_tokens=spec.max_patches,
+    ),
+    "near_area": lambda spec, patch: _plainly(
+        _MINICPM[0],
+        spec,
+        patch_size=spec.patch_size // (2 if spec.patch_size == 2 * patch else 4),
+        downsample_mode="4x" if spec.patch_size == 2 * patch else "16x",
+        scale_resolution=spec.resize_to[0],
+        slice_mode=False,
+    ),
+    "whole_patches": lambda spec, patch: {
+        "image_processor_type": _OWN_DEVIATION[0],
+        "do_convert_rgb": True,
+        "do_normalize": spec.standardize,
+        "patch_size": {"height": spec.patch_size, "width": spec.patch_size},
+        "max_patches": spec.max_patches,
+        "is_vqa": False,
+    },
+    "longest_edge": _sam_back,
+}
+"""Resize that one class of transformers has -> its file, for a patch of so many pixels."""
+
+
 def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
+    if spec.resize == "longest_edge" and spec.camera is None and spec.kernel == "pillow":
+        around = tuple(mean / spec.rescale for mean in spec.mean)
+        if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
+            return None
+        return "SAM's class adds zeros at the right and below, after the normalization"
+    if spec.resize == "whole_patches" and spec.camera is None:
+        plain = (spec.rescale, spec.mean, spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
+        return None if plain and spec.resample == "bilinear" else "Pix2Struct's class has neither mean nor rescale"
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
     if spec.resize == "between" and spec.crop is not None:
@@ -210,7 +315,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers' classes with a PIL backend resize with Pillow, this with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize in ("max_patches", "area", "between"):
+    if spec.kernel == "float" and spec.resize in (*_COUNTED, "area", "near_area", "between"):
         return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this one with {spec.fill}"
@@ -230,6 +335,10 @@ def _cut_alike(spec: Preprocess) -> bool:
 def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
     if name == _NAFLEX:
         return "max_patches", (0, 0)
+    if name in _SQUARES and name != _AREA:
+        if name in _MINICPM:
+            return "near_area", (values["scale_resolution"],) * 2
+        return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)
     if name in _TILED:
         match values["max_image_size"]:
             case {"longest_edge": int(edge)}:
@@ -246,6 +355,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
         return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:
         return "between", (size["shortest_edge"], size["longest_edge"])
+    if isinstance(size, dict) and size.keys() == {"longest_edge"} and name == _SAM:
+        return "longest_edge", (size["longest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)

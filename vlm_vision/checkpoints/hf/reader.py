@@ -40,17 +40,19 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
-    part = TowerWeights(
-        weights,
-        prefix,
-        beside=outside if whole is None else [stored for stored in outside if stored in family.beside],
-        ignored=lambda stored: stored.endswith("position_ids") or stored.startswith(family.connector),
-        rename=family.spelling,
-    )
+    beside = outside if whole is None else [stored for stored in outside if stored in family.beside]
+
+    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+        def ignored(name: str) -> bool:
+            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+
+        return TowerWeights(weights, prefix, beside=beside, ignored=ignored, rename=family.spelling)
+
+    names = part().shapes
     where = checkpoint.path / "config.json"
     try:
-        vit = family.read_config(fields, frozenset(part.shapes))
-        table = family.keys(vit, family.style_of(part.shapes))
+        vit = family.read_config(fields, frozenset(names))
+        table = family.keys(vit, family.style_of(names))
     except MALFORMED_ERRORS as error:
         raise ValueError(f"{where} has a value of the wrong kind ({error!r}): download it again") from None
     except ValueError as error:
@@ -64,7 +66,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             reference="transformers",
             config=vit,
             keys=table,
-            weights=part,
+            weights=part(frozenset(name for row in table for name in row.theirs)),
             preprocess=_preprocess(checkpoint, default or family.preprocessor(vit)),
         )
     ]
@@ -96,13 +98,15 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     else:
         whole = WholeModel(model_type=model_type)
     around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get("vision_config") or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f"{checkpoint.path / 'config.json'} has a vision_config that is no object: download it again")
+        raise ValueError(f"{checkpoint.path / 'config.json'} has a {whole.part} that is no object: download it again")
     name: Any = part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
+        if inner.part in part and inner.part != whole.part:
+            part = part[inner.part]
     part = {label: config[label] for label in ("id2label", "num_labels") if label in config} | part
     part = part | {field: config.get(field, default) for field, default in whole.outer_fields.items()}
     return *_known(checkpoint, name, part), whole

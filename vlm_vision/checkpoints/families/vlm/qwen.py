@@ -1,14 +1,15 @@
-"""The towers of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: rotary positions, two frames a patch, native resolution."""
+"""The towers of Qwen2-VL to Qwen3.5, and of models that took them: rotary positions, two frames a patch, native resolution."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
-from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.nn.config import ViTConfig
+from vlm_vision.checkpoints.keys import ONE_FRAME, Key, TensorLayout, key, layer
+from vlm_vision.nn.config import Activation, ViTConfig
 from vlm_vision.nn.rope import Rope
 
 NATIVE = 32
@@ -18,6 +19,7 @@ NATIVE = 32
 def video_config(config: Json, **facts) -> ViTConfig:
     """The fields that towers of native resolution share, under Qwen's names."""
     patch = config["patch_size"]
+    check_head_dim(config)
     sides = config.get("num_position_embeddings")
     side = NATIVE if sides is None else math.isqrt(sides)
     if sides is not None and side * side != sides:
@@ -43,8 +45,21 @@ def video_config(config: Json, **facts) -> ViTConfig:
 
 
 def rope_theta(config: Json, default: float = 10000.0) -> float:
-    """Base of the rotary positions."""
-    return float((config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or default)
+    """Base of the rotary positions. Raises ValueError for a rope_type that transformers' towers refuse too."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ("default", "axial"):
+        raise ValueError(f"rope_type is {kind!r} in a vision tower: expected 'axial'")
+    return float(given.get("rope_theta") or config.get("rope_theta") or default)
+
+
+def check_head_dim(config: Json) -> None:
+    """Raise ValueError for a head_dim beside which transformers' own towers do not run."""
+    heads, given = config["num_heads"], config.get("head_dim")
+    if given and given * heads != config["hidden_size"]:
+        raise ValueError(
+            f"head_dim is {given} beside hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
+        )
 
 
 def _qwen2(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -55,45 +70,60 @@ def _qwen2(config: Json, names: frozenset[str]) -> ViTConfig:
 
 def _qwen2_5(config: Json, names: frozenset[str]) -> ViTConfig:
     merge, patch = config["spatial_merge_size"], config["patch_size"]
+    if config["window_size"] < merge * patch:
+        raise ValueError(
+            f"window_size is {config['window_size']}: expected at least a square of {merge} x {merge} patches of {patch} pixels"
+        )
     return video_config(
         config,
         mlp=gated(config),
         norm="rms",
         patch_bias=False,
         window=config["window_size"] // merge // patch * merge,
-        full_blocks=tuple(i for i in config["fullatt_block_indexes"] if i < config["depth"]),
+        full_blocks=tuple(i for i in config["fullatt_block_indexes"] if 0 <= i < config["depth"]),
     )
 
 
-def _qwen3(config: Json, names: frozenset[str]) -> ViTConfig:
-    deep = tuple(config.get("deepstack_visual_indexes") or ())
+def _exaone(config: Json, names: frozenset[str]) -> ViTConfig:
+    groups = config["num_key_value_heads"]
+    return replace(_qwen2_5(config, names), num_kv_heads=0 if groups == config["num_heads"] else groups)
+
+
+def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConfig:
+    blocks = config["deepstack_visual_indexes"] if deep else ()
+    blocks = tuple(i if 0 <= i < config["depth"] else -1 for i in blocks)
     return video_config(
         config,
         mlp=activation(config),
         position="learned",
         position_resize="zoom",
-        deepstack=deep,
-        deepstack_merge=config["spatial_merge_size"],
-        deepstack_dim=config["out_hidden_size"] if deep else 0,
+        deepstack=blocks,
+        deepstack_merge=config["spatial_merge_size"] if blocks else 2,
+        deepstack_dim=config["out_hidden_size"] if blocks else 0,
     )
 
 
-def gated(config: Json) -> str:
-    """Our gated MLP for their hidden_act."""
-    names = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh"}
-    if config["hidden_act"] not in names:
-        raise ValueError(f"hidden_act is {config['hidden_act']!r} in a gated MLP: expected one of {', '.join(names)}")
-    return names[config["hidden_act"]]
+def gated(config: Json, field: str = "hidden_act") -> Activation:
+    """Our gated MLP for the activation that their `field` names."""
+    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+    act = activation({"hidden_act": config[field]})
+    if act not in names:
+        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
+    return names[act]
 
 
 def gated_back(mlp: str) -> str:
     """The inverse of `gated`."""
-    return {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}[mlp]
+    names = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
+    if mlp not in names:
+        raise ValueError(f"transformers cannot express mlp {mlp!r} here: choose one of {', '.join(names)}")
+    return names[mlp]
 
 
 def video_config_back(config: ViTConfig) -> Json:
     """The inverse of `video_config`."""
-    assert config.rope is not None
+    if config.rope is None:
+        raise ValueError("transformers cannot express a tower without rotary positions here: set ViTConfig.rope")
     return dict(
         patch_size=config.patch_size,
         hidden_size=config.embed_dim,
@@ -109,15 +139,26 @@ def video_config_back(config: ViTConfig) -> Json:
 def _qwen2_back(config: ViTConfig) -> Json:
     back = video_config_back(config) | dict(embed_dim=config.embed_dim, hidden_act=activation_back(config.mlp))
     del back["intermediate_size"], back["hidden_size"]
+    if config.mlp_dim % config.embed_dim:
+        raise ValueError(
+            f"transformers needs an mlp_dim that embed_dim {config.embed_dim} divides, got {config.mlp_dim}"
+        )
     return back | {"mlp_ratio": config.mlp_dim // config.embed_dim}
 
 
 def _qwen2_5_back(config: ViTConfig) -> Json:
+    if not config.window:
+        raise ValueError("transformers cannot express a tower without windows here: set ViTConfig.window")
     return video_config_back(config) | dict(
         hidden_act=gated_back(config.mlp),
         window_size=config.window * config.patch_size,
+        spatial_merge_size=next((side for side in range(2, config.window + 1) if config.window % side == 0), 1),
         fullatt_block_indexes=list(config.full_blocks),
     )
+
+
+def _exaone_back(config: ViTConfig) -> Json:
+    return _qwen2_5_back(config) | dict(num_key_value_heads=config.kv_heads)
 
 
 def _qwen3_back(config: ViTConfig, *, deep: bool = True) -> Json:
@@ -139,15 +180,31 @@ BLOCKS = BlockNames(
 """Names of Qwen2-VL."""
 
 
-def _keys(config: ViTConfig, style: Style = "hub", *, fc1: str | tuple[str, str], fc2: str) -> list[Key]:
-    names = BlockNames(**vars(BLOCKS) | dict(fc1=fc1, fc2=fc2))
-    rows = layer("patch_embed", "patch_embed.proj", bias=config.patch_bias) + names.rows(config)
+_GATED = dict(fc1=("mlp.gate_proj", "mlp.up_proj"), fc2="mlp.down_proj")
+_QWEN3_NAMES = dict(fc1="mlp.linear_fc1", fc2="mlp.linear_fc2")
+
+
+def patch_rows(config: ViTConfig, theirs: str = "patch_embed.proj") -> list[Key]:
+    """The patch embedding, whose kernel spans frames there even if it spans one."""
+    layout: TensorLayout | None = ONE_FRAME if config.temporal_patch == 1 else None
+    rows = [key("patch_embed.weight", f"{theirs}.weight", layout=layout)]
+    return rows + ([key("patch_embed.bias", f"{theirs}.bias")] if config.patch_bias else [])
+
+
+def _keys(
+    config: ViTConfig,
+    style: Style = "hub",
+    *,
+    mergers: str = "deepstack_merger_list",
+    merger: tuple[str, str, str] = ("norm", "linear_fc1", "linear_fc2"),
+    **names: str | tuple[str, ...],
+) -> list[Key]:
+    rows = patch_rows(config) + BlockNames(**vars(BLOCKS) | names).rows(config)
     if config.position == "learned":
         rows.append(key("position.table", "pos_embed.weight", drop=1))
     for i in range(len(config.deepstack)):
-        ours, theirs = f"deepstack.{i}", f"deepstack_merger_list.{i}"
-        rows += layer(f"{ours}.norm", f"{theirs}.norm")
-        rows += layer(f"{ours}.fc1", f"{theirs}.linear_fc1") + layer(f"{ours}.fc2", f"{theirs}.linear_fc2")
+        for ours, theirs in zip(("norm", "fc1", "fc2"), merger, strict=True):
+            rows += layer(f"deepstack.{i}.{ours}", f"{mergers}.{i}.{theirs}")
     return rows
 
 
@@ -174,7 +231,7 @@ _SHARED: Json = dict(
 
 QWEN2_VL = Family(
     name="qwen2_vl_vision",
-    whole_models=(WholeModel(model_type="qwen2_vl", tower="qwen2_vl_vision"),),
+    whole_models=(WholeModel(model_type="qwen2_vl"),),
     architecture="Qwen2VisionTransformerPretrainedModel",
     defaults=_DEFAULTS | dict(embed_dim=1280, mlp_ratio=4, hidden_act="quick_gelu"),
     read_config=_qwen2,
@@ -191,7 +248,10 @@ QWEN2_VL = Family(
 
 QWEN2_5_VL = Family(
     name="qwen2_5_vl_vision",
-    whole_models=(WholeModel(model_type="qwen2_5_vl", tower="qwen2_5_vl_vision"),),
+    whole_models=(
+        WholeModel(model_type="qwen2_5_vl"),
+        WholeModel(model_type="hyperclovax_vision_v2"),
+    ),
     architecture="Qwen2_5_VisionTransformerPretrainedModel",
     defaults=_DEFAULTS
     | dict(
@@ -203,11 +263,34 @@ QWEN2_5_VL = Family(
     ),
     read_config=_qwen2_5,
     write_config=_qwen2_5_back,
-    keys=partial(_keys, fc1=("mlp.gate_proj", "mlp.up_proj"), fc2="mlp.down_proj"),
+    keys=partial(_keys, **_GATED),
     preprocessor=lambda config: processor(config.patch_size),
     **_SHARED,
 )
 """Bai et al. 2025 (arXiv:2502.13923): attention in windows of 112 pixels."""
+
+QWEN2_5_OMNI = replace(
+    QWEN2_5_VL,
+    name="qwen2_5_omni_vision_encoder",
+    whole_models=(
+        WholeModel(model_type="qwen2_5_omni_thinker"),
+        WholeModel(model_type="qwen2_5_omni", around="thinker_config"),
+    ),
+    architecture="Qwen2_5OmniVisionEncoder",
+    keys=partial(_keys, qkv=("attn.q", "attn.k", "attn.v"), **_GATED),
+)
+"""Xu et al. 2025 (arXiv:2503.20215): Qwen2.5-VL's, with queries, keys and values as three matrices."""
+
+EXAONE4_5 = replace(
+    QWEN2_5_VL,
+    name="exaone4_5_vision",
+    whole_models=(WholeModel(model_type="exaone4_5"),),
+    architecture="Exaone4_5_VisionModel",
+    defaults=QWEN2_5_VL.defaults | dict(num_key_value_heads=8),
+    read_config=_exaone,
+    write_config=_exaone_back,
+)
+"""Qwen2.5-VL's with fewer key and value heads."""
 
 _QWEN3: Json = _DEFAULTS | dict(
     depth=27, hidden_size=1152, hidden_act="gelu_pytorch_tanh", intermediate_size=4304, patch_size=16,
@@ -217,32 +300,48 @@ _QWEN3: Json = _DEFAULTS | dict(
 QWEN3_VL = Family(
     name="qwen3_vl_vision",
     whole_models=(
-        WholeModel(model_type="qwen3_vl", tower="qwen3_vl_vision"),
+        WholeModel(model_type="qwen3_vl"),
         WholeModel(model_type="qwen3_vl_moe", tower="qwen3_vl_moe_vision"),
+        WholeModel(model_type="cohere_compass", tower="cohere_compass_vision"),
+        WholeModel(model_type="cosmos3_omni"),
     ),
-    aliases={"qwen3_vl_moe_vision": {}},
+    aliases={"qwen3_vl_moe_vision": {}, "cohere_compass_vision": {}},
     architecture="Qwen3VLVisionModel",
     defaults=_QWEN3 | dict(deepstack_visual_indexes=(8, 16, 24)),
     read_config=_qwen3,
     write_config=_qwen3_back,
-    keys=partial(_keys, fc1="mlp.linear_fc1", fc2="mlp.linear_fc2"),
+    keys=partial(_keys, **_QWEN3_NAMES),
     preprocessor=lambda config: processor(16, HALF, 256 * 256, 4096 * 4096),
     **_SHARED | dict(resize={"transformers": "zoom"}, rotary=False),
 )
 """Bai et al. 2025 (arXiv:2511.21631): learned and rotary positions, deep features (DeepStack)."""
 
+QWEN3_OMNI = replace(
+    QWEN3_VL,
+    name="qwen3_omni_moe_vision_encoder",
+    whole_models=(
+        WholeModel(model_type="qwen3_omni_moe_thinker"),
+        WholeModel(model_type="qwen3_omni_moe", around="thinker_config"),
+    ),
+    aliases={},
+    architecture="Qwen3OmniMoeVisionEncoder",
+    keys=partial(_keys, mergers="merger_list", merger=("ln_q", "mlp.0", "mlp.2"), **_QWEN3_NAMES),
+)
+"""Xu et al. 2025 (arXiv:2509.17765): Qwen3-VL's under other names."""
+
 QWEN3_5 = Family(
     name="qwen3_5_vision",
     whole_models=(
-        WholeModel(model_type="qwen3_5", tower="qwen3_5_vision"),
+        WholeModel(model_type="qwen3_5"),
         WholeModel(model_type="qwen3_5_moe", tower="qwen3_5_moe_vision"),
+        WholeModel(model_type="qwen4_exp", tower="qwen4_exp_vision"),
     ),
-    aliases={"qwen3_5_moe_vision": {}},
+    aliases={"qwen3_5_moe_vision": {}, "qwen4_exp_vision": {}},
     architecture="Qwen3_5VisionModel",
     defaults=_QWEN3,
-    read_config=_qwen3,
+    read_config=partial(_qwen3, deep=False),
     write_config=partial(_qwen3_back, deep=False),
-    keys=partial(_keys, fc1="mlp.linear_fc1", fc2="mlp.linear_fc2"),
+    keys=partial(_keys, **_QWEN3_NAMES),
     preprocessor=lambda config: processor(16, HALF, 256 * 256, 4096 * 4096),
     **_SHARED | dict(resize={"transformers": "zoom"}, rotary=False),
 )

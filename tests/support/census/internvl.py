@@ -1,0 +1,23 @@
+"""InternVL and Qianfan-OCR."""
+
+from support.census.case import Case
+from support.census.inputs import pixels
+
+_SHARED = dict(tower="vision_tower", reference=pixels(prefix=1, resize=False), sizes=((64, 64), (32, 96)))
+
+
+def _case(label: str = "", model_type: str = "internvl", **vision) -> Case:
+    return Case(model_type=model_type, label=label, changes={"vision_config": vision}, **_SHARED)
+
+
+CASES = (
+    _case(attention_bias=True),
+    _case("internvl, large", norm_type="rms_norm", use_qk_norm=True),
+    _case("internvl, normed queries", use_qk_norm=True, use_mask_token=True, hidden_act="gelu_pytorch_tanh"),
+    _case("internvl, final norm", use_mean_pooling=False, norm_type="rms_norm", layer_norm_eps=1e-3),
+    _case("internvl, no positions", use_absolute_position_embeddings=False, num_channels=3),
+    _case(model_type="qianfan_ocr"),
+    _case(
+        "qianfan_ocr, large", model_type="qianfan_ocr", use_qk_norm=True, norm_type="rms_norm", use_mean_pooling=False
+    ),
+)

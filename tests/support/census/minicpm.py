@@ -1,0 +1,34 @@
+"""MiniCPM-V 4.6 and its kin."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from support.census.case import Case, Reference
+
+PATCH = 8
+
+
+def reference(tower: nn.Module, x: Tensor) -> Reference:
+    """Patches of all images side by side in one row, and their grids."""
+    row = rearrange(x, "b c (h p) (w q) -> 1 c p (b h w q)", p=PATCH, q=PATCH)
+    grids = torch.tensor([[x.shape[-2] // PATCH, x.shape[-1] // PATCH]] * len(x))
+    return Reference(tower(row, target_sizes=grids).last_hidden_state[0].unflatten(0, (len(x), -1)))
+
+
+def _case(model_type: str, label: str = "", after: int = 1, **vision) -> Case:
+    return Case(
+        model_type=model_type,
+        label=label,
+        tower="vision_tower",
+        reference=reference,
+        sizes=((64, 64), (32, 96)),
+        changes={"insert_layer_id": after, "vision_config": {"patch_size": PATCH} | vision},
+    )
+
+
+CASES = (
+    *(_case(name) for name in ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")),
+    _case("minicpmv4_6", "minicpmv4_6: merger after the last block", after=2, hidden_act="gelu", layer_norm_eps=1e-4),
+    _case("minicpmv4_6", "minicpmv4_6: no merger", after=-1),
+)

@@ -1,0 +1,142 @@
+"""The tower of SAM, and of the readers of documents that were trained from it: padded windows, decomposed relative positions."""
+
+from dataclasses import replace
+
+from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
+from vlm_vision.checkpoints.families.fields import (
+    IMAGENET,
+    OPENAI,
+    activation,
+    activation_back,
+    common,
+    common_back,
+    square,
+)
+from vlm_vision.checkpoints.keys import Key, key, layer, table_to_grid
+from vlm_vision.nn.config import ViTConfig
+
+BLOCKS = BlockNames(
+    stem="layers.{}", norm1="layer_norm1", qkv="attn.qkv", proj="attn.proj", norm2="layer_norm2", fc1="mlp.lin1", fc2="mlp.lin2"
+)  # fmt: skip
+
+
+def _config(config: Json, names: frozenset[str]) -> ViTConfig:
+    mlp_dim = config.get("mlp_dim")
+    if config["use_rel_pos"] and len(set(common(config)["image_size"])) > 1:
+        raise ValueError(
+            f"image_size is {config['image_size']}: expected a square, which SAM's relative positions are for"
+        )
+    return ViTConfig(
+        **common(config),
+        mlp_dim=int(config["hidden_size"] * config["mlp_ratio"]) if mlp_dim is None else mlp_dim,
+        mlp=activation(config),
+        qkv_bias=config["qkv_bias"],
+        class_token=False,
+        position="learned" if config["use_abs_pos"] else "none",
+        position_resize="native",
+        window=config["window_size"],
+        full_blocks=tuple(sorted({i for i in config["global_attn_indexes"] if 0 <= i < config["num_hidden_layers"]})),
+        window_padding=True,
+        relative_position=config["use_rel_pos"],
+        final_norm=False,
+        pool="none",
+    )
+
+
+def _config_back(config: ViTConfig) -> Json:
+    return common_back(config) | dict(
+        mlp_dim=config.mlp_dim,
+        hidden_act=activation_back(config.mlp),
+        qkv_bias=config.qkv_bias,
+        use_abs_pos=config.position == "learned",
+        use_rel_pos=config.relative_position,
+        window_size=config.window,
+        global_attn_indexes=list(config.full_blocks),
+    )
+
+
+def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
+    rows = layer("patch_embed", "patch_embed.projection") + BLOCKS.rows(config)
+    if config.position == "learned":
+        rows.append(key("position.table", "pos_embed", layout=table_to_grid(*config.grid)))
+    if config.relative_position:
+        for i in range(config.depth):
+            for j, axis in enumerate("hw"):
+                rows.append(key(f"blocks.{i}.attn.relative.{j}", f"layers.{i}.attn.rel_pos_{axis}"))
+    return rows
+
+
+_DEFAULTS: Json = dict(
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=1024, patch_size=16,
+    hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True, use_abs_pos=True, use_rel_pos=True, window_size=14,
+    global_attn_indexes=(2, 5, 8, 11),
+)  # fmt: skip
+
+
+def _processor(config: ViTConfig) -> Json:
+    edge = max(config.image_size)
+    return dict(image_processor_type="SamImageProcessor", size={"longest_edge": edge}, pad_size=square(config))
+
+
+SAM = Family(
+    name="sam_vision_model",
+    aliases={"sam_hq_vision_model": {}},
+    whole_models=(
+        WholeModel(model_type="sam", tower="sam_vision_model"),
+        WholeModel(model_type="sam_hq", tower="sam_hq_vision_model"),
+    ),
+    architecture="SamVisionModel",
+    prefix="vision_encoder.",
+    landmarks=("patch_embed.projection.weight",),
+    connector=("neck.",),
+    defaults=_DEFAULTS | dict(mlp_ratio=4.0),
+    read_config=_config,
+    write_config=_config_back,
+    keys=_keys,
+    preprocessor=_processor,
+    image_processors={
+        "SamImageProcessor": IMAGENET
+        | dict(size={"longest_edge": 1024}, resample=2, do_pad=True, pad_size={"height": 1024, "width": 1024})
+    },
+    resize={"transformers": "native"},
+)
+"""Kirillov et al. 2023 (arXiv:2304.02643); HQ-SAM (arXiv:2306.01567). The neck that follows is not of the tower."""
+
+
+GOT_OCR2 = replace(
+    SAM,
+    name="got_ocr2_vision",
+    aliases={"pp_chart2table_vision": {}},
+    whole_models=(
+        WholeModel(model_type="got_ocr2", tower="got_ocr2_vision"),
+        WholeModel(model_type="pp_chart2table", tower="pp_chart2table_vision"),
+    ),
+    architecture="GotOcr2VisionEncoder",
+    prefix="",
+    defaults=_DEFAULTS | dict(mlp_dim=3072),
+    preprocessor=lambda config: dict(image_processor_type="GotOcr2ImageProcessor", size=square(config)),
+    image_processors={
+        "GotOcr2ImageProcessor": OPENAI | dict(size={"height": 384, "width": 384}, resample=3),
+        "PPChart2TableImageProcessor": OPENAI | dict(size={"height": 1024, "width": 1024}, resample=3),
+    },
+)
+"""Wei et al. 2024 (arXiv:2409.01704), and PP-Chart2Table."""
+
+PP_FORMULANET = replace(
+    GOT_OCR2,
+    name="pp_formulanet_vision",
+    aliases={"slanext_vision": {}},
+    whole_models=(
+        WholeModel(model_type="pp_formulanet", tower="pp_formulanet_vision"),
+        WholeModel(model_type="slanext", tower="slanext_vision"),
+    ),
+    architecture="PPFormulaNetVisionModel",
+    connector=("neck.", "multi_modal_projector."),
+    defaults=_DEFAULTS | dict(mlp_dim=3072, image_size=512),
+    preprocessor=lambda config: (
+        dict(image_processor_type="CLIPImageProcessor", size=square(config), do_center_crop=False) | IMAGENET
+    ),
+    image_processors={},
+)
+"""Towers of PP-FormulaNet (arXiv:2503.18382) and SLANeXt."""
