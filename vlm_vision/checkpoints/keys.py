@@ -139,7 +139,11 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
             raise ValueError(
                 f"this layout cannot express the architecture: it has no place for a part of {item.ours[0]}"
             )
-        foreign.update((name, part.contiguous().clone()) for name, part in parts.items() if name != ZEROS)
+        for name, part in parts.items():
+            if name in foreign and not torch.equal(foreign[name], part):
+                raise ValueError(f"this layout cannot express the architecture: it has one {name} for two that differ")
+            if name != ZEROS:
+                foreign[name] = part.contiguous().clone()
     return foreign
 
 

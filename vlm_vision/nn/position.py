@@ -23,12 +23,15 @@ def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | No
     return resize
 
 
-def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
+def _offset(mode: str, kernel: Callable[[Tensor], Tensor]):
     # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
-    if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
-        return _by_matrices(table, grid, 0.1, partial(_cubic, a=-0.75), antialias=False)
-    scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
-    return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+    def resize(table: Tensor, grid: Grid) -> Tensor:
+        if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
+            return _by_matrices(table, grid, 0.1, kernel, antialias=False)
+        scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
+        return F.interpolate(table, scale_factor=scale, mode=mode, align_corners=False)
+
+    return resize
 
 
 def _by_matrices(
@@ -110,7 +113,9 @@ def _recompute(table: Tensor, grid: Grid) -> Tensor:
 RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bicubic": _interpolate("bicubic"),  # transformers: ViT, CLIP, SigLIP, DINOv2; DeiT and MAE at load
     "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
-    "bicubic_offset": _bicubic_offset,  # facebookresearch/dinov2 without registers
+    "bicubic_offset": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),  # facebookresearch/dinov2 without registers
+    "bicubic_offset_always": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),
+    "bilinear_offset_always": _offset("bilinear", lambda x: _triangle(x)),  # HY-V4-VL
     "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
@@ -122,13 +127,14 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "tile": _tile,  # SAM 3
     "native": _native,  # none: transformers' AIMv2
 }
-"""The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code."""
+"""The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code. Those named "always"
+move the table on its native grid too."""
 
 
 class PositionTable(nn.Module):
     """Learned (or fixed 2D sin-cos) positions: one row for each of P leading prefix tokens, then one for each patch.
 
-    Off the native grid the patch rows are resized by the rule named `resize`; without gradients the result is kept
+    Off the native grid, or always, the patch rows are resized by the rule named `resize`; without gradients the result is kept
     per grid until the table changes. (A change through `.data`, which PyTorch does not record, is not seen.)
     """
 
@@ -158,7 +164,7 @@ class PositionTable(nn.Module):
 
     def _patches(self, grid: Grid) -> Tensor:
         native = self.table[:, self.prefix :]
-        if grid == self.grid:
+        if grid == self.grid and not self.resize.endswith("_always"):
             return native
         trained = torch.is_grad_enabled() and self.table.requires_grad
         if trained or not self.keeps or torch.compiler.is_compiling() or self.table.is_inference():

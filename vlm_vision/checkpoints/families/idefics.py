@@ -58,3 +58,24 @@ SMOLVLM = replace(
     architecture="SmolVLMVisionTransformer",
     image_processors={"SmolVLMImageProcessor": _TILES},
 )
+
+PHI4 = replace(
+    IDEFICS3,
+    name="phi4_multimodal_vision",
+    aliases={},
+    whole_models=(WholeModel(model_type="phi4_multimodal"),),
+    architecture="Phi4MultimodalVisionModel",
+    defaults=DEFAULTS
+    | dict(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=448,
+        patch_size=14,
+    ),
+    read_config=lambda config, names: replace(siglip_config(config, names), position_resize="bucket"),
+    write_config=_config_back,
+    image_processors={},
+)
+"""Phi-4 multimodal (arXiv:2503.01743): with SigLIP's head."""

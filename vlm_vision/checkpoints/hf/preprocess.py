@@ -22,6 +22,8 @@ _STEPS: dict[str, set[str]] = {
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
+_SQUARE = "IdeficsImageProcessor"
+"""The class that states a side, image_size, above `size`."""
 _GEMMA, _SAM, _PIXTRAL = "Gemma4ImageProcessor", "SamImageProcessor", "PixtralImageProcessor"
 _MINICPM = ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
 _OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
@@ -58,6 +60,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
+    _SQUARE: {"image_num_channels"},
     **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
@@ -125,6 +128,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
     given = {key: value for key, value in config.items() if value is not None}
+    if name == _SQUARE and isinstance(given.get("image_size"), int):
+        given["size"] = [given.pop("image_size")] * 2
     read = {"default_to_square", *steps}.union(*steps.values())
     ignored = _WITHOUT_EFFECT | _IGNORED.get(name, set())
     for key in sorted(given.keys() - read - ignored):

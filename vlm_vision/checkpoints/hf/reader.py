@@ -106,6 +106,8 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     """(family, fields of the vision part with transformers' defaults, whole model around it)"""
     config = checkpoint.config
     model_type = str(config.get("model_type"))
+    if model_type in families.REFUSED:
+        return *_known(checkpoint, model_type, config), None
     if model_type in families.WHOLE_MODELS:
         _, whole = families.WHOLE_MODELS[model_type]
     elif model_type in families.MODEL_TYPES or not _names_tower(config):
@@ -137,7 +139,7 @@ def _names_tower(config: Json) -> bool:
 
 def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json]:
     """(family of a tower's model_type, its fields with transformers' defaults for those that are absent)"""
-    if not isinstance(name, str) or name not in families.MODEL_TYPES:
+    if not isinstance(name, str) or name not in families.MODEL_TYPES or name in families.REFUSED:
         whole = checkpoint.config.get("model_type")
         where = f"{checkpoint.path / 'config.json'} has model_type {whole!r}"
         if name != whole:
