@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vlm_vision as vv
+from vlm_vision.nn.position import RESIZE
 from vlm_vision.nn.rope import Rope
 
 BASE = vv.ViTConfig(
@@ -26,6 +27,11 @@ SWITCHES = {
     "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_grid=(5, 5),
                  position_resize="tile", pre_norm=True),
     "minicpm": dict(merge_after=0, merge_dim=40, position_resize="bucket"),
+    "limited": dict(mlp="swiglu", mlp_limit=0.1, norm="rms"),
+    "internvl": dict(qk_norm="width", qk_kind="rms", qk_eps=1e-3, norm="rms", outer_norm="layer", outer_eps=1e-2),
+    "radio": dict(class_token=True, num_registers=3, pool="prefix", pool_tokens=(0, 2), position_resize="bilinear_crop",
+                  final_norm=False),
+    "muse": QWEN | dict(rope=Rope(first=1), window=3, full_blocks=(1,), position_resize="bilinear_zeros_transposed"),
     "clips": dict(frames="joined", time_position=True, rope=Rope()),
     "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
 }  # fmt: skip
@@ -126,8 +132,12 @@ def test_every_weight_trains(name):
         (dict(deepstack=(1,)), "deepstack needs deepstack_dim"),
         (dict(position="axes"), "does not go with axis_length 0"),
         (dict(position="rope2d", rope=Rope()), "expected a Rope, or None"),
+        (dict(pool="prefix"), "pool 'prefix' does not go with pool_tokens"),
+        (dict(qk_eps=2.0), "qk_eps is 2.0, expected a small number"),
         (dict(merge_after=1), "merge_after needs merge_dim"),
         (dict(position_grid=(0, 4)), "position_grid is 0: it must be a whole number of at least 1"),
+        (dict(mlp_limit=10.0), "mlp_limit is for a gated mlp"),
+        (dict(mlp_limit=0.0, mlp="swiglu"), "expected a positive number such as 10.0"),
     ],
 )
 def test_impossible_towers_say_why(fields, says):
@@ -148,6 +158,51 @@ def test_impossible_towers_say_why(fields, says):
 def test_pixels_that_do_not_fit_say_why(name, shape, says):
     with pytest.raises(ValueError, match=says):
         tower(**SWITCHES[name])(torch.randn(shape))
+
+
+def test_a_limit_is_that_of_the_gate_and_of_the_size_of_the_value():
+    model = tower(**SWITCHES["limited"])
+    mlp, x = model.blocks[0].mlp, torch.randn(2, 5, 32)
+    gate, value = mlp.fc1(x).chunk(2, dim=-1)
+    expected = mlp.fc2(torch.nn.functional.silu(gate.clamp(max=0.1)) * value.clamp(-0.1, 0.1))
+    torch.testing.assert_close(mlp(x), expected)
+    assert (mlp(x) - mlp.fc2(torch.nn.functional.silu(gate) * value)).abs().max() > 1e-3
+
+
+def test_a_merger_of_no_block_is_not_used():
+    model, image = tower(**QWEN, deepstack=(2, -1, 0, 2), deepstack_dim=24), torch.randn(1, 3, 16, 16)
+    first, last = model(image).deepstack
+    for unused in (1, 3):
+        model.deepstack[unused].fc2.bias.data += 1
+    model.deepstack[0].fc2.bias.data += 1
+    again = model(image).deepstack
+    torch.testing.assert_close(again, (first, last + 1))
+
+
+def test_norms_around_the_blocks_may_be_of_another_kind():
+    model = tower(**SWITCHES["internvl"])
+    kinds = [type(norm).__name__ for norm in (model.blocks[0].norm1, *model.blocks[0].attn.norms, model.norm)]
+    assert kinds == ["RMSNorm", "RMSNorm", "RMSNorm", "LayerNorm"]
+    assert (model.blocks[0].attn.norms[0].eps, model.norm.eps) == (1e-3, 1e-2)
+
+
+def test_chosen_prefix_tokens_pool_side_by_side():
+    out = tower(**SWITCHES["radio"])(torch.randn(2, 3, 24, 40))
+    expected = torch.cat([out.cls_token, out.register_tokens[:, 1]], dim=1)
+    torch.testing.assert_close(out.pooled, expected)
+
+
+def test_a_cropped_table_is_the_corner_of_a_square_one():
+    table = torch.randn(1, 2, 8, 8)
+    square, wide = (RESIZE["bilinear_crop"](table, grid) for grid in ((6, 6), (3, 6)))
+    assert torch.equal(square[..., :3, :], wide) and torch.equal(RESIZE["bilinear_crop"](table, (8, 5)), table[..., :5])
+
+
+def test_clips_of_one_frame_are_images():
+    model, image = tower(**SWITCHES["clips"]), torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(model(image[:, None]).patch_tokens, model(image).patch_tokens)
+    alone, pair = model(image).patch_tokens, model(image[:, None].expand(-1, 2, -1, -1, -1)).patch_tokens
+    assert not torch.allclose(alone, pair[:, :16])
 
 
 def test_a_configuration_goes_through_json():

@@ -25,8 +25,12 @@ class WholeModel:
     """Name of the part of config.json that has the vision_config; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
+    always: bool = False
+    """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
+    checked: bool = False
+    """The other parts are those of `Family.siblings`: a weight elsewhere is an error."""
     preprocessor: Json | None = None
     """The usual preprocessor_config.json, where it is not the tower's."""
 
@@ -36,7 +40,7 @@ class Presets:
     """Public models of the family under one name, each with a row in a table of sizes."""
 
     name: str
-    """What preset names begin with."""
+    """First word of preset names."""
     fields: Json
     """Fields of `ViTConfig` that all of them share."""
     rows: tuple[tuple[str, str, Json], ...]
@@ -44,7 +48,7 @@ class Presets:
     sizes: Mapping[str, Json] = field(default_factory=dict)
     """Sizes that only these models have; the others are in `vlm_vision.checkpoints.families.sizes`."""
     label: str = "{name}_{size}_patch{patch}_{side}"
-    """How a row is called."""
+    """Form of a preset name."""
 
 
 def row(size: str, patches: str, **differs: Any) -> tuple[str, str, Json]:
@@ -62,6 +66,8 @@ class Family:
     """Other model_types of the same tower -> defaults that differ there."""
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
+    siblings: tuple[str, ...] = ()
+    """Names, by prefix, of the other parts of these models, where they are checked."""
     connector: tuple[str, ...] = ()
     """Names, by prefix, inside the vision part, of what is read only where the key table asks for it: projectors."""
 
@@ -93,6 +99,11 @@ class Family:
 
     preprocessor: Callable[[ViTConfig], Json]
     """The usual preprocessor_config.json, for a folder without one."""
+    class_row: bool = True
+    """The position table has a row for the class token."""
+    pixel_statistics: tuple[str, str] | None = None
+    """Weights of the mean and the deviation by which the tower normalizes its pixels: here the preprocessing does. The last
+    parts of their names are those of the fields of config.json."""
     image_processors: Mapping[str, Json] = field(default_factory=dict)
     """Class of transformers that came with the family -> what it does where preprocessor_config.json is silent: keys of that
     file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""

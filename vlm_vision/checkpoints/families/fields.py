@@ -1,5 +1,6 @@
 """Fields of config.json and rows of key tables that families share."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -108,6 +109,12 @@ def qkv(block: str, style: Style) -> tuple[str, ...]:
     if style == "memory":
         return tuple(f"{block}.attention.{part}_proj" for part in "qkv")
     return tuple(f"{block}.attention.attention.{part}" for part in ("query", "key", "value"))
+
+
+def ratio(hidden: int, width: int) -> float:
+    """A factor by which `int(width * factor)` is `hidden` again."""
+    factor = hidden / width
+    return factor if int(width * factor) == hidden else math.nextafter(factor, math.inf)
 
 
 def num_labels(config: Json) -> int:

@@ -42,6 +42,13 @@ def channel_order(
     return first + second
 
 
+def leading_order(head_dim: int, turned: int) -> list[int]:
+    """The order of a head whose first `turned` channels are turned, j with j + turned / 2, and whose others are not."""
+    half, still = turned // 2, (head_dim - turned) // 2
+    rest = list(range(turned, head_dim))
+    return [*range(half), *rest[:still], *range(half, turned), *rest[still:]]
+
+
 def reordered(order: list[int], heads: int = 1, kept: int = 0) -> TensorLayout:
     """The layout of `heads` heads whose channels are in `order`, then `kept` rows (values) as they are.
 

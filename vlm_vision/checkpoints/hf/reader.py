@@ -8,22 +8,28 @@ other parts of a whole model, and a connector to the language model that lies in
 """
 
 import difflib
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families import all as families
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.hf.preprocess import from_hf
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, WeightSource, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 
 FAMILIES: dict[str, Family] = {family.name: family for family in families.ALL if not family.written_as}
-"""Families that transformers has under their own model_type."""
+"""Families with their own model_type in transformers."""
+
+CONTAINER = WholeModel(model_type="")
+"""A whole model that is not known by name, around a tower that is."""
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether config.json is one of transformers."""
+    """Whether config.json is of transformers."""
     return "model_type" in checkpoint.config
 
 
@@ -31,7 +37,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The vision tower of a folder.
 
     Raises:
-        ValueError: a model_type that is not known, several towers or none, a config.json that makes no sense.
+        ValueError: an unknown model_type, several towers or none, a config.json with wrong values.
     """
     only(checkpoint, hints, "part")
     family, fields, whole = _vision_config(checkpoint)
@@ -40,13 +46,20 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
-    beside = outside if whole is None else [stored for stored in outside if stored in family.beside]
+    known = families.SIBLINGS if whole is None or whole.checked else ("",)
+    extra = [stored for stored in outside if stored in family.beside or not stored.startswith(known)]
 
-    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+    def part(used: frozenset[str] | None = None) -> TowerWeights:
+        at_root = (
+            whole is not None and not prefix and used is not None
+        )  # Cosmos 3: other parts stand beside the tower's
+
         def ignored(name: str) -> bool:
-            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+            if at_root or name.startswith(family.connector):
+                return used is None or name not in used
+            return name.endswith("position_ids")
 
-        return TowerWeights(weights, prefix, beside=beside, ignored=ignored, rename=family.spelling)
+        return TowerWeights(weights, prefix, extra=extra, ignored=ignored, rename=family.spelling)
 
     names = part().shapes
     where = checkpoint.path / "config.json"
@@ -58,6 +71,10 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     default = whole.preprocessor if whole is not None else None
+    preprocess = _preprocess(checkpoint, default or family.preprocessor(vit))
+    if family.pixel_statistics:
+        bare = TowerWeights(weights, prefix, rename=family.spelling)
+        preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
         Tower(
             source=str(checkpoint),
@@ -67,7 +84,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             config=vit,
             keys=table,
             weights=part(frozenset(name for row in table for name in row.theirs)),
-            preprocess=_preprocess(checkpoint, default or family.preprocessor(vit)),
+            preprocess=preprocess,
         )
     ]
 
@@ -89,17 +106,21 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     """(family, fields of the vision part with transformers' defaults, whole model around it)"""
     config = checkpoint.config
     model_type = str(config.get("model_type"))
+    if model_type in families.REFUSED:
+        return *_known(checkpoint, model_type, config), None
     if model_type in families.WHOLE_MODELS:
         _, whole = families.WHOLE_MODELS[model_type]
     elif model_type in families.MODEL_TYPES or not _names_tower(config):
         return *_known(checkpoint, model_type, config), None
     else:
-        whole = WholeModel(model_type=model_type)
+        whole = CONTAINER
     around: Any = config.get(whole.around) or {} if whole.around else config
     part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f"{checkpoint.path / 'config.json'} has a {whole.part} that is no object: download it again")
-    name: Any = part.get("model_type") or whole.tower or model_type
+        raise ValueError(
+            f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
+        )
+    name: Any = whole.tower if whole.always else part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
         name = inner.tower or usual.name
@@ -117,8 +138,8 @@ def _names_tower(config: Json) -> bool:
 
 
 def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json]:
-    """(family of a tower's model_type, the given fields above transformers' defaults)"""
-    if not isinstance(name, str) or name not in families.MODEL_TYPES:
+    """(family of a tower's model_type, its fields with transformers' defaults for those that are absent)"""
+    if not isinstance(name, str) or name not in families.MODEL_TYPES or name in families.REFUSED:
         whole = checkpoint.config.get("model_type")
         where = f"{checkpoint.path / 'config.json'} has model_type {whole!r}"
         if name != whole:
@@ -148,13 +169,11 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
         return prefixes[0]
     if prefixes:
         parts = ", ".join(prefix.rstrip(".") for prefix in prefixes)
-        raise ValueError(
-            f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): say which one by part="..."'
-        )
-    wanted = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
+        raise ValueError(f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): choose one by part="..."')
+    marks = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
     raise ValueError(
-        f"{checkpoint} should hold one {family.name} tower, found no weight {wanted}: configuration and weights are not of "
-        "one model"
+        f"{checkpoint} holds no weight {marks}, expected one {family.name} tower: configuration and weights are of "
+        "different models"
     )
 
 
@@ -169,13 +188,33 @@ def _preprocess(checkpoint: Checkpoint, default: Json) -> Preprocess:
     if described is None:
         return from_hf(default)
     try:
-        return from_hf(described)
+        spec = from_hf(described)
+        if spec.resize == "within_patches" and checkpoint.has("processor_config.json"):
+            around = checkpoint.json("processor_config.json")
+            if around.get("processor_class") == "PixtralProcessor":  # it has images of whole squares of merged patches
+                square = around.get("patch_size", 16) * around.get("spatial_merge_size", 1)
+                spec = replace(spec, patch_size=square)
+        return spec
     except ValueError as error:
         raise ValueError(f"{checkpoint.path / name}: {error}") from None
     except MALFORMED_ERRORS as error:
         raise ValueError(
             f"{checkpoint.path / name} has a value of the wrong kind ({error!r}): download it again"
         ) from None
+
+
+def _with_statistics(spec: Preprocess, names: tuple[str, str], fields: Json, weights: WeightSource) -> Preprocess:
+    """The preprocessing, followed by the normalization that the tower holds as weights, if it does."""
+    if not set(names) <= set(weights.shapes):
+        return spec
+    values = []
+    for name in names:
+        stored = weights.get(name).flatten().float()
+        stated = fields.get(name.rpartition(".")[2])  # the same numbers, in double precision
+        values.append(stated if stated and torch.equal(torch.tensor(stated), stored) else stored.tolist())
+    mean = tuple(before + std * m for before, std, m in zip(spec.mean, spec.std, values[0], strict=True))
+    std = tuple(before * s for before, s in zip(spec.std, values[1], strict=True))
+    return replace(spec, mean=mean, std=std)
 
 
 FORMAT = Format("hf", tuple(FAMILIES), recognises, read)

@@ -73,7 +73,7 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
 _DEFAULTS: Json = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=1024, patch_size=16,
     hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True, use_abs_pos=True, use_rel_pos=True, window_size=14,
-    global_attn_indexes=(2, 5, 8, 11),
+    global_attn_indexes=[2, 5, 8, 11],
 )  # fmt: skip
 
 

@@ -1,0 +1,117 @@
+"""The tower of Kimi K2.5, MoonViT: learned and rotary positions at native resolution, all frames of a clip in one sequence."""
+
+import re
+
+from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair, square
+from vlm_vision.checkpoints.families.rotary import channel_order
+from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.rope import Rope
+
+
+def _config(config: Json, names: frozenset[str]) -> ViTConfig:
+    side, patch = config["pos_emb_height"], pair(config["patch_size"])
+    if config["pos_emb_width"] != side:
+        raise ValueError(f"pos_emb_width is {config['pos_emb_width']}: expected that of pos_emb_height, {side}")
+    if patch[0] != patch[1]:
+        raise ValueError(f"patch_size is {list(patch)}: expected a square")
+    return ViTConfig(
+        image_size=(side * patch[0],) * 2,
+        patch_size=patch[0],
+        embed_dim=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        mlp_dim=config["intermediate_size"],
+        mlp=activation(config),
+        class_token=False,
+        frames="joined",
+        time_position=True,
+        remainder="error",
+        position_resize="bicubic",
+        rope=Rope(base=rope_theta(config)),
+        norm_eps=1e-5,
+        pool="none",
+    )
+
+
+def _config_back(config: ViTConfig) -> Json:
+    assert config.rope is not None
+    return dict(
+        patch_size=config.patch_size,
+        pos_emb_height=config.grid[0],
+        pos_emb_width=config.grid[1],
+        num_attention_heads=config.num_heads,
+        num_hidden_layers=config.depth,
+        hidden_size=config.embed_dim,
+        intermediate_size=config.mlp_dim,
+        hidden_act=activation_back(config.mlp),
+        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+    )
+
+
+def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
+    fused = style == "memory"
+    names = BlockNames(
+        stem="layers.{}",
+        norm1="norm1",
+        qkv="wqkv" if fused else ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+        proj="attn.proj",
+        norm2="norm2",
+        fc1="mlp.fc1",
+        fc2="mlp.fc2",
+    )
+    channels = "neighbors" if fused else "halves"
+    order = channel_order(config.head_dim, axes="columns first", planes="alternate", channels=channels)
+    return [
+        *layer("patch_embed", "patch_embed.proj"),
+        key("position.table", "patch_embed.pos_emb.position_embeddings", layout=_grid(*config.grid)),
+        *layer("norm", "final_layernorm"),
+        *names.rows(config, order=order),
+    ]
+
+
+def _grid(rows: int, columns: int) -> TensorLayout:
+    """Our position table (1, N, D) as (rows, columns, D)."""
+    return TensorLayout(
+        write=lambda x: x[0].unflatten(0, (rows, columns)), read=lambda x, shape: x.flatten(0, 1).unsqueeze(0)
+    )
+
+
+def _spelling(name: str) -> str:
+    """transformers' names of those of the public files, which count norms and linear layers from 0."""
+    if name.startswith("encoder.blocks."):
+        for layers in ("norm", "mlp.fc"):
+            name = re.sub(rf"\.{layers}([01])\.", lambda found, layers=layers: f".{layers}{int(found[1]) + 1}.", name)
+    name = name.removeprefix("encoder.").replace("blocks.", "layers.").replace(".wo.", ".attn.proj.")
+    return name.replace("pos_emb.weight", "pos_emb.position_embeddings")
+
+
+KIMI_K25 = Family(
+    name="kimi_k25_vision",
+    whole_models=(WholeModel(model_type="kimi_k25", tower="kimi_k25_vision"),),
+    architecture="Kimi_K25VisionModel",
+    landmarks=("patch_embed.pos_emb.position_embeddings", "patch_embed.pos_emb.weight"),
+    memory_mark=".wqkv.",  # here the second layout is the one of the public files
+    spelling=_spelling,
+    defaults=dict(
+        patch_size=14,
+        pos_emb_height=64,
+        pos_emb_width=64,
+        num_attention_heads=16,
+        num_hidden_layers=27,
+        hidden_size=1152,
+        intermediate_size=4304,
+        hidden_act="gelu_pytorch_tanh",
+    ),
+    read_config=_config,
+    write_config=_config_back,
+    keys=_keys,
+    preprocessor=lambda config: (
+        HALF | dict(image_processor_type="CLIPImageProcessor", size=square(config), do_center_crop=False, resample=3)
+    ),
+    resize={"transformers": "bicubic"},
+)
+"""Kimi Team 2026 (arXiv:2602.02276)."""
