@@ -69,6 +69,7 @@ CASES = (
         standardize=True,
         hidden_activation="silu",
     ),
+    _case("gemma4", "gemma4: clipped", use_clipped_linears=True, num_key_value_heads=1),
     _case("diffusion_gemma", standardize=True),
     _case("embedding_gemma2", pooling_kernel_size=2),
 )
