@@ -77,11 +77,13 @@ class ClippedLinear(nn.Linear):
         sizes: output channels of each map.
     """
 
+    bounds: Tensor
+    """(4 for each map,): least and most of the input, least and most of the output."""
+
     def __init__(self, in_features: int, *sizes: int, bias: bool = True):
         super().__init__(in_features, sum(sizes), bias=bias)
         self.sizes = sizes
         self.register_buffer("bounds", torch.tensor([-torch.inf, torch.inf] * 2).tile(len(sizes)))
-        """(4 for each map,): least and most of the input, least and most of the output."""
 
     def forward(self, input: Tensor) -> Tensor:
         bounds = self.bounds.unflatten(0, (-1, 4))
