@@ -296,7 +296,7 @@ def _ernie(candidate: Candidate) -> ProjectorSpec:
 
 
 def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
-    """Its image processor says how many patches become one: one, unless told otherwise."""
+    """Its image processor says how many patches become one: one, where it is silent."""
     found, merge = _stack("mlp", candidate.part("projector.readout."), "0", "2"), candidate.merge_size()
     if merge == 1:
         return found

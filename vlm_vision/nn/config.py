@@ -107,7 +107,7 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334).
+    """Blocks, from 0, whose tokens go through a separate merger to the language model (DeepStack, arXiv:2406.04334).
     One merger for each entry; that of -1 is never used, as of a block that stands here before."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""

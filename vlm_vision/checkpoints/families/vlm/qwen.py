@@ -54,11 +54,11 @@ def rope_theta(config: Json, default: float = 10000.0) -> float:
 
 
 def check_head_dim(config: Json) -> None:
-    """Raise ValueError for a head_dim beside which transformers' own towers do not run."""
+    """Raise ValueError for a head_dim with which transformers' own towers do not run."""
     heads, given = config["num_heads"], config.get("head_dim")
     if given and given * heads != config["hidden_size"]:
         raise ValueError(
-            f"head_dim is {given} beside hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
+            f"head_dim is {given} with hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
         )
 
 
