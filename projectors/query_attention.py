@@ -20,6 +20,7 @@ class QueryAttention(Projector):
         num_heads: default one for every 64 channels, at least one.
         hidden_dim: of the perceptron; 0 for out_dim.
         activation: of the perceptron, a key of `projectors.activation.ACTIVATIONS`.
+        num_queries: learned queries; 0 for the most of `counts`.
         exact: whether an image must have exactly so many patches as a pair says, as the model was trained.
 
     Weights start normal with the deviation that keeps the scale of the tokens.
@@ -37,6 +38,7 @@ class QueryAttention(Projector):
         num_heads: int | None = None,
         hidden_dim: int = 0,
         activation: str = "gelu_tanh",
+        num_queries: int = 0,
         exact: bool = False,
     ):
         super().__init__(in_dim, out_dim)
@@ -45,9 +47,11 @@ class QueryAttention(Projector):
         at_least_one("query_attention", num_heads=heads, hidden_dim=hidden, queries=min(q for _, q in self.counts))
         if in_dim % heads:
             raise ValueError(f"query_attention has in_dim {in_dim}, no multiple of its num_heads {heads}")
-        self._options = dict(counts=self.counts, num_heads=heads, hidden_dim=hidden, activation=activation, exact=exact)
+        most = num_queries or max(queries for _, queries in self.counts)
+        self._options = dict(counts=self.counts, num_heads=heads, hidden_dim=hidden, activation=activation)
+        self._options |= dict(num_queries=most, exact=exact)
         self.act = activation_called(activation)
-        self.queries = nn.Parameter(0.02 * torch.randn(max(queries for _, queries in self.counts), in_dim))
+        self.queries = nn.Parameter(0.02 * torch.randn(most, in_dim))
         self.query_norm, self.context_norm = nn.LayerNorm(in_dim), nn.LayerNorm(in_dim)
         self.q_proj = nn.Linear(in_dim, in_dim, bias=False)
         self.k_proj = nn.Linear(in_dim, in_dim, bias=False)

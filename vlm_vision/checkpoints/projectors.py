@@ -342,19 +342,3 @@ FORMS: dict[str, Reader] = {
     "projector.readout.2.weight": _video_llama_3,
 }
 """The weight by which a form is known -> its reader."""
-
-
-def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
-    """The projector in a checkpoint, among all its weights.
-
-    Raises:
-        ValueError: none of a known form, or one that ours cannot express.
-    """
-    for mark, read in FORMS.items():
-        for name in weights.shapes:
-            before = name.removesuffix(mark)
-            if before != name and (not before or before.endswith(".")):
-                return read(Candidate(checkpoint, weights, before))
-    raise ValueError(
-        f"{checkpoint} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
-    )
