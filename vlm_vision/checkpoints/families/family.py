@@ -25,6 +25,8 @@ class WholeModel:
     """Name of the part of config.json that has the vision_config; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
+    older_part: str = ""
+    """Name of that part in older files."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     preprocessor: Json | None = None

@@ -98,7 +98,7 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     else:
         whole = WholeModel(model_type=model_type)
     around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or around.get(whole.older_part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(f"{checkpoint.path / 'config.json'} has a {whole.part} that is no object: download it again")
     name: Any = part.get("model_type") or whole.tower or model_type

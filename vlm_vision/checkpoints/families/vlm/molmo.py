@@ -80,7 +80,7 @@ def _spelling(name: str) -> str:
 
 MOLMO2 = Family(
     name="molmo2_vision",
-    whole_models=(WholeModel(model_type="molmo2"),),
+    whole_models=(WholeModel(model_type="molmo2", older_part="vit_config"),),
     architecture="Molmo2VisionModel",
     landmarks=("patch_embedding.weight",),
     spelling=_spelling,
