@@ -180,7 +180,7 @@ def test_only_known_parts_may_stand_beside_the_vision_part(copied):
         ({"num_hidden_layers": 3}, "holds 18 weights"),
         ({"patch_size": 7}, "configuration and weights are not of one model"),
         ({"model_type": "dinov22"}, "did you mean 'dinov2'"),
-        ({"hidden_act": "relu"}, "config.json has hidden_act 'relu', expected one of gelu"),
+        ({"hidden_act": "mish"}, "config.json has hidden_act 'mish', expected one of gelu"),
         ({"num_hidden_layers": "four"}, "depth is 'four'"),
         ({"patch_size": "8"}, "value of the wrong kind|patch_size"),
         ({"image_size": [56]}, "value of the wrong kind|image_size"),

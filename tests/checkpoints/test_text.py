@@ -116,7 +116,7 @@ def test_wrong_ids_and_fields_are_refused():
     for ids in (torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 4), torch.zeros(4, dtype=torch.int64)):
         with pytest.raises(ValueError, match="pass the result of the tokenizer"):
             tower(ids)
-    for field, value in (("pool", "mean"), ("depth", 0), ("num_heads", 3), ("mlp", "relu"), ("norm_eps", 0)):
+    for field, value in (("pool", "mean"), ("depth", 0), ("num_heads", 3), ("mlp", "mish"), ("norm_eps", 0)):
         with pytest.raises(ValueError, match=field):
             TextConfig(**fields | {field: value})
 

@@ -225,9 +225,11 @@ def _merger(part: TowerWeights, norm: str, fc1: str, fc2: str, **more: Any) -> P
 
 def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
     """Of Qwen2-VL, Qwen2.5-VL, and HyperCLOVA X, which has one more linear map outside the tower."""
-    after = candidate.before.removesuffix("vision_model.") + "projector"
-    if not candidate.before.endswith("vision_model.") or f"{after}.weight" not in candidate.weights.shapes:
+    root, shapes = candidate.before.removesuffix("vision_model."), candidate.weights.shapes
+    last = [f"{root}{name}" for name in ("projector", "vision_projector") if f"{root}{name}.weight" in shapes]
+    if root == candidate.before or not last:
         return _merger(candidate.part("merger."), "ln_q", "mlp.0", "mlp.2")
+    after = last[0]
     part = candidate.part("merger.", f"{after}.weight", f"{after}.bias")
     found = _merger(part, "ln_q", "mlp.0", "mlp.2")
     out_dim, middle_dim = _shape(part, f"{after}.weight", 2)
@@ -252,7 +254,7 @@ def _glm(candidate: Candidate) -> ProjectorSpec:
         "merge": merge,
         "hidden_dim": hidden_dim,
         "activation": candidate.activation(config, "hidden_act", "silu"),
-        "limit": float(config.get("swiglu_limit", 10.0)) if limited else 0.0,
+        "limit": float(config.get("swiglu_limit", 10.0)) if limited else None,
     }
     names = {"fc1": "proj", "gate": "gate_proj", "up": "up_proj", "fc2": "down_proj"}
     rows = [key("down.weight", f"{down}.weight", layout=_squares(merge)), key("down.bias", f"{down}.bias")]
@@ -294,7 +296,7 @@ def _ernie(candidate: Candidate) -> ProjectorSpec:
 
 
 def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
-    """Its image processor says how many patches become one: one, unless told otherwise."""
+    """Its image processor says how many patches become one: one, where it is silent."""
     found, merge = _stack("mlp", candidate.part("projector.readout."), "0", "2"), candidate.merge_size()
     if merge == 1:
         return found

@@ -79,7 +79,8 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
         labels = described.pop("id2label")
         described = {"model_type": layout.classifier, "vision_config": described, "id2label": labels}
     described |= {"architectures": [architecture], "dtype": dtype}
-    express = partial(to_hf, patch_size=config.patch_size if spec.patch_size % config.patch_size == 0 else 0)
+    side = config.patch_size if spec.patch_size % config.patch_size == 0 else 0
+    express = partial(to_hf, patch_size=side, temporal_patch=config.temporal_patch)
     written = nearest(spec, "transformers", express)
     images = express(written)
     return tensors, {"config.json": described, "preprocessor_config.json": images}, from_hf(images)

@@ -78,6 +78,8 @@ class ViTConfig:
     proj_bias: bool = True
     mlp_bias: bool = True
     mlp: Activation = "gelu"
+    mlp_limit: float | None = None
+    """Most that the gate of a gated MLP, and the size of what it multiplies, may be (GLM-5); None for no limit."""
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     outer_norm: Literal["same", "layer", "rms"] = "same"
@@ -113,7 +115,7 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334).
+    """Blocks, from 0, whose tokens go through a separate merger to the language model (DeepStack, arXiv:2406.04334).
     One merger for each entry; that of -1 is never used, as of a block that stands here before."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""
@@ -166,6 +168,12 @@ class ViTConfig:
                 raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected a small number, or 0.0")
         if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
             raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
+        if self.mlp_limit is not None and not (isinstance(self.mlp_limit, float) and 0 < self.mlp_limit < 1e9):
+            raise ValueError(
+                f"ViTConfig.mlp_limit is {self.mlp_limit!r}, expected a positive number such as 10.0, or None"
+            )
+        if self.mlp_limit is not None and self.mlp not in GATED:
+            raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
         if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
             raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if not self.head_width and self.embed_dim % self.num_heads:

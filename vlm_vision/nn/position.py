@@ -72,15 +72,18 @@ def _bucket(table: Tensor, grid: Grid) -> Tensor:
     return table
 
 
-def _zeros_outside(table: Tensor, grid: Grid) -> Tensor:
-    rows, columns = ((2 * torch.arange(n, device=table.device) + 1) / n - 1 for n in grid)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]
-    return F.grid_sample(table, places.to(table), mode="bilinear", padding_mode="zeros", align_corners=False)
+def _sampled(mode: str, outside: str):
+    def resize(table: Tensor, grid: Grid) -> Tensor:
+        rows, columns = ((torch.arange(n, device=table.device) + 0.5) / n * 2 - 1 for n in grid)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]
+        return F.grid_sample(table, places.to(table), mode=mode, padding_mode=outside, align_corners=False)
+
+    return resize
 
 
 def _zeros_outside_transposed(table: Tensor, grid: Grid) -> Tensor:
     # Muse resizes to columns x rows, and adds the result row by row all the same: on a grid that is not square it mixes places.
-    return _zeros_outside(table, grid[::-1]).flatten(2).unflatten(2, grid)
+    return _sampled("bilinear", "zeros")(table, grid[::-1]).flatten(2).unflatten(2, grid)
 
 
 def _crop(table: Tensor, grid: Grid) -> Tensor:
@@ -118,9 +121,10 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
     "bucket": _bucket,  # transformers: Idefics3, SmolVLM
     "recompute": _recompute,  # 2D sin-cos computed for the grid: AIMv2 native
-    "bilinear_zeros": _zeros_outside,  # torch's grid_sample
+    "bilinear_zeros": _sampled("bilinear", "zeros"),  # torch's grid_sample
     "bilinear_zeros_transposed": _zeros_outside_transposed,  # Muse
     "bilinear_crop": _crop,  # RADIO
+    "bicubic_sampled": _sampled("bicubic", "border"),  # GLM-4V: bicubic up to rounding, with places in -1..1
     "tile": _tile,  # SAM 3
     "native": _native,  # none: transformers' AIMv2
 }

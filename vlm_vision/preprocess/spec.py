@@ -26,20 +26,25 @@ from vlm_vision.preprocess.resize import (
     Kernel,
     ResampleFilter,
     crop_array,
+    enlarged,
     resize_array,
     size_filling,
     size_in_rows_and_columns,
     size_near_area,
     size_of_area,
+    size_on_canvas,
     size_within_budget,
     with_bars,
 )
 
 ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "area", "near_area",
-    "letterbox", "cover", "fit", "within", "scaled_within", "between",
+    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "area", "floored_area",
+    "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within", "between",
 ]  # fmt: skip
-_BUDGETS = ("max_patches", "fill_patches", "whole_patches")
+COUNTED = ("max_patches", "fill_patches", "whole_patches")
+"""Resizes to a number of patches."""
+AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area")
+"""Resizes to an area, or within two, in whole squares of patches."""
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -80,6 +85,10 @@ class Preprocess:
     whole_patches: the same, but at least one patch in each direction and no more for that in the other (Pix2Struct).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
+    floored_area, rounded_area: as area, but an image with a side below `patch_size` is enlarged first: until it has none,
+        both sides rounded down (GLM-4V); or each such side to `patch_size`, the other side rounded (PaddleOCR-VL).
+    padded_area: at the top left of a black canvas, whose sides are multiples of `patch_size`, each as little above the
+        image's as that allows; where the canvas's area is outside `resize_to`, the image is scaled first (GLM-5).
     near_area: scaled to the area of `resize_to`, each side then rounded to a multiple of `patch_size` (MiniCPM-V 4.6).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
@@ -91,7 +100,7 @@ class Preprocess:
     """
     resize_to: tuple[int, int]
     """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; the least and the
-    most of an edge for between; the least and the most area for area; (0, 0) for none and numbers of patches."""
+    most of an edge for between; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -130,10 +139,10 @@ class Preprocess:
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
             _check_name(field, getattr(self, field), get_args(allowed))
-        least = 0 if self.resize in ("none", *_BUDGETS) else 1
+        least = 0 if self.resize in ("none", *COUNTED) else 1
         pixels = "positive whole numbers of pixels"
         resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
-        if self.resize in ("none", *_BUDGETS):
+        if self.resize in ("none", *COUNTED):
             expected = (0, 0)
         elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
             expected = (resize_to[0], resize_to[0])
@@ -155,7 +164,7 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (("patch_size", (*_BUDGETS, "area", "near_area")), ("max_patches", _BUDGETS)):
+        for field, modes in (("patch_size", (*COUNTED, *AREAS)), ("max_patches", COUNTED)):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
                 wanted = "a positive whole number" if needed else "0"
@@ -170,11 +179,12 @@ class Preprocess:
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
-        if self.crop is not None and self.resize in (*_BUDGETS, "area", "near_area"):
+        if self.crop is not None and self.resize in (*COUNTED, *AREAS):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
-        if self.resize == "area" and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
+        within = self.resize in AREAS and self.resize != "near_area"
+        if within and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
             raise ValueError(f"resize_to is {self.resize_to}: expected the least and the most pixels of an image")
         if self.crop is None and self.crop_rounding != "floor":
             raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
@@ -245,6 +255,9 @@ class Preprocess:
             pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
+        if self.resize == "padded_area":
+            _, canvas = size_on_canvas(image.height, image.width, self.patch_size, *self.resize_to)
+            pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
@@ -266,8 +279,11 @@ class Preprocess:
         if self.resize == "longest_edge":
             scale = to_height * 1.0 / max(height, width)
             return int(height * scale + 0.5), int(width * scale + 0.5)
-        if self.resize == "area":
+        if self.resize in ("area", "floored_area", "rounded_area"):
+            height, width = enlarged(height, width, self.patch_size, self.resize)
             return size_of_area(height, width, self.patch_size, *self.resize_to)
+        if self.resize == "padded_area":
+            return size_on_canvas(height, width, self.patch_size, *self.resize_to)[0]
         if self.resize in ("shortest_edge", "letterbox"):
             # written in the order of transformers and torchvision, for the same floating point result
             if width <= height:

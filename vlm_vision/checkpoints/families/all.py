@@ -6,16 +6,20 @@ from vlm_vision.checkpoints.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from vlm_vision.checkpoints.families.dinov3 import DINOV3
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.families.idefics import IDEFICS3, PHI4, SMOLVLM
+from vlm_vision.checkpoints.families.kin.blip import BLIP, BLIP2
+from vlm_vision.checkpoints.families.kin.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
+from vlm_vision.checkpoints.families.kin.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.kin.molmo import MOLMO2
+from vlm_vision.checkpoints.families.kin.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.families.vlm.blip import BLIP, BLIP2
-from vlm_vision.checkpoints.families.vlm.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
+from vlm_vision.checkpoints.families.vlm.ernie import DOTS3, ERNIE4_5_VL
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
-from vlm_vision.checkpoints.families.vlm.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
 from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
 from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
-from vlm_vision.checkpoints.families.vlm.molmo import MOLMO2
+from vlm_vision.checkpoints.families.vlm.paddleocr import PADDLEOCR_VL, VIDEO_LLAMA_3
 from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
 from vlm_vision.checkpoints.families.vlm.qwen import (
     EXAONE4_5,
@@ -28,7 +32,6 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
 )
 from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM
 from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
-from vlm_vision.checkpoints.families.vlm.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 
 ENCODERS: tuple[Family, ...] = (
     VIT,
@@ -79,6 +82,13 @@ TOWERS: tuple[Family, ...] = (
     MINICPM,
     PIX2STRUCT,
     KOSMOS_2_5,
+    GLM4V,
+    GLM_OCR,
+    GLM5_NEXT,
+    ERNIE4_5_VL,
+    DOTS3,
+    PADDLEOCR_VL,
+    VIDEO_LLAMA_3,
 )
 """Families whose towers come inside vision-language models."""
 
@@ -132,5 +142,6 @@ REFUSED: dict[str, str] = {
     "deepseek_ocr2_vision": "its tower is SAM's with the layers of a language model behind it: expected one stack of blocks",
     "xclip": "the blocks of its tower exchange messages between frames: expected those of CLIP",
     "xclip_vision_model": "the blocks of its tower exchange messages between frames: expected those of CLIP",
+    "lfm3_vl_vision": "some of its blocks are gated convolutions, no attention: no vision transformer of equal blocks to load",
 }
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
+from vlm_vision.checkpoints.hf import areas
 from vlm_vision.preprocess.resize import crop_offset
-from vlm_vision.preprocess.spec import Kernel, Preprocess, ResizeMode
+from vlm_vision.preprocess.spec import AREAS, COUNTED, Kernel, Preprocess, ResizeMode
 
 _STEPS: dict[str, set[str]] = {
     "do_resize": {"resample"},
@@ -20,7 +21,7 @@ _STEPS: dict[str, set[str]] = {
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-_BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
+_BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
 _SQUARE = "IdeficsImageProcessor"
 """The class that states a side, image_size, above `size`."""
 _GEMMA, _SAM = "Gemma4ImageProcessor", "SamImageProcessor"
@@ -32,6 +33,7 @@ _SIZE_KEYS = {
     **dict.fromkeys(_MINICPM, {"patch_size", "scale_resolution", "downsample_mode"}),
     **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
     **dict.fromkeys(_TILED, {"max_image_size"}),
+    **areas.SIZE_KEYS,
 }
 """Where the class takes the size from, if not from `size`."""
 
@@ -62,12 +64,9 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
-    _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
+    **areas.IGNORED,
 }
 """Keys about several canvases for one image, by class: what each canvas is made of is read."""
-
-_COUNTED = ("max_patches", "fill_patches", "whole_patches")
-"""Resizes to a number of patches."""
 
 
 def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def _merged(mode: str) -> int:
 
 
 _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    _AREA: lambda values: {"patch_size": values["patch_size"] * values["merge_size"]},
+    **dict.fromkeys(areas.AREAS, areas.square),
     _GEMMA: lambda values: {
         "patch_size": values["patch_size"] * values["pooling_kernel_size"],
         "max_num_patches": values["max_soft_tokens"],
@@ -158,8 +157,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in (*_COUNTED, "area", "near_area") else 0,
-        max_patches=values["max_num_patches"] if resize in _COUNTED else 0,
+        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS) else 0,
+        max_patches=values["max_num_patches"] if resize in COUNTED else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
@@ -184,7 +183,9 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
     )
 
 
-def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0) -> dict[str, Any]:
+def to_hf(
+    spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0, temporal_patch: int = 2
+) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
     `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
@@ -195,6 +196,7 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
             Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
         patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
             of `spec`: then no patches are merged.
+        temporal_patch: frames that a patch spans, for the classes that state them.
 
     Raises:
         ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
@@ -205,11 +207,14 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
         )
     if spec.resize in _WRITTEN and image_processor_type is None:
         return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
-    alone = {"max_patches": _NAFLEX, "area": _AREA, "between": _BETWEEN}
+    if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
+        name, keys = areas.written(spec, image_processor_type, patch_size or spec.patch_size, temporal_patch)
+        return _plainly(name, spec, **keys)
+    alone = {"max_patches": _NAFLEX, "between": _BETWEEN}
     only = alone.get(spec.resize, _FLOAT if spec.kernel == "float" else None)
     name = image_processor_type or only or "CLIPImageProcessor"
     plain = [known for known, given in _DEFAULTS.items() if "kernel" not in given and "size" in given]
-    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, _AREA)]
+    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, *areas.AREAS)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
@@ -228,14 +233,10 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
     if spec.resize == "max_patches":
         del config["do_center_crop"]  # the class has no such step
         config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
-    elif spec.resize in ("area", "between"):
+    elif spec.resize == "between":
         del config["do_center_crop"]
         config["size"] = {"shortest_edge": height, "longest_edge": width}
-        if spec.resize == "area":
-            patch_size = patch_size or spec.patch_size
-            config |= {"patch_size": patch_size, "merge_size": spec.patch_size // patch_size, "temporal_patch_size": 2}
-        else:
-            config |= {"do_image_splitting": False, "do_pad": True}
+        config |= {"do_image_splitting": False, "do_pad": True}
     elif spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
@@ -315,7 +316,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers' classes with a PIL backend resize with Pillow, this with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize in (*_COUNTED, "area", "near_area", "between"):
+    if spec.kernel == "float" and spec.resize in (*COUNTED, *AREAS, "between"):
         return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this one with {spec.fill}"
@@ -335,7 +336,9 @@ def _cut_alike(spec: Preprocess) -> bool:
 def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, int]]:
     if name == _NAFLEX:
         return "max_patches", (0, 0)
-    if name in _SQUARES and name != _AREA:
+    if name in areas.AREAS:
+        return areas.AREAS[name].resize, areas.bounds(name, values)
+    if name in _SQUARES:
         if name in _MINICPM:
             return "near_area", (values["scale_resolution"],) * 2
         return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)
@@ -347,10 +350,6 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     size = values["size"]
     if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}
-    if name == _AREA:
-        edges = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-        size = size | {edge: pixels for edge, pixels in edges.items() if pixels is not None}
-        return "area", (size["shortest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
         return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:

@@ -42,9 +42,15 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
     beside = outside if whole is None else [stored for stored in outside if stored in family.beside]
 
-    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+    def part(used: frozenset[str] | None = None) -> TowerWeights:
+        at_root = (
+            whole is not None and not prefix and used is not None
+        )  # Cosmos 3: other parts stand beside the tower's
+
         def ignored(name: str) -> bool:
-            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+            if at_root or name.startswith(family.connector):
+                return used is None or name not in used
+            return name.endswith("position_ids")
 
         return TowerWeights(weights, prefix, beside=beside, ignored=ignored, rename=family.spelling)
 

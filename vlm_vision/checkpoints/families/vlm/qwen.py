@@ -7,7 +7,7 @@ from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.fields import ACTIVATIONS, HALF, OPENAI, activation, activation_back
 from vlm_vision.checkpoints.keys import ONE_FRAME, Key, TensorLayout, key, layer
 from vlm_vision.nn.config import Activation, ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -54,11 +54,11 @@ def rope_theta(config: Json, default: float = 10000.0) -> float:
 
 
 def check_head_dim(config: Json) -> None:
-    """Raise ValueError for a head_dim beside which transformers' own towers do not run."""
+    """Raise ValueError for a head_dim with which transformers' own towers do not run."""
     heads, given = config["num_heads"], config.get("head_dim")
     if given and given * heads != config["hidden_size"]:
         raise ValueError(
-            f"head_dim is {given} beside hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
+            f"head_dim is {given} with hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
         )
 
 
@@ -105,8 +105,8 @@ def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConf
 
 def gated(config: Json, field: str = "hidden_act") -> Activation:
     """Our gated MLP for the activation that their `field` names."""
-    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
-    act = activation({"hidden_act": config[field]})
+    names: dict[Activation, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+    act = ACTIVATIONS.get(config[field])
     if act not in names:
         raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
     return names[act]
@@ -239,8 +239,9 @@ QWEN2_VL = Family(
     keys=partial(_keys, fc1="mlp.fc1", fc2="mlp.fc2"),
     preprocessor=lambda config: processor(config.patch_size),
     image_processors={
-        "Qwen2VLImageProcessor": OPENAI
+        f"{name}ImageProcessor": OPENAI
         | dict(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, patch_size=14, merge_size=2, resample=3)
+        for name in ("Qwen2VL", "CohereCompass")
     },
     **_SHARED,
 )

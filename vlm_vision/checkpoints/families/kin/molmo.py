@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import activation, activation_back, common, common_back, square
-from vlm_vision.checkpoints.families.vlm.siglip_like import NAMES
+from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key
 from vlm_vision.nn.config import ViTConfig
 
