@@ -115,7 +115,7 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     else:
         whole = CONTAINER
     around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or around.get(whole.older_part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(
             f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
