@@ -1,0 +1,1 @@
+"""How published models store their connectors, in files by kind."""
