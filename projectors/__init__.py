@@ -74,7 +74,7 @@ def build(name: str, *, in_dim: int, out_dim: int, **options) -> Projector:
         name: a key of `PROJECTORS`.
         in_dim: channels of the patch tokens.
         out_dim: width of the language model.
-        options: of that projector, see its class.
+        options: options of that projector; see its class.
 
     Raises:
         ValueError: no projector has that name, or it does not take one of the options.
@@ -104,5 +104,5 @@ def describe(projector: Projector) -> dict:
         if type(projector) is kind:
             return {"name": name, "in_dim": projector.in_dim, "out_dim": projector.out_dim} | projector.options
     raise ValueError(
-        f"{type(projector).__name__} is no projector of this package, expected one of {', '.join(PROJECTORS)}"
+        f"{type(projector).__name__} is not a projector of this package, expected one of {', '.join(PROJECTORS)}"
     )

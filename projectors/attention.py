@@ -10,9 +10,9 @@ class CrossAttention(nn.Module):
     """Scaled dot-product attention with several heads.
 
     Args:
-        width: channels of the tokens that ask, and of the output.
+        width: channels of the queries and of the output.
         context_width: channels of the tokens that are attended to.
-        num_heads, num_kv_heads: of the queries; of keys and values, each of which serves as many of the queries.
+        num_heads, num_kv_heads: heads of the queries; heads of keys and values, each shared by as many of the queries.
         head_dim: channels of a head.
         bias: whether the four linear maps have one.
     """
@@ -27,7 +27,7 @@ class CrossAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, width, bias=bias)
 
     def flops(self, queries: int, context: int) -> int:
-        """As `Projector.flops`, for so many tokens on either side."""
+        """`Projector.flops` for these numbers of queries and of context tokens."""
         projections = sum(weight_flops(layer, queries) for layer in (self.q_proj, self.o_proj))
         projections += sum(weight_flops(layer, context) for layer in (self.k_proj, self.v_proj))
         return projections + 4 * queries * context * self.num_heads * self.head_dim

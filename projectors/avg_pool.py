@@ -15,7 +15,7 @@ class AvgPool(Projector):
     """Adaptive average pooling by `factor` in rows and columns, then the two layers of `MlpProjector`.
 
     DeCo (Yao et al. 2024, arXiv:2405.20985). A side that the factor does not divide is rounded up, ceil(rows / factor):
-    the windows of adaptive pooling then overlap by a patch here and there, and no patch is left out.
+    the windows of adaptive pooling then overlap by one patch in places, and no patch is left out.
 
     Args:
         factor: rows, and columns, that become one.

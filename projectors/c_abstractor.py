@@ -45,7 +45,7 @@ class CAbstractor(Projector):
     Learned positions are added to the tokens; `depth` RegNet blocks, adaptive average pooling, `depth` blocks, then an
     MLP with SiLU. The table of positions has Honeybee's form at its own grid and is resized elsewhere (bicubic, with
     antialiasing). Honeybee pools to a square; here rows are the nearest to sqrt(num_queries * rows / columns) of the
-    patches, columns num_queries // rows, and neither more than there are: 12x12 of 24x24 patches, 8x18 of 16x36.
+    patches, columns num_queries // rows, and neither above that of the patches: 12x12 of 24x24 patches, 8x18 of 16x36.
 
     Args:
         num_queries: tokens out, at most.

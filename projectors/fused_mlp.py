@@ -1,4 +1,4 @@
-"""A perceptron for the tokens of towers side by side."""
+"""A perceptron for the concatenated tokens of several towers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

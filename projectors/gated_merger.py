@@ -20,10 +20,10 @@ class GatedMerger(Projector):
         merge: side of the square.
         hidden_dim: channels of the gated product; 0 for three times out_dim.
         activation: of the gate, a key of `projectors.activation.ACTIVATIONS`.
-        limit: most that the gate, and the other factor in size, may be before the activation; 0 for no limit.
+        limit: most that the gate, and the other factor in size, may be before the activation; None for no limit.
 
     Raises:
-        ValueError: a merge below 1, an unknown activation, a negative limit; in use, a grid that merge does not divide.
+        ValueError: a merge below 1, an unknown activation, a limit that is not positive; in use, a grid that merge does not divide.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class GatedMerger(Projector):
         merge: int = 2,
         hidden_dim: int = 0,
         activation: str = "silu",
-        limit: float = 0.0,
+        limit: float | None = None,
     ):
         super().__init__(in_dim, out_dim)
         at_least_one("gated_merger", merge=merge)
-        if limit < 0:
-            raise ValueError(f"gated_merger has limit {limit}, expected a positive number, or 0 for none")
+        if limit is not None and limit <= 0:
+            raise ValueError(f"gated_merger has limit {limit}, expected a positive number, or None")
         self.merge, self.hidden_dim = merge, hidden_dim or 3 * out_dim
         self.activation, self.limit = activation, limit
         self.act = activation_called(activation)
@@ -70,6 +70,6 @@ class GatedMerger(Projector):
         x = self.down(side_by_side(tokens, self.out_grid(grid), self.merge))
         x = F.gelu(self.norm(self.fc1(x)))
         gate, up = self.gate(x), self.up(x)
-        if self.limit:
+        if self.limit is not None:
             gate, up = gate.clamp(-inf, self.limit), up.clamp(-self.limit, self.limit)
         return self.fc2(self.act(gate) * up)

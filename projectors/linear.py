@@ -6,7 +6,7 @@ from projectors.projector import Grid, Projector, weight_flops
 
 
 class LinearProjector(Projector):
-    """Each token by itself through one linear map: LLaVA's first version (Liu et al. 2023, arXiv:2304.08485), PaliGemma."""
+    """One linear map, applied to each token: LLaVA's first version (Liu et al. 2023, arXiv:2304.08485), PaliGemma."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim)

@@ -10,15 +10,15 @@ def square_grid(projector: str, grid: Grid, *, side: int, option: str) -> Grid:
     """Rows and columns of squares of side x side.
 
     Args:
-        projector, option: what to call the projector, and the side among its options, in an error.
+        projector, option: names of the projector and of its option for the side, for the error message.
 
     Raises:
         ValueError: a grid that the side does not divide.
     """
     if grid[0] % side or grid[1] % side:
         raise ValueError(
-            f"{projector} with {option} {side} needs a grid of multiples of it, got {grid[0]}x{grid[1]}: "
-            f"choose another image size or {option}"
+            f"{projector} with {option} {side} needs a grid of multiples of {side}, got {grid[0]}x{grid[1]}: "
+            f"choose another image size or another {option}"
         )
     return grid[0] // side, grid[1] // side
 

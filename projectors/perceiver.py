@@ -1,4 +1,4 @@
-"""Learned latents that look at the patch tokens: a fixed number of tokens out."""
+"""Learned latents that attend to the patch tokens: a fixed number of tokens out."""
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,8 @@ class Perceiver(Projector):
     """A gated perceptron to the language model's width, then a perceiver resampler: num_latents tokens for any grid.
 
     The resampler is Flamingo's (Alayrac et al. 2022, arXiv:2204.14198) in the form of Idefics2 (Laurençon et al. 2024,
-    arXiv:2405.02246), whose numbers are the defaults. Latents know places only through the positions that the tower put
-    into its tokens. The last norm gives tokens of root mean square 1, as in Idefics2; its latents all start at 1, ours
+    arXiv:2405.02246), whose numbers are the defaults. Latents know places only through the positions in the
+    tower's tokens. The last norm gives tokens of root mean square 1, as in Idefics2; its latents all start at 1, ours
     differ from one another, normal with a deviation of 0.02.
 
     Args:
@@ -82,7 +82,9 @@ class Perceiver(Projector):
         sizes = dict(num_latents=num_latents, depth=depth, num_heads=num_heads, num_kv_heads=num_kv_heads)
         at_least_one("perceiver", **sizes, head_dim=head_dim, hidden_dim=hidden_dim)
         if num_heads % num_kv_heads:
-            raise ValueError(f"perceiver has {num_heads} heads, no multiple of its num_kv_heads {num_kv_heads}")
+            raise ValueError(
+                f"perceiver has num_heads {num_heads}, which is not a multiple of num_kv_heads {num_kv_heads}"
+            )
         heads = dict(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         self._options = sizes | dict(head_dim=head_dim, hidden_dim=hidden_dim, activation=activation, eps=eps)
         self.num_latents = num_latents

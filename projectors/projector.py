@@ -1,4 +1,4 @@
-"""What every projector is."""
+"""The base class of projectors."""
 
 from torch import Tensor, nn
 
@@ -21,12 +21,12 @@ class Projector(nn.Module):
 
     @property
     def options(self) -> dict:
-        """What `build` needs beside the widths to make such a projector again."""
+        """The options, without the widths, by which `build` makes this projector again."""
         return {}
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that it learns."""
+        """Number of its parameters."""
         return sum(weight.numel() for weight in self.parameters())
 
     def out_grid(self, grid: Grid) -> Grid | None:
@@ -42,7 +42,7 @@ class Projector(nn.Module):
     def num_tokens(self, grid: Grid) -> int:
         """M, the tokens out for a grid of patches in. Raises ValueError as `out_grid`."""
         out = self.out_grid(grid)
-        assert out is not None, "a projector whose tokens lie on no grid says itself how many they are"
+        assert out is not None, "a projector whose tokens lie on no grid overrides num_tokens"
         return out[0] * out[1]
 
     def flops(self, grid: Grid) -> int:
@@ -69,7 +69,7 @@ class Projector(nn.Module):
 
 
 def weight_flops(module: nn.Module, positions: int) -> int:
-    """Two for each number of each matrix and kernel in `module`, at each of so many positions."""
+    """Two operations for each weight of each matrix and kernel in `module`, at each position."""
     return 2 * positions * sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
 
 

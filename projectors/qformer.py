@@ -1,4 +1,4 @@
-"""Learned queries that look at the patch tokens every so many layers: a fixed number of tokens out."""
+"""Learned queries that attend to the patch tokens in some of the layers: a fixed number of tokens out."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ class QFormerLayer(nn.Module):
     """A layer of BERT, each part followed by its sum and norm: queries among themselves, queries to patches, perceptron.
 
     Args:
-        context_width: channels of the patch tokens, or None for a layer that does not look at them.
+        context_width: channels of the patch tokens, or None for a layer that does not attend to them.
     """
 
     def __init__(self, width: int, context_width: int | None, *, num_heads: int, hidden_dim: int, eps: float):
@@ -42,8 +42,8 @@ class QFormerLayer(nn.Module):
 class QFormer(Projector):
     """The Q-Former of BLIP-2 (Li et al. 2023, arXiv:2301.12597), queries alone, then a linear map: num_queries tokens.
 
-    The shape of BERT-base with 32 queries by default. Queries know places only through the positions that the tower put
-    into its tokens. Its layers start as BERT's do, normal with a deviation of 0.02 and no bias, and so do the queries (in
+    The shape of BERT-base with 32 queries by default. Queries know places only through the positions in the
+    tower's tokens. Its layers start as BERT's do, normal with a deviation of 0.02 and no bias, and so do the queries (in
     transformers they are all zero); the linear map after the last norm starts as PyTorch starts it. There is no dropout,
     and BLIP-2's queries also see the class token of its tower, which is no patch.
 
@@ -53,7 +53,7 @@ class QFormer(Projector):
         depth: layers.
         num_heads: default one for every 64 channels, at least one.
         hidden_dim: of the perceptrons; default 4 * width.
-        cross_attention_frequency: layers 0, f, 2 f, ... look at the patch tokens.
+        cross_attention_frequency: layers 0, f, 2 f, ... attend to the patch tokens.
         eps: of the norms.
 
     Raises:
@@ -80,7 +80,9 @@ class QFormer(Projector):
         sizes |= dict(cross_attention_frequency=cross_attention_frequency)
         at_least_one("qformer", **sizes)
         if width % num_heads:
-            raise ValueError(f"qformer has width {width}, no multiple of its num_heads {num_heads}: choose num_heads")
+            raise ValueError(
+                f"qformer has width {width}, which is not a multiple of num_heads {num_heads}: choose num_heads"
+            )
         self._options = sizes | dict(eps=eps)
         self.num_queries = num_queries
         self.queries = nn.Parameter(0.02 * torch.randn(1, num_queries, width))

@@ -1,10 +1,10 @@
-"""Align an encoder with a language model: stage one. Both are frozen; the projector alone learns, from captions.
+"""Align an encoder with a language model: stage one. Both are frozen; the projector alone trains, on captions.
 
     vlm-vision train align --config align_demo --data.train captions.json --data.test held_out.json
     torchrun --nproc_per_node 8 -m recipes.align --config recipes/configs/align.yaml --data.train blip_558k.json
 
-As LLaVA does it: the prompt is the image and nothing else, the answer its caption, whatever was asked in the data. A
-layout's newline token learns with the projector. A stopped run goes on where it was when the same command is given again.
+As in LLaVA, the prompt is the image alone and the answer is its caption; the questions of the data are left out. A layout's
+newline token trains with the projector. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (stage two begins there: recipes.vqa with `start`), metrics.json, config.yaml, logs/ for
 TensorBoard, and checkpoints/ while it runs.
@@ -20,11 +20,12 @@ from torch import nn
 
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, LazyConversations
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationSettings, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
@@ -94,7 +95,7 @@ def main(config: AlignConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         with whole(out / "model") as staging:
             unwrapped(model).save_pretrained(staging)
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "align", metrics)
         for name, value in found.items():
             print(f"{name:24} {value:.4f}")
         print(f"{metrics['seconds']:.0f} s; model and metrics.json in {out}")
@@ -127,7 +128,7 @@ class CaptionConversations:
     def __call__(self, row: int) -> Conversation:
         one = self.conversations[row]
         if not one.images:
-            raise ValueError(f"{one.name or f'record {row}'} has no image: captions need one in every record")
+            raise ValueError(f"{one.name or f'record {row}'} has no image: expected one in every record")
         return replace(one, turns=(("<image>" * len(one.images), one.turns[0][1]),))
 
 

@@ -1,12 +1,12 @@
-"""Train an image tower and a text tower to meet: CLIP, SigLIP, or a text tower for a locked image tower.
+"""Train an image tower and a text tower on images with captions: CLIP, SigLIP, or a text tower for a locked image tower.
 
     vlm-vision train contrastive --config contrastive_smoke
     torchrun --nproc_per_node 8 -m recipes.contrastive --config recipes/configs/siglip_b16.yaml \
         --data.train 'laion/{00000..00999}.tar'
 
 Every step compares all pairs of all processes; the siglip loss holds a slice of them at a time, so that its memory does not
-grow with the square of the batch. A sample whose image is damaged or whose caption is missing gives way to the next one,
-and is counted. A stopped run goes on where it was when the same command is given again.
+grow with the square of the batch. The next sample replaces one with a damaged image or
+without a caption; such samples are counted. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (for vlm_vision.load_pair, vlm_vision.load and transformers), metrics.json, config.yaml, logs/ for
 TensorBoard, and checkpoints/ while it runs.
@@ -24,7 +24,7 @@ import vlm_vision as vv
 from vlm_vision.data.images.batches import ImageBatch, Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, normalize_views
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import Kind, check_pair, learn_tokenizer, new_pair
 from vlm_vision.nn.fields import TextFields, ViTFields
 from vlm_vision.pair import Pair
@@ -33,6 +33,7 @@ from vlm_vision.probe.retrieval import Retrieval, ranking
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.contrastive import ContrastiveLossSettings, PairWithLoss, contrastive_step, keep_scale
@@ -61,7 +62,7 @@ class PairSettings:
     def __post_init__(self):
         if self.image_source and self.image:
             raise ValueError(
-                f"towers.image_source {self.image_source} and towers.image are two image towers: give one of them"
+                f"towers.image_source {self.image_source} and towers.image are two image towers: set one of them"
             )
         check_pair(self.kind, self.image, self.text)
 
@@ -79,9 +80,9 @@ class ContrastiveConfig(Training):
     contrast: ContrastiveLossSettings = ContrastiveLossSettings()
     """Loss."""
     lock_image: bool = False
-    """Keep the image tower as it is: locked-image tuning (Zhai et al. 2022, LiT)."""
+    """Freeze the image tower: locked-image tuning (Zhai et al. 2022, LiT)."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
+    """Least and greatest area of the random crop in training, as a share of the image."""
     flip: float = 0.0
     """Probability that an image is mirrored, left to right."""
     lr: float = 1e-3
@@ -97,9 +98,9 @@ class ContrastiveConfig(Training):
     def __post_init__(self):
         super().__post_init__()
         if not self.start and not self.towers.text:
-            raise ValueError("there is no text tower: give start, or towers.text")
+            raise ValueError("there is no text tower: set start or towers.text")
         if self.lock_image and not (self.start or self.towers.image_source):
-            raise ValueError("lock_image keeps an image tower as it is: give start or towers.image_source")
+            raise ValueError("lock_image needs a trained image tower: set start or towers.image_source")
 
 
 def main(config: ContrastiveConfig) -> dict[str, Any]:
@@ -149,50 +150,52 @@ def main(config: ContrastiveConfig) -> dict[str, Any]:
             found = evaluate_pair(config, saved, test)
             metrics |= {"test": asdict(found)}
             print(table(found))
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "contrastive", metrics)
         print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
 def pair_of(config: ContrastiveConfig, train: Samples) -> Pair:
-    """The pair to train: loaded, or made new with a tokenizer that knows the captions and is kept in `out`."""
+    """The pair to train: loaded, or new with a tokenizer that is learned from the captions and saved in `out`."""
     if config.start:
         return vv.load_pair(config.start)
     towers, folder = config.towers, Path(config.towers.tokenizer or Path(config.out) / "tokenizer")
     if not towers.tokenizer and not folder.is_dir():
         if train.shards and train.shards.fetch:
-            raise ValueError("a tokenizer is learned from all captions: for shards by URL give towers.tokenizer")
+            raise ValueError("a tokenizer cannot be learned from shards by URL: set towers.tokenizer")
         with whole(folder) as staging:
             captions = (sample.caption for sample in train)
             learn_tokenizer(captions, staging, kind=towers.kind, vocab_size=towers.vocab_size)
     image = vv.load(towers.image_source) if towers.image_source else towers.image
     if isinstance(image, vv.FusedEncoder):
-        raise ValueError(f"towers.image_source {towers.image_source} is several towers: a pair has one")
+        raise ValueError(f"towers.image_source {towers.image_source} holds several towers: expected one")
     bias = None if towers.logit_bias == "published" else -math.log(config.batch_size - 1)
     return new_pair(towers.kind, image=image, text=towers.text, tokenizer=folder, logit_bias=bias)
 
 
 def view_of(config: ContrastiveConfig, pair: Pair) -> View:
-    """What is seen of an image.
+    """The random view of an image in training.
 
     Raises:
-        ValueError: a tower that does not see squares of one size.
+        ValueError: a tower whose images are not squares of one size.
     """
     size = pair.image.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the image tower sees {size or 'any size'}: expected one square size, as crops are")
+        raise ValueError(
+            f"the image tower takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
 
 
 def tensors(drawn: ImageBatch, pair: Pair) -> Batch:
-    """What the pair sees and reads."""
+    """Pixels and token ids of a batch."""
     (views,) = drawn.views
     pixels = normalize_views(views.to(pair.image.device), pair.image.preprocess)
     return {"pixels": pixels, "ids": pair.text.tokenizer(drawn.captions)}
 
 
 def evaluate_pair(config: ContrastiveConfig, pair: Pair, test: Samples) -> Retrieval:
-    """Test images and captions, ranked for each other; images of one caption are all right for it."""
+    """Test images and captions, ranked for each other; all images of a caption are correct for it."""
     shown = test[: config.test_limit or None]
     place = {caption: i for i, caption in enumerate(dict.fromkeys(sample.caption for sample in shown))}
     images, texts = (
@@ -207,13 +210,13 @@ def evaluate_pair(config: ContrastiveConfig, pair: Pair, test: Samples) -> Retri
 
 
 def figures(found: Retrieval) -> dict[str, float]:
-    """For the tracker."""
+    """Metrics for the tracker."""
     ways = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
     return {f"{name}/recall_at_{k}": share for name, way in ways.items() for k, share in way.recall.items()}
 
 
 def table(found: Retrieval) -> str:
-    """Both ways, and what a random order gives."""
+    """Recall in both directions, with that of a random order."""
     lines = [f"{'':15} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median rank':>12}"]
     for name, way in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
         lines.append(f"{name:15} {' '.join(f'{share:7.1%}' for share in way.recall.values())} {way.median_rank:12.0f}")

@@ -1,14 +1,14 @@
-"""Bring the features of several frozen teachers into one smaller student: DINOv2's and SigLIP's for the cost of one tower.
+"""Train one smaller student on the features of several frozen teachers: DINOv2's and SigLIP's for the cost of one tower.
 
     vlm-vision emoji --out emoji
     vlm-vision train distill --config distill_smoke
     torchrun --nnodes 4 --nproc_per_node 8 -m recipes.distill --config recipes/configs/distill_dinov2_siglip.yaml
 
-Ranzinger et al. 2024, "AM-RADIO: agglomerative vision foundation model" (arXiv:2312.06709). Every teacher sees the same view
-as the student, in its own size and normalization, and says its patch tokens and its vector for the whole image; the student
-learns both by a pair of heads for each teacher. No captions or labels are needed. What is seen of an image follows from the
-seed, the step and the image alone: the number of processes and the size of micro-batches change no loss. An image that is
-damaged gives way to the next one, and is counted. A stopped run goes on where it was when the same command is given again.
+Ranzinger et al. 2024, "AM-RADIO: agglomerative vision foundation model" (arXiv:2312.06709). Every teacher gets the same view
+as the student, in its own size and normalization; the student predicts the teacher's patch tokens and its vector of the whole
+image by a pair of heads for each teacher. No captions or labels are needed. The random view of an image depends on the seed, the
+step and the image alone: the number of processes and the size of micro-batches change no loss. The next image replaces a damaged
+one, which is counted. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (the student for vlm_vision.load and transformers, with its heads for
 vlm_vision.train.tasks.distill_student.Agglomerate.load), metrics.json, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
@@ -29,7 +29,6 @@ import vlm_vision as vv
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View
-from vlm_vision.files import write_json
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
@@ -39,6 +38,7 @@ from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.distill import (
@@ -67,7 +67,7 @@ class DistillStudent:
 
     def __post_init__(self):
         if bool(self.source) == bool(self.fields):
-            raise ValueError("expected one student: give student.source, or student.fields for one with random weights")
+            raise ValueError("expected one student: set student.source, or student.fields for one with random weights")
         if self.fields:
             vit_config(self.fields)
 
@@ -83,11 +83,11 @@ class DistillConfig(Training):
     student: DistillStudent
     """Encoder that is trained."""
     crop_scale: tuple[float, float] = (0.4, 1.0)
-    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
+    """Least and greatest area of the random crop in training, as a share of the image."""
     flip: float = 0.5
     """Probability that an image is mirrored, left to right."""
     statistics_steps: int = 10
-    """Steps whose images give mean and deviation of each channel of the teachers, before training."""
+    """Steps before training whose images give mean and standard deviation of each channel of the teachers."""
     lr: float = 1e-3
     """Highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -109,10 +109,10 @@ class DistillConfig(Training):
         self._at_least(1, "statistics_steps")
         self._at_least(0, "eval_limit", "eval_neighbors")
         if not self.teachers:
-            raise ValueError("there is no teacher: give teachers, a list of {source: ...}")
+            raise ValueError("there is no teacher: set teachers, a list of {source: ...}")
         names = [teacher.called for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several teachers are called {', '.join(twice)}: give each a name of its own")
+            raise ValueError(f"several teachers are called {', '.join(twice)}: give each a different name")
 
 
 def main(config: DistillConfig) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
             towers = {"student": student, **dict(zip(called, teachers, strict=True))}
             metrics |= {"neighbors": neighbors(config, towers, train, test)}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "distill", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
@@ -184,13 +184,13 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
     """The student, loaded or new, with heads for each teacher.
 
     Raises:
-        ValueError: a student of several towers, or one that does not see squares of one size.
+        ValueError: a student of several towers, or one whose images are not squares of one size.
     """
     student = config.student
     if student.source:
         encoder = vv.load(student.source, tap=vv.Tap(), image_size=student.image_size or None)
         if isinstance(encoder, vv.FusedEncoder):
-            raise ValueError(f"student.source {student.source} is several towers: expected one")
+            raise ValueError(f"student.source {student.source} holds several towers: expected one")
     else:
         encoder = new_encoder(student.fields)
         encoder.preprocess = center_crop_preprocess(encoder.config.image_size[0])
@@ -201,8 +201,10 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
 def neighbors(
     config: DistillConfig, towers: dict[str, vv.Encoder | vv.FusedEncoder], train: Samples, test: Samples
 ) -> dict[str, float]:
-    """Share of test images whose nearest training images tell their class, by who looks; nothing for fewer than five
-    labeled images. Towers are judged by the mean of their patch tokens, which all of them have."""
+    """Accuracy of nearest neighbors by tower and control; empty for fewer than five labeled images.
+
+    Towers are compared by the mean of their patch tokens, which all of them have.
+    """
     known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     if min(len(known.labels), len(asked.labels)) < 5:
         return {}
@@ -215,12 +217,12 @@ def neighbors(
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """How near the student is to its teachers, and nearest neighbors."""
+    """Similarity of the student to its teachers, and nearest neighbors."""
     lines = []
     for key in (key for key in metrics if key.startswith("eval_cosine/")):
         constant, untrained = (metrics[key.replace("cosine", other)] for other in ("constant", "untrained"))
-        told = f"cosine {metrics[key]:.3f}, best constant {constant:.3f}, untrained {untrained:.3f}"
-        lines.append(f"{key.removeprefix('eval_cosine/'):32} {told}")
+        figures = f"cosine {metrics[key]:.3f}, best constant {constant:.3f}, untrained {untrained:.3f}"
+        lines.append(f"{key.removeprefix('eval_cosine/'):32} {figures}")
     for name, share in metrics.get("neighbors", {}).items():
         lines.append(f"nearest neighbors, {name:30} {share:7.1%}")
     return "".join(f"{line}\n" for line in lines)

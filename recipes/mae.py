@@ -1,13 +1,13 @@
-"""Train an encoder to paint what it does not see of images: masked autoencoding, without captions or labels.
+"""Train an encoder to predict the masked patches of images: masked autoencoding, without captions or labels.
 
     vlm-vision emoji --out emoji
     vlm-vision train mae --config mae_smoke
     torchrun --nnodes 8 --nproc_per_node 8 -m recipes.mae --config recipes/configs/mae_vit_l.yaml
 
-He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). What an image shows and which of its
-patches are masked follow from the seed, the step and the image alone: the number of processes and the size of
-micro-batches change no loss. An image that is damaged gives way to the next one, and is counted. A stopped run goes on
-where it was when the same command is given again.
+He et al. 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377). The random crop of an image and its
+masked patches depend on the seed, the step and the image alone: the number of processes and the size of micro-batches
+change no loss. The next image replaces a damaged one, which is counted. A stopped run resumes when the same command is
+run again.
 
 Writes to `out`: model/ (for vlm_vision.load, vlm_vision.mae.load_mae and transformers' ViTMAEForPreTraining), metrics.json,
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
@@ -24,7 +24,7 @@ import torch
 import vlm_vision as vv
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.views import Crop, View
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
@@ -32,6 +32,7 @@ from vlm_vision.probe.neighbors import neighbors
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.mae import MaeWithLoss, held_out_loss, mae_step, tensors
@@ -84,7 +85,7 @@ class MaeConfig(Training):
     norm_pix_loss: bool = True
     """Predict the pixels of each patch normalized by their own mean and deviation."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
+    """Least and greatest area of the random crop in training, as a share of the image."""
     flip: float = 0.5
     """Probability that an image is mirrored, left to right."""
     blr: float = 1.5e-4
@@ -102,7 +103,7 @@ class MaeConfig(Training):
         super().__post_init__()
         self._at_least(0, "eval_limit", "eval_neighbors")
         if not self.start and not self.model.encoder:
-            raise ValueError("there is nothing to train: give start, or model.encoder")
+            raise ValueError("there is nothing to train: set start or model.encoder")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is {self.mask_ratio}: expected a share above 0 and below 1, such as 0.75")
 
@@ -158,7 +159,7 @@ def main(config: MaeConfig) -> dict[str, Any]:
             encoder = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(encoder, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbors": found}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "mae", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
@@ -176,18 +177,20 @@ def model_of(config: MaeConfig) -> MaskedAutoencoder:
 
 
 def view_of(config: MaeConfig, model: MaskedAutoencoder) -> View:
-    """What is seen of an image.
+    """The random view of an image in training.
 
     Raises:
-        ValueError: an encoder that does not see squares of one size, in whole patches.
+        ValueError: an encoder whose images are not squares of one size, in whole patches.
     """
     size, patch = model.encoder.preprocess.output_size, model.encoder.config.patch_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the encoder sees {size or 'any size'}: expected one square size, as crops are")
+        raise ValueError(
+            f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     if size[0] % patch:
         near = size[0] // patch * patch
         raise ValueError(
-            f"crops of {size[0]} pixels are no whole number of patches of {patch}: choose image_size {near} or {near + patch}"
+            f"crops of {size[0]} pixels are not a whole number of patches of {patch}: choose image_size {near} or {near + patch}"
         )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip)
 

@@ -4,8 +4,8 @@
     vlm-vision train probe --config probe_smoke --encoder FOLDER
     vlm-vision train probe --encoder FOLDER --train imagenet --test imagenet --test_split val --probes '[knn, linear]'
 
-Beside the encoder stand the same encoder with random weights, plain pixels and the most frequent class: what a figure is
-worth is its distance from theirs. Choices of a probe are made on a part of the training images.
+The same encoder with random weights, plain pixels and the most frequent class are evaluated as well: compare each figure with
+theirs. A probe chooses its hyperparameters on a part of the training images.
 
 Prints one table and writes metrics.json and config.yaml to `out`. One process.
 """
@@ -64,7 +64,7 @@ class ProbeConfig:
     """Vector of an image for nearest neighbors and logistic regression: class token, mean of the patch tokens, or both."""
     probes: tuple[Probe, ...] = ("knn", "logistic", "correspondence")
     """Probes to run. knn: nearest neighbors. logistic: regression on all data at once. linear: DINOv2's grid. attentive: a learned
-    query over patch tokens, which are held in memory. correspondence: patches of crops found again in whole test images."""
+    query over patch tokens, which are held in memory. correspondence: patches of crops matched with those of whole test images."""
     neighbors: tuple[int, ...] = NEIGHBORS
     """Numbers of nearest neighbors to try; the best on a part of the training images is reported."""
     train_limit: int = 0
@@ -130,7 +130,7 @@ def sample_images(samples: Samples, limit: int, seed: int) -> ProbeSplit:
         (rows,) = StepBatches(len(samples), batch_size=limit, micro_batch_size=limit, steps=1, seed=seed, **order)
     taken = [samples[row] for row in rows]
     if missing := [one for one in taken if one.label < 0]:
-        raise ValueError(f"{missing[0].name} has no label: probes of classes need one for each image")
+        raise ValueError(f"{missing[0].name} has no label: expected one for each image, which probes of classes need")
     return ProbeSplit([one.image for one in taken], torch.tensor([one.label for one in taken]))
 
 
@@ -172,7 +172,7 @@ def of_vectors(config: ProbeConfig, train: LabeledFeatures, test: LabeledFeature
 
 
 def table(probes: Sequence[str], found: dict[str, dict[str, float]]) -> str:
-    """One row for each who was judged; k-NN at the k that was best on a part of the training images."""
+    """One row for the encoder and each control; k-NN at the k that is best on a part of the training images."""
     lines = ["".join([f"{'':20}", *(f"{probe:>16}" for probe in probes)])]
     for name, shares in found.items():
         lines.append("".join([f"{name:20}", *(f"{shares[p]:16.1%}" if p in shares else " " * 16 for p in probes)]))

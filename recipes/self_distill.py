@@ -1,4 +1,4 @@
-"""Train an encoder to say of one crop of an image what its own average says of another: DINO, iBOT, DINOv2.
+"""Train an encoder to agree, across crops of an image, with the moving average of itself: DINO, iBOT, DINOv2.
 
     vlm-vision emoji --out emoji
     vlm-vision train self_distill --config self_distill_smoke
@@ -9,10 +9,10 @@ Caron et al. 2021, "Emerging properties in self-supervised vision transformers" 
 et al. 2023, "DINOv2" (arXiv:2304.07193), all of it; Gram anchoring is of Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104),
 whose later phases each `start` from the run before: dinov3_gram.yaml and dinov3_high_res.yaml.
 
-What an image shows and which of its patches are masked follow from the seed, the step and the image alone. Sinkhorn, the
+The crops of an image and their masked patches depend on the seed, the step and the image alone. Sinkhorn, the
 centers and KoLeo compare the images of a micro-batch in all processes: where processes times micro_batch_size is the same,
-losses are (without drop_path, which is drawn in each process). An image that is damaged gives way to the next one, and is
-counted. A stopped run goes on where it was when the same command is given again.
+losses are (without drop_path, which is drawn in each process). The next image replaces a damaged one, which is counted. A
+stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (the teacher's encoder, for vlm_vision.load and for transformers' Dinov2Model,
 Dinov2WithRegistersModel, with rope2d DINOv3ViTModel or, without layer_scale, ViTModel), networks.safetensors (student, teacher
@@ -35,7 +35,7 @@ from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, View, dino_views
 from vlm_vision.encoder import Origin
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.nn.vit import VisionTransformer
@@ -46,6 +46,7 @@ from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
 from vlm_vision.train.optim.schedules import cosine, linear
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.self_distill import (
@@ -81,11 +82,11 @@ class SelfDistillStudent:
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"student.crop_ratio is {self.crop_ratio}: expected a part above 0 and at most 1")
         if not self.fields:
-            raise ValueError("there is no student: give student.fields, such as image_size, patch_size and embed_dim")
+            raise ValueError("there is no student: set student.fields, such as image_size, patch_size and embed_dim")
         vit_config(self.all_fields())
 
     def all_fields(self) -> ViTFields:
-        """The fields, and those that follow from them unless they are given: as transformers has such a model."""
+        """The fields, with defaults that follow from them, as in transformers."""
         rope, antialias = self.fields.get("position") == "rope2d", self.fields.get("num_registers", 0) > 0
         like: ViTFields = {"mask_token": True, "position_prefix": 0 if rope else 1}
         like |= {"position_resize": "bicubic" + "_antialias" * antialias}
@@ -101,11 +102,11 @@ class CropSettings:
     small_size: int = 96
     """Side of a small crop in pixels."""
     scale: float = 0.32
-    """Area of an image above which a crop is large and below which it is small; 0.4 in DINO."""
+    """Share of an image's area above which a crop is large and below which it is small; 0.4 in DINO."""
     flip: float = 0.5
     """Probability that an image is mirrored, left to right; 0 in DINOv3."""
     pack_crops: bool = False
-    """Pack large and small crops into one sequence for the student, each attending to itself alone, in place of one batch after
+    """Pack large and small crops into one sequence for the student, each attending to itself alone, instead of one batch after
     the other. Losses are the same but for rounding. On the CPU it takes 0.9 to 1.1 times as long (benchmarks.packed_crops);
     on a GPU in half precision the sequence goes through attention of variable length, as in DINOv2."""
 
@@ -129,13 +130,13 @@ class SelfDistillConfig(Training):
     weights: LossWeights = LossWeights()
     """Weights of the parts of the loss."""
     teacher: Sharpen = "sinkhorn"
-    """How the teacher's logits become probabilities that do not collapse: sinkhorn (DINOv2, DINOv3) or center (DINO)."""
+    """Method that turns the teacher's logits into probabilities without collapse: sinkhorn (DINOv2, DINOv3) or center (DINO)."""
     temperature: tuple[float, float] = (0.04, 0.07)
     """First and last temperature of the teacher."""
     temperature_steps: int = 0
     """Steps in which the temperature goes from first to last, in a straight line; 0 for the last at once."""
     momentum: tuple[float, float] = (0.992, 1.0)
-    """First and last share of the teacher that a step keeps, along a cosine."""
+    """First and last momentum of the teacher along a cosine: the share that a step keeps."""
     gram: GramSettings = GramSettings()
     """Gram anchoring (DINOv3), for weights.gram above 0."""
     start: str = ""
@@ -150,7 +151,7 @@ class SelfDistillConfig(Training):
     layer_decay: float = 0.9
     """Factor on the learning rate for each layer further from the heads."""
     patch_embed_rate: float = 0.2
-    """Another factor on the learning rate of the patch embedding."""
+    """Additional factor on the learning rate of the patch embedding."""
     frozen_steps: int = 0
     """First steps in which the last layers of the heads do not train."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -158,7 +159,7 @@ class SelfDistillConfig(Training):
     weight_decay: float = 0.04
     """First weight decay of AdamW, for matrices; biases, norms, learned tokens and embeddings have none."""
     weight_decay_end: float = 0.4
-    """Last weight decay, to which it goes along a cosine."""
+    """Last weight decay, at the end of a cosine."""
     max_grad_norm: float = 3.0
     """Largest norm of the gradient, which is scaled down to it; .inf for no limit."""
     eval_neighbors: int = 2000
@@ -176,7 +177,7 @@ class SelfDistillConfig(Training):
         if not 0 <= self.lr_end <= 1:
             raise ValueError(f"lr_end is {self.lr_end}: expected a part from 0 to 1")
         if bool(self.gram.teacher) != (self.weights.gram > 0):
-            raise ValueError("weights.gram and gram.teacher belong together: give both or neither")
+            raise ValueError("weights.gram and gram.teacher belong together: set both or neither")
 
     @property
     def lr(self) -> float:
@@ -257,7 +258,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
             kept = vv.load(str(out / "model"), device=accelerator.device)
             found = neighbors(kept, train, test, limit=config.eval_neighbors, seed=config.seed)
             metrics |= {"neighbors": found}
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "self_distill", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
@@ -272,7 +273,7 @@ def model_of(config: SelfDistillConfig) -> SelfDistillation:
     rope, has_registers = encoder.config.position == "rope2d", encoder.config.num_registers > 0
     family = "dinov3_vit" if rope else "dinov2_with_registers" if has_registers else "dinov2"
     if not encoder.config.class_token or not encoder.config.mask_token:
-        raise ValueError("student.fields leave out the class token or the mask token: both are needed to learn")
+        raise ValueError("student.fields turn off the class token or the mask token: both are needed for training")
     if config.student.init == "published":
         encoder.model.reset_parameters()
     if encoder.config.layer_scale is not None:
@@ -291,7 +292,7 @@ def model_of(config: SelfDistillConfig) -> SelfDistillation:
 
 
 def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
-    """What the encoder sees in the test: the middle of an image, in ImageNet's normalization."""
+    """Preprocessing in the test: the center crop of an image, with ImageNet's normalization."""
     mean, std = IMAGENET
     side = round(max(size) / crop_ratio)
     return Preprocess(
@@ -309,16 +310,16 @@ def views_of(config: SelfDistillConfig, encoder: vv.Encoder) -> tuple[View, ...]
     """Crops of an image: two large ones, the small ones, and where gram.image_size says so the large ones undistorted.
 
     Raises:
-        ValueError: crops that are no squares of whole patches.
+        ValueError: crops that are not squares of whole patches.
     """
     (height, width), patch, crops = encoder.config.image_size, encoder.config.patch_size, config.crops
     if height != width:
-        raise ValueError(f"image_size is {(height, width)}: expected one square size, as crops are")
+        raise ValueError(f"image_size is {(height, width)}: expected one square size, because crops are square")
     for size in (width, *[crops.small_size] * (crops.small > 0), *filter(None, [config.gram.image_size])):
         if size % patch or size < patch:
             near = max(1, size // patch) * patch
             raise ValueError(
-                f"crops of {size} pixels are no whole number of patches of {patch}: choose {near} or {near + patch}"
+                f"crops of {size} pixels are not a whole number of patches of {patch}: choose {near} or {near + patch}"
             )
     views = dino_views(
         size=width, local_size=crops.small_size, num_local=crops.small, scale=crops.scale, flip=crops.flip
@@ -338,7 +339,7 @@ def to_public_layout(encoder: vv.Encoder) -> vv.Encoder:
 
 
 def reduced_loss_parts(accelerator: Accelerator, model: SelfDistillation) -> dict[str, float]:
-    """Of the last micro-batch; every process must ask."""
+    """Parts of the last micro-batch's loss, averaged over processes; every process must call it."""
     return {
         f"loss/{name}": torch.as_tensor(accelerator.reduce(part, "mean")).item()
         for name, part in model.loss_parts.items()
@@ -348,7 +349,7 @@ def reduced_loss_parts(accelerator: Accelerator, model: SelfDistillation) -> dic
 def evaluation_images(
     config: SelfDistillConfig, train: Samples, test: Samples | None
 ) -> tuple[LabeledImages, LabeledImages] | None:
-    """To be looked at while the run goes on; None where there are fewer than five."""
+    """Labeled images for tests during training; None for fewer than five."""
     if test is None or not train.classes:
         return None
     known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
@@ -356,14 +357,14 @@ def evaluation_images(
 
 
 def neighbor_accuracy(config: SelfDistillConfig, step: Step, known: LabeledImages, asked: LabeledImages) -> float:
-    """Share of images whose nearest neighbors tell their class, by the teacher; every process must call it, and sees
-    all of them, as a sharded model is gathered by all."""
+    """Accuracy of nearest neighbors of the teacher's features; every process must call it and encodes all images, because
+    a sharded model is gathered by all."""
     with step.measured(), step.accelerator.autocast():
         return knn_accuracy(partial(image_features, teacher_of(step.model).encoder), known, asked, seed=config.seed)
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Nearest neighbors, by who looks."""
+    """Nearest neighbors by encoder and control."""
     found = metrics.get("neighbors", {})
     return "".join(f"nearest neighbors, {name:20} {share:7.1%}\n" for name, share in found.items())
 

@@ -1,4 +1,4 @@
-"""Train a vision transformer on labels by the recipe of DeiT, fine-tune a loaded one, or let one follow a teacher.
+"""Train a vision transformer on labels by the recipe of DeiT, fine-tune a loaded one, or distill a teacher into one.
 
     vlm-vision train supervised --config supervised_smoke
     torchrun --nproc_per_node 8 -m recipes.supervised --config recipes/configs/deit_s.yaml
@@ -7,13 +7,13 @@
     vlm-vision train supervised --student.source FOLDER --layer_decay 0.75 --data.train imagenet ...
 
 Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention". Views, erasing and mixing
-are functions of (seed, step, row), so that a stopped run goes on as if it had not when the same command is given again. What
-depends on how a batch is cut is Mixup and CutMix alone, which mix within a micro-batch, one share for each: with
+are functions of (seed, step, row), so that a stopped run resumes with equal results when the same command is run again. Only
+Mixup and CutMix depend on the size of micro-batches: they mix within one, with one share for each. With
 `mix.probability` 0 (and no drop_path, which is drawn in each process) any number of processes and any micro-batch give the
-same losses. A sample whose image is damaged or that has no label gives way to the next one, and is counted.
+same losses. The next sample replaces one with a damaged image or without a label; such samples are counted.
 
-Where `ema` is set, the average of the weights is measured and saved beside the last ones, not in their place: which of them
-is better depends on the length of the run, and to choose by the test data would be to learn from it.
+Where `ema` is set, the average of the weights is measured and saved in addition to the last weights: which of them is better
+depends on the length of the run, and the test data must not choose.
 
 Writes to `out`: model/ and, with `ema`, average/ (for vlm_vision.load and transformers), metrics.json, config.yaml, logs/ for
 TensorBoard, and checkpoints/ while it runs.
@@ -36,13 +36,14 @@ from vlm_vision.data.images.mixing import Erase, Mix
 from vlm_vision.data.images.samples import Samples
 from vlm_vision.data.images.views import Crop, Plain, View, normalize_views
 from vlm_vision.data.seeds import derive_seed
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ImageData, Training
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.supervised import (
@@ -75,7 +76,7 @@ class SupervisedStudent:
 
     def __post_init__(self):
         if not (self.source or self.fields):
-            raise ValueError("there is no student: give student.source, or student.fields for one with random weights")
+            raise ValueError("there is no student: set student.source, or student.fields for one with random weights")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"student.crop_ratio is {self.crop_ratio}: expected a part above 0 and at most 1")
         if not self.source:
@@ -93,9 +94,9 @@ class SupervisedConfig(Training):
     teacher: str = ""
     """Classifier to learn from, an argument of vlm_vision.load, of the same classes in the same order; empty for none."""
     distill: DistillLossSettings = DistillLossSettings()
-    """How the student learns from `teacher`."""
+    """Loss by which the student learns from `teacher`."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest area of the random crop of an image that is seen in training, 1 for all of it."""
+    """Least and greatest area of the random crop in training, as a share of the image."""
     flip: float = 0.5
     """Probability that an image is mirrored, left to right."""
     randaugment: RandAugment = RandAugment()
@@ -128,14 +129,14 @@ class SupervisedConfig(Training):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Parts of the test images, 0 to 1."""
+    """Shares of the test images, 0 to 1."""
 
     top1: float
     top5: float
     most_frequent: float
-    """Of the class that is the most frequent in the test: what a model that sees nothing could reach."""
+    """Share of the most frequent class: the accuracy of a constant answer."""
     skipped: int
-    """Images that were damaged or had no label; others were counted twice in their place."""
+    """Images that were damaged or had no label; the next one was counted twice instead."""
 
 
 def main(config: SupervisedConfig) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
             assert isinstance(encoder, vv.Encoder)
             with whole(out / name) as staging:
                 save_classifier(encoder, staging, classes)
-        write_json(out / "metrics.json", metrics)
+        write_results(config, "supervised", metrics)
         print(f"{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
 
@@ -211,7 +212,7 @@ def new_classifier(config: SupervisedConfig, classes: tuple[str, ...]) -> Classi
     if student.source:
         loaded = vv.load(student.source, tap=vv.Tap(), image_size=student.image_size or None)
         if isinstance(loaded, vv.FusedEncoder):
-            raise ValueError(f"student.source {student.source} is several towers: a classifier has one")
+            raise ValueError(f"student.source {student.source} holds several towers: expected one")
         encoder = classifier(loaded, len(classes), student.fields)
     else:
         made = new_encoder(student.fields)
@@ -224,7 +225,7 @@ def new_classifier(config: SupervisedConfig, classes: tuple[str, ...]) -> Classi
 
 
 def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
-    """What a new classifier sees in the test: the middle of an image, in ImageNet's normalization."""
+    """Preprocessing of a new classifier in the test: the center crop of an image, with ImageNet's normalization."""
     mean, std = IMAGENET
     side = round(max(size) / crop_ratio)
     return Preprocess(
@@ -239,21 +240,23 @@ def eval_preprocess(size: tuple[int, int], crop_ratio: float) -> Preprocess:
 
 
 def view_of(config: SupervisedConfig, encoder: vv.Encoder) -> View:
-    """What is seen of an image in training.
+    """The random view of an image in training.
 
     Raises:
-        ValueError: an encoder that does not see squares of one size.
+        ValueError: an encoder whose images are not squares of one size.
     """
     size = encoder.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"the encoder sees {size or 'any size'}: expected one square size, as crops are")
+        raise ValueError(
+            f"the encoder takes images of {size or 'any size'}: expected one square size, because crops are square"
+        )
     return View(crop=Crop(size[0], config.crop_scale), flip=config.flip, randaugment=config.randaugment)
 
 
 def tensors(
     config: SupervisedConfig, drawn: ImageBatch, preprocess: Preprocess, num_classes: int, device: torch.device
 ) -> Batch:
-    """Images with parts erased, mixed with each other, and what is to be said of them; mixed by the seeds of its rows."""
+    """Images with parts erased, mixed with each other, and their targets; the seeds of the rows decide how."""
     (views,) = drawn.views
     pixels = config.erase(normalize_views(views.to(device), preprocess), drawn.seeds)
     pixels, targets = config.mix(pixels, drawn.labels.to(device), num_classes, seed=derive_seed(*drawn.seeds))
@@ -263,7 +266,7 @@ def tensors(
 def evaluate_classifier(
     config: SupervisedConfig, accelerator: Accelerator, model: nn.Module, test: Samples
 ) -> dict[str, Accuracy]:
-    """How good the last weights are, and their average; every process must call it."""
+    """Accuracy of the last weights and of their average; every process must call it."""
     encoder, average = encoder_of(model), ema_encoder(model)
     was_training = encoder.training
     encoder.eval()
@@ -277,7 +280,7 @@ def evaluate_classifier(
 def accuracy(
     config: SupervisedConfig, accelerator: Accelerator, see: nn.Module, preprocess: Preprocess, test: Samples
 ) -> Accuracy:
-    """Each process sees its share of the test images, all as many batches: a sharded model is gathered by all of them."""
+    """Each process gets its share of the test images, in equally many batches: a sharded model is gathered by all of them."""
     size, count = config.micro_batch_size * config.repeats, accelerator.num_processes
     batches = [list(range(start, min(start + size, len(test)))) for start in range(0, len(test), size)]
     turns = range(accelerator.process_index, -(-len(batches) // count) * count, count)
@@ -302,7 +305,7 @@ def accuracy(
 
 
 def figures(found: dict[str, Accuracy]) -> dict[str, float]:
-    """For the tracker."""
+    """Metrics for the tracker."""
     return {f"{name}/{top}": getattr(one, top) for name, one in found.items() for top in ("top1", "top5")}
 
 

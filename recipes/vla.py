@@ -1,13 +1,13 @@
-"""Teach a model that sees to act: recorded episodes to a policy.
+"""Train a vision-language model to act: from recorded episodes to a policy.
 
     vlm-vision train vla --config vla_metaworld
     accelerate launch -m recipes.vla --config recipes/configs/vla_metaworld.yaml
     vlm-vision train vla --config vla_oft --data.train '{"mine": "FOLDER"}'
 
 Encoder, projector and language model each train in full, by LoRA, or not at all; the action head and the state's token
-always do. Training sees random parts of the images, acting their middle, of the same area. A stopped run goes on where it
-was when the same command is given again. A new run may `start` at the model/ of another: its head goes on learning where both
-are of one kind and size, and what is not weights (prompt, area, normalization, statistics) is that of the new run.
+always do. Training uses random crops of the images, acting the center crop of the same area. A stopped run resumes when the same
+command is run again. A new run may `start` at the model/ of another: it continues to train the head where both are of one kind
+and size; settings other than weights (prompt, area, normalization, statistics) are those of the new run.
 
 Writes to `out`: model/ (for vlm_vision.vla.load_policy; without its head for AutoModelForImageTextToText), metrics.json,
 config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `vlm-vision train vla_eval --policy out/model` lets it act.
@@ -27,13 +27,13 @@ from torch import Tensor
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.data.images.views import Color
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
-from vlm_vision.files import write_json
 from vlm_vision.fused import add_film, film_dim
 from vlm_vision.measure.actions import open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import Option, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vla import action_batches, vla_step
@@ -48,7 +48,7 @@ from vlm_vision.vla.recordings import Recordings
 
 @dataclass(frozen=True, kw_only=True)
 class RobotData:
-    """Recorded episodes, and what of them the policy reads."""
+    """Recorded episodes, and the parts of them that the policy reads."""
 
     train: dict[str, str]
     """Name -> LeRobotDataset v3, a folder or hub id. Statistics are saved by name; the policy chooses them by it when it acts."""
@@ -61,7 +61,7 @@ class RobotData:
     read_state: bool = True
     """Let the policy read the robot's state."""
     raw_actions: tuple[int, ...] = ()
-    """Indices of action numbers that are not normalized, such as a gripper that is -1 or 1."""
+    """Indices of action dimensions that are not normalized, such as a gripper that is -1 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,27 +77,27 @@ class VlaConfig(VlmSettings, Training):
     chunk: int = 8
     """Actions that the policy predicts at once."""
     normalization: Kind = "quantiles"
-    """How actions and state are normalized by the statistics of the data."""
+    """Normalization of actions and state by the statistics of the data."""
     prompt: str = PROMPT
     """Prompt of the language model, with {instruction} for the task."""
     area: float = 0.9
-    """Area of an image that the policy sees, 1 for all of it: a random part in training, the center when it acts."""
+    """Share of an image's area that the policy sees: a random crop in training, the center crop when it acts."""
     color: bool = True
     """Change brightness, contrast, saturation and hue at random in training, as OpenVLA does."""
     film: bool = False
-    """Let the instruction change what the encoder sees (FiLM), as OpenVLA-OFT does on ALOHA."""
+    """Condition the encoder on the instruction (FiLM), as OpenVLA-OFT does on ALOHA."""
     train_vision: Literal["frozen", "lora", "full"] = "full"
-    """How the encoder trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the encoder: frozen, LoRA adapters (lora), or all its weights (full)."""
     train_projector: Literal["frozen", "full"] = "full"
-    """How the projector trains: not at all, or all its weights."""
+    """Training of the projector: frozen, or all its weights (full)."""
     train_language: Literal["frozen", "lora", "full"] = "lora"
-    """How the language model trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the language model: frozen, LoRA adapters (lora), or all its weights (full)."""
     lora_rank: int = 32
     """Rank of LoRA adapters."""
     lora_alpha: int = 16
-    """Scale of LoRA adapters: what they add is multiplied by lora_alpha / lora_rank."""
+    """Scale of LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
-    """Dropout probability of what LoRA adapters read."""
+    """Dropout probability of the input of LoRA adapters."""
     lr_vision: float = 1e-4
     """Highest learning rate of the encoder or its adapters."""
     lr_projector: float = 5e-4
@@ -107,7 +107,7 @@ class VlaConfig(VlmSettings, Training):
     lr_action: float = 5e-4
     """Highest learning rate of the action head and the state's token."""
     new_head: bool = False
-    """Initialize the action head and the state's token again where `start` is a policy, in place of training on its own."""
+    """Initialize the action head and the state's token again where `start` is a policy, instead of continuing from its own."""
     eval_limit: int = 256
     """Time steps of test episodes per measurement, spread evenly."""
     eval_batch_size: int = 64
@@ -121,11 +121,9 @@ class VlaConfig(VlmSettings, Training):
         check_head_options(self.head, self.head_options)
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
         if self.film and self.train_vision == "frozen":
-            raise ValueError(
-                "film changes what the encoder sees, which a frozen encoder cannot learn: choose train_vision lora"
-            )
+            raise ValueError("film needs an encoder that trains, and train_vision is frozen: choose train_vision lora")
         if not self.data.train:
-            raise ValueError('data.train names no data: give {"NAME": "FOLDER"}')
+            raise ValueError('data.train is empty: set it to {"NAME": "FOLDER"}')
 
 
 def main(config: VlaConfig) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     started = time.monotonic()
     accelerator = start_run(config)
     train, test = read_data(config)
-    accelerator.print(f"{len(train)} moments to learn from, {len(test)} to be measured on")
+    accelerator.print(f"{len(train)} time steps to train on, {len(test)} to test on")
     model = build_policy(config, train)
     accelerator.print(trainable_table(model.vlm))
     color: Color | None = OPENVLA_COLOR if config.color else None
@@ -179,13 +177,13 @@ def main(config: VlaConfig) -> dict[str, Any]:
     accelerator.end_training()
     metrics |= {"seconds": time.monotonic() - started, "final_loss": progress.losses[-1] if progress.losses else None}
     if accelerator.is_main_process:
-        write_json(Path(config.out) / "metrics.json", metrics)
+        write_results(config, "vla", metrics)
         print(f"{metrics['seconds']:.0f} s; model and metrics.json in {config.out}")
     return metrics | {"losses": progress.losses}
 
 
 def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
-    """Moments to learn from, and of the episodes that were kept for the test; the latter may be none."""
+    """Time steps to train on, and those of the test episodes, which may be none."""
     data = config.data
     learned, kept = {}, {}
     for name, source in data.train.items():
@@ -199,7 +197,7 @@ def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
 
 
 def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
-    """Numbers of the episodes to learn from, and of those for the test, which are always the same.
+    """Numbers of the training episodes and of the test episodes, always the same.
 
     Raises:
         ValueError: too few episodes.
@@ -207,17 +205,17 @@ def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:
     numbers = [episode.index for episode in dataset.episodes]
     if test < 0 or len(numbers) <= test:
         raise ValueError(
-            f"{dataset.folder} has {len(numbers)} episodes and data.test_episodes is {test}: leave some to learn from"
+            f"{dataset.folder} has {len(numbers)} episodes and data.test_episodes is {test}: leave some for training"
         )
     kept = random.Random(0).sample(numbers, test)
     return sorted({*numbers} - {*kept}), sorted(kept)
 
 
 def build_policy(config: VlaConfig, train: Recordings) -> VisionLanguageActionModel:
-    """The model that sees, with hands, its groups frozen or not.
+    """The vision-language model with an action head, its groups frozen or not.
 
     Raises:
-        ValueError: a policy to start from whose head or state is another than what is asked for, and no `new_head`.
+        ValueError: a policy to start from whose head or state differs from the settings, without `new_head`.
     """
     texts = [config.prompt, *train.tasks]
     vlm = build_vlm(config, texts, gradient_checkpointing=config.gradient_checkpointing)

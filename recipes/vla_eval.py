@@ -1,11 +1,11 @@
-"""Success of a policy in Meta-World or LIBERO, in closed loop, by instruction, beside the same with blank images and shuffled instructions.
+"""Success of a policy in Meta-World or LIBERO, in closed loop, compared with blank images and shuffled instructions.
 
     vlm-vision train vla_eval --config vla_eval_metaworld --policy FOLDER --statistics NAME
     vlm-vision train vla_eval --policy expert --tasks '[reach-v3, push-v3]' --episodes 20 --controls '[right]'
     vlm-vision train vla_eval --policy FOLDER --statistics NAME --tasks '[libero_spatial/0, libero_spatial/1]' --size 256
 
-`expert` runs Meta-World's scripted experts through the same loop, the most that can be had; `random` draws actions, the
-least. Every policy meets the same seeds, which no recording has. Prints a table with 95 % intervals and writes metrics.json,
+`expert` runs Meta-World's scripted experts through the same loop, the upper bound; `random` draws actions, the lower
+bound. Every policy gets the same seeds, which no recording uses. Prints a table with 95 % intervals and writes metrics.json,
 config.yaml, contact_sheet.png and videos/ to `out`. One process.
 """
 
@@ -50,7 +50,7 @@ class VlaEvalConfig:
     out: str = "runs/vla_eval"
     """Folder for metrics.json, config.yaml, contact_sheet.png and videos."""
     tasks: tuple[str, ...] = ("reach-v3", "push-v3", "drawer-open-v3", "button-press-topdown-v3", "window-open-v3")
-    """Tasks of Meta-World by name, or all for its fifty; or of LIBERO, as libero_spatial/0. Not both: they have other robots."""
+    """Tasks of Meta-World by name, or all for its fifty; or of LIBERO, as libero_spatial/0. Not both, because their robots differ."""
     episodes: int = 20
     """Episodes of each task and control."""
     controls: tuple[Control, ...] = ("right", "blank", "shuffled")
@@ -85,11 +85,11 @@ class VlaEvalConfig:
             raise ValueError(f"tasks are {list(self.tasks)}, controls {list(self.controls)}: name each once")
         if self.seed < EVALUATION_SEED:
             raise ValueError(
-                f"seed is {self.seed}: those below {EVALUATION_SEED} are for recordings, which a policy may have seen"
+                f"seed is {self.seed}: expected at least {EVALUATION_SEED}, because recordings use smaller ones"
             )
         if "shuffled" in self.controls and len(set(self.tasks)) < 2:
             raise ValueError(
-                f"there is one task, {self.tasks[0]}: to shuffle instructions takes two; leave that control out"
+                f"there is one task, {self.tasks[0]}, and the control shuffled needs two: add a task, or leave it out"
             )
 
 
@@ -138,21 +138,20 @@ def load_checked_policy(config: VlaEvalConfig) -> Policy:
 
 
 def check_config(config: VlaEvalConfig) -> dict[str, str]:
-    """What is said to each task in place of its own words, if that is asked for; whatever a task may be refused for is told
-    here, before anything runs."""
-    told = {task: task_instruction(task) for task in config.tasks}
+    """Instruction for each task under the control `shuffled`, empty without it; all tasks are checked here, before any runs."""
+    instructions = {task: task_instruction(task) for task in config.tasks}
     for task in filter(is_libero, config.tasks):
         if config.episodes > (known := first_states(task)):
             raise ValueError(
-                f"{task} has {known} first states: {config.episodes} episodes would count some of them twice"
+                f"{task} has {known} first states and episodes is {config.episodes}: choose at most {known}"
             )
-    return shuffled_instructions(told) if "shuffled" in config.controls else {}
+    return shuffled_instructions(instructions) if "shuffled" in config.controls else {}
 
 
 def run_control(
     config: VlaEvalConfig, policy: Policy, control: Control, others: dict[str, str] | None, films: EpisodeVideos | None
 ) -> Rollouts:
-    """All tasks and seeds under one control; `others` is what is said in place of the tasks' own words."""
+    """All tasks and seeds under one control; `others` are instructions to use instead of the tasks' own."""
     cameras = config.cameras or {name: VIEWS.get(name, name) for name in policy.spec.cameras}
     trials = [Trial(task, config.seed + place) for task in config.tasks for place in range(config.episodes)]
 
@@ -205,12 +204,12 @@ def table(found: dict[str, Rollouts]) -> str:
 
 
 def advice(found: dict[str, Rollouts]) -> str:
-    """What a control that keeps more than half of the success tells; empty where none does."""
+    """Warning about each control that keeps more than half of the success; empty where none does."""
     said = {
-        "blank": "warning: with blank images more than half of the success remains: the state, or habit, tells the policy "
-        "enough; train without the state, or on tasks whose objects move more",
-        "shuffled": "note: with the instruction of another task more than half of the success remains: images tell the policy "
-        "its task",
+        "blank": "warning: with blank images more than half of the success remains: the state, or habit, is enough for "
+        "the policy; train without the state, or on tasks whose objects move more",
+        "shuffled": "note: with the instruction of another task more than half of the success remains: the policy infers "
+        "its task from images",
     }
     means = {control: rollouts.mean for control, rollouts in found.items()}
     half = means.get("right", 1.0) / 2

@@ -1,4 +1,4 @@
-"""Teach a language model to answer questions about images: stage two, or both stages at once.
+"""Train a language model to answer questions about images: stage two, or both stages at once.
 
     vlm-vision train vqa --config demo
     vlm-vision train vqa --config demo --out runs/other --steps 500
@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 8 -m recipes.vqa --config recipes/configs/vqa_llava.yaml --start runs/align/model
 
 Encoder, projector and language model each train in full, by LoRA, or not at all. The loss is on the answers alone and
-weighted by token, so that it does not depend on how a batch is cut into micro-batches. A frozen encoder runs once for
-each image; its patch tokens are kept on disk. A stopped run goes on where it was when the same command is given again.
+weighted by token, so that it does not depend on the size of micro-batches. A frozen encoder runs once for
+each image; its patch tokens are kept on disk. A stopped run resumes when the same command is run again.
 
 Writes to `out`: model/ (a folder for AutoModelForImageTextToText), adapter/ if there are adapters, metrics.json,
 contact_sheet.png, config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs.
@@ -27,7 +27,7 @@ import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
-from vlm_vision.files import whole, write_json
+from vlm_vision.files import whole
 from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
@@ -36,6 +36,7 @@ from vlm_vision.train.adapters import merge, save_adapter
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.conversations import build_model, feature_cache, read_data
 from vlm_vision.train.loop.step import Progress
+from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
@@ -44,7 +45,7 @@ from vlm_vision.train.trainable import group_modules, set_trainable, trainable_t
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionData(ConversationData):
-    """Sources of questions, and how many of them are asked."""
+    """Sources of questions, and the number of questions."""
 
     turns: int = 1
     """Questions about one image in one training conversation."""
@@ -59,17 +60,17 @@ class VqaConfig(ConversationSettings, VlmSettings, Training):
     data: QuestionData
     """Questions and answers."""
     train_vision: Literal["frozen", "lora", "full"] = "frozen"
-    """How the encoder trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the encoder: frozen, LoRA adapters (lora), or all its weights (full)."""
     train_projector: Literal["frozen", "full"] = "full"
-    """How the projector trains: not at all, or all its weights."""
+    """Training of the projector: frozen, or all its weights (full)."""
     train_language: Literal["frozen", "lora", "full"] = "lora"
-    """How the language model trains: not at all, by LoRA adapters, or all its weights."""
+    """Training of the language model: frozen, LoRA adapters (lora), or all its weights (full)."""
     lora_rank: int = 16
     """Rank of LoRA adapters."""
     lora_alpha: int = 32
-    """Scale of LoRA adapters: what they add is multiplied by lora_alpha / lora_rank."""
+    """Scale of LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
-    """Dropout probability of what LoRA adapters read."""
+    """Dropout probability of the input of LoRA adapters."""
     lr_vision: float = 1e-4
     """Highest learning rate of the encoder or its adapters."""
     lr_projector: float = 1e-3
@@ -96,7 +97,7 @@ def main(config: VqaConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         metrics |= evaluate_model(config, accelerator, test, train, cache)
         metrics |= {"seconds": time.monotonic() - started, "final_loss": losses[-1] if losses else None}
-        write_json(Path(config.out) / "metrics.json", metrics)
+        write_results(config, "vqa", metrics)
         print(f"\n{metrics['seconds']:.0f} s in all, {metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": losses}
 

@@ -25,6 +25,7 @@ LONGEST = (
     "tests/vlm/test_hf_hub.py",
     "tests/vlm/test_join.py::test_the_auto_classes",
     "tests/test_docs.py",
+    "tests/test_card.py::test_the_card_of_a_run",
     "tests/test_auto.py",
     "tests/test_migration.py",
     "tests/cli/test_start.py",

@@ -49,7 +49,7 @@ def test_a_canvas_of_another_size_is_refused_where_patches_differ():
         fused(torch.zeros(1, 6, 56, 56))
     with pytest.raises(ValueError, match=r"shape \(batch, 6, height, width\)"):
         fused(torch.zeros(1, 3, 48, 48))
-    with pytest.raises(ValueError, match="fused towers must see one grid"):
+    with pytest.raises(ValueError, match="fused towers must have one grid"):
         fused([torch.zeros(1, 3, 42, 42), torch.zeros(1, 3, 32, 32)])
     with pytest.raises(ValueError, match="2 towers, got 2 pixel tensors and 3 taps"):
         fused(torch.zeros(1, 6, 48, 48), tap=[vv.Tap()] * 3)

@@ -195,7 +195,7 @@ def test_a_saved_folder_is_transformers_own(model, tmp_path):
 
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json", "vlm_vision.json"
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vlm_vision.json"
     ]  # fmt: skip
     theirs, report = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -304,5 +304,5 @@ def test_what_does_not_fit_is_said(model):
         new_mae(FIELDS | dict(num_registers=2))
     with pytest.raises(ValueError, match="mask_ratio is 1.5, expected a share from 0 to 1"):
         DecoderConfig(mask_ratio=1.5)
-    with pytest.raises(ValueError, match="tells its decoder_num_heads itself"):
+    with pytest.raises(ValueError, match="states its decoder_num_heads itself"):
         load_mae(golden_case("hf_vit_mae"), decoder_num_heads=4)

@@ -135,7 +135,7 @@ def test_a_source_that_is_no_pair_is_refused(tmp_path):
     state = load_file(folder / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_file({key: value for key, value in state.items() if key != "logit_scale"}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="without logit_scale, no pair: use load_text"):
+    with pytest.raises(ValueError, match="without logit_scale, which makes no pair: use load_text"):
         load_pair(tmp_path)
     with pytest.raises(ValueError, match="format is 'timm'"):
         load_pair(folder, format="timm")

@@ -39,10 +39,13 @@ MESSAGES = {  # in messages and field docstrings alone: there a reader has no co
 }
 STARTS = r"(Of|What|Who|Whose|By|Whether|How|Where|In which|Their|Its)\b"
 """First words that make a fragment: a help text is a noun phrase or a sentence that stands alone."""
+DATA = {Path("vlm_vision/sim/instructions.py")}
+"""Text that policies read, not users: it stays as it is, or recordings and results would change."""
 
 
 def _sources() -> list[Path]:
-    return sorted(path for root in ("vlm_vision", "projectors", "recipes") for path in Path(root).rglob("*.py"))
+    paths = {path for root in ("vlm_vision", "projectors", "recipes") for path in Path(root).rglob("*.py")}
+    return sorted(paths - DATA)
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[str, int, str]]:

@@ -1,4 +1,4 @@
-"""The vision half of vision-language and vision-language-action models, as one plugin."""
+"""Vision encoders for vision-language and vision-language-action models."""
 
 from vlm_vision import auto
 

@@ -2,7 +2,7 @@
 
 `import vlm_vision` must stay light, yet `AutoModelForImageTextToText` must load our folders after it. So our classes are
 registered after transformers' own auto modules are imported. They wait until no module of transformers or of this library is
-half imported: the auto modules import each other, and what imports one of them at that time may meet an unfinished one.
+half imported: the auto modules import each other, and an import of one of them at that time may get an unfinished module.
 """
 
 import sys
@@ -51,7 +51,7 @@ class _WatchedLoader:
 
 
 class _Finder:
-    """Stands first on sys.meta_path until all is registered; other packages are none of its business."""
+    """First on sys.meta_path until all is registered; it ignores other packages."""
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None

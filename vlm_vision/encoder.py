@@ -1,4 +1,4 @@
-"""One tower with everything needed to use it right: architecture, weights, preprocessing, tap, provenance."""
+"""One vision tower with its architecture, weights, preprocessing, tap and origin."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import encoder_card
 from vlm_vision.checkpoints.save import save_tower
 from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
@@ -31,6 +32,9 @@ class Encoder(nn.Module):
         tap: the tokens that a call returns unless it asks for others.
         origin: the family and reference of the weights.
     """
+
+    hub_id: str = ""
+    """Hub id that the weights were loaded from; empty for others. Only model cards state it."""
 
     def __init__(self, model: VisionTransformer, *, preprocess: Preprocess, tap: Tap = Tap(), origin: Origin):
         super().__init__()
@@ -113,7 +117,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Encoder":
-        """An encoder with random weights from `to_dict`. Raises ValueError if the preprocessing was changed by hand."""
+        """An encoder with random weights from `to_dict`. Raises ValueError if the preprocessing was edited."""
         preprocess = Preprocess.from_dict(state["preprocess"])
         check_fingerprint(preprocess, state["preprocess_fingerprint"], "the saved encoder configuration")
         return cls(
@@ -130,8 +134,8 @@ class Encoder(nn.Module):
             folder: made if absent.
             format: "hf" writes what transformers reads, "timm" what timm reads: config.json and model.safetensors.
 
-        A small vlm_vision.json beside them keeps the tap, the reference, the preprocessing's fingerprint, and the exact
-        preprocessing where the public file cannot say it; a warning tells what that file says instead.
+        A small vlm_vision.json next to them keeps the tap, the reference, the preprocessing's fingerprint, and the exact
+        preprocessing where the public file cannot express it; a warning states what that file contains instead.
 
         Raises:
             ValueError: unknown format, or an architecture that the family's layout cannot express.
@@ -143,10 +147,11 @@ class Encoder(nn.Module):
             family=self.origin.family,
             preprocess=self.preprocess,
             sidecar=self.sidecar(),
+            card=encoder_card(self.to_dict(), self, [self.hub_id], format=format),
         )
 
     def sidecar(self) -> dict[str, Any]:
-        """What vlm_vision.json keeps, because a public layout has no place for it."""
+        """Content of vlm_vision.json, for which a public layout has no place."""
         return {
             "family": self.origin.family,
             "reference": self.origin.reference,

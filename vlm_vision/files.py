@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CARD, CARD_MARK = "README.md", "<!-- written by vlm_vision"
+"""Name of a model card, and the words that begin it after its YAML head."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ValueError if the file is missing, too large to be a configuration, or no JSON object."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: a checkpoint folder of this format needs it")
     if path.stat().st_size > 64 * 1024 * 1024:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes: that is no configuration file")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes: expected a configuration file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -30,11 +34,23 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def is_own_card(path: Path) -> bool:
+    """Whether a file is a model card of this library, not a README.md that someone wrote."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.sub(r"\A---\n.*?\n---\s*", "", text, flags=re.DOTALL).startswith(CARD_MARK)
+
+
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last."""
+    """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last.
+
+    A model card does not replace a README.md that someone wrote.
+    """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder to save to")
+        raise ValueError(f"{folder} is a file: choose a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -42,6 +58,8 @@ def whole(folder: Path) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         for item in sorted(staging.iterdir(), key=lambda item: item.name == "config.json"):
             target = folder / item.name
+            if item.name == CARD and is_own_card(item) and target.exists() and not is_own_card(target):
+                continue
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(item, target)
@@ -54,10 +72,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A staging folder that becomes `folder` in one step, when the block ends without an error.
 
     Raises:
-        ValueError: there is something of that name already, other than an empty folder.
+        ValueError: `folder` already exists and is not an empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: give a new folder")
+        raise ValueError(f"{folder} already exists: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # which others may not read
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import encoder_card, write_card
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
@@ -78,13 +79,13 @@ class FusedPreprocess:
 
 
 class FusedEncoder(nn.Module):
-    """Towers that look at the same image. Called and saved like an `Encoder`.
+    """Towers that encode the same image. Called and saved like an `Encoder`.
 
     patch_tokens: (B, N, D1 + D2 + ...), in the order given. cls_token and pooled are concatenated where every tower
     has one, else None; register_tokens is None.
 
     Raises:
-        ValueError: the towers' grids differ at the size their own preprocessing gives.
+        ValueError: the towers' grids differ at the image size of their preprocessing.
     """
 
     def __init__(self, towers: Sequence[Encoder]):
@@ -96,8 +97,8 @@ class FusedEncoder(nn.Module):
         for tower, size in zip(towers, sizes, strict=True):
             if size is None:
                 raise ValueError(
-                    f"the preprocessing of {tower.origin.family} gives images of any size, so that towers could see "
-                    "different grids: load it with image_size=..."
+                    f"the preprocessing of {tower.origin.family} gives images of any size, so that grids of towers "
+                    "could differ: load it with image_size=..."
                 )
         _one_grid(list(towers), [size for size in sizes if size is not None])
 
@@ -159,7 +160,7 @@ class FusedEncoder(nn.Module):
         pool: bool = True,
         condition: Tensor | None = None,
     ) -> VisionOutput:
-        """Encode with every tower; on CUDA without gradients side by side, each on a stream of its own.
+        """Encode with every tower; on CUDA without gradients side by side, each on its own stream.
 
         Args:
             pixels: the canvas of `preprocess`, (B, 3 * towers, H, W), or one (B, 3, H, W) for each tower.
@@ -174,7 +175,7 @@ class FusedEncoder(nn.Module):
         taps = [tap] * len(towers) if tap is None or isinstance(tap, Tap) else list(tap)
         if len(each) != len(towers) or len(taps) != len(towers):
             raise ValueError(
-                f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: give one for each"
+                f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: pass one for each"
             )
         _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
         steer = {} if condition is None else {"condition": condition}
@@ -200,13 +201,13 @@ class FusedEncoder(nn.Module):
         """(height, width) of the part of a canvas, from its top left, that holds each tower's image.
 
         Raises:
-            ValueError: unlike patch sizes and another canvas than that of `preprocess`.
+            ValueError: different patch sizes and another canvas than that of `preprocess`.
         """
         if (height, width) == self.preprocess.output_size:
             return [preprocess.output_size for preprocess in self.preprocess.towers]  # type: ignore[misc]
         if len({tower.config.patch_size for tower in self._towers}) > 1:
             raise ValueError(
-                f"towers of unlike patch sizes share one canvas only at {self.preprocess.output_size}, got {(height, width)}: "
+                f"towers of different patch sizes share one canvas only at {self.preprocess.output_size}, got {(height, width)}: "
                 "pass a list with one tensor for each tower"
             )
         return [(height, width)] * len(self.towers)
@@ -232,6 +233,8 @@ class FusedEncoder(nn.Module):
             for name, tower in zip(names, self._towers, strict=True):
                 tower.save_pretrained(staging / name, format)
             write_json(staging / SIDECAR, {"towers": names})
+            bases = [tower.hub_id for tower in self._towers]
+            write_card(staging, encoder_card(self.to_dict(), self, bases, format=format))
 
 
 def _can_overlap(pixels: list[Tensor]) -> bool:
@@ -248,7 +251,7 @@ def _side_stream(device: torch.device, index: int) -> torch.cuda.Stream:
 
 
 def _on_streams(calls: list[Callable[[], VisionOutput]], pixels: list[Tensor]) -> list[VisionOutput]:
-    """The first call on the current stream, each other one on a side stream; the current stream then waits for them."""
+    """Run the first call on the current stream, each other one on a side stream; the current stream then waits for them."""
     device = pixels[0].device
     current = torch.cuda.current_stream(device)
     streams = [current, *(_side_stream(device, i) for i in range(1, len(calls)))]
@@ -270,12 +273,12 @@ def _on_streams(calls: list[Callable[[], VisionOutput]], pixels: list[Tensor]) -
 def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int, int]:
     grids = [tower.grid(*size) for tower, size in zip(towers, sizes, strict=True)]
     if len(set(grids)) > 1:
-        told = "; ".join(
+        grid_list = "; ".join(
             f"{t.origin.family} at {h}x{w} px, patch {t.config.patch_size}: grid {g[0]}x{g[1]}"
             for t, (h, w), g in zip(towers, sizes, grids, strict=True)
         )
         raise ValueError(
-            f"fused towers must see one grid, got {told}; give a list of image sizes "
+            f"fused towers must have one grid, got {grid_list}; pass a list of image sizes "
             "with which the grids agree, such as load('a + b', image_size=[224, 256])"
         )
     return grids[0]
@@ -287,15 +290,15 @@ def _cat(parts: list[Tensor | None]) -> Tensor | None:
 
 
 def film_dim(encoder: Encoder | FusedEncoder) -> int:
-    """Width of the vector that steers the blocks of a tower (FiLM); 0 for none."""
+    """Width of the vector that conditions the blocks of a tower (FiLM); 0 for none."""
     return max(tower.config.film_dim for tower in encoder.modules() if isinstance(tower, Encoder))
 
 
 def add_film(encoder: Encoder | FusedEncoder, condition_dim: int) -> None:
-    """Put FiLM into every block of every tower, in place; it changes nothing until it has learned.
+    """Put FiLM into every block of every tower, in place; it changes nothing before training.
 
     Args:
-        condition_dim: width of the vector that will steer, for OpenVLA-OFT that of the language model.
+        condition_dim: width of the vector that conditions them, for OpenVLA-OFT that of the language model.
 
     Raises:
         ValueError: an encoder that has FiLM already.

@@ -40,36 +40,36 @@ def load(
     architecture: str | None = None,
     num_heads: int | None = None,
 ) -> Encoder | FusedEncoder:
-    """Load a vision encoder, exactly as its reference computes it.
+    """Load a vision encoder; it computes exactly what its reference computes.
 
     Args:
-        source: "mini", the small SigLIP that comes with the package; or hub id, local folder (transformers, timm,
+        source: "mini", the small SigLIP that the package contains; or hub id, local folder (transformers, timm,
             open_clip, OpenVLA, OpenVLA-OFT and Prismatic, LeRobot, openpi) or file (`.pth` and `.pt` of the original code,
             big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order written. Of a whole model
             (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA) only the vision part is read, with the
-            preprocessing of that model's code; what an evaluation does before it is chosen by `with_evaluation`. Or a
+            preprocessing of that model's code; `with_evaluation` adds that of an evaluation script. Or a
             `vlm_vision.checkpoints.checkpoint.Checkpoint`, whose files are opened once for all that is loaded from it.
         tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
             the tower taps it (OpenVLA). For a fused encoder one for all towers or one each.
-        reference: whose resize of the position table to reproduce off the native grid: "transformers", "timm",
+        reference: library whose resize of the position table is reproduced off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
             towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
-        remainder: what becomes of pixels past the last whole patch: "floor" (not seen; the default, as every reference),
+        remainder: treatment of pixels past the last whole patch: "floor" (left out; the default, as in every reference),
             "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
         device: where the weights go.
         revision: branch, tag or commit of a hub id.
         format: "hf" or "open_clip", for a folder that holds both.
         part: prefix of the weights to take from a file with several towers, such as "teacher.backbone".
-        architecture: timm's or open_clip's name of a bare state dict that does not tell it.
-        num_heads: attention heads, for a file that does not tell them.
+        architecture: timm's or open_clip's name, for a bare state dict that does not state it.
+        num_heads: attention heads, for a file that does not state them.
 
     Returns:
         An `Encoder` in evaluation mode, or a `FusedEncoder`.
 
     Raises:
-        ValueError: nothing at `source`, a format that is not known or not told, configuration and weights that disagree,
+        ValueError: nothing at `source`, a format that is unknown or not stated, configuration and weights that disagree,
             a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
     """
     if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
@@ -110,7 +110,9 @@ class _Options:
 class _LoadedTower:
     tower: Tower
     sidecar: dict[str, Any]
-    """What `Encoder.save_pretrained` kept beside the public layout."""
+    """Content of vlm_vision.json, which `Encoder.save_pretrained` writes."""
+    hub_id: str = ""
+    """Hub id that the tower came from; "" for a local file."""
 
 
 def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_LoadedTower]:
@@ -119,7 +121,7 @@ def _find_towers(source: str | Path | Checkpoint, options: _Options) -> list[_Lo
     if "towers" in sidecar:
         towers = [checkpoint.other(resolve(checkpoint.path / name, None)) for name in sidecar["towers"]]
         return [found for tower in towers for found in _find_towers(tower, options)]
-    return [_LoadedTower(tower, sidecar) for tower in sniff.towers(checkpoint, options.hints)]
+    return [_LoadedTower(tower, sidecar, checkpoint.hub_id) for tower in sniff.towers(checkpoint, options.hints)]
 
 
 _KINDS: dict[str, type] = {
@@ -128,7 +130,7 @@ _KINDS: dict[str, type] = {
 
 
 def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `save_pretrained` left. Raises ValueError if it could not have written it."""
+    """Content of vlm_vision.json. Raises ValueError if `save_pretrained` cannot have written it."""
     sidecar = checkpoint.json(SIDECAR)
     wrong = [name for name, kind in _KINDS.items() if not isinstance(sidecar.get(name, kind()), kind)]
     names = sidecar.get("towers", ["a"])
@@ -140,7 +142,7 @@ def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
         wrong = ["family"]
     if wrong:
         raise ValueError(
-            f"{checkpoint.path / SIDECAR} has no usable {', '.join(wrong)}: it was changed by hand; save the encoder again"
+            f"{checkpoint.path / SIDECAR} has no usable {', '.join(wrong)}: the file was edited; save the encoder again"
         )
     return sidecar
 
@@ -167,7 +169,9 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
     model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
-    return Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference)).eval()
+    encoder = Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference))
+    encoder.hub_id = found.hub_id
+    return encoder.eval()
 
 
 def _fuse(
@@ -179,15 +183,15 @@ def _fuse(
 ) -> FusedEncoder:
     taps = [tap] * len(sources) if tap is None or isinstance(tap, Tap) else list(tap)
     if len(taps) != len(sources):
-        raise ValueError(f"{len(sources)} towers and {len(taps)} taps: give one tap, or one for each tower")
+        raise ValueError(f"{len(sources)} towers and {len(taps)} taps: pass one tap, or one for each tower")
     sizes = image_size if isinstance(image_size, list) else [image_size] * len(sources)
     if len(sizes) != len(sources):
         raise ValueError(
-            f"{len(sources)} towers and {len(sizes)} image sizes: give one, or a list with one for each tower"
+            f"{len(sources)} towers and {len(sizes)} image sizes: pass one, or a list with one for each tower"
         )
     for source, found in zip(sources, towers, strict=True):
         if len(found) > 1:
-            raise ValueError(f"{source} is itself a fused encoder: write its towers out in one 'a + b + c'")
+            raise ValueError(f"{source} is itself a fused encoder: name its towers in one 'a + b + c'")
     return FusedEncoder(
         [_encoder(found[0], t, size, options) for found, t, size in zip(towers, taps, sizes, strict=True)]
     ).eval()
@@ -207,7 +211,9 @@ def known_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=known)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {device!r} is not to be had here ({reason}): use 'cpu', or one that is") from None
+        raise ValueError(
+            f"device {device!r} is not available on this machine ({reason}): use 'cpu', or one that is"
+        ) from None
     return known
 
 
@@ -234,22 +240,22 @@ def load_projector(
     PaddleOCR-VL, VideoLLaMA 3, dots3. It takes what their tower gives: the tokens after the final norm for
     BLIP-2, whose class token is left out here, and those before any for the two Qwens.
 
-    What the model does to the output is the model's: PaliGemma and pi0 divide it by the square root of the language
-    model's width.
+    What follows the projector is part of the model: PaliGemma and pi0 divide its output by the square root of the
+    language model's width.
 
     Args:
-        source: hub id, folder or file. A file alone does not tell its activation: it is taken to be the usual one.
+        source: hub id, folder or file. A file alone does not state its activation: the usual one is assumed.
         dtype, device: of the weights.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: no projector of a known form in it, or a weight too many or too few.
+        ValueError: no projector of a known form in it, or a weight that is missing or unused.
     """
     checkpoint = Checkpoint.at(source, revision)
     try:
         found = find(checkpoint, weights_of(checkpoint))
     except MALFORMED_ERRORS as error:
-        raise ValueError(f"{checkpoint} describes its projector in another way than expected ({error!r})") from None
+        raise ValueError(f"{checkpoint} describes its projector in an unknown way ({error!r})") from None
     with torch.device("meta"):
         projector = projectors.build(found.name, **found.options)
     shapes = {name: value.shape for name, value in projector.state_dict().items()}

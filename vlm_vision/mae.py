@@ -1,4 +1,4 @@
-"""The masked autoencoder: an encoder that sees few patches of an image, and a decoder that paints all of them.
+"""The masked autoencoder: an encoder of the visible patches of an image, and a decoder that predicts all patches.
 
     pixels -> patches kept -> encoder -> [CLS | tokens in their places, mask tokens elsewhere] -> decoder -> pixels
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.vit import MAE
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count, write_card
 from vlm_vision.checkpoints.mae import (
     FIELDS,
     config_from_json,
@@ -42,7 +43,7 @@ from vlm_vision.objectives.masks import random_masking
 
 
 class MaeOutput(NamedTuple):
-    """What a masked autoencoder gives."""
+    """Output of a masked autoencoder."""
 
     predicted: Tensor
     """(B, N, p * p * C), in the order of `vlm_vision.objectives.mae.patches`."""
@@ -59,7 +60,7 @@ class RowTable(PositionTable):
 
 
 class Decoder(nn.Module):
-    """From the tokens of the patches kept to the pixels of all; positions are fixed."""
+    """From tokens of the visible patches to pixels of all patches; positions are fixed."""
 
     def __init__(self, encoder: ViTConfig, config: DecoderConfig):
         super().__init__()
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder and decoder. `load_mae` and `new_mae` make one; `encoder.save_pretrained` saves what is kept after training.
+    """Encoder and decoder. `load_mae` and `new_mae` make one; `encoder.save_pretrained` saves the part used after training.
 
     Args:
         encoder: with a class token and no registers. Its weights stay; its table of positions is frozen as it is.
@@ -132,10 +133,10 @@ class MaskedAutoencoder(nn.Module):
             nn.init.normal_(token, std=0.02)
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None, *, keep: Tensor | None = None) -> MaeOutput:
-        """Paint images of which the encoder sees the patches of least noise, or those to keep.
+        """Predict images of which the encoder sees the patches of least noise, or those of `keep`.
 
         Args:
-            pixels: (B, C, H, W), any height and width; what is past the last whole patch is not painted.
+            pixels: (B, C, H, W), any height and width; pixels past the last whole patch are not predicted.
             noise: (B, N), of `vlm_vision.objectives.masks.patch_noise`: int(N * (1 - mask_ratio)) patches are kept.
             keep: (B, K) int64, different patches of each image; instead of noise.
 
@@ -183,10 +184,41 @@ class MaskedAutoencoder(nn.Module):
             save_file(tower | decoder, both, metadata={"format": "pt"})
             os.replace(both, file)
             write_json(staging / "config.json", read_json(staging / "config.json") | described)
+            write_card(staging, self._card())
+
+    def _card(self) -> Card:
+        state, load = (
+            self.encoder.to_dict(),
+            f"""
+import torch
+import vlm_vision as vv
+from PIL import Image
+
+mae = vv.load_mae(".")
+{IMAGE}
+pixels = mae.encoder.preprocess(image)
+noise = torch.rand(1, mae.encoder.num_patch_tokens(*pixels.shape[-2:]))  # the patches of most noise are masked
+out = mae(pixels, noise)
+print(out.predicted.shape)  # (1, patches, values of a patch)
+""",
+        )
+        return Card(
+            title="Masked autoencoder: vit_mae",
+            about=f"{about_encoder(state)}; decoder of depth {self.config.depth} and width {self.config.embed_dim}; "
+            f"{count(self)} parameters",
+            load=load,
+            notes=(
+                '`vv.load(".")` reads the encoder alone, and transformers the folder too (`ViTMAEForPreTraining`).',
+            ),
+            preprocess=about_preprocess(state),
+            pipeline_tag="image-feature-extraction",
+            tags=("transformers", "vit_mae"),
+            base_models=(self.encoder.hub_id,),
+        )
 
 
 def new_mae(fields: dict[str, Any], config: DecoderConfig = DecoderConfig()) -> MaskedAutoencoder:
-    """A masked autoencoder to train from nothing, initialized as the paper's.
+    """A new masked autoencoder with random weights, initialized as in the paper.
 
     Args:
         fields: of the encoder, as `new_encoder` takes them.
@@ -219,23 +251,23 @@ def load_mae(
         num_heads, decoder_num_heads: of a file that has others than the paper's (the decoder's 16).
 
     Raises:
-        ValueError: no decoder at `source`, heads for a folder, which tells them; as `load`.
+        ValueError: no decoder at `source`, heads for a folder, which states them; as `load`.
     """
     checkpoint = Checkpoint.at(source, revision)
     weights, is_folder = checkpoint.weights, checkpoint.is_folder
     marks = [name for name in weights.shapes if name.endswith("decoder_embed.weight")]
     if len(marks) != 1:
         raise ValueError(
-            f"{source} holds {len(marks)} decoders of a masked autoencoder, expected one; load() reads a tower"
+            f"{source} holds {len(marks)} decoders of a masked autoencoder, expected one: load() reads an encoder alone"
         )
     if is_folder and decoder_num_heads is not None:
-        raise ValueError(f"{source} tells its decoder_num_heads itself: leave it out")
+        raise ValueError(f"{source} states its decoder_num_heads itself: leave it out")
     encoder = load(checkpoint, dtype=dtype, device=device, num_heads=num_heads)
     assert isinstance(encoder, Encoder)
     prefix = marks[0].removesuffix("decoder_embed.weight")
     others = "decoder." if is_folder else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
-    beside = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
-    part = TowerWeights(weights, f"{prefix}decoder_", beside=beside, rename=plain_name)
+    extra = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
+    part = TowerWeights(weights, f"{prefix}decoder_", extra=extra, rename=plain_name)
     try:
         if is_folder:
             config = config_from_json(checkpoint.config)

@@ -22,15 +22,15 @@ RGB = tuple[float, float, float]
 
 
 def new_encoder(fields: ViTFields, *, tap: Tap = Tap(), mean: RGB = HALF[0], std: RGB = HALF[1]) -> Encoder:
-    """An encoder with random weights that squashes images to its native size and scales them, to [-1, 1] by default.
+    """An encoder with random weights that squashes images to its native size and scales pixels, to [-1, 1] by default.
 
     Linear weights have a deviation of 1 / sqrt(fan in): a narrow model with the 0.02 of wide ones learns several times
     slower at first.
 
     Args:
         fields: of `ViTConfig`; image_size may be one side in pixels.
-        mean, std: per channel RGB, of values in 0..1. A small deviation lets small things be seen: beside a position, a few
-            pixels of a patch are next to nothing when the weights are new.
+        mean, std: per channel RGB, of values in 0..1. A smaller std makes small objects more visible: a few pixels of a
+            patch change a new model's tokens little compared with the position.
 
     Raises:
         ValueError: fields that are unknown, missing or impossible.
@@ -73,7 +73,7 @@ def new_language_model(fields: dict[str, Any], tokenizer: Any):
         fields: model_type, and what the transformers configuration of that type takes.
 
     Raises:
-        ValueError: as `check_language_fields`; values that transformers refuses.
+        ValueError: as `check_language_fields`; values that transformers rejects.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -137,8 +137,8 @@ def new_pair(
     """A pair of the family's architecture, with random weights.
 
     Args:
-        kind: "siglip" (attention pooling, a text read at its last place, sigmoid's bias) or "clip" (CLS, causal text).
-        image: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim; or an encoder that is kept as it is.
+        kind: "siglip" (attention pooling, a text pooled at its last token, sigmoid's bias) or "clip" (CLS, causal text).
+        image: image_size, patch_size, embed_dim, depth, num_heads, mlp_dim; or an encoder, which stays as it is.
         text: embed_dim, depth, num_heads, mlp_dim, context_length.
         tokenizer: folder of `learn_tokenizer`.
         logit_scale: the logarithm; default log 10 for siglip (Zhai et al. 2023), log 1/0.07 for clip (Radford et al. 2021).
@@ -152,7 +152,7 @@ def new_pair(
     seen = image if isinstance(image, Encoder) else None
     if seen is not None and seen.origin.family != f"{kind}_vision_model":
         raise ValueError(
-            f"the image tower is a {seen.origin.family}, which no pair of transformers has: expected a {kind}_vision_model"
+            f"the image tower is a {seen.origin.family}, which no CLIP or SigLIP of transformers has: expected a {kind}_vision_model"
         )
     words: Any = AutoTokenizer.from_pretrained(tokenizer)
     width = _width(seen.config) if seen else image.get("embed_dim")  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ def _image_fields(kind: Kind, given: ViTFields) -> ViTFields:
 def learn_tokenizer(texts: Iterable[str], folder: Path, *, kind: Kind, vocab_size: int) -> None:
     """Learn a byte-level BPE of at most `vocab_size` pieces from texts in lower case, and write it to a folder.
 
-    With start and end of a text for clip, and its end alone, which also pads, for siglip.
+    For clip it has tokens for start and end of a text; for siglip only the end, which is also the padding.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -215,5 +215,5 @@ def learn_tokenizer(texts: Iterable[str], folder: Path, *, kind: Kind, vocab_siz
 
 def _width(config: ViTConfig) -> int:
     if config.pool == "none":
-        raise ValueError("this encoder gives no pooled vector to compare with texts: choose one that has it")
+        raise ValueError("this encoder has no pooled vector to compare with texts: choose one that has")
     return config.pool_dim or config.embed_dim

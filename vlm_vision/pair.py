@@ -14,6 +14,7 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.big_vision import text as text_big_vision
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count
 from vlm_vision.checkpoints.hub import packaged_source
 from vlm_vision.checkpoints.open_clip import reader as open_clip
 from vlm_vision.checkpoints.open_clip import text as text_open_clip
@@ -36,7 +37,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: the transformer.
-        tokenizer: what turns texts into its ids, or a function that makes it when it is first wanted.
+        tokenizer: what turns texts into its ids, or a function that makes it at first use.
     """
 
     def __init__(self, model: TextTransformer, tokenizer: TextTokenizer | Callable[[], TextTokenizer]):
@@ -49,7 +50,7 @@ class TextEncoder(nn.Module):
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """Raises ValueError if the checkpoint came without one and none was given."""
+        """Raises ValueError if the checkpoint has none and none was passed."""
         if not isinstance(self._tokenizer, TextTokenizer):
             self._tokenizer = self._tokenizer()
         return self._tokenizer
@@ -69,7 +70,7 @@ class TextEncoder(nn.Module):
 
 @dataclass
 class PairOutput:
-    """What a pair makes of I images and T texts."""
+    """Output of a pair for I images and T texts."""
 
     image_embeds: Tensor
     """(I, E), of length one."""
@@ -135,14 +136,14 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Any, texts: str | Sequence[str]) -> Tensor:
-        """(I, T). SigLIP: that a text fits an image, each on its own; CLIP: which one of the texts, rows add up to 1."""
+        """Probabilities (I, T). SigLIP: of each text by itself; CLIP: of one text among all, so that rows add up to 1."""
         logits = self._compared(images, texts, lambda seen, ids: self(seen, ids).logits_per_image)
         return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both towers, scale, bias and tokenizer as a CLIP or SigLIP of transformers; `load_pair` reads it too.
 
-        Beside it lies vlm_vision.json, as of `Encoder.save_pretrained`.
+        vlm_vision.json is written as well, as by `Encoder.save_pretrained`.
 
         Raises:
             ValueError: an architecture that transformers' classes cannot express, or a tokenizer that was never on disk.
@@ -163,6 +164,33 @@ class Pair(nn.Module):
             logit_scale=self.logit_scale,
             logit_bias=self.logit_bias,
             tokenizer=tokenizer,
+            card=self._card(has_tokenizer=tokenizer is not None),
+        )
+
+    def _card(self, *, has_tokenizer: bool) -> Card:
+        state, text = self.image.to_dict(), self.text.model.config
+        use = 'scores = pair.similarity(image, ["a cat", "a drawing"])  # cosines'
+        if not has_tokenizer:
+            use = "scores = pair.embed_images(pair.image.preprocess(image))  # the folder has no tokenizer for texts"
+        load = f"""
+import vlm_vision as vv
+from PIL import Image
+
+pair = vv.load_pair(".")
+{IMAGE}
+{use}
+print(scores)
+"""
+        return Card(
+            title=f"Image and text encoders: {self.image.origin.family}",
+            about=f"{about_encoder(state)}; text tower of depth {text.depth} and width {text.embed_dim}; "
+            f"{count(self)} parameters",
+            load=load,
+            notes=('`vv.load(".")` reads the image tower alone, and transformers the folder too.',),
+            preprocess=about_preprocess(state),
+            pipeline_tag="zero-shot-image-classification",
+            tags=("transformers", self.image.origin.family),
+            base_models=(self.image.hub_id,),
         )
 
     def _compared(
@@ -181,7 +209,7 @@ class Pair(nn.Module):
 
 
 def _features(out: VisionOutput) -> Tensor:
-    """What meets the text: `pooled`, or where big_vision has a linear map after it, that."""
+    """Image features that are compared with text: `pooled`, or the linear map after it where big_vision has one."""
     features = out.pooled if out.logits is None else out.logits
     assert features is not None  # `load_pair` sees to it
     return features
@@ -196,13 +224,13 @@ def load_text(
     revision: str | None = None,
     format: str | None = None,
 ) -> TextEncoder:
-    """Load the text tower of a CLIP or SigLIP, exactly as its reference computes it.
+    """Load the text tower of a CLIP or SigLIP; it computes exactly what its reference computes.
 
     Args:
-        source: "mini", which comes with the package; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the whole model or the text tower
-            alone. Of a whole model only the text part is read.
-        tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one beside
-            the weights, made when it is first wanted.
+        source: "mini", which the package contains; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the
+            whole model or the text tower alone. Of a whole model only the text part is read.
+        tokenizer: the tokenizer's folder, hub id or sentencepiece `.model`, or a `TextTokenizer`. Default: the one
+            in the folder of the weights, made at first use.
         dtype: of weights and computation.
         device: where the weights go.
         revision: branch, tag or commit of a hub id.
@@ -213,7 +241,7 @@ def load_text(
 
     Raises:
         ValueError: nothing at `source`, a model without a text tower, configuration and weights that disagree, a weight
-            that is missing or unused, a `tokenizer` that is none.
+            that is missing or unused, a `tokenizer` that is not a tokenizer.
     """
     checkpoint = _checkpoint(source, revision, format)
     return _encoder(_tower(checkpoint, format), source, tokenizer, dtype, device, revision)
@@ -240,16 +268,16 @@ def load_pair(
     checkpoint = _checkpoint(source, revision, format)
     tower = _tower(checkpoint, format)
     if tower.logit_scale is None:
-        raise ValueError(f"{source} holds a text tower without logit_scale, no pair: use load_text")
+        raise ValueError(f"{source} holds a text tower without logit_scale, which makes no pair: use load_text")
     text = _encoder(tower, source, tokenizer, dtype, device, revision)
     image = load(checkpoint, dtype=dtype, device=device, format=format)
     if not isinstance(image, Encoder):
-        raise ValueError(f"{source} holds several image towers: a pair has one")
+        raise ValueError(f"{source} holds several image towers: expected one")
     pooled = image.config.num_classes or image.config.pool_dim or image.config.embed_dim
     if image.config.pool == "none" or pooled != text.config.features_dim:
-        width = "none" if image.config.pool == "none" else f"of width {pooled}"
+        features = "none of images" if image.config.pool == "none" else f"image features of width {pooled}"
         raise ValueError(
-            f"{source}: features of texts are of width {text.config.features_dim}, of images {width}: it is no pair"
+            f"{source} has text features of width {text.config.features_dim} and {features}: expected equal widths"
         )
     bias = tower.logit_bias
     return Pair(
@@ -270,16 +298,16 @@ def _checkpoint(source: str | Path | Checkpoint, revision: str | None, format: s
 
 
 def _tower(checkpoint: Checkpoint, format: str | None) -> TextTower:
-    """The text tower of a checkpoint, whose format follows from what is there."""
+    """The text tower of a checkpoint, whose format follows from its files."""
     path = checkpoint.path
     if not checkpoint.is_folder:
         if path.suffix != ".npz":
-            raise ValueError(f"{path} has no text tower that can be read: expected a folder, or a big_vision .npz")
+            raise ValueError(f"{path} has no text tower that can be read: expected a folder or a big_vision .npz file")
         return text_big_vision.read(checkpoint)
     if sniff.is_open_clip(checkpoint, format):
         return text_open_clip.read(checkpoint)
     if not checkpoint.has("config.json"):
-        raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no folder of a CLIP or SigLIP")
+        raise ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: expected a folder of a CLIP or SigLIP")
     return text_hf.read(checkpoint)
 
 

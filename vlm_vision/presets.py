@@ -1,7 +1,7 @@
 """Named architectures: the public models of every family.
 
 `config("dinov2_large")` gives the `ViTConfig` of the public checkpoint of that name; `create("siglip_base_patch16_224")`
-builds it with random weights. Their figures stand in the family's record, in `vlm_vision.checkpoints.families`.
+builds it with random weights. Their sizes are in the family's record, in `vlm_vision.checkpoints.families`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class _Preset(NamedTuple):
     family: str
     """Name in `vlm_vision.checkpoints.families`."""
     fields: dict[str, Any]
-    """Of `ViTConfig`."""
+    """Fields of `ViTConfig`."""
 
 
 def _table() -> dict[str, _Preset]:
@@ -47,12 +47,12 @@ def names() -> list[str]:
 
 
 def family(name: str) -> str:
-    """What the presets of one kind are called together, such as "openclip" or "deit3"."""
+    """Name that the presets of one kind share, such as "openclip" or "deit3"."""
     return _row(name).group
 
 
 def checkpoint_family(name: str) -> str:
-    """Family of the preset `name` in `vlm_vision.checkpoints`: whose layout its weights have."""
+    """Family of the preset `name` in `vlm_vision.checkpoints`, whose layout its weights have."""
     return _row(name).family
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from projectors.neighbors import side_by_side
-from projectors.projector import Grid, Projector, at_least_one, weight_flops
+from projectors.projector import Grid, Projector, at_least_one
 
 Choice = Literal["softmax", "argmax"]
 
@@ -58,7 +58,7 @@ class VisualVocabulary(Projector):
         return -(-grid[0] // self.merge), -(-grid[1] // self.merge)
 
     def flops(self, grid: Grid) -> int:
-        return weight_flops(self, self.num_tokens(grid))
+        return 2 * self.num_tokens(grid) * self.words * (self.logits.in_features + self.out_dim)
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
         rows, columns = out = self.out_grid(grid)

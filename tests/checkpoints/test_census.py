@@ -1,19 +1,21 @@
 """Every model type of transformers with a vision part: its tower through `vv.load`, out of the whole folder and alone."""
 
 import json
+import re
 import warnings
 from operator import attrgetter
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from support.census.build import build
 from support.census.case import Case
 from support.census.cases import CASES
 
 import vlm_vision as vv
 from projectors import Projector
-from vlm_vision.checkpoints.families.all import FAMILIES
+from vlm_vision.checkpoints.families.all import FAMILIES, REFUSED
 
 
 def video_of(case: Case, frames: int, size: tuple[int, int]) -> torch.Tensor:
@@ -78,3 +80,11 @@ def test_a_tower_is_exact(name, tmp_path):
         missing = [name.removeprefix(family.prefix) for name in loading["missing_keys"]]
         assert not [name for name in missing if not name.startswith(family.connector)]
         assert not loading["mismatched_keys"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_the_model_type_and_the_reason(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name, "vision_config": {}}))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"config.json has model_type '{name}': {REFUSED[name]}")):
+        vv.load(tmp_path)

@@ -207,10 +207,10 @@ def test_an_adapter_that_cannot_be_added_is_refused(openvla, tmp_path):
     cases = [
         (pair, {}, "factors of vision_backbone.featurizer.head.weight, but not the layer: it is for another model"),
         (dict(list(pair.items())[:1]), {}, "but not lora_B for it"),
-        ({"base_model.model.projector.modules_to_save.fc1.weight": torch.zeros(1)}, {}, "is no factor of LoRA"),
+        ({"base_model.model.projector.modules_to_save.fc1.weight": torch.zeros(1)}, {}, "is not a factor of LoRA"),
         ({}, {"use_dora": True}, "has use_dora: expected plain LoRA"),
         ({}, {"peft_type": "IA3"}, "has peft_type 'IA3'"),
-        ({}, {"base_model_name_or_path": "/nowhere"}, "is an adapter of /nowhere, which is not to be had"),
+        ({}, {"base_model_name_or_path": "/nowhere"}, "is an adapter of /nowhere, which cannot be loaded"),
     ]
     for i, (tensors, config, says) in enumerate(cases):
         with pytest.raises(ValueError, match=says):
@@ -303,7 +303,9 @@ def test_towers_with_film_come_from_their_own_file_and_take_the_instruction(
     with pytest.raises(ValueError, match="has no place for|cannot express"):
         encoder.save_pretrained(tmp_path / "saved")
     (folder / "vision_backbone--20000_checkpoint.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="vision_backbone--10000_checkpoint.pt, vision_backbone--20000.*leave the one"):
+    with pytest.raises(
+        ValueError, match="vision_backbone--10000_checkpoint.pt, vision_backbone--20000.*keep only the one"
+    ):
         vv.load(folder)
 
 

@@ -61,14 +61,14 @@ def test_a_misspelled_key_of_a_config_is_one_line(tmp_path, capsys):
         main(["train", "mae", "--config", str(tmp_path / "a.yaml"), "--data.train", "x"])
     says = capsys.readouterr().err
     assert says.count("\n") == 1
-    assert "a.yaml has model.decoder.depht, which is no setting of this recipe; did you mean 'depth'?" in says
+    assert "a.yaml has model.decoder.depht, which is not a setting of this recipe; did you mean 'depth'?" in says
 
 
 def test_a_misspelled_flag_is_one_line_with_its_near_match(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "mae", "--config", "mae_smoke", "--stepps", "5"])
     says = capsys.readouterr().err
-    assert says.count("\n") == 1 and "--stepps, which is no setting of this recipe; did you mean 'steps'?" in says
+    assert says.count("\n") == 1 and "--stepps, which is not a setting of this recipe; did you mean 'steps'?" in says
 
 
 @pytest.mark.parametrize("name", train.names())
@@ -102,5 +102,5 @@ def test_another_package_called_recipes_is_never_used(tmp_path, monkeypatch):
         other = ModuleType("recipes")
         other.__file__ = str(tmp_path / "recipes" / "__init__.py")
         monkeypatch.setitem(sys.modules, "recipes", other)
-        with pytest.raises(ValueError, match="another package called recipes is imported already"):
+        with pytest.raises(ValueError, match="another package called recipes is already imported"):
             train.recipe("mae")

@@ -98,7 +98,7 @@ def test_a_language_model_that_carries_a_state_is_not_packed(encoder, vlm):
     stateful = vv.VisionLanguageModel.attach(
         encoder, AutoModelForCausalLM.from_config(config), tokenizer=tiny_tokenizer()
     )
-    with pytest.raises(ValueError, match="MambaForCausalLM does not keep packed conversations apart"):
+    with pytest.raises(ValueError, match="MambaForCausalLM mixes packed conversations"):
         check_packing(stateful)
 
 

@@ -130,7 +130,7 @@ def test_a_bad_record_is_named(tmp_path, record, says):
 )
 def test_a_record_of_another_kind_is_named(tmp_path, record):
     (tmp_path / "data.json").write_text(json.dumps([record]))
-    with pytest.raises(ValueError, match="data.json, record 0 is not as LLaVA writes it"):
+    with pytest.raises(ValueError, match="data.json, record 0 is not in LLaVA's form"):
         llava_json(tmp_path / "data.json", tmp_path)
 
 

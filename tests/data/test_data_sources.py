@@ -261,7 +261,7 @@ def test_samples_without_image_or_text_are_left_out_and_counted(tmp_path, caplog
 def test_a_shard_that_was_cut_short_is_refused(tmp_path, size):
     whole = Path(write_tar(tmp_path / "x.tar", samples(40))).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[:size])
-    with pytest.raises(ValueError, match="x.tar (is no complete, uncompressed tar file|ends after .* bytes without)"):
+    with pytest.raises(ValueError, match="x.tar (is not a complete, uncompressed tar file|ends after .* bytes without)"):
         webdataset(str(tmp_path / "x.tar"))
 
 
@@ -291,7 +291,7 @@ def test_a_shard_that_changes_after_indexing_is_refused(tmp_path):
         ("https://host/shard-{000..010}.tar", "download them first"),
         ("none-*.tar", "no file matches"),
         ("none-{0..1}.tar", "none-0.tar cannot be opened"),
-        ("packed.tar", "is no complete, uncompressed tar file"),
+        ("packed.tar", "is not a complete, uncompressed tar file"),
         ("empty.tar", "holds no sample"),
     ],
 )
@@ -435,7 +435,7 @@ def test_an_image_without_bytes_is_its_file(tmp_path):
 
 
 def test_a_source_of_no_known_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no source of conversations: expected easy_vqa, "):
+    with pytest.raises(ValueError, match="is not a source of conversations: expected easy_vqa, "):
         read_conversations(str(tmp_path / "data.xml"))
 
 

@@ -112,7 +112,7 @@ def test_a_second_run_does_nothing_and_needs_no_packages(packages, tmp_path, cap
     assert main(["emoji", *arguments]) == 0
     assert capsys.readouterr().out == first and "twemoji test" in first
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == stamps
-    with pytest.raises(ValueError, match="no folder of emoji of 64 pixels: give a new folder"):
+    with pytest.raises(ValueError, match="not a folder of emoji of 64 pixels: choose a new folder"):
         emoji.build(tmp_path / "out", packages)
 
 

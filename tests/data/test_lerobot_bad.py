@@ -51,13 +51,13 @@ def change(path, name: str, row: int, value) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("action", [0.0, float("nan"), 0.0, 0.0], "episode 1, frame 2: action is NaN or Inf: mend it, or leave"),
+        ("action", [0.0, float("nan"), 0.0, 0.0], "episode 1, frame 2: action is NaN or Inf: repair it, or leave"),
         ("observation.state", [float("inf")] * 3, "episode 1, frame 2: observation.state is NaN or Inf"),
         ("action", None, "episode 1, frame 2: action has no value"),
         ("frame_index", None, "row 7: frame_index has no value"),
-        ("frame_index", 3, "holds 9 moments of episode 1, expected 0 to 8"),
-        ("episode_index", 0, "holds 6 moments of episode 0, expected 0 to 4"),
-        ("task_index", 9, "has moments of task 9, which its tasks.parquet does not tell"),
+        ("frame_index", 3, "holds 9 time steps of episode 1, expected 0 to 8"),
+        ("episode_index", 0, "holds 6 time steps of episode 0, expected 0 to 4"),
+        ("task_index", 9, "has time steps of task 9, which its tasks.parquet lacks"),
     ],
 )
 def test_a_bad_row_is_named_when_the_data_set_is_opened(png, name: str, value, says: str) -> None:
@@ -125,7 +125,7 @@ def test_a_bit_that_flipped_in_a_table_is_an_error_or_changes_nothing(png) -> No
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("__index_level_0__", None, "row 1, has the task_index 1 and the text None: expected a number and what"),
+        ("__index_level_0__", None, "row 1, has the task_index 1 and the text None: expected a number and an instruction"),
         ("__index_level_0__", " ", "row 1, has the task_index 1 and the text ' ': expected"),
         ("task_index", None, "row 1, has the task_index None and the text 'task 1': expected"),
     ],
@@ -173,9 +173,9 @@ def test_a_video_that_ends_early_is_named(video, written, tmp_path) -> None:
         (dict(codebase_version="v2.1"), "is a LeRobotDataset v2.1, expected v3: convert it"),
         (dict(features=None), "does not describe a LeRobotDataset v3"),
         (dict(fps=0), "fps is 0: expected"),
-        (dict(total_episodes=9), "holds 4 episodes, its info.json says 9"),
+        (dict(total_episodes=9), "holds 4 episodes, its info.json states 9"),
         (dict(data_path="../{chunk_index}/{file_index}.parquet"), "which leaves the folder"),
-        (dict(data_path="{nothing}.parquet"), "which is none"),
+        (dict(data_path="{nothing}.parquet"), "has the invalid path"),
     ],
 )
 def test_a_description_that_is_none(png, change: dict, says: str) -> None:
@@ -199,7 +199,7 @@ def test_no_statistics(png) -> None:
 
 
 def test_a_tolerance_that_two_frames_could_meet(png) -> None:
-    with pytest.raises(ValueError, match="less than half a moment, 0.025"):
+    with pytest.raises(ValueError, match="less than half a time step, 0.025"):
         read_dataset(png, tolerance=0.03)
 
 
@@ -230,14 +230,14 @@ GOOD, OTHER = some_episodes(2)
         ),
         (
             [replace(OTHER, images={"top": ramps(64, 9, 0), "observation.images.top": ramps(64, 9, 1)})],
-            "camera 'observation.images.top' would be the feature observation.images.top, which is another's",
+            "camera 'observation.images.top' would be the feature observation.images.top, which exists already",
         ),
-        ([replace(OTHER, images={"a/b": ramps(64, 9, 0)})], "camera 'a/b' has no name that a data set can hold"),
+        ([replace(OTHER, images={"a/b": ramps(64, 9, 0)})], "camera 'a/b' has an invalid name"),
         (
             [replace(OTHER, images={"top": ramps(16, 9, 0)})],
-            "16 x 16 make no av1 video, .* use video=False or codec='h264'",
+            "16 x 16 cannot be encoded as av1, .* use video=False or codec='h264'",
         ),
-        ([replace(OTHER, images={"top": ramps(65, 9, 0)})], "65 x 65 make no av1 video, which needs even sides"),
+        ([replace(OTHER, images={"top": ramps(65, 9, 0)})], "65 x 65 cannot be encoded as av1, which needs even sides"),
     ],
 )
 def test_episodes_that_make_no_data_set_leave_nothing(tmp_path, episodes, says: str) -> None:
@@ -250,7 +250,7 @@ def test_episodes_that_make_no_data_set_leave_nothing(tmp_path, episodes, says: 
     ("options", "says"),
     [
         (dict(fps=12.5), "fps is 12.5: a LeRobotDataset has a whole number"),
-        (dict(codec="vp9"), "codec 'vp9' is not known: expected one of av1, h264"),
+        (dict(codec="vp9"), "codec 'vp9' is unknown: expected one of av1, h264"),
         (dict(action_names=("x",)), "there are 1 names for the 4 numbers of action"),
         (dict(chunks_size=0), r"chunks_size and sizes of files are \(0, 100, 200\)"),
     ],
@@ -263,6 +263,6 @@ def test_options_that_make_no_data_set(tmp_path, options: dict, says: str) -> No
 
 def test_a_folder_that_is_there_is_left_as_it_is(png) -> None:
     before = (png / "meta/info.json").read_text()
-    with pytest.raises(ValueError, match="is there already: give a new folder"):
+    with pytest.raises(ValueError, match="already exists: choose a new folder"):
         write_dataset(png, [GOOD], fps=20)
     assert (png / "meta/info.json").read_text() == before

@@ -261,7 +261,7 @@ def test_an_image_that_is_open_outlives_its_shard(server, tmp_path):
 def test_a_cache_too_small_for_the_shards_that_are_shuffled_is_refused(server, tmp_path):
     with pytest.raises(ValueError, match="holds 0 shards .* 6 are shuffled together: raise data.cache_gb"):
         read_samples(server.shards, cache=cache(tmp_path, 1e-6))
-    with pytest.raises(ValueError, match="0 GB: it must have more"):
+    with pytest.raises(ValueError, match="0 GB: expected more"):
         ImageData(train="x", cache_gb=0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(encoded(0))
@@ -319,7 +319,7 @@ def test_the_samples_of_a_missing_or_cut_shard_are_bad_and_replaced_by_those_of_
     assert sum(len(item.skipped) for item in taken) == 7 and server.gets()["00001.tar"] == 1
     assert [len([one for one in caplog.messages if name in one]) for name in ("00001.tar", "00003.tar")] == [1, 1]
     assert "00001.tar is missing (HTTP 404 Not Found): its 4 samples count as bad" in caplog.text
-    assert "it was cut short, get it anew: 2 samples of the 5 that were told" in caplog.text
+    assert "it was cut short, download it again: 2 samples of 5" in caplog.text
 
     settings = Training(out="", batch_size=4, micro_batch_size=4, steps=7, workers=workers)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=SimpleNamespace(type="cpu"))
@@ -337,7 +337,7 @@ def test_a_shard_with_fewer_samples_than_told_and_one_that_is_no_tar_file(server
     taken = [ImageDataset(samples, [VIEW])[row] for row in (5, 6)]
     assert [item.caption for item in taken] == ["10", "9"]
     assert [len(item.skipped) for item in taken] == [2, 1]
-    assert "00000.tar: 5 samples of the 6 that were told" in caplog.text
+    assert "00000.tar: 5 samples of 6" in caplog.text
 
 
 def test_a_label_that_is_no_class_is_a_bad_sample(server, tmp_path):
@@ -346,9 +346,9 @@ def test_a_label_that_is_no_class_is_a_bad_sample(server, tmp_path):
     assert item.label == 0 and "label '2': expected a number below 2" in item.skipped[0].reason
 
 
-def test_sizes_that_are_not_told_are_asked_for_and_counted(server, tmp_path, capsys):
+def test_unknown_sizes_are_refused_until_counted(server, tmp_path, capsys):
     (tmp_path / "served" / "00002_stats.json").unlink()
-    with pytest.raises(ValueError, match=r"00002.tar does not tell .* 1 of 6 .* 00002_stats.json .* vlm-vision sizes"):
+    with pytest.raises(ValueError, match=r"1 of 6 shards are unknown, such as .*00002.tar: .* 00002_stats.json .* vlm-vision sizes"):
         read_samples(server.shards, cache=cache(tmp_path))
     assert main(["sizes", server.shards, "--cache", str(tmp_path / "cache")]) == 0
     assert "sizes.json: 28 samples" in capsys.readouterr().out
@@ -359,7 +359,7 @@ def test_sizes_that_are_not_told_are_asked_for_and_counted(server, tmp_path, cap
     assert len(read_samples(server.shards, cache=cache(tmp_path, name="new"))) == NUMBER
     assert server.gets("_stats.json") == stats
     assert main(["sizes", f"{server.url}/a.zip", "--cache", str(tmp_path / "cache")]) == 2
-    assert "a.zip is no shard: expected .tar files by URL" in capsys.readouterr().err
+    assert "a.zip is not a shard: expected .tar files by URL" in capsys.readouterr().err
 
 
 def test_shards_are_fetched_before_they_are_wanted(server, tmp_path):

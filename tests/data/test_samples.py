@@ -168,7 +168,7 @@ def test_a_split_with_fewer_classes_is_labeled_as_the_whole(tmp_path):
             make_image().save(tmp_path / name / one / "0.png")
     whole, part = (read_samples(str(tmp_path / name)) for name in ("whole", "part"))
     assert [sample.label for sample in part.with_classes(whole.classes)] == [1, 3]
-    with pytest.raises(ValueError, match="'ant' is none of the 2"):
+    with pytest.raises(ValueError, match="'ant' is not one of the 2"):
         whole.with_classes(part.classes)
 
 
@@ -230,13 +230,13 @@ def _huge_label(folder: Path) -> None:
     ("write", "source", "sentence"),
     [
         (_empty, "", "holds no image"),
-        (_empty, "nowhere", "is no source of images"),
+        (_empty, "nowhere", "is not a source of images"),
         (_empty, "no.csv", "there is no file"),
         (_mixed, "", "both images and folders of images"),
-        (_empty_class, "", "eel holds no image: fill or remove it"),
+        (_empty_class, "", "eel holds no image: add images or remove it"),
         (_no_image_column, "data.csv", "columns file, label: expected image as picture or image"),
         (_bad_json, "data.jsonl", "line 2, is not valid JSON"),
-        (_no_path, "data.jsonl", "record 2, has no path as image"),
+        (_no_path, "data.jsonl", "record 2, has no path in image"),
         (_huge_label, "data.csv", "label 20231231000: expected numbers of classes from 0"),
     ],
 )

@@ -119,7 +119,7 @@ def test_an_encoder_that_cannot_take_the_size_is_not_frozen():
 def test_packed_weights_are_not_frozen():
     encoder = tower("siglip")
     pack_for_cpu(encoder, batch=1, height=32, width=32)
-    with pytest.raises(ValueError, match="cannot be copied: freeze the encoder before packing it"):
+    with pytest.raises(ValueError, match="cannot be copied: freeze the encoder before you pack it"):
         freeze(encoder, height=32, width=32)
 
 
@@ -151,7 +151,7 @@ def test_an_onnx_file_is_written_whole_or_not_at_all(fails, monkeypatch, tmp_pat
         export_onnx(tower("siglip"), file, height=32, width=32)
     written = {item.name: item.read_bytes() for item in file.parent.iterdir()}
     assert written == ({"encoder.onnx": b"old"} if fails else {"encoder.onnx": b"new", "encoder.onnx.data": b"weights"})
-    with pytest.raises(ValueError, match="is a folder: give a file"):
+    with pytest.raises(ValueError, match="is a folder: pass a file"):
         export_onnx(tower("siglip"), tmp_path, height=32, width=32)
 
 

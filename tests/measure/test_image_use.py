@@ -191,7 +191,7 @@ def test_blank_is_what_the_preprocessing_makes_of_gray(vlm, talk, tmp_path):
 
 
 def test_images_that_cannot_be_exchanged_are_refused(vlm, talk):
-    with pytest.raises(ValueError, match="2 conversations show no two different images"):
+    with pytest.raises(ValueError, match="2 conversations have no two different images"):
         image_use(vlm, [talk[0], talk[0]])
 
 

@@ -27,6 +27,7 @@ SWITCHES = {
     "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_grid=(5, 5),
                  position_resize="tile", pre_norm=True),
     "minicpm": dict(merge_after=0, merge_dim=40, position_resize="bucket"),
+    "limited": dict(mlp="swiglu", mlp_limit=0.1, norm="rms"),
     "internvl": dict(qk_norm="width", qk_kind="rms", qk_eps=1e-3, norm="rms", outer_norm="layer", outer_eps=1e-2),
     "radio": dict(class_token=True, num_registers=3, pool="prefix", pool_tokens=(0, 2), position_resize="bilinear_crop",
                   final_norm=False),
@@ -135,6 +136,8 @@ def test_every_weight_trains(name):
         (dict(qk_eps=2.0), "qk_eps is 2.0, expected a small number"),
         (dict(merge_after=1), "merge_after needs merge_dim"),
         (dict(position_grid=(0, 4)), "position_grid is 0: it must be a whole number of at least 1"),
+        (dict(mlp_limit=10.0), "mlp_limit is for a gated mlp"),
+        (dict(mlp_limit=0.0, mlp="swiglu"), "expected a positive number such as 10.0"),
     ],
 )
 def test_impossible_towers_say_why(fields, says):
@@ -155,6 +158,25 @@ def test_impossible_towers_say_why(fields, says):
 def test_pixels_that_do_not_fit_say_why(name, shape, says):
     with pytest.raises(ValueError, match=says):
         tower(**SWITCHES[name])(torch.randn(shape))
+
+
+def test_a_limit_is_that_of_the_gate_and_of_the_size_of_the_value():
+    model = tower(**SWITCHES["limited"])
+    mlp, x = model.blocks[0].mlp, torch.randn(2, 5, 32)
+    gate, value = mlp.fc1(x).chunk(2, dim=-1)
+    expected = mlp.fc2(torch.nn.functional.silu(gate.clamp(max=0.1)) * value.clamp(-0.1, 0.1))
+    torch.testing.assert_close(mlp(x), expected)
+    assert (mlp(x) - mlp.fc2(torch.nn.functional.silu(gate) * value)).abs().max() > 1e-3
+
+
+def test_a_merger_of_no_block_is_not_used():
+    model, image = tower(**QWEN, deepstack=(2, -1, 0, 2), deepstack_dim=24), torch.randn(1, 3, 16, 16)
+    first, last = model(image).deepstack
+    for unused in (1, 3):
+        model.deepstack[unused].fc2.bias.data += 1
+    model.deepstack[0].fc2.bias.data += 1
+    again = model(image).deepstack
+    torch.testing.assert_close(again, (first, last + 1))
 
 
 def test_norms_around_the_blocks_may_be_of_another_kind():

@@ -108,7 +108,7 @@ def test_impossible_shares_are_said():
             block_masks(2, (4, 4), seeded(), share=ratio)
         with pytest.raises(ValueError, match=f"ratios holds {ratio}, expected a share from 0 to 1"):
             block_masks(2, (4, 4), seeded(), ratios=(0.5, ratio))
-    with pytest.raises(ValueError, match="cannot mask 17 patches of a grid of 4x4: ask for 0 to 16"):
+    with pytest.raises(ValueError, match="cannot mask 17 patches of a grid of 4x4: expected 0 to 16"):
         block_mask(17, (4, 4), seeded())
     with pytest.raises(ValueError, match="aspect is"):
         block_mask(3, (4, 4), seeded(), aspect=(0.0, 2.0))

@@ -146,8 +146,8 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     [
         ("none.png", "^image file '.*none.png' does not exist: expected the path of a local image; check the path$"),
         (".", "^image file '.*' is a folder: expected the path of one image"),
-        ("text.jpg", "^image file '.*text.jpg' is not an image Pillow can read: expected JPEG"),
-        ("empty.png", "^image file '.*empty.png' is not an image Pillow can read"),
+        ("text.jpg", "^image file '.*text.jpg' is not an image that Pillow can read: expected JPEG"),
+        ("empty.png", "^image file '.*empty.png' is not an image that Pillow can read"),
         (
             "truncated.jpg",
             "^image file '.*truncated.jpg' cannot be decoded .*: expected a complete image; it is trunc",
@@ -199,7 +199,7 @@ def test_a_decompression_bomb_is_one_error_and_no_warning(tmp_path: Path, monkey
         ),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\).*hand a batch to Preprocess"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\).*pass a batch to Preprocess"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) has no pixels"),
         (torch.zeros(3, 4, 0).byte(), r"shape \(3, 4, 0\) has no pixels"),
         (Image.new("RGB", (0, 5)), r"size \(0, 5\) has no pixels"),

@@ -303,8 +303,8 @@ def test_a_written_naflex_config_loads_in_transformers_and_gives_the_same_patche
         ({"resize": "cover"}, "has no resize 'cover'"),
         ({"resize": "fit"}, "has no resize 'fit'"),
         ({"kernel": "point", "resample": "bilinear"}, "no kernel 'point', its resizes are antialiased"),
-        ({"fill": (1, 2, 3)}, r"with black, this one with \(1, 2, 3\)"),
-        ({"crop_rounding": "half_even"}, "rounds the place of a crop down, this one to even"),
+        ({"fill": (1, 2, 3)}, r"with black, this preprocessing with \(1, 2, 3\)"),
+        ({"crop_rounding": "half_even"}, "rounds the place of a crop down, this preprocessing to even"),
     ],
 )
 def test_to_hf_refuses_what_transformers_does_not_do(change: dict, reason: str) -> None:
@@ -315,7 +315,7 @@ def test_to_hf_refuses_what_transformers_does_not_do(change: dict, reason: str) 
 def test_to_hf_writes_a_crop_whose_rounding_makes_no_difference() -> None:
     even = dataclasses.replace(SQUASH, resize_to=(30, 31), crop=(20, 30), crop_rounding="half_even")
     assert from_hf(to_hf(even)) == dataclasses.replace(even, crop_rounding="floor")
-    with pytest.raises(ValueError, match="this one to even"):
+    with pytest.raises(ValueError, match="this preprocessing to even"):
         to_hf(dataclasses.replace(even, resize_to=(30, 33)))
 
 

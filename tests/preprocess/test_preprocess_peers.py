@@ -117,12 +117,12 @@ def test_a_timm_config_that_makes_no_sense_is_refused(config: dict, sentence: st
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (CROPPED, "rounds the place of a crop to even, this one down"),
+        (CROPPED, "rounds the place of a crop to even, this preprocessing down"),
         (WHOLE, "has no resize 'none'"),
         (LETTERBOX, "has no resize 'letterbox'"),
-        (FLOAT, "with Pillow, this with kernel 'float'"),
-        (dataclasses.replace(EVEN, rescale=1 / 127.5), "rescales by 1/255, this by"),
-        (dataclasses.replace(CROPPED, crop=None), "crops to one size, this has no crop"),
+        (FLOAT, "with Pillow, this preprocessing with kernel 'float'"),
+        (dataclasses.replace(EVEN, rescale=1 / 127.5), "rescales by 1/255, this preprocessing by"),
+        (dataclasses.replace(CROPPED, crop=None), "crops to one size, this preprocessing has no crop"),
         (dataclasses.replace(EVEN, resize="squash", resize_to=(80, 45)), r"by one ratio .* to \(80, 45\), crops to"),
         (dataclasses.replace(EVEN, resize="fit"), r"fills with the mean; this .* fills with \(0, 0, 0\)"),
     ],

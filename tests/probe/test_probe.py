@@ -124,7 +124,7 @@ def test_held_out_rows_and_the_rest_are_all_rows_once():
     assert len(part) == 3 and sorted([*rest.labels.tolist(), *part.labels.tolist()]) == list(range(10))
     assert torch.equal(held_out(data, 0.3, seed=4)[1].labels, part.labels)
     assert torch.equal(part.features[:, 0], part.labels)
-    with pytest.raises(ValueError, match="expected some to learn from"):
+    with pytest.raises(ValueError, match="expected some images on both sides"):
         held_out(data, 0.01, seed=0)
     with pytest.raises(ValueError, match="10 features and 3 labels"):
         LabeledFeatures(data.features, torch.arange(3))
@@ -165,7 +165,7 @@ def test_neighbors_do_not_depend_on_chunks_or_the_order_of_the_training_images(c
 
 
 def test_features_that_have_no_neighbors_are_refused():
-    with pytest.raises(ValueError, match="no number of neighbors fits 5"):
+    with pytest.raises(ValueError, match="no number of neighbors is at most 5"):
         knn(clusters(5, 3), clusters(5, 3))
     with pytest.raises(ValueError, match="one width"):
         knn(clusters(5, 3), clusters(5, 4), ks=(1,))
@@ -413,7 +413,7 @@ def test_the_recipe_judges_an_encoder_beside_its_controls(colors, tmp_path, caps
 
 def test_images_without_labels_are_refused(colors, tmp_path):
     (tmp_path / "bare.csv").write_text("picture\n" + "data/train/red/0.png\n")
-    with pytest.raises(ValueError, match="has no label: probes of classes need one for each image"):
+    with pytest.raises(ValueError, match="has no label: expected one for each image"):
         recipe.main(
             recipe.parse([*colors, "--train", str(tmp_path / "bare.csv"), "--test", str(tmp_path / "bare.csv")])
         )

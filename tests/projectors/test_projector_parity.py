@@ -187,7 +187,7 @@ def _numbered(module: nn.Module):
 
 def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(tmp_path):
     blip2(tmp_path, use_qformer_text_input=True)
-    with pytest.raises(ValueError, match="reads the question beside the image"):
+    with pytest.raises(ValueError, match="reads the question with the image"):
         vv.load_projector(tmp_path)
     blip2(tmp_path, hidden_act="relu")
     with pytest.raises(ValueError, match="hidden_act 'relu', expected gelu"):
@@ -197,8 +197,8 @@ def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(
 def test_heads_are_read_from_the_configuration_and_never_guessed(tmp_path):
     blip2(tmp_path)
     assert vv.load_projector(tmp_path).options["num_heads"] == 2
-    with pytest.raises(ValueError, match="does not tell the heads of its projector: give the folder"):
+    with pytest.raises(ValueError, match="does not state the heads of its projector: pass the folder"):
         vv.load_projector(tmp_path / "model.safetensors")
     changed(tmp_path, qformer_config="large")
-    with pytest.raises(ValueError, match="describes its projector in another way"):
+    with pytest.raises(ValueError, match="describes its projector in an unknown way"):
         vv.load_projector(tmp_path)

@@ -15,6 +15,7 @@ GRIDS = [(4, 4), (2, 6)]
 SMALL = {
     "perceiver": dict(num_latents=5, depth=2, num_heads=4, num_kv_heads=2, head_dim=8),
     "qformer": dict(num_queries=5, width=32, depth=3, num_heads=4),
+    "visual_vocabulary": dict(words=64, indicators=5),
     "c_abstractor": dict(num_queries=9, hidden_dim=20, depth=2, positions=4),
 }
 
@@ -85,7 +86,7 @@ def test_pixel_shuffle_puts_the_four_neighbors_side_by_side():
     projector.fc1.weight.data.copy_(torch.eye(4))
     tokens = torch.arange(8.0).reshape(1, 8, 1)  # two rows of four
     assert projector(tokens, (2, 4)).tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7]]]
-    with pytest.raises(ValueError, match="needs a grid of multiples of it, got 3x4"):
+    with pytest.raises(ValueError, match="needs a grid of multiples of 2, got 3x4"):
         projector(torch.zeros(1, 12, 1), (3, 4))
 
 
@@ -195,12 +196,12 @@ def test_default_sizes_are_those_of_the_papers():
         ("mlp", {"depth": 0}, "mlp has depth 0, expected a whole number of at least 1"),
         ("mlp", {"activation": "gelu_than"}, "did you mean 'gelu_tanh'"),
         ("patch_merger", {"norm": "batch"}, "norm 'batch', expected one of layer, rms, layer_after"),
-        ("gated_merger", {"limit": -1.0}, "limit -1.0, expected a positive number, or 0"),
+        ("gated_merger", {"limit": -1.0}, "limit -1.0, expected a positive number, or None"),
         ("frame_merger", {"merge": 0}, "merge 0"),
         ("avg_pool", {"how": "nearest"}, "how 'nearest', expected one of mean, bilinear"),
         ("avg_pool", {"factor": 0}, "factor 0"),
-        ("perceiver", {"num_heads": 3, "num_kv_heads": 2}, "3 heads, no multiple of its num_kv_heads 2"),
-        ("qformer", {"width": 30, "num_heads": 4}, "width 30, no multiple of its num_heads 4"),
+        ("perceiver", {"num_heads": 3, "num_kv_heads": 2}, "num_heads 3, which is not a multiple of num_kv_heads 2"),
+        ("qformer", {"width": 30, "num_heads": 4}, "width 30, which is not a multiple of num_heads 4"),
         ("c_abstractor", {"num_queries": 0}, "num_queries 0"),
     ],
 )

@@ -184,7 +184,7 @@ def test_saving_and_loading_changes_no_feature(tmp_path):
         assert torch.equal(out.patch_tokens, theirs[name].patch_tokens) and out.grid == theirs[name].grid
     assert torch.equal(ours["b.c"].pooled, theirs["b.c"].pooled)
     (tmp_path / "student/heads.json").write_text('{"teachers": [{"name": "a", "width": 24, "summary": 0}]}')
-    with pytest.raises(ValueError, match="are not those of its heads.json: save the student again"):
+    with pytest.raises(ValueError, match="do not fit its heads.json: save the student again"):
         AgglomerativeStudent.load(tmp_path / "student")
 
 

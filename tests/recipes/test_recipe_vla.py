@@ -87,9 +87,7 @@ def test_a_policy_goes_on_from_what_it_learned(folder, tmp_path, alone, head):
 )
 def test_a_policy_with_other_hands_is_not_gone_on_from_in_silence(folder, tmp_path, alone, changes, says):
     given = [*BEGUN, str(alone["parallel"] / "model"), "--steps", "1", *changes]
-    with pytest.raises(
-        ValueError, match=f"head and state of .* are others .{says}.*ask for the same, or begin with new"
-    ):
+    with pytest.raises(ValueError, match=f"head and state of .* differ .{says}.*choose the same, or start with new"):
         train(folder, tmp_path / "on", *given)
     train(folder, tmp_path / "new", *given, "--new_head", "true")
     assert actions(tmp_path / "new", folder).isfinite().all()

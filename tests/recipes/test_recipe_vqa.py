@@ -326,7 +326,7 @@ WRONG = [
     (["--log_every", "0"], "log_every is 0"),
     (["--batch_size", "64"], "batch_size 64 is larger than the data set"),
     (["--data.train", "none.json"], "there is no file none.json"),
-    (["--data.train", "nothing"], "'nothing' is no source of conversations"),
+    (["--data.train", "nothing"], "'nothing' is not a source of conversations"),
     (["--encoder.source", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     (["--stepz", "3"], "stepz"),
     (["--language.source", "nowhere/at/all"], "nowhere/at/all"),
@@ -335,7 +335,7 @@ WRONG = [
     (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
     (["--tracker", "abacus"], "tracker is 'abacus': expected none or one of"),
     (["--tracker", "wandb"], "tracker wandb is not installed: pip install wandb"),
-    (["--mixed_precision", "fp16"], "mixed_precision fp16 is not for cpu"),
+    (["--mixed_precision", "fp16"], "mixed_precision fp16 does not work on cpu"),
     (["--mixed_precision", "fp16", "--sharding", "fsdp2"], "no gradient scaler for fp16"),
     (["--out", "tests/conftest.py"], "tests/conftest.py"),
 ]

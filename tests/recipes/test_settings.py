@@ -99,7 +99,7 @@ def test_a_loaded_part_takes_the_place_of_a_new_one_and_back():
     [
         (
             ["--encoder.new.positoin", "rope2d"],
-            "--encoder.new.positoin, which is no field of encoder.new; did you mean 'position'",
+            "--encoder.new.positoin, which is not a field of encoder.new; did you mean 'position'",
         ),
         (["--encoder.new.position", "rope"], "Expected a typing.Literal"),
         (["--encoder.new.depth", "three"], "Expected a <class 'int'>. Got value: three"),
@@ -115,9 +115,9 @@ def test_a_loaded_part_takes_the_place_of_a_new_one_and_back():
         (["--language.new", '{"model_type": "lama"}'], "transformers has no model_type 'lama'; did you mean 'llama'"),
         (["--language.new", '{"hidden_size": 8}'], "needs a model_type"),
         (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
-        (["--layout", '{"name": "native", "max_patch": 4}'], "no field of layout; did you mean 'max_patches'"),
-        (["--lr_hands", "1"], "--lr_hands, which is called --lr_action today"),
-        (["--lr_acton", "1"], "--lr_acton, which is no setting of this recipe; did you mean 'lr_action'"),
+        (["--layout", '{"name": "native", "max_patch": 4}'], "not a field of layout; did you mean 'max_patches'"),
+        (["--lr_hands", "1"], "--lr_hands, whose name is now --lr_action"),
+        (["--lr_acton", "1"], "--lr_acton, which is not a setting of this recipe; did you mean 'lr_action'"),
     ],
 )
 def test_a_wrong_field_is_refused_before_anything_is_read(change, says):
@@ -190,20 +190,20 @@ def test_a_start_that_is_no_saved_model_has_a_sentence_of_its_own(aligned, tmp_p
     def begin(start: Path) -> None:
         build_vlm(vqa.parse([*DEMO, "--start", str(start)]), [])
 
-    with pytest.raises(ValueError, match=r"run has no config.json: give .*run/model, what the run saved"):
+    with pytest.raises(ValueError, match=r"run has no config.json: pass .*run/model, the saved model of the run"):
         begin(aligned / "run")
-    with pytest.raises(ValueError, match="has no config.json: give the folder that save_pretrained wrote"):
+    with pytest.raises(ValueError, match="has no config.json: pass the folder that save_pretrained wrote"):
         begin(tmp_path)
     with pytest.raises(ValueError, match="there is no folder"):
         begin(tmp_path / "none")
     vv.load("mini").save_pretrained(tmp_path / "tower")
     with pytest.raises(
-        ValueError, match="holds a model of type siglip_vision_model, which is no vision-language model"
+        ValueError, match="holds a model of type siglip_vision_model, which is not a vision-language model"
     ):
         begin(tmp_path / "tower")
 
 
 def test_start_and_parts_in_one_place_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("data: {train: a}\nout: b\nstart: c\nprojector: linear\nencoder: {source: mini}")
-    with pytest.raises(ValueError, match="start c brings its own .*: leave encoder and projector out, or start"):
+    with pytest.raises(ValueError, match="start c has its own .*: remove encoder and projector, or remove start"):
         vqa.parse(["--config", str(tmp_path / "a.yaml")])

@@ -105,15 +105,15 @@ def test_statistics_of_others_are_read(tmp_path, layout: str) -> None:
 def test_what_cannot_be_used_is_said() -> None:
     statistics = Statistics.of(rows())
     normalizer = Normalizer("quantiles", statistics)
-    with pytest.raises(ValueError, match=r"shape \(2, 7\) and the statistics 5 dimensions"):
+    with pytest.raises(ValueError, match=r"shape \(2, 7\) but the statistics have 5 dimensions"):
         normalizer(torch.zeros(2, 7))
     with pytest.raises(ValueError, match="1 of 5 numbers are NaN or Inf"):
         normalizer(torch.tensor([0.0, 0, 0, 0, torch.inf]))
-    with pytest.raises(ValueError, match="needs q01 and q99, which the statistics do not have"):
+    with pytest.raises(ValueError, match="needs q01 and q99, which the statistics lack"):
         Normalizer("quantiles", Statistics(mean=np.zeros(2), std=np.ones(2)))
     with pytest.raises(ValueError, match="1 of 3 rows hold NaN"):
         Statistics.of(np.array([[1.0], [np.nan], [2.0]]))
-    with pytest.raises(ValueError, match="one number for each dimension in all"):
+    with pytest.raises(ValueError, match="equal lengths, one number for each dimension"):
         Statistics(mean=np.zeros(2), std=np.zeros(3))
 
 

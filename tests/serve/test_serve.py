@@ -144,7 +144,7 @@ def test_a_policy_unlike_its_spec():
     with (
         running(arm) as server,
         Robot(server.port) as robot,
-        pytest.raises(RuntimeError, match=r"\(1, 3, 7\), its spec"),
+        pytest.raises(RuntimeError, match=r"\(1, 3, 7\), expected"),
     ):
         robot.infer(seen())
 

@@ -126,7 +126,7 @@ def test_a_policy_of_our_own_tells_all_of_itself(capsys, tmp_path):
     for more in (["--cameras", "top"], ["--chunk", "4"], ["--evaluation", "openvla", "--crop"]):
         assert main([*base, *more]) == 2
         said = capsys.readouterr().err
-        assert f"is no folder of OpenVLA, and {more[0][2:]}" in said and said.count("\n") == 1
+        assert f"is not a folder of OpenVLA, which alone takes {more[0][2:]}" in said and said.count("\n") == 1
 
 
 def test_the_command_refuses(monkeypatch, capsys, tmp_path):
@@ -137,11 +137,11 @@ def test_the_command_refuses(monkeypatch, capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for more, said in (
             (["--host", "0.0.0.0"], "there is no token"),
-            (["--crop"], "name it by --evaluation"),
+            (["--crop"], "--crop needs --evaluation"),
             (["--map", "top"], "--map top: expected KEY=CAMERA"),
             (["--map", "image=bottom", "--port", "0"], "key image is mapped to 'bottom'"),
             (["--token-file", str(tmp_path / "empty")], "is empty"),
-            (["--port", str(taken.getsockname()[1])], "choose another by --port"),
+            (["--port", str(taken.getsockname()[1])], "choose another port with --port"),
         ):
             assert main([*base, *more]) == 2
             said_all = capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_a_policy_that_never_ends_does_not_keep_the_server():
         robot.socket.send(packed(seen()))
         assert arm.began.wait(5)
         server.stop()
-        with pytest.raises(RuntimeError, match="the policy was not done within 0.2 s"):
+        with pytest.raises(RuntimeError, match="the policy did not finish within 0.2 s"):
             robot.take()
 
 
@@ -69,9 +69,9 @@ def test_who_waits_for_a_policy_that_ended_is_refused(caplog):
         wait_for(lambda: b"vlm_vision_queue_length 1" in http(server.port, "/metrics")[1])
         arm.hold.set()
         for robot in robots[:2]:
-            with pytest.raises(RuntimeError, match="^the policy has ended: the server has to be started again$"):
+            with pytest.raises(RuntimeError, match="^the policy has stopped: restart the server$"):
                 robot.take()
-        with pytest.raises(RuntimeError, match="the policy has ended"):
+        with pytest.raises(RuntimeError, match="the policy has stopped"):
             robots[2].infer(seen())
         assert http(server.port, "/act", as_json(seen()))[0] == 503 and http(server.port, "/health")[0] == 503
         for robot in robots:

@@ -46,9 +46,9 @@ def test_who_stalls_is_let_go_and_the_others_served():
             np.testing.assert_array_equal(robot.infer(seen())["actions"], sees(arm, seen()))
         for line in (silent, head, body, second):
             got = rest(line)
-            assert b" 408 " in got and b"the request was not complete after 0.5 s: send it at once" in got
+            assert b" 408 " in got and b"the request was not complete after 0.5 s: send it without a pause" in got
         for line in (half, begun, parts):
-            assert b"the message was not complete after 0.5 s: send it at once" in rest(line)
+            assert b"the message was not complete after 0.5 s: send it without a pause" in rest(line)
         time.sleep(0.2)
         robot.infer(seen())  # silence between messages is no stall
 
@@ -146,10 +146,10 @@ def test_the_queue_and_the_connections_are_bounded():
         for robot in robots[1:3]:
             robot.socket.send(packed(seen()))
         wait_for(lambda: b"vlm_vision_queue_length 2" in http(server.port, "/metrics")[1])
-        with pytest.raises(RuntimeError, match="2 observations wait for the policy already"):
+        with pytest.raises(RuntimeError, match="2 observations are waiting for the policy already"):
             robots[3].infer(seen())
         with raw(server.port):
-            assert b"5 connections are open, which is the most" in rest(raw(server.port))
+            assert b"5 connections are open, the largest number" in rest(raw(server.port))
         arm.hold.set()
         for robot in robots:
             if robot is not robots[3]:
@@ -160,7 +160,7 @@ def test_the_queue_and_the_connections_are_bounded():
 def test_one_address_leaves_room_for_others():
     with running(Arm(), max_connections=5, token="s3cret", stall_s=30) as server:
         silent = [raw(server.port) for _ in range(2)]
-        assert b"2 connections of this address are open, which is the most over HTTP" in rest(raw(server.port))
+        assert b"2 connections of this address are open, the largest number over HTTP" in rest(raw(server.port))
         with Robot(server.port, token="s3cret", address="127.0.0.2") as robot:
             robot.infer(seen())
         for line in silent:
@@ -214,7 +214,7 @@ def test_settings_are_checked():
         ({"max_wait_ms": float("inf")}, "max_wait_ms is inf"),
         ({"rate": float("inf")}, "rate is inf"),
         ({"stall_s": float("inf")}, "stall_s is inf"),
-        ({"grace_s": 1e300}, "grace_s is 1e\\+300: it must be 0 or more, and 1000000 at most"),
+        ({"grace_s": 1e300}, "grace_s is 1e\\+300: it must be at least 0 and at most 1000000"),
         ({"max_message_mb": float("inf")}, "max_message_mb is inf"),
         ({"port": 70_000}, "port is 70000"),
         ({"token": "two words"}, "characters"),

@@ -61,7 +61,7 @@ def test_turns_are_axis_and_angle() -> None:
 def test_no_first_state_is_counted_twice(tmp_path) -> None:
     given = dict(policy="random", tasks=("libero_spatial/0",), controls=("right",), out=str(tmp_path / "none"))
     assert first_states("libero_spatial/0") == 50
-    with pytest.raises(ValueError, match="has 50 first states: 51 episodes would count"):
+    with pytest.raises(ValueError, match="has 50 first states and episodes is 51: choose at most 50"):
         vla_eval.main(vla_eval.VlaEvalConfig(**given, episodes=51))
 
 

@@ -181,15 +181,15 @@ def test_the_recipe_judges_writes_and_shows(reach, tmp_path, capsys) -> None:
     assert [one["instruction"] for one in told] == [INSTRUCTIONS["coffee-button-v3"], INSTRUCTIONS["reach-v3"]]
     assert metrics["right"]["mean"] == 1 and len(list((tmp_path / "videos").glob("*-done.mp4"))) == 2
     assert load_image(tmp_path / "contact_sheet.png").width > 300
-    assert "mean" in (shown := capsys.readouterr().out) and "images tell the policy its task" in shown
+    assert "mean" in (shown := capsys.readouterr().out) and "the policy infers its task from images" in shown
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["tasks"] == ["reach-v3", "coffee-button-v3"] and config["seed"] == EVALUATION_SEED
     assert len(vla_eval.VlaEvalConfig(policy="expert", tasks=("all",)).tasks) == 50
-    with pytest.raises(ValueError, match="to shuffle instructions takes two"):
+    with pytest.raises(ValueError, match="the control shuffled needs two"):
         vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3",))
     with pytest.raises(ValueError, match="name each once"):
         vla_eval.VlaEvalConfig(policy="expert", tasks=("reach-v3", "reach-v3"))
-    with pytest.raises(ValueError, match="seed is 7: those below 10000 are for recordings"):
+    with pytest.raises(ValueError, match="seed is 7: expected at least 10000"):
         vla_eval.VlaEvalConfig(policy="expert", seed=7)
     misspelled = vla_eval.VlaEvalConfig(
         policy="expert", tasks=("reach-v3", "window-opn-v3"), out=str(tmp_path / "none")
@@ -236,7 +236,7 @@ def test_a_saved_policy_acts_in_the_loop(reach, tmp_path) -> None:
     assert {metrics[control]["looks"] for control in ("right", "blank", "shuffled")} == {4}
     assert all(one["steps"] == 10 and not one["success"] for one in metrics["right"]["episodes"])
     assert set(metrics["right"]["seconds"]) >= {"policy: encode", "policy: decode"}
-    with pytest.raises(ValueError, match="chunk can be said of these alone"):
+    with pytest.raises(ValueError, match="which alone takes chunk"):
         vla_eval.main(dataclasses.replace(config, policy_options={"chunk": 5}))
     with pytest.raises(ValueError, match="policy_options are {'hunk': 5}, which do not fit"):
         vla_eval.main(dataclasses.replace(config, policy_options={"hunk": 5}))
@@ -254,9 +254,9 @@ def test_wrong_settings_are_refused(reach, tmp_path) -> None:
             MetaWorld("reach-v3", **settings)
     with pytest.raises(ValueError, match="noise is -1"):
         Recorder(noise=-1)
-    with pytest.raises(ValueError, match="seeds have come to 10000"):
+    with pytest.raises(ValueError, match="the next seed is 10000"):
         list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 2, seed=EVALUATION_SEED - 1))
-    with pytest.raises(ValueError, match="seeds have come to 20000"):
+    with pytest.raises(ValueError, match="the next seed is 20000"):
         list(Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], 1, seed=2 * EVALUATION_SEED))
     with pytest.raises(ValueError, match="episodes has 2 numbers for 1 tasks"):
         Demonstrations(Recorder(("corner4",), 8), ["reach-v3"], [2, 3])

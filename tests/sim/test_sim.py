@@ -140,7 +140,7 @@ def test_shuffled_instructions_are_one_ring() -> None:
     )
     with pytest.raises(ValueError, match="two tasks or more"):
         shuffled_instructions({"north": "go"})
-    with pytest.raises(ValueError, match="words of their own"):
+    with pytest.raises(ValueError, match="different instructions"):
         shuffled_instructions({"north": "go", "south": "go"})
 
 
@@ -171,10 +171,10 @@ def test_the_mean_counts_tasks_and_its_interval_episodes() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        (PolicySpec(("hand",), 1, 4), r"cameras \['hand'\], and north has \['eye'\]"),
-        (PolicySpec(("eye",), 2, 4), "gives 2 numbers"),
-        (PolicySpec(("eye",), 1, 4, state_dim=7), "state of 7"),
-        (PolicySpec(("eye",), 1, 4, fps=80), "80 times a second, and north 10"),
+        (PolicySpec(("hand",), 1, 4), r"cameras \['hand'\], but north has \['eye'\]"),
+        (PolicySpec(("eye",), 2, 4), "actions of 2 numbers"),
+        (PolicySpec(("eye",), 1, 4, state_dim=7), "states of 7"),
+        (PolicySpec(("eye",), 1, 4, fps=80), "80 times per second, but north 10"),
         (PolicySpec(("eye",), 1, 5), r"shape \(8, 4, 1\): expected \(8, 5, 1\)"),
     ],
 )

@@ -63,15 +63,15 @@ def test_a_value_of_a_flag_may_be_a_negative_number_or_a_mapping():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--stepz", "1"], "--stepz, which is no setting of this recipe; did you mean 'steps'?"),
+        (["--stepz", "1"], "--stepz, which is not a setting of this recipe; did you mean 'steps'?"),
         (
             ["--inner.fields.dpeth", "1"],
-            "--inner.fields.dpeth, which is no field of inner.fields; did you mean 'depth'?",
+            "--inner.fields.dpeth, which is not a field of inner.fields; did you mean 'depth'?",
         ),
         (["--inner.fields", '{"dpeth": 1}'], "--inner.fields.dpeth"),
-        (["--inner", '{"sourc": "x"}'], "--inner.sourc, which is no setting of this recipe; did you mean 'source'?"),
+        (["--inner", '{"sourc": "x"}'], "--inner.sourc, which is not a setting of this recipe; did you mean 'source'?"),
         (["--last.fields.heigth", "1"], "--last.fields.heigth"),
-        (["--old.key", "1"], "--old, which is called --inner today"),
+        (["--old.key", "1"], "--old, whose name is now --inner"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(arguments, says):
@@ -84,7 +84,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(arguments, says):
 def test_a_key_of_a_file_is_named_with_the_file(yaml):
     file = yaml("others:\n- {source: x}\n- {sorce: y}")
     (layer,) = read_layers(["--config", file])
-    with pytest.raises(ValueError, match=f"{file} has others.sorce, which is no setting of this recipe"):
+    with pytest.raises(ValueError, match=f"{file} has others.sorce, which is not a setting of this recipe"):
         check_keys(layer, Outer, {})
 
 
@@ -121,7 +121,7 @@ def test_a_later_file_replaces_the_choice_of_an_earlier_one(yaml):
 
 
 def test_a_file_that_is_missing_or_holds_no_keys_is_refused(yaml):
-    with pytest.raises(ValueError, match="--config none.yaml: there is no such file"):
+    with pytest.raises(ValueError, match="--config none.yaml: the file does not exist"):
         read_layers(["--config", "none.yaml"])
     with pytest.raises(ValueError, match="holds no keys"):
         read_layers(["--config", yaml("just words")])

@@ -31,13 +31,11 @@ def test_moments_of_all_data_sets_are_in_a_row_and_names_are_of_whoever_tells_th
 def test_robots_that_differ_are_not_mixed(dataset) -> None:
     one = dataset("one", action_names=("x", "y", "z", "grip"))
     with pytest.raises(
-        ValueError, match="robots that differ .one: .* 20 moments a second; two: .* 10 moments a second"
+        ValueError, match="different robots .one: .* 20 frames per second; two: .* 10 frames per second"
     ):
         Recordings({"one": one, "two": dataset("two", fps=10)}, chunk=3)
     turned = dataset("turned", action_names=("y", "x", "z", "grip"))
-    with pytest.raises(
-        ValueError, match="differ among the data sets .one: x, y, z, grip; turned: y, x, z, grip.: learn"
-    ):
+    with pytest.raises(ValueError, match="action differently .one: x, y, z, grip; turned: y, x, z, grip.: train"):
         Recordings({"one": one, "turned": turned}, chunk=3)
 
 
@@ -47,5 +45,7 @@ def test_statistics_without_the_action_are_named(dataset) -> None:
     told = json.loads(path.read_text())
     del told["action"]
     path.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="'observation.state'.* and not of the action: get its meta/stats.json anew"):
+    with pytest.raises(
+        ValueError, match="'observation.state'.*, expected those of the action too: download meta/stats.json again"
+    ):
         assert Recordings({"one": one}, chunk=3).statistics

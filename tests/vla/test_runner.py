@@ -116,7 +116,7 @@ def test_a_packed_policy_acts_the_same_at_its_shape_and_at_others(head) -> None:
     policy = VLAPolicy(made(head))
     packed = copy.deepcopy(policy)
     for wrong in ([], [observation(1, "")]):
-        with pytest.raises(ValueError, match="there are no observations|say in words"):
+        with pytest.raises(ValueError, match="there are no observations|the task in words"):
             packed.pack(wrong)
     assert not any(isinstance(part, PackedLinear) for part in packed.model.modules())  # nothing is half packed
     packed.pack(BOTH)
@@ -130,7 +130,7 @@ def test_a_packed_policy_acts_the_same_at_its_shape_and_at_others(head) -> None:
 
 def test_graphs_that_cannot_be_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="^CUDA graphs need a policy on a CUDA device, this one is on cpu: leave graphs"
+        ValueError, match="^CUDA graphs need a policy on a CUDA device, but this one is on cpu: set graphs"
     ):
         VLAPolicy(made("parallel"), graphs=4)
     with pytest.raises(ValueError, match="graphs is -1: expected"):

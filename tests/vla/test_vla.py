@@ -257,12 +257,12 @@ def test_observations_that_cannot_be_used_are_refused_in_one_sentence() -> None:
     policy = VLAPolicy(made("parallel"))
     good = observation(0)
     cases = {
-        r"cameras \['top'\], this policy looks at \['top', 'wrist'\]": {"images": {"top": good.images["top"]}},
+        r"cameras \['top'\], but this policy uses \['top', 'wrist'\]": {"images": {"top": good.images["top"]}},
         "camera top: ": {"images": {**good.images, "top": np.zeros((4, 4, 3), dtype=np.float32)}},
-        "has no state, this policy reads one of 2 numbers": {"state": None},
+        "has no state, but this policy reads one of 2 numbers": {"state": None},
         r"the state has shape \(3,\)": {"state": np.zeros(3)},
-        "must be finite numbers": {"state": np.array([0.0, np.nan])},
-        "say in words what to do": {"instruction": "  "},
+        "expected finite numbers": {"state": np.array([0.0, np.nan])},
+        "expected the task in words": {"instruction": "  "},
     }
     for sentence, change in cases.items():
         with pytest.raises(ValueError, match=sentence):
@@ -273,7 +273,7 @@ def test_observations_that_cannot_be_used_are_refused_in_one_sentence() -> None:
 
 def test_numbers_that_tokens_cannot_say_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="tokens head gives numbers from -1 to 1, and normalization 'mean_std' goes beyond"
+        ValueError, match="tokens head predicts numbers from -1 to 1, but normalization 'mean_std' exceeds them"
     ):
         made("tokens", normalization="mean_std")
     for head in ("tokens", "parallel"):
@@ -288,7 +288,7 @@ def test_numbers_that_tokens_cannot_say_are_refused() -> None:
         assert collate([(within, seed)])["actions"].abs().max() == 1
         if head == "tokens":
             with pytest.raises(
-                ValueError, match="number 1 of an action is not normalized and up to 1.5, and the tokens"
+                ValueError, match="number 1 of an action is not normalized and reaches 1.5, but the tokens"
             ):
                 collate([(beyond, seed)])
         else:
@@ -296,7 +296,9 @@ def test_numbers_that_tokens_cannot_say_are_refused() -> None:
 
 
 def test_parts_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match="there is no action head 'diffusion': choose one of tokens, parallel, flow"):
+    with pytest.raises(
+        ValueError, match="action head 'diffusion' does not exist: choose one of tokens, parallel, flow"
+    ):
         VisionLanguageActionModel.attach(made("flow").vlm, "diffusion", spec=SPEC, statistics={})
     with pytest.raises(ValueError, match="action head 'parallel' has no"):
         VisionLanguageActionModel.attach(
@@ -329,5 +331,5 @@ def test_a_damaged_policy_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="action_head.safetensors is not a complete safetensors file"):
         load_policy(tmp_path / "policy")
     path.unlink()
-    with pytest.raises(ValueError, match="has a policy.json and no action_head.safetensors: get the whole folder"):
+    with pytest.raises(ValueError, match="has a policy.json but no action_head.safetensors: download the whole folder"):
         load_policy(tmp_path / "policy")

@@ -192,7 +192,7 @@ def test_oft_acts_as_its_computation_written_out(oft, kind) -> None:
 def test_what_ofts_folder_does_not_tell_is_asked_for(oft) -> None:
     folder, given = oft[0], dict(cameras=("full", "wrist"), chunk=CHUNK, normalization="quantiles")
     for name in given:
-        with pytest.raises(ValueError, match="tells neither its cameras nor its chunk nor its normalization: give"):
+        with pytest.raises(ValueError, match="states neither cameras nor chunk nor normalization: pass"):
             load_policy(folder, statistics="set_a", **{k: v for k, v in given.items() if k != name})
     path = folder / "proprio_projector--9_checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-200])
@@ -207,8 +207,8 @@ def test_what_ofts_folder_does_not_tell_is_asked_for(oft) -> None:
 def test_statistics_that_are_not_of_this_robot_are_named(folder) -> None:
     short = Statistics.of(np.random.default_rng(0).normal(size=(9, 3))).to_dict()
     tell(folder, lambda named: named.update(other={"action": short}))
-    with pytest.raises(ValueError, match="of unlike numbers .7 of 'set_a', 7 of 'set_b', 3 of 'other'.: keep those"):
+    with pytest.raises(ValueError, match="of several sizes .7 of 'set_a', 7 of 'set_b', 3 of 'other'.: keep those"):
         load_policy(folder, statistics="other")
     tell(folder, lambda named: [one.update(proprio=one.pop("action")) for one in named.values()])
-    with pytest.raises(ValueError, match="statistics of 'other', 'set_a', 'set_b' without any of its action"):
+    with pytest.raises(ValueError, match="statistics of 'other', 'set_a', 'set_b' without those of the action"):
         load_policy(folder, statistics="set_a")

@@ -331,17 +331,17 @@ def refused(what: str) -> vv.VisionLanguageModel:
     ("what", "says"),
     [
         ("norm", r"attach it with tap=vv.Tap\(-2, norm=False\)"),
-        ("fused", 'export them as "prismatic"'),
+        ("fused", 'export it as "prismatic"'),
         ("dino", "takes CLIP and SigLIP towers of one size, not dinov2"),
         ("linear", 'attach the encoder with projector="mlp"'),
         ("native", r"has no layout 'native': attach the encoder with Whole\(\)"),
         ("deep", 'attach the encoder with projector="mlp"'),
         ("letterbox", "transformers has no resize 'letterbox'"),
-        ("any size", "takes square images of one size, .* some of any size"),
-        ("not square", "takes square images of one size, .* some of 48x32 pixels"),
+        ("any size", "takes square images of one size, .* makes images of any size"),
+        ("not square", "takes square images of one size, .* makes images of 48x32 pixels"),
         ("bias", "the head of LlamaForCausalLM has a bias"),
         ("capping", "final_logit_softcapping=30.0"),
-        ("gpt2", "looks for those in embed_tokens"),
+        ("gpt2", "expects in embed_tokens"),
     ],
 )
 def test_what_llava_cannot_express_is_refused(tmp_path, what, says):
@@ -354,8 +354,8 @@ def test_what_prismatic_cannot_express_is_refused(tmp_path):
     vlm = fused()
     dino, siglip = vlm.encoder.towers
     cases = {
-        "no pair or tower siglip_vision_model \\+ dinov2_with_registers": vv.FusedEncoder([siglip, dino]),
-        "no pair or tower dinov2, in channel order": vv.load(golden_case("hf_dinov2"), tap=BEFORE_NORM),
+        "not have the towers siglip_vision_model \\+ dinov2_with_registers": vv.FusedEncoder([siglip, dino]),
+        "not have the towers dinov2 in this channel order": vv.load(golden_case("hf_dinov2"), tap=BEFORE_NORM),
         "attach the encoder with tap=vv.Tap": vv.load(golden_case("hf_siglip")),
     }
     for says, encoder in cases.items():
@@ -363,10 +363,10 @@ def test_what_prismatic_cannot_express_is_refused(tmp_path):
             export(attached(encoder, projector="fused_mlp"), "prismatic", tmp_path)
     with pytest.raises(ValueError, match="attach the encoder with projector='fused_mlp'"):
         export(attached(vlm.encoder), "prismatic", tmp_path)
-    with pytest.raises(ValueError, match="know the language models llama, mistral, phi, not qwen2"):
+    with pytest.raises(ValueError, match="no language model qwen2: expected one of llama, mistral, phi"):
         export(fused("qwen2"), "prismatic", tmp_path)
     siglip.preprocess = replace(siglip.preprocess, resample="nearest", resize="shortest_edge", crop=(40, 40))
-    with pytest.raises(ValueError, match="prepares the images of all towers alike"):
+    with pytest.raises(ValueError, match="prepares the images of all towers equally"):
         export(vlm, "prismatic", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -388,7 +388,7 @@ def test_a_model_that_is_not_ready_is_refused(tmp_path):
     export(wrapped.merge_and_unload(), "llava", tmp_path)
     vlm = seeing("clip")
     vlm.processor = None
-    with pytest.raises(ValueError, match="no tokenizer to write"):
+    with pytest.raises(ValueError, match="no processor, whose tokenizer"):
         export(vlm, "llava", tmp_path)
 
 

@@ -25,6 +25,7 @@ OURS = {
     "AutoImageProcessor": VisionLanguageImageProcessor,
 }
 FILES = {
+    "README.md",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -140,4 +141,4 @@ def test_the_hub_gets_all_that_a_folder_gets(registered, tmp_path, monkeypatch, 
         assert {path.name for path in (tmp_path / "tiny").iterdir()} == FILES | {f"{MODULE}.py"}
     (commit,) = commits
     assert (commit["repo_id"], commit["commit_message"]) == ("me/tiny", "first")
-    assert {operation.path_in_repo for operation in commit["operations"]} == FILES | {f"{MODULE}.py", "README.md"}
+    assert {operation.path_in_repo for operation in commit["operations"]} == FILES | {f"{MODULE}.py"}

@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit_are_named(copied):
     with pytest.raises(ValueError, match="unexpected keys: model.layers.9.mlp.up_proj.weight"):
         load_prismatic(folder)
     rewrite(folder, lambda weights: {n: w for n, w in weights.items() if "layers.9" not in n} | {"a.b": torch.zeros(1)})
-    with pytest.raises(ValueError, match="holds a.b, which no Prismatic or OpenVLA model has"):
+    with pytest.raises(ValueError, match="holds a.b, which is not a weight of Prismatic or OpenVLA"):
         load_prismatic(folder)
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_folder_is_one_sentence(copied):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="processor's files in .* cannot be read"):
         load_llava(folder)
-    with pytest.raises(ValueError, match="is no Prismatic or OpenVLA folder"):
+    with pytest.raises(ValueError, match="is not a Prismatic or OpenVLA folder"):
         load_prismatic(golden_case("hf_llava_clip"))
     with pytest.raises(ValueError, match="there is no folder"):
         load_llava(folder / "nothing")
@@ -222,7 +222,7 @@ def test_a_tokenizer_that_calls_another_token_image_is_refused(copied):
     folder = processed(copied("hf_llava_clip"), None)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"image_token_index": 3}))
-    with pytest.raises(ValueError, match="image_token_index 3, which is 'what' to its tokenizer, expected <image>"):
+    with pytest.raises(ValueError, match="image_token_index 3, which is 'what' in its tokenizer, expected <image>"):
         load_llava(folder)
 
 

@@ -239,9 +239,9 @@ def test_a_spare_row_of_the_embeddings_is_used_for_the_image_token(encoder):
 @pytest.mark.parametrize(
     ("text", "images", "says"),
     [
-        ("<image> <image>", 1, "2 <image> in all and there are 1 images"),
-        ("what", 1, "0 <image> in all and there are 1 images"),
-        ("<image>", 0, "1 <image> in all and there are 0 images"),
+        ("<image> <image>", 1, "2 <image> in all, but there are 1 images"),
+        ("what", 1, "0 <image> in all, but there are 1 images"),
+        ("<image>", 0, "1 <image> in all, but there are 0 images"),
         (["<image>", "a"], [[], [0]], "text 0 has 1 <image> but 0 images"),
         (["<image>"], [[0], [0]], "got 1 texts and 2 lists"),
         (None, 1, "needs text"),
@@ -257,7 +257,7 @@ def test_truncation_never_cuts_image_tokens(vlm):
     kept = vlm.processor(text="<image> what color is this", images=make_image(), truncation=True, max_length=18)
     assert kept["input_ids"].shape == (1, 18)
     with pytest.raises(
-        ValueError, match="text 0 needs 16 image tokens and truncation to 10 tokens leaves 9: raise max_length"
+        ValueError, match="text 0 needs 16 image tokens, but truncation to 10 tokens leaves 9: raise max_length"
     ):
         vlm.processor(text="<image> what color is this", images=make_image(), truncation=True, max_length=10)
 
@@ -375,7 +375,7 @@ def test_a_damaged_folder_is_one_sentence(vlm, tmp_path, damage, capsys):
 
 def test_what_is_no_language_model_is_not_given_eyes(encoder):
     for llm in (None, "gpt2", tiny_llm("llama").model):
-        with pytest.raises(ValueError, match="expected an AutoModelForCausalLM|is no causal language model"):
+        with pytest.raises(ValueError, match="expected an AutoModelForCausalLM|is not a causal language model"):
             vv.VisionLanguageModel.attach(encoder, llm, tokenizer=tiny_tokenizer())
 
 
@@ -400,9 +400,9 @@ def test_images_without_input_ids_are_refused_not_forgotten(vlm):
         vlm.generate(pixel_values=pixels, max_new_tokens=2)
     with pytest.raises(ValueError, match="without input_ids"):
         vlm.generate(inputs_embeds=words, pixel_values=pixels, max_new_tokens=2)
-    with pytest.raises(ValueError, match="no place for images"):
+    with pytest.raises(ValueError, match="cannot be combined with images"):
         vlm(inputs_embeds=words, pixel_values=pixels)
-    with pytest.raises(ValueError, match="give pixel_values or patch_tokens"):
+    with pytest.raises(ValueError, match="pass pixel_values or patch_tokens"):
         vlm.get_image_features()
 
 

@@ -1,1 +1,1 @@
-"""Foreign checkpoint formats: each a key table, read and written strictly. Nothing here runs code from a checkpoint."""
+"""Foreign checkpoint formats: key tables, read and written strictly. No code from a checkpoint runs."""

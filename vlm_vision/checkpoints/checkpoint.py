@@ -1,11 +1,11 @@
-"""A folder or file that is read from: each file of it is opened once, and only when it is first asked for."""
+"""A checkpoint folder or file: each of its files is opened once, at first use."""
 
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.big_vision.npz import NpzFile
-from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 
@@ -13,18 +13,18 @@ Json = dict[str, Any]
 
 
 class Checkpoint:
-    """A path, the JSON files beside the weights, and the weights' names, shapes and dtypes.
+    """A path, its JSON files, and the names, shapes and dtypes of its weights.
 
-    Every format is asked whether it recognises this value, and the one that does reads from it. `load`,
-    `load_projector`, `load_text`, `load_pair` and `load_mae` take one in place of a name, so that a tower and a projector
-    of one folder come from one opening of it.
+    The format that recognises it reads from it. `load`, `load_projector`, `load_text`, `load_pair` and `load_mae` take one
+    instead of a name, so that a tower and a projector of one folder are read from files opened once.
 
     Args:
         path: a local folder or file.
+        hub_id: hub id that the folder was downloaded from; empty for another one.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.is_folder = path, path.is_dir()
+    def __init__(self, path: Path, hub_id: str = ""):
+        self.path, self.is_folder, self.hub_id = path, path.is_dir(), hub_id
         self._json: dict[str, Json] = {}
         self._weights: dict[str, WeightFiles] = {}
         self._others: dict[Path, Checkpoint] = {}
@@ -32,7 +32,7 @@ class Checkpoint:
     @classmethod
     def at(cls, source: "str | Path | Checkpoint", revision: str | None = None) -> "Checkpoint":
         """The checkpoint of a shipped name, path or hub id. Raises ValueError if there is none."""
-        return source if isinstance(source, Checkpoint) else cls(resolve(source, revision))
+        return source if isinstance(source, Checkpoint) else cls(resolve(source, revision), hub_id(source))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -42,7 +42,7 @@ class Checkpoint:
         return (self.path / name).is_file()
 
     def json(self, name: str) -> Json:
-        """The JSON object in a file of the folder, which nobody may change. Raises ValueError as `read_json`."""
+        """The JSON object in a file of the folder, not to be changed. Raises ValueError as `read_json`."""
         if name not in self._json:
             self._json[name] = read_json(self.path / name)
         return self._json[name]
@@ -73,5 +73,5 @@ class Checkpoint:
         if path == self.path:
             return self
         if path not in self._others:
-            self._others[path] = Checkpoint(path)
+            self._others[path] = Checkpoint(path, self.hub_id)
         return self._others[path]

@@ -1,4 +1,4 @@
-"""Key tables: how the tensors of a foreign checkpoint line up with ours, read in both directions, strictly."""
+"""Key tables: correspondence of a foreign checkpoint's tensors with ours, strict in both directions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class TensorLayout:
 
 
 TRANSPOSED = TensorLayout(write=lambda x: x.t(), read=lambda x, shape: x.t())
-"""A matrix that is applied from the other side."""
+"""A transposed matrix."""
 
 PATCH_VECTOR = TensorLayout(
     write=lambda x: x.permute(0, 2, 3, 1).flatten(1),
@@ -95,7 +95,7 @@ def read(
         shapes: our parameters and buffers.
         stored: shape of every tensor of this model in the checkpoint, by name; each must be used.
         get: reads one tensor by name; called once for each tensor that the table names.
-        source: what to call the checkpoint in an error.
+        source: name of the checkpoint in an error.
 
     Raises:
         ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
@@ -126,7 +126,7 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The foreign state dict of ours; `read` of it gives `state` back, bit for bit.
 
     Raises:
-        ValueError: the foreign layout has no place for a weight, or wants one that is not there.
+        ValueError: the foreign layout has no place for a weight, or needs one that does not exist.
     """
     keys = list(keys)
     homeless = set(state) ^ {name for item in keys for name in item.ours}
@@ -139,7 +139,11 @@ def write(keys: Iterable[Key], state: Mapping[str, Tensor]) -> dict[str, Tensor]
             raise ValueError(
                 f"this layout cannot express the architecture: it has no place for a part of {item.ours[0]}"
             )
-        foreign.update((name, part.contiguous().clone()) for name, part in parts.items() if name != ZEROS)
+        for name, part in parts.items():
+            if name in foreign and not torch.equal(foreign[name], part):
+                raise ValueError(f"this layout cannot express the architecture: it has one {name} for two that differ")
+            if name != ZEROS:
+                foreign[name] = part.contiguous().clone()
     return foreign
 
 
@@ -179,7 +183,7 @@ def _check_shapes(
         if name != ZEROS and list(stored[name]) != list(part.shape):
             raise ValueError(
                 f"{source}: {name} has shape {list(stored[name])}, but its configuration makes it {list(part.shape)}: "
-                "configuration and weights are not of one model"
+                "configuration and weights are of different models"
             )
 
 

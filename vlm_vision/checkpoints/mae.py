@@ -44,17 +44,17 @@ FIELDS = dict(
     mask_ratio="mask_ratio",
     normalize="norm_pix_loss",
 )
-"""Field of `DecoderConfig` -> of config.json; where that is silent transformers assumes our defaults, the paper's."""
+"""Field of `DecoderConfig` -> of config.json; for absent ones transformers assumes our defaults, those of the paper."""
 
 
 def config_from_json(config: dict[str, Any]) -> DecoderConfig:
-    """By config.json."""
+    """Configuration from config.json."""
     fields: dict[str, Any] = {ours: config[name] for ours, name in FIELDS.items() if config.get(name) is not None}
     return DecoderConfig(**fields, position_resize="row")
 
 
 def config_from_shapes(part: TowerWeights, num_heads: int) -> DecoderConfig:
-    """By the shapes of a state dict."""
+    """Configuration from the shapes of a state dict."""
     return DecoderConfig(
         embed_dim=part.shapes["embed.weight"][0],
         mlp_dim=part.shapes["blocks.0.mlp.fc1.weight"][0],

@@ -1,4 +1,4 @@
-"""Preprocessing that another library cannot describe: what comes nearest, said aloud."""
+"""The nearest preprocessing that another library can describe, with a warning."""
 
 import warnings
 from collections.abc import Callable
@@ -9,23 +9,23 @@ from vlm_vision.preprocess.spec import Preprocess
 
 
 def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict[str, Any]]) -> Preprocess:
-    """The preprocessing nearest to `spec` that `express` takes; a warning says what differs.
+    """The preprocessing nearest to `spec` that `express` takes; a warning states the differences.
 
-    In this order: the same; without what a camera's image goes through before; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain squash to the size
-    of the result.
+    In this order: the same; without the camera path; Pillow's resize on 8 bits; the other rounding of the crop's place; a plain
+    squash to the size of the result.
 
     Raises:
-        ValueError: none of them, where the size of the result depends on the image.
+        ValueError: the size of the result depends on the image, and none of them fits.
     """
     direct = replace(spec, camera=None)
-    candidates = [spec, direct, replace(direct, kernel="pillow")]
+    candidates = [spec, direct, replace(direct, kernel="pillow", standardize=False)]
     if spec.crop and spec.crop_place == "centre":
         other: Any = "floor" if spec.crop_rounding == "half_even" else "half_even"
         candidates += [replace(candidate, crop_rounding=other) for candidate in candidates]
     if spec.output_size and spec.resize != "squash":
         squash = dict(resize="squash", resize_to=spec.output_size, crop=None, fill=(0, 0, 0), crop_rounding="floor")
         squash |= dict(crop_place="centre")
-        candidates.append(replace(direct, kernel="pillow", **squash))  # type: ignore[arg-type]
+        candidates.append(replace(direct, kernel="pillow", standardize=False, **squash))  # type: ignore[arg-type]
     problem: ValueError | None = None
     for candidate in candidates:
         try:
@@ -36,8 +36,8 @@ def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict
         if candidate != spec:
             changed = [f"{name} {value!r}" for name, value in vars(spec).items() if value != getattr(candidate, name)]
             warnings.warn(
-                f"{library} has no preprocessing with {', '.join(changed)}: its file says what comes nearest, "
-                "vlm_vision.json beside it keeps the exact one",
+                f"{library} has no preprocessing with {', '.join(changed)}: its file has the nearest one, "
+                "and vlm_vision.json keeps the exact one",
                 stacklevel=5,
             )
         return candidate

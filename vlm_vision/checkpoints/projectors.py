@@ -1,4 +1,4 @@
-"""How published models store their projectors: for each form its options and its key table."""
+"""Projectors of published models: the options and the key table of each form."""
 
 import math
 import re
@@ -55,7 +55,7 @@ def _idefics3(candidate: Candidate) -> ProjectorSpec:
     scale = math.isqrt(channels // width) if width else 0
     if not width or scale * scale * width != channels:
         raise ValueError(
-            f"{candidate.checkpoint}: its connector takes {channels} channels, no square number of the tower's {width}"
+            f"{candidate.checkpoint}: its connector takes {channels} channels, expected a square number times the tower's {width}"
         )
     return ProjectorSpec(
         "pixel_shuffle",
@@ -72,7 +72,7 @@ def _idefics2(candidate: Candidate) -> ProjectorSpec:
     first = candidate.activation(candidate.section("text_config"), "hidden_act", "silu")
     if act != first:
         raise ValueError(
-            f"{candidate.checkpoint} has {first} before its resampler and {act} in it, expected one for both"
+            f"{candidate.checkpoint} has the activation {first} before its resampler and {act} in it, expected one for both"
         )
     hidden_dim, in_dim = _shape(part, "modality_projection.gate_proj.weight", 2)
     num_latents, out_dim = _shape(part, "perceiver_resampler.latents", 2)
@@ -109,7 +109,7 @@ def _qformer(candidate: Candidate) -> ProjectorSpec:
     part = candidate.part("qformer.", query_tokens, f"{last}.weight", f"{last}.bias")
     if "encoder.layer.0.intermediate.dense.weight" in part.shapes:
         raise ValueError(
-            f"{candidate.checkpoint}: its Q-Former reads the question beside the image, which a projector cannot: expected BLIP-2's"
+            f"{candidate.checkpoint}: its Q-Former reads the question with the image, which a projector cannot: expected that of BLIP-2"
         )
     if candidate.activation(config, "hidden_act", "gelu") != "gelu":
         raise ValueError(f"{candidate.checkpoint}: its Q-Former has hidden_act {config['hidden_act']!r}, expected gelu")
@@ -161,9 +161,11 @@ def _merger(part: TowerWeights, norm: str, fc1: str, fc2: str, **more: Any) -> P
 
 def _qwen2_vl(candidate: Candidate) -> ProjectorSpec:
     """Of Qwen2-VL, Qwen2.5-VL, and HyperCLOVA X, which has one more linear map outside the tower."""
-    after = candidate.before.removesuffix("vision_model.") + "projector"
-    if not candidate.before.endswith("vision_model.") or f"{after}.weight" not in candidate.weights.shapes:
+    root, shapes = candidate.before.removesuffix("vision_model."), candidate.weights.shapes
+    last = [f"{root}{name}" for name in ("projector", "vision_projector") if f"{root}{name}.weight" in shapes]
+    if root == candidate.before or not last:
         return _merger(candidate.part("merger."), "ln_q", "mlp.0", "mlp.2")
+    after = last[0]
     part = candidate.part("merger.", f"{after}.weight", f"{after}.bias")
     found = _merger(part, "ln_q", "mlp.0", "mlp.2")
     out_dim, middle_dim = _shape(part, f"{after}.weight", 2)
@@ -188,7 +190,7 @@ def _glm(candidate: Candidate) -> ProjectorSpec:
         "merge": merge,
         "hidden_dim": hidden_dim,
         "activation": candidate.activation(config, "hidden_act", "silu"),
-        "limit": float(config.get("swiglu_limit", 10.0)) if limited else 0.0,
+        "limit": float(config.get("swiglu_limit", 10.0)) if limited else None,
     }
     names = {"fc1": "proj", "gate": "gate_proj", "up": "up_proj", "fc2": "down_proj"}
     rows = [key("down.weight", f"{down}.weight", layout=_squares(merge)), key("down.bias", f"{down}.bias")]
@@ -230,7 +232,7 @@ def _ernie(candidate: Candidate) -> ProjectorSpec:
 
 
 def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
-    """Its image processor says how many patches become one: one, unless told otherwise."""
+    """Its image processor states how many patches become one; the default is one."""
     found, merge = _stack("mlp", candidate.part("projector.readout."), "0", "2"), candidate.merge_size()
     if merge == 1:
         return found
@@ -261,14 +263,14 @@ FORMS: dict[str, Reader] = mergers.FORMS | {
     "resampler_model.mlp.weight": _ernie,
     "projector.readout.2.weight": _video_llama_3,
 }
-"""The weight by which a form is known -> its reader."""
+"""Weight that identifies a form -> its reader."""
 
 
 def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
     """The projector in a checkpoint, among all its weights.
 
     Raises:
-        ValueError: none of a known form, or one that ours cannot express.
+        ValueError: no projector of a known form, or one that cannot be expressed here.
     """
     for mark, read in FORMS.items():
         for name in weights.shapes:

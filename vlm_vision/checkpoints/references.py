@@ -1,4 +1,4 @@
-"""Whose resize of the position table to reproduce: for each family, each reference by name."""
+"""Resize of the position table: the rule of each reference for each family."""
 
 import difflib
 from collections.abc import Mapping

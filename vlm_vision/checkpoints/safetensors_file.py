@@ -35,10 +35,10 @@ _MOST = 100_000_000
 
 
 class SafetensorsFile:
-    """Tensors by name. The file is mapped, not read: only the pages of a tensor that is asked for come into memory.
+    """Tensors by name. The file is mapped, not read: only the pages of a requested tensor are loaded.
 
     Raises:
-        ValueError: a file that is cut off, or whose header describes other bytes than the file has.
+        ValueError: a truncated file, or a header that does not describe its bytes.
     """
 
     def __init__(self, path: Path):
@@ -67,7 +67,7 @@ class SafetensorsFile:
             if not all(type(side) is int and side >= 0 for side in (*shape, first, last)) or first > last:
                 raise ValueError(f"{name} has shape {list(shape)} at {[first, last]}")
             if dtype is not None and math.prod(shape) * dtype.itemsize != last - first:
-                raise ValueError(f"{name} has {last - first} bytes, and its shape {list(shape)} needs others")
+                raise ValueError(f"{name} has {last - first} bytes, and its shape {list(shape)} needs another number")
             self.shapes[name], self.dtypes[name] = shape, dtype
             self._places[name] = (start + first, start + last)
         reached = start
@@ -76,16 +76,16 @@ class SafetensorsFile:
                 raise ValueError("its tensors overlap, or leave a gap")
             reached = last
         if reached != len(self._map):
-            raise ValueError(f"its tensors end at {reached}, and the file at {len(self._map)}")
+            raise ValueError(f"its tensors end at byte {reached}, and the file at {len(self._map)}")
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The tensor called `name`.
 
-        keep: False for one that is copied at once: it comes in memory of its own, without a page of the mapped file.
+        keep: False for a tensor that is copied at once: it has its own memory, without a page of the mapped file.
         """
         dtype, shape, (first, last) = self.dtypes[name], self.shapes[name], self._places[name]
         if dtype is None:
-            raise ValueError(f"{self.path}: {name} has a dtype that is not known, expected one of {', '.join(DTYPES)}")
+            raise ValueError(f"{self.path}: {name} has an unknown dtype, expected one of {', '.join(DTYPES)}")
         if first == last:
             return torch.empty(shape, dtype=dtype, device="cpu")
         if keep and not first % dtype.itemsize:
@@ -95,5 +95,5 @@ class SafetensorsFile:
         self._file.seek(first)
         target: Any = own.view(-1).view(torch.uint8).numpy()
         if self._file.readinto(target) != last - first:
-            raise ValueError(f"{self.path} is shorter than its header says: download it again")
+            raise ValueError(f"{self.path} is shorter than its header states: download it again")
         return own

@@ -1,4 +1,4 @@
-"""Towers to disk in a public layout, whole or not at all."""
+"""Save towers in a public layout, whole or not at all."""
 
 from dataclasses import fields, replace
 from functools import partial
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.hf import reader as hf
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
 from vlm_vision.checkpoints.nearest import nearest
 from vlm_vision.checkpoints.timm import layout as timm_layout
@@ -24,12 +25,12 @@ from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
 SIDECAR = "vlm_vision.json"
-"""What a public layout has no place for: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
+"""File for what a public layout cannot hold: tap, reference, fingerprint, exact preprocessing; for fused towers their order."""
 
 FORMATS = ("hf", "timm")
 
 _TRAINING_ONLY_FIELDS = {"position_resize", "drop_path", "drop_path_ramp", "patch_drop", "remainder", "layer_scale"}
-"""Fields that a public layout may say otherwise without another output: layer_scale is an initial value."""
+"""Fields that a public layout may state differently for the same output: layer_scale is an initial value."""
 
 Json = dict[str, Any]
 
@@ -42,6 +43,7 @@ def save_tower(
     family: str,
     preprocess: Preprocess,
     sidecar: Json,
+    card: Card,
 ) -> None:
     """See `Encoder.save_pretrained`."""
     if format not in FORMATS:
@@ -58,6 +60,7 @@ def save_tower(
         for name, content in files.items():
             write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
+        write_card(staging, card)
 
 
 def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
@@ -85,7 +88,8 @@ def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preproces
             described[stored.rpartition(".")[2]] = list(values)
             tensors[prefix + stored] = torch.tensor(values)[:, None, None]
         spec = replace(spec, mean=(0.0,) * 3, std=(1.0,) * 3)
-    express = partial(to_hf, patch_size=config.patch_size if spec.patch_size % config.patch_size == 0 else 0)
+    side = config.patch_size if spec.patch_size % config.patch_size == 0 else 0
+    express = partial(to_hf, patch_size=side, temporal_patch=config.temporal_patch)
     written = nearest(spec, "transformers", express)
     images = express(written)
     read = from_hf(images)
@@ -119,7 +123,7 @@ def _with_class_row(state: Json, config: ViTConfig) -> tuple[Json, ViTConfig]:
 
 
 def _check(library: str, ours: ViTConfig, theirs: ViTConfig) -> None:
-    """Raise ValueError if the written configuration would not be read as the architecture it was written for."""
+    """Raise ValueError if the written configuration would be read as another architecture."""
     unread = set() if ours.num_classes or theirs.num_classes else {"class_input"}
     differ = [
         f"{field.name} {getattr(ours, field.name)!r} would become {getattr(theirs, field.name)!r}"

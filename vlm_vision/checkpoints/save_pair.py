@@ -1,4 +1,4 @@
-"""Both towers of a CLIP or SigLIP to disk, as transformers lays them out, whole or not at all."""
+"""Save both towers of a CLIP or SigLIP in the layout of transformers, whole or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.save import SIDECAR, hf_files
 from vlm_vision.files import whole, write_json
 from vlm_vision.nn.config import ViTConfig
@@ -31,13 +32,16 @@ def save_pair(
     logit_scale: Tensor,
     logit_bias: Tensor | None,
     tokenizer: TextTokenizer | None,
+    card: Card,
 ) -> None:
     """See `Pair.save_pretrained`."""
     kind = KINDS.get(family)
     if kind is None:
         raise ValueError(f"a pair with a {family} cannot be saved: expected a vision tower of {', '.join(KINDS)}")
     if (kind == "clip") != (logit_bias is None):
-        raise ValueError(f"a {kind} pair {'has no' if kind == 'clip' else 'needs a'} logit_bias: set it so")
+        raise ValueError(
+            f"a {kind} pair {'has no' if kind == 'clip' else 'needs a'} logit_bias: {'remove' if kind == 'clip' else 'set'} it"
+        )
     _check_widths(image.config, text)
     tensors, files, written = hf_files(image, image.state_dict(), family, preprocess)
     described = files["config.json"]
@@ -68,9 +72,12 @@ def save_pair(
             write_json(staging / name, content)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
+        write_card(staging, card)
 
 
 def _check_widths(image: ViTConfig, text: TextTransformer) -> None:
     width = image.pool_dim or image.embed_dim
     if width != text.config.features_dim:
-        raise ValueError(f"features of images are of width {width}, of texts {text.config.features_dim}: it is no pair")
+        raise ValueError(
+            f"image features have width {width} and text features {text.config.features_dim}: expected equal widths"
+        )

@@ -1,4 +1,4 @@
-"""From a checkpoint to the towers in it: the format follows from what is there, and is never guessed."""
+"""From a checkpoint to its towers: the format follows from its files, and is never guessed."""
 
 from vlm_vision.checkpoints.big_vision import reader as big_vision
 from vlm_vision.checkpoints.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ READERS: tuple[Format, ...] = (
     big_vision.FORMAT,
     original.FORMAT,
 )
-"""Every format, the more special before the more general: the first that recognises a checkpoint reads it."""
+"""Every format, specific ones before general ones: the first that recognises a checkpoint reads it."""
 
 FORMATS: dict[str, tuple[str, ...]] = {format.name: format.families for format in READERS}
 """format -> families read from it."""
@@ -30,7 +30,7 @@ def towers(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The towers of a folder or file, in channel order; nearly always one.
 
     Raises:
-        ValueError: a format that is not known or not clear, several towers of which none is chosen, a damaged file.
+        ValueError: an unknown or ambiguous format, several towers of which none is chosen, a damaged file.
     """
     own = is_open_clip(checkpoint, hints.format)
     for format in READERS:
@@ -40,11 +40,11 @@ def towers(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 
 
 def is_open_clip(checkpoint: Checkpoint, format: str | None) -> bool:
-    """Whether to read it as open_clip's. Raises ValueError if it is transformers' too and `format` is None."""
+    """Whether to read a checkpoint as open_clip's. Raises ValueError if it is transformers' too and `format` is None."""
     own = open_clip.recognises(checkpoint)
     if own and checkpoint.has("config.json") and format is None:
         raise ValueError(
-            f'{checkpoint} holds a model for transformers and for open_clip: say which one by format="hf" or '
+            f'{checkpoint} holds a model for transformers and for open_clip: choose one by format="hf" or '
             'format="open_clip"'
         )
     return own and not (checkpoint.is_folder and format == "hf")
@@ -60,14 +60,12 @@ def weights_of(checkpoint: Checkpoint) -> WeightSource:
 def _unknown(checkpoint: Checkpoint) -> ValueError:
     path = checkpoint.path
     if not checkpoint.is_folder:
-        return ValueError(
-            f"{path} is a file of a format that is not known: expected a folder, .pth, .pt, .safetensors or .npz"
-        )
+        return ValueError(f"{path} is a file of an unknown format: expected a folder, .pth, .pt, .safetensors or .npz")
     if checkpoint.has("config.json"):
         return ValueError(
             f"{path / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type "
             "(LeRobot): expected one of them"
         )
     files = sorted(file.name for file in path.iterdir() if file.suffix in (*SUFFIXES, ".npz"))
-    hint = f"; to load one file of the original code, give the file: {', '.join(files[:3])}" if files else ""
+    hint = f"; to load one file of the original code, pass the file: {', '.join(files[:3])}" if files else ""
     return ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no checkpoint folder{hint}")

@@ -1,4 +1,4 @@
-"""What every reader of a text part gives: a `TextTower`; and how its weights become a model."""
+"""`TextTower`, the result of every reader of a text part, and its model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,20 +14,20 @@ from vlm_vision.preprocess.tokenizer import TokenizerRules
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """One text tower found in a checkpoint: what to build, where its numbers are, and what joins it to the images."""
+    """One text tower in a checkpoint: what to build, its weights, and the scale and bias of a pair."""
 
     source: str
-    """What to call it in an error."""
+    """Name of the tower in an error."""
     format: Literal["hf", "open_clip", "big_vision"]
     config: TextConfig
     keys: list[Key]
     weights: WeightSource
     rules: TokenizerRules
-    """How texts become ids."""
+    """Rules of the tokenizer."""
     logit_scale: Tensor | None = None
     """Logarithm of the scale of the logits, a scalar; None for a text tower alone."""
     logit_bias: Tensor | None = None
-    """What is added to the logits, a scalar; None for none (CLIP)."""
+    """Scalar that is added to the logits; None for none (CLIP)."""
 
 
 def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> TextTransformer:
@@ -45,7 +45,7 @@ def build(tower: TextTower, *, dtype: torch.dtype, device: torch.device) -> Text
 
 
 def scalar(weights: WeightSource, name: str) -> Tensor | None:
-    """The one number called `name`, stored as () or (1,), if it is there. Raises ValueError if it is several."""
+    """The one number called `name`, stored as () or (1,), if it is there. Raises ValueError for several numbers."""
     if name not in weights.shapes:
         return None
     value = weights.get(name)

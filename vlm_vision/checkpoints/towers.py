@@ -1,4 +1,4 @@
-"""What every reader of a foreign format gives: a `Tower`; and how its weights become a model."""
+"""`Tower`, the result of every reader of a foreign format, and its model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
 MALFORMED_ERRORS = (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError, StopIteration)
-"""What Python raises where a configuration holds a value of another kind than it should."""
+"""Errors that Python raises where a configuration holds a value of the wrong kind."""
 
 
 class WeightSource(Protocol):
@@ -32,9 +32,9 @@ class TowerWeights:
     """The tensors of `weights` under a prefix, by their names without it.
 
     Args:
-        beside: names outside the prefix that belong to the part all the same.
-        ignored: tells which names, without prefix, are documented to carry nothing for the model. Tensors without
-            elements (the registers of a model that has none) carry nothing either.
+        extra: names outside the prefix that belong to the part as well.
+        ignored: whether a name, without prefix, is documented to have no effect on the model. Tensors without
+            elements (the registers of a model that has none) are ignored as well.
         rename: the usual spelling of a name without prefix.
     """
 
@@ -43,12 +43,12 @@ class TowerWeights:
         weights: WeightSource,
         prefix: str = "",
         *,
-        beside: Iterable[str] = (),
+        extra: Iterable[str] = (),
         ignored: Callable[[str], bool] = lambda name: False,
         rename: Callable[[str], str] = lambda name: name,
     ):
         stored = {rename(name.removeprefix(prefix)): name for name in weights.shapes if name.startswith(prefix)}
-        stored |= {name: name for name in beside if name in weights.shapes}
+        stored |= {name: name for name in extra if name in weights.shapes}
         self._weights = weights
         self._stored = {
             name: theirs for name, theirs in stored.items() if not ignored(name) and 0 not in weights.shapes[theirs]
@@ -61,29 +61,29 @@ class TowerWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What the user says where a checkpoint does not."""
+    """Facts that the user states where a checkpoint does not."""
 
     num_heads: int | None = None
     architecture: str | None = None
     """timm's name of the architecture."""
     format: str | None = None
-    """Which of two formats in one folder."""
+    """Format to read, of two in one folder."""
     part: str | None = None
     """Prefix of the tower's weights in a file that holds several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """One vision tower found in a checkpoint: what to build, and where its numbers are."""
+    """One vision tower in a checkpoint: what to build, and its weights."""
 
     source: str
-    """What to call it in an error."""
+    """Name of the tower in an error."""
     format: str
     """Name of the `Format`."""
     family: str
     """Name of the family in `vlm_vision.checkpoints.families`."""
     reference: str
-    """Whose numbers the format stands for."""
+    """Library whose outputs the format stands for."""
     config: ViTConfig
     keys: list[Key]
     weights: WeightSource
@@ -99,20 +99,20 @@ class Format:
     families: tuple[str, ...]
     """Families that are read from it."""
     recognises: Callable[[Checkpoint], bool]
-    """Whether a checkpoint is of this format. It looks at names of files and weights and at config.json, and reads no weight."""
+    """True for a checkpoint of this format; decides by names of files and weights and by config.json, and reads no weight."""
     read: Callable[[Checkpoint, Hints], list[Tower]]
-    """The towers of a checkpoint that is of this format, in channel order."""
+    """Function from a checkpoint of this format to its towers, in channel order."""
 
 
 def only(checkpoint: Checkpoint, hints: Hints, *read: str) -> None:
-    """Raise ValueError if a hint is given that the format of a checkpoint does not read, because it states that itself."""
+    """Raise ValueError for a hint that the format of a checkpoint does not read, because it states that itself."""
     for name in ("part", "architecture", "num_heads"):
         if name not in read and getattr(hints, name) is not None:
-            raise ValueError(f"{checkpoint} tells its {name.replace('_', ' ')} itself: leave {name}= out")
+            raise ValueError(f"{checkpoint} states its {name.replace('_', ' ')} itself: leave {name}= out")
 
 
 def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTransformer:
-    """The model with its weights. Made without memory of its own: each weight is read once, to where it stays.
+    """The model with its weights. Each weight is read once, directly to where it stays.
 
     Raises:
         ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
@@ -145,7 +145,7 @@ def read_state_dict(
     """Our state dict of `shapes` out of `weights`, each read once, to where it stays; arguments as `keys.read`.
 
     Raises:
-        ValueError: a weight that is missing, unused, of another shape, or no plain floating point numbers.
+        ValueError: a weight that is missing, unused, of another shape, or not plain floating point numbers.
     """
     copied = {name for row in table if len(row.theirs) > 1 or row.layout for name in row.theirs}
 

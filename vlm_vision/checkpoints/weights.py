@@ -29,22 +29,22 @@ class WeightFiles:
             home = SafetensorsFile(file) if file.suffix == ".safetensors" else _Pickle(file)
             for name, shape in home.shapes.items():
                 if name in self.shapes:
-                    raise ValueError(f"{path} holds the weight {name} twice: remove the file that does not belong")
+                    raise ValueError(f"{path} holds the weight {name} twice: remove the wrong file")
                 self.shapes[name], self.dtypes[name] = shape, home.dtypes[name]
                 self._home[name], self._file[name] = home, file
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The tensor called `name`, in its stored dtype.
 
-        keep: False for one that is copied at once: its pages of a mapped file are let go with it.
+        keep: False for a tensor that is copied at once: its pages of a mapped file are released with it.
         """
         return self._home[name].get(name, keep=keep)
 
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
-"""Of one file of weights."""
+"""Suffixes of a file of weights."""
 STEMS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Files of weights in a folder, the first that is there; sharded ones have an index beside them."""
+"""Files of weights in a folder, the first that exists; sharded ones have an index in the same folder."""
 
 
 def _files(path: Path) -> list[Path]:
@@ -63,7 +63,7 @@ def _files(path: Path) -> list[Path]:
             return shards
         if (path / stem).is_file():
             return [path / stem]
-    raise ValueError(f"{path} holds none of {', '.join(STEMS)}: is it a checkpoint folder?")
+    raise ValueError(f"{path} holds none of {', '.join(STEMS)}: expected a checkpoint folder")
 
 
 class _Pickle:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 COMMANDS = {
-    "train": "run a recipe: train a model, or judge one",
+    "train": "run a recipe: train a model, or evaluate one",
     "ask": "ask a model about an image",
-    "diagnose": "measure whether a model uses its images, and say what to try",
+    "diagnose": "measure whether a model uses its images, and suggest remedies",
     "models": "list the architectures and their sizes",
     "formats": "list which families are read from which formats, as a table",
     "convert": "write an encoder, or a whole model, in another public format",
@@ -26,7 +26,7 @@ COMMANDS = {
     "record": "record demonstrations of Meta-World's scripted experts as a LeRobotDataset",
     "emoji": "make a data set of images with captions: every emoji in three styles",
 }
-"""Command -> what it does; its file has the same name, with _ for -."""
+"""Command -> its help text; its file has the same name, with _ for -."""
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
 
 def _parser(given: "Sequence[str]") -> Parser:
-    """The parser of all commands, with the arguments of the one that is given: the others are not imported."""
+    """The parser of all commands, with the arguments of the chosen one: the others are not imported."""
     parser = Parser(prog="vlm-vision", description="Vision encoders for language models and robots.")
     parser.add_argument("--version", action="version", version=__version__, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="vlm-vision")
@@ -61,7 +61,7 @@ def _parser(given: "Sequence[str]") -> Parser:
 
 
 def console() -> "NoReturn":
-    """What the console script calls: `main`, and an end at once. A reader that closes the pipe is no error."""
+    """Entry point of the console script: `main`, then exit at once. A reader that closes the pipe is no error."""
     try:
         try:
             code = main()

@@ -1,4 +1,4 @@
-"""The parser of `vlm-vision` and of its commands: what is wrong is said in one line, with the nearest name that is right."""
+"""The parser of `vlm-vision` and of its commands: errors are one line, with the nearest valid name."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are one line and which refuses unknown arguments itself, beside its own options."""
+    """argparse's parser with errors of one line; it also rejects unknown arguments itself, with its own options as hints."""
 
     _given: "Sequence[str]" = ()
 
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def hint(name: str, names: "Iterable[str]", otherwise: str) -> str:
-    """The name that was probably meant, as a question; else `otherwise`."""
+    """The nearest name, as a question; else `otherwise`."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, names, n=1)

@@ -5,7 +5,7 @@ import sys
 
 
 def path(name: str) -> str:
-    """Where a table is stored."""
+    """Path of a stored table."""
     return os.path.join(os.path.dirname(__file__), f"{name}.txt")
 
 

@@ -1,4 +1,4 @@
-"""The tables of `vlm-vision models` and `vlm-vision formats`, computed. As a script: write them where the commands read them.
+"""The tables of `vlm-vision models` and `vlm-vision formats`, computed. As a script it stores them:
 
 python -m vlm_vision.cli.tables
 """

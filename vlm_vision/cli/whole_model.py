@@ -1,4 +1,4 @@
-"""The `VisionLanguageModel` that a command names, and numbers that it checks."""
+"""The `VisionLanguageModel` of a command, and checks of its numbers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ def whole_model(source: str, device: str) -> "VisionLanguageModel":
 
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: give the folder that VisionLanguageModel.save_pretrained wrote")
+        raise ValueError(f"{folder} has no config.json: pass the folder that VisionLanguageModel.save_pretrained wrote")
     if not folder.exists() and source.count("/") != 1:
         raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name")
     where, kind = known_device(device), PreTrainedConfig.get_config_dict(source)[0].get("model_type")
@@ -31,4 +31,4 @@ def whole_model(source: str, device: str) -> "VisionLanguageModel":
 def at_least_one(name: str, value: int) -> None:
     """Raise ValueError for a number below 1."""
     if value < 1:
-        raise ValueError(f"{name} is {value}: it must be at least 1")
+        raise ValueError(f"{name} is {value}: expected at least 1")

@@ -1,1 +1,1 @@
-"""From files to batches: conversations about images, their labels, cached features of frozen towers."""
+"""From files to batches: conversations about images, labels, cached features of frozen towers."""

@@ -1,11 +1,12 @@
-"""Real images with captions: every emoji drawn in three styles, from npm packages, split by emoji.
+"""Images with captions: every emoji in three styles, from npm packages, split by emoji.
 
     vlm-vision emoji --out emoji
     vlm-vision emoji --out emoji_112 --size 112 --packages FOLDER_WITH_THE_THREE_TGZ
 
-Needs `pip install resvg-py` and, unless the packages are given, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
-by code points for each emoji, laid on white, and emoji.csv with the columns picture, caption, label, style, hexcode and
-split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv leave a style for the test. Flags and images outside Unicode's list are left out. The split is a
+Needs `pip install resvg-py` and, without the packages, npm. Writes openmoji/, noto/ and twemoji/ with a PNG named
+by code points for each emoji, laid on white, and emoji.csv with the columns `picture`, caption, label, style, hexcode and
+split; train.csv and test.csv are its two parts, train_without_STYLE.csv and test_STYLE.csv keep one style for the test.
+Flags and images outside Unicode's list are left out. The split is a
 hash of the emoji without its skin tone: no emoji is in both parts, in any style or tone.
 """
 
@@ -28,14 +29,14 @@ from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.preprocess.images import load_image
 
 PACKAGES = ("openmoji-17.0.0", "emoji-datasource-google-16.0.0", "emoji-datasource-twitter-16.0.0")
-"""As `npm pack` names them, for openmoji/, noto/ and twemoji/."""
+"""Names of the packages by `npm pack`, for openmoji/, noto/ and twemoji/."""
 FOLDERS = {"openmoji": "package/color/svg/", "noto": "package/img/google/64/", "twemoji": "package/img/twitter/64/"}
-"""Where each style's images lie in its package."""
+"""Folder of each style's images in its package."""
 LEFT_OUT = ("flags", "extras-openmoji", "extras-unicode")
 """Groups of OpenMoji."""
 COLUMNS = ("picture", "caption", "label", "style", "hexcode", "split")
 TAGS = 4
-"""Words added to a caption, at most."""
+"""Most words added to a caption."""
 
 README = """Emoji in three styles, one image of {size}x{size} pixels each, made by `vlm-vision emoji`.
 
@@ -52,7 +53,7 @@ subgroups (CC BY-SA 4.0).
 
 @dataclass(frozen=True)
 class Emoji:
-    """What OpenMoji says of an image."""
+    """OpenMoji's description of an image."""
 
     caption: str
     label: str
@@ -60,7 +61,7 @@ class Emoji:
 
 
 def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
-    """Make the folder, unless it is there.
+    """Make the folder, unless it exists.
 
     Args:
         out: the folder; it appears whole or not at all.
@@ -71,7 +72,7 @@ def build(out: Path, packages: Path, *, size: int = 64) -> dict[str, int]:
         Images by style and split.
 
     Raises:
-        ValueError: a package that is missing or damaged, or an `out` that holds other things.
+        ValueError: a missing or damaged package, or an `out` with other content.
     """
     if not is_complete(out, size):
         with whole(out) as staging:
@@ -90,7 +91,7 @@ def is_complete(out: Path, size: int) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "config.json").is_file() or read_json(out / "config.json") != _config(size):
-        raise ValueError(f"{out} is no folder of emoji of {size} pixels: give a new folder, or remove it")
+        raise ValueError(f"{out} is not a folder of emoji of {size} pixels: choose a new folder, or remove it")
     return True
 
 
@@ -124,7 +125,7 @@ def _tables(rows: list[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _annotations(package: Path) -> dict[str, Emoji]:
-    """Code points -> what OpenMoji says."""
+    """Code points -> OpenMoji's description."""
     table = "package/data/openmoji.json"
     found = dict(_members(package, lambda name: name == table))
     if table not in found:
@@ -144,14 +145,14 @@ def split(base: str) -> str:
 
 
 def _caption(annotation: str, tags: str) -> str:
-    """The annotation, and the first tags that it does not hold already."""
+    """The annotation, and the first tags that it does not contain."""
     said = annotation.lower()
     new = [tag for tag in tags.split(", ") if tag and tag.lower() not in said]
     return ", ".join([annotation, *new[:TAGS]])
 
 
 def _key(hexcode: str) -> str:
-    """Code points without the mark that asks for a colored image: packages set it differently."""
+    """Code points without the selector of a colored image: packages set it differently."""
     return hexcode.upper().replace("-FE0F", "")
 
 
@@ -172,7 +173,7 @@ def _rasterized(svg: str, size: int) -> bytes:
 
 
 def _members(package: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the wanted files in a .tgz, in one reading; nothing is unpacked to disk."""
+    """Names and contents of the chosen files in a .tgz, read once; nothing is unpacked to disk."""
     try:
         with tarfile.open(package, "r|gz") as archive:
             for member in archive:
@@ -181,7 +182,7 @@ def _members(package: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                     yield member.name, file.read()
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ValueError(
-            f"{package} cannot be read ({error}): expected a package as npm pack leaves it; fetch it again"
+            f"{package} cannot be read ({error}): expected a package of npm pack; fetch it again"
         ) from None
 
 
@@ -190,7 +191,9 @@ def fetch(folder: Path) -> Path:
     npm = shutil.which("npm")
     names = ["@".join(package.rsplit("-", 1)) for package in PACKAGES]
     if npm is None:
-        raise ValueError(f"npm is not installed: get {', '.join(names)} by npm pack elsewhere and give --packages")
+        raise ValueError(
+            f"npm is not installed: get {', '.join(names)} by npm pack on another machine and pass --packages"
+        )
     command = [npm, "pack", "--silent", "--pack-destination", str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

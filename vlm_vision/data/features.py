@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def fingerprint(encoder: Encoder | FusedEncoder, images: Sequence[ImageSource]) -> str:
     """16 hex digits that change with the tower's weights, preprocessing or tap, and with the list of images.
 
-    Images count by name and by size and time of their file, or by what a stored image says of its version; they are
-    not read. Raises ValueError if one is not there.
+    Images count by name and by size and time of their file, or by the version of a stored image; they are
+    not read. Raises ValueError for a missing one.
     """
     digest = hashlib.sha256(json.dumps(encoder.to_dict(), sort_keys=True).encode())
     for name, weight in encoder.state_dict().items():
@@ -47,7 +47,7 @@ def _version(image: ImageSource) -> str:
 class FeatureCache:
     """Patch tokens of many images, memory-mapped.
 
-    `build` makes one, or opens the one in `folder` that has the right fingerprint; `cache[images]` reads rows. Workers
+    `build` makes one, or opens the one in `folder` with the right fingerprint; `cache[images]` reads rows. Workers
     of a DataLoader get the folder, not the tokens.
     """
 
@@ -67,7 +67,7 @@ class FeatureCache:
             rows = [self._rows[str(image)] for image in images]
         except KeyError as error:
             raise ValueError(
-                f"{self._folder} has no features of image {error.args[0]}: build it with that too"
+                f"{self._folder} has no features of image {error.args[0]}: build it with that image too"
             ) from None
         return torch.from_numpy(self._tokens[rows])
 
@@ -82,10 +82,10 @@ class FeatureCache:
         batch_size: int = 32,
         dtype: str = "float16",
     ) -> "FeatureCache":
-        """Encode images to `folder`/fingerprint, unless that is there.
+        """Encode images to `folder`/fingerprint, unless that exists.
 
         Args:
-            folder: of all caches.
+            folder: folder of all caches.
             encoder: the frozen tower, on the device to use.
             images: paths and stored images; doubles are encoded once.
             batch_size: images at a time.
@@ -99,7 +99,7 @@ class FeatureCache:
             raise ValueError("there are no images to encode: expected at least one")
         home = Path(folder) / f"{fingerprint(encoder, images)}-{dtype}"
         if (home / "features.json").is_file() and (home / "features.npy").is_file():
-            log.info("features of %d images found in %s", len(images), home)
+            log.info("features of %d images are read from %s", len(images), home)
             return cls(home)
         with eval_mode(encoder), whole(home) as staging:
             tokens, grid = None, None

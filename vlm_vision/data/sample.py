@@ -1,4 +1,4 @@
-"""The record that all sources of pretraining are read to, and sequences of it."""
+"""The record of all sources for pretraining, and sequences of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,19 +11,19 @@ from vlm_vision.data.stored_image import ImageSource
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and what is said of it."""
+    """An image with its caption and label."""
 
     image: ImageSource
     caption: str = ""
-    """Empty: there is none."""
+    """Caption; empty for none."""
     label: int = -1
-    """Place of its class in `Samples.classes`; -1: there is none."""
+    """Index of its class in `Samples.classes`; -1 for none."""
     name: str = ""
-    """What to call it in an error."""
+    """Name of the sample in an error."""
 
 
 class LostSampleError(ValueError):
-    """A sample that should be there, and those after it too: `ahead` rows on is the one to take in its place."""
+    """A sample that is missing, with those after it: the one `ahead` rows later replaces it."""
 
     def __init__(self, sentence: str, ahead: int):
         super().__init__(sentence)
@@ -32,33 +32,33 @@ class LostSampleError(ValueError):
 
 @dataclass(frozen=True)
 class Shards:
-    """How samples lie in shards, one shard after another."""
+    """Distribution of samples over shards, one shard after another."""
 
     sizes: tuple[int, ...]
-    """Samples of each."""
+    """Samples of each shard."""
     together: int = 0
-    """How many are shuffled together; 0: all."""
+    """Number of shards that are shuffled together; 0 for all."""
     fetch: Callable[[int], None] | None = None
-    """Brings the shard of a number near; None: they are."""
+    """Function that fetches a shard by its number; None for local shards."""
     near: int = 0
-    """How many to have near at once, where they must be fetched."""
+    """Number of shards to fetch ahead."""
 
     def cut(self, start: int, stop: int) -> "Shards":
-        """Of the rows from `start` to `stop`; shards without any keep their numbers."""
+        """The shards of the rows from `start` to `stop`; shards without rows keep their numbers."""
         ends = np.clip(np.cumsum([0, *self.sizes]), start, max(start, stop))
         return replace(self, sizes=tuple(np.diff(ends).tolist()))
 
 
 class Samples(Sequence[Sample]):
-    """Samples that are made when asked for: of shards and data sets only the places are held in memory.
+    """Samples that are made at access: of shards and data sets only offsets are in memory.
 
-    A slice is another such sequence. Pickles with its `make`, for the workers of a DataLoader.
+    A slice is also such a sequence. Pickles with its `make`, for the workers of a DataLoader.
 
     Args:
         make: row -> its sample.
-        rows: which rows, in which order.
+        rows: the rows, in order.
         classes: names of the labels, in order; empty where there are none.
-        shards: how the rows lie in shards, if they do.
+        shards: distribution of the rows over shards, if any.
     """
 
     def __init__(
@@ -85,14 +85,16 @@ class Samples(Sequence[Sample]):
         return self.make(self.rows[index])
 
     def with_classes(self, classes: tuple[str, ...]) -> "Samples":
-        """The same samples labeled by their place in `classes`: a test split by those of its training split.
+        """The same samples with labels as indices of `classes`: a test split with the classes of its training split.
 
         Raises:
-            ValueError: `classes` lacks one of theirs.
+            ValueError: `classes` lacks one of their classes.
         """
         unknown = [name for name in self.classes if name not in classes]
         if unknown:
-            raise ValueError(f"class {unknown[0]!r} is none of the {len(classes)} expected: use splits of one data set")
+            raise ValueError(
+                f"class {unknown[0]!r} is not one of the {len(classes)} expected classes: use splits of one data set"
+            )
         make = _WithLabels(self.make, tuple(map(classes.index, self.classes)))
         return Samples(make, self.rows, classes, self.shards)
 
@@ -108,6 +110,6 @@ class _WithLabels:
 
 
 def caption_of(value: Any) -> str:
-    """A caption, the first of a list of them; empty for what is none."""
+    """A caption, the first of a list; empty for other values."""
     first = value[0] if isinstance(value, list) and value else value
     return first.strip() if isinstance(first, str) else ""

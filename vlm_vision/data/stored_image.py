@@ -1,4 +1,4 @@
-"""Images that are no files of their own: members of a tar shard, cells of a data set."""
+"""Images inside other files: members of a tar shard, cells of a data set."""
 
 import io
 import warnings
@@ -11,9 +11,9 @@ from vlm_vision.preprocess.images import ImageInput
 
 
 class StoredImage(ABC):
-    """Where the bytes of an image lie. Hashable, cheap to pickle, holds no open file.
+    """Location of the bytes of an image. Hashable, cheap to pickle, holds no open file.
 
-    `str(image)` is its name: the same in every run, another for every image; caches and errors use it.
+    `str(image)` is its name, equal in every run and different for every image; caches and errors use it.
     """
 
     @abstractmethod
@@ -21,11 +21,11 @@ class StoredImage(ABC):
 
     @abstractmethod
     def read(self) -> bytes:
-        """The encoded image. Raises ValueError if it is no longer there."""
+        """The encoded image. Raises ValueError if it no longer exists."""
 
     @abstractmethod
     def version(self) -> str:
-        """Changes when the image does, and is told without reading it. Raises ValueError as `read`."""
+        """A text that changes with the image, without reading it. Raises ValueError as `read`."""
 
 
 ImageSource = str | StoredImage
@@ -33,10 +33,10 @@ ImageSource = str | StoredImage
 
 
 def open_stored_images(images: Sequence[ImageSource]) -> list[ImageInput]:
-    """What `encoder.preprocess` takes: paths stay, stored images are read and decoded.
+    """Inputs of `encoder.preprocess`: paths stay, stored images are read and decoded.
 
     Raises:
-        ValueError: a stored image is missing, damaged, no image or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        ValueError: a stored image that is missing, damaged, not an image or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     return [_decoded(one) if isinstance(one, StoredImage) else one for one in images]
 
@@ -53,6 +53,6 @@ def _decoded(stored: StoredImage) -> Image.Image:
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
             f"image {stored} cannot be decoded ({reason}): expected a complete JPEG, PNG, WebP or the like of at most "
-            "PIL.Image.MAX_IMAGE_PIXELS; get it anew or leave the record out"
+            "PIL.Image.MAX_IMAGE_PIXELS; replace it or leave the record out"
         ) from error
     return image

@@ -1,1 +1,1 @@
-"""Encoders made ready for where they run: fixed sizes for export, CUDA graphs, weights laid out for the CPU, other patch sizes."""
+"""Encoders for deployment: fixed sizes for export, CUDA graphs, weights laid out for the CPU, other patch sizes."""

@@ -1,7 +1,7 @@
 """Linear layers with weights laid out for the CPU's matrix kernels, for inference at one shape.
 
-PyTorch hands MKL and oneDNN a weight matrix as it is stored, and they rearrange it in every call. Rearranged once, small
-batches run a good deal faster, and in bfloat16 oneDNN applies GELU while the product is still in cache; the price is a
+PyTorch passes a weight matrix to MKL and oneDNN as it is stored, and they rearrange it in every call. Rearranged once, small
+batches run much faster, and in bfloat16 oneDNN applies GELU while the product is still in cache; the price is a
 second copy of the weights.
 """
 
@@ -12,21 +12,29 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.blocks import ACTIVATIONS, Attention, Mlp
+from vlm_vision.nn.blocks import Attention, Mlp
 from vlm_vision.nn.config import Activation
 from vlm_vision.nn.linear import FEWEST_ROWS, FUSED, Linear, onednn, prefers_onednn
 from vlm_vision.nn.vit import VisionTransformer
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, and the activation after it if one is named, with packed weights where it can, else as before.
+    """A linear layer, and the activation `act` after it if there is one, called `activation`, with packed weights where
+    possible, else as before.
 
     Packed: without gradients, on the CPU, at the number of rows it was packed for. bfloat16 is packed for oneDNN, float32
     for MKL or oneDNN, whichever suits the processor; oneDNN takes GELU into the product.
     """
 
-    def __init__(self, linear: nn.Linear, rows: int, activation: Activation | None = None):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rows: int,
+        activation: Activation | None = None,
+        act: Callable[[Tensor, bool], Tensor] | None = None,
+    ):
         super().__init__()
+        self.act = act
         self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
         self.activation: Activation | None = activation
         weight = linear.weight.detach()
@@ -47,11 +55,11 @@ class PackedLinear(nn.Module):
         return self._activate(onednn(x, self.packed, self.bias))
 
     def _activate(self, x: Tensor) -> Tensor:
-        return x if self.activation is None else ACTIVATIONS[self.activation](x, not torch.is_grad_enabled())
+        return x if self.act is None else self.act(x, not torch.is_grad_enabled())
 
 
 def _done(x: Tensor, inplace: bool) -> Tensor:
-    """In the place of an activation that the layer before has applied."""
+    """Identity, instead of an activation that the layer before has applied."""
     return x
 
 
@@ -72,7 +80,7 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
             if isinstance(part, Attention):
                 part.qkv, part.proj = PackedLinear(part.qkv, rows), PackedLinear(part.proj, rows)  # type: ignore[assignment]
             elif isinstance(part, Mlp):
-                part.fc1 = PackedLinear(part.fc1, rows, tower.config.mlp)  # type: ignore[assignment]
+                part.fc1 = PackedLinear(part.fc1, rows, part.kind, part.act)  # type: ignore[assignment]
                 part.fc2 = PackedLinear(part.fc2, rows)  # type: ignore[assignment]
                 part.act = _done
 
@@ -80,7 +88,7 @@ def pack_for_cpu(encoder: Encoder | FusedEncoder, *, batch: int, height: int, wi
 def pack_linears(model: nn.Module, run: Callable[[], object]) -> None:
     """Pack the linear layers of any model, in place, each for as many rows as it first gets in `run`, which runs the model.
 
-    What `pack_for_cpu` does where nothing is known of the model. Layers that get few rows or none stay as they are.
+    As `pack_for_cpu`, for a model of unknown structure. Layers that get few rows or none stay as they are.
 
     Raises:
         ValueError: this PyTorch has no MKL or oneDNN, or the model is not on the CPU in float32 or bfloat16.

@@ -1,6 +1,6 @@
-"""An encoder's forward at one shape as a CUDA graph: one launch in the place of hundreds.
+"""An encoder's forward at one shape as a CUDA graph: one launch instead of hundreds.
 
-Worth it where launching takes longer than computing: small batches, on a robot or in a server.
+Useful where launches take longer than computation: small batches, on a robot or in a server.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
@@ -15,7 +15,7 @@ from vlm_vision.nn.config import VisionOutput
 from vlm_vision.nn.position import PositionTable
 
 _WARM_UP = 3
-"""Runs before the capture, in which the libraries choose kernels and allocate workspaces."""
+"""Runs before the capture, during which libraries choose kernels and allocate workspaces."""
 
 
 class CudaGraph:
@@ -24,8 +24,8 @@ class CudaGraph:
         graph = CudaGraph(encoder, batch=1, height=224, width=224)
         out = graph(pixels)
 
-    Weights are read where they were at the capture: changed in place they count, except for a position table that was
-    resized; moved or replaced, capture again. Not for calls from several streams or threads at once.
+    The graph reads weights at their addresses of the capture: changes in place take effect, except for a position table that
+    was resized; after weights are moved or replaced, capture again. Not for calls from several streams or threads at once.
 
     Args:
         encoder: on a CUDA device, in evaluation mode.
@@ -39,14 +39,16 @@ class CudaGraph:
     def __init__(self, encoder: Encoder | FusedEncoder, *, batch: int, height: int, width: int, pool: bool = True):
         if encoder.device.type != "cuda":
             there = (
-                "encoder.to('cuda')" if torch.cuda.is_available() else "this machine has none, call the encoder itself"
+                "encoder.to('cuda')"
+                if torch.cuda.is_available()
+                else "this machine has no CUDA device, call the encoder itself"
             )
             raise ValueError(f"a CUDA graph needs an encoder on a CUDA device, got {encoder.device}: {there}")
         if encoder.training:
-            raise ValueError("a CUDA graph is for inference and the encoder is in training mode: call encoder.eval()")
+            raise ValueError("a CUDA graph is for inference, but the encoder is in training mode: call encoder.eval()")
         grid = encoder.grid(height, width)  # says what is wrong with the size
         if not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch is {batch!r}: it must be a whole number of at least 1")
+            raise ValueError(f"batch is {batch!r}: expected a whole number of at least 1")
         shape = (batch, encoder.config.channels, height, width)
         with (
             torch.inference_mode(False),

@@ -1,6 +1,6 @@
 """An encoder frozen to one image size, for deployment: `freeze`, `export_program`, `export_onnx`.
 
-The position table is one for that size, so that no resize is left; LayerScale is folded; blocks past the tap are gone.
+The position table is resized to that size; LayerScale is folded; blocks after the tap are removed.
 """
 
 import copy
@@ -17,26 +17,27 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Tap
-from vlm_vision.nn.position import Grid
+from vlm_vision.nn.position import PositionTable
+from vlm_vision.nn.rope import Grid
 
 OUTPUTS = ("patch_tokens", "cls_token", "register_tokens", "pooled", "logits")
-"""Tensors of a `VisionOutput`, in the order in which a frozen encoder gives those that it has."""
+"""Tensors of a `VisionOutput`, in the order in which a frozen encoder returns them; deep features come last."""
 
 _LARGEST_FILE = 2**31 - 2**20
-"""Bytes of weights that one ONNX file holds, a protocol buffer, which ends at 2 GiB; more go to a file beside it."""
+"""Most bytes of weights in one ONNX file, a protocol buffer of at most 2 GiB; more go to a second file."""
 
 
 class FrozenEncoder(nn.Module):
     """An encoder for images of one size; `freeze` makes it. Inference only: it stays in evaluation mode.
 
-    `frozen(pixels)` takes (B, C, height, width) of any batch size and gives a plain tuple of tensors, named by `outputs`:
-    patch_tokens (B, N, D) first, then those of cls_token (B, D), register_tokens (B, R, D), pooled (B, E) and logits
-    (B, classes) that the encoder has at its tap. `dict(zip(frozen.outputs, frozen(pixels)))` names them.
+    `frozen(pixels)` takes (B, C, height, width) of any batch size and returns a plain tuple of tensors, named by `outputs`:
+    patch_tokens (B, N, D) first, then those of cls_token (B, D), register_tokens (B, R, D), pooled (B, E), logits
+    (B, classes) and deepstack_0, ... (B, M, E) that the encoder has at its tap. `dict(zip(frozen.outputs, frozen(pixels)))` names them.
 
     Attributes:
         height, width, channels: of the pixels.
         grid: (rows, columns) of the patches, N == rows * columns.
-        outputs: names of what a call gives, in order.
+        outputs: names of the tensors that a call returns, in order.
     """
 
     def __init__(self, encoder: Encoder | FusedEncoder, *, height: int, width: int, pool: bool):
@@ -46,7 +47,8 @@ class FrozenEncoder(nn.Module):
         self.encoder, self._pool = encoder, pool
         self.train(False)
         out = encoder(self.example(1), pool=pool)
-        self.outputs = tuple(name for name in OUTPUTS if getattr(out, name) is not None)
+        self._named = tuple(name for name in OUTPUTS if getattr(out, name) is not None)
+        self.outputs = self._named + tuple(f"deepstack_{i}" for i in range(len(out.deepstack)))
 
     def example(self, batch: int) -> Tensor:
         """Zeros of the shape that a call takes, (batch, C, height, width)."""
@@ -66,10 +68,10 @@ class FrozenEncoder(nn.Module):
                 f"{tuple(pixels.shape)}: resize the images, or freeze the encoder at their size"
             )
         out = self.encoder(pixels, pool=self._pool)
-        return tuple(getattr(out, name) for name in self.outputs)
+        return tuple(getattr(out, name) for name in self._named) + out.deepstack
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Stays in evaluation mode."""
+        """Does nothing: a frozen encoder stays in evaluation mode."""
         return super().train(False)
 
 
@@ -79,7 +81,7 @@ def freeze(encoder: Encoder | FusedEncoder, *, height: int, width: int, pool: bo
     """A copy of the encoder for pixels of height x width alone, with the same outputs at its tap up to rounding.
 
     Args:
-        encoder: stays as it is; the copy has its dtype and device.
+        encoder: copied, not changed; the copy has its dtype and device.
         height, width: of the pixels (of a fused encoder's canvas).
         pool: False leaves out `pooled` and `logits`, and their weights.
 
@@ -91,7 +93,7 @@ def freeze(encoder: Encoder | FusedEncoder, *, height: int, width: int, pool: bo
     try:
         frozen = copy.deepcopy(encoder).requires_grad_(False)
     except NotImplementedError:  # PyTorch's, of tensors in a kernel's own layout
-        raise ValueError("weights packed for the CPU cannot be copied: freeze the encoder before packing it") from None
+        raise ValueError("weights packed for the CPU cannot be copied: freeze the encoder before you pack it") from None
     sizes = frozen.windows(height, width) if isinstance(frozen, FusedEncoder) else [(height, width)]
     towers = [module for module in frozen.modules() if isinstance(module, Encoder)]
     for tower, size in zip(towers, sizes, strict=True):
@@ -100,11 +102,11 @@ def freeze(encoder: Encoder | FusedEncoder, *, height: int, width: int, pool: bo
 
 
 def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
-    """Make `size` the native size, and leave out what its outputs do not need."""
+    """Make `size` the native size, and remove parts that the outputs do not need."""
     model, tap = encoder.model, encoder.tap
     encoder.fold_layer_scale()
-    rows, columns = encoder.grid(*size)
-    if (table := model.position) is not None:
+    rows, columns = model.config.grid_of(*size)
+    if isinstance(table := model.position, PositionTable):
         table.table = nn.Parameter(torch.cat(table((rows, columns)), dim=1), requires_grad=False)
         table.grid = (rows, columns)
         table._cache.clear()
@@ -124,7 +126,7 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
 def export_program(
     encoder: Encoder | FusedEncoder, *, height: int, width: int, dynamic_batch: bool = True, pool: bool = True
 ) -> torch.export.ExportedProgram:
-    """The frozen encoder as a `torch.export` program: `program.module()(pixels)` gives the tuple of `FrozenEncoder`.
+    """The frozen encoder as a `torch.export` program: `program.module()(pixels)` returns the tuple of `FrozenEncoder`.
 
     Args:
         encoder, height, width, pool: as in `freeze`.
@@ -155,11 +157,11 @@ def export_onnx(
     """Write the frozen encoder to an ONNX file, whole or not at all.
 
     Its input is `pixels`, its outputs are named as in `FrozenEncoder.outputs`. Weights of 2 GiB and more go to a second
-    file beside it, called as the first with ".data" after it.
+    file in the same folder, with the name of the first and ".data".
 
     Args:
         encoder, height, width, pool: as in `freeze`.
-        file: to write, or to write anew; its folder is made if absent.
+        file: path to write, or to overwrite; its folder is made if absent.
         dynamic_batch: True for batches of any size, False for one image at a time.
 
     Raises:
@@ -170,7 +172,7 @@ def export_onnx(
             raise ValueError(f"{package} is not installed: pip install 'vlm-vision[onnx]'")
     file = Path(file)
     if file.is_dir():
-        raise ValueError(f"{file} is a folder: give a file to write, such as {file / 'encoder.onnx'}")
+        raise ValueError(f"{file} is a folder: pass a file to write, such as {file / 'encoder.onnx'}")
     frozen = freeze(encoder, height=height, width=width, pool=pool)
     size = sum(weight.nbytes for weight in frozen.state_dict().values())
     program = torch.onnx.export(

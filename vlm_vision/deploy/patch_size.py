@@ -3,7 +3,7 @@
 Beyer et al. 2022, FlexiViT: One Model for All Patch Sizes (arXiv:2212.08013), section 3.4. Let B be the linear map that
 resizes a patch. The new weights w' are those whose product with a resized patch is nearest to that of the old weights w
 with the patch: w' = w B+, B+ the pseudo-inverse of B (least squares over patches of white noise). When patches grow, the
-product is the very same. Same kernel as timm's `resample_patch_embed`: bicubic with antialiasing.
+product is equal. Same kernel as timm's `resample_patch_embed`: bicubic with antialiasing.
 """
 
 import copy
@@ -21,7 +21,7 @@ from vlm_vision.preprocess.spec import Preprocess
 
 @torch.inference_mode(False)
 def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tuple[int, int] | None = None) -> Encoder:
-    """A new encoder for patches of another size; the given one stays as it is and shares no weights with it.
+    """A new encoder for patches of another size; `encoder` stays as it is and shares no weights with it.
 
     Args:
         encoder: one tower.
@@ -31,17 +31,17 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
             own rule.
 
     Returns:
-        An encoder in the mode (training or evaluation) of the given one. Its preprocessing makes images of image_size,
+        An encoder in the mode (training or evaluation) of `encoder`. Its preprocessing makes images of image_size,
         or by default of as many patches as before; one whose images have any size keeps the size (a budget of patches
         keeps the number of patches).
 
     Raises:
-        ValueError: several towers; a size that is no positive whole number, or smaller than a patch; a table that its
-            rule does not resize.
+        ValueError: several towers; a size that is not a positive whole number, or smaller than a patch; a table that its
+            rule cannot resize.
     """
     if not isinstance(encoder, Encoder):
         raise ValueError(
-            f"with_patch_size takes one tower, got {type(encoder).__name__}: give it each of the towers, and fuse the results"
+            f"with_patch_size takes one tower, got {type(encoder).__name__}: pass each of the towers, and fuse the results"
         )
     old = encoder.config
     if image_size is None:

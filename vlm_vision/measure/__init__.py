@@ -1,1 +1,1 @@
-"""What a trained model does: answers and their accuracy, whether it uses its images, errors of actions, contact sheets."""
+"""Measurements of a trained model: answers and their accuracy, whether it uses its images, errors of actions, contact sheets."""

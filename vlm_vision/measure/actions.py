@@ -1,4 +1,4 @@
-"""How near a policy's actions are to recorded ones, with the right images, with others' and with blank ones."""
+"""Error of a policy's actions compared with recorded ones, with right, shuffled and blank images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,12 +22,12 @@ def open_loop(
 ) -> dict[str, float]:
     """Mean absolute difference of normalized actions, over steps within their episodes, for right, shuffled and blank.
 
-    Shuffled: each moment has the images of the one half the list away. A policy that does not look is as good with those.
+    Shuffled: each moment has the images of the one half the list away. A policy that ignores its images is as good with those.
     Every process must call it, takes its share, and gets the same figures.
 
     Args:
         model: a `VisionLanguageActionModel`, sharded within `Step.measured`.
-        collate: that sees the middle of the images.
+        collate: collator with central crops.
     """
     assert isinstance(model, VisionLanguageActionModel)
     half = (len(windows) + 1) // 2

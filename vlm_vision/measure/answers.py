@@ -1,9 +1,9 @@
-"""Does the model answer, and does it look? Accuracy by type of question, with two controls.
+"""Accuracy of a model's answers by type of question, with two controls.
 
 Blind: the most frequent training answer to each question, no image. Shuffled: the model, shown another image. A
-model that uses its eyes beats the first and falls to it under the second.
+model that uses its images is better than the first, and as bad as it with shuffled images.
 
-`teacher_forced` is the quick look during training: loss and right answers of a batch in one forward pass.
+`teacher_forced` is the quick measurement during training: loss and right answers of a batch in one forward pass.
 """
 
 import random
@@ -37,7 +37,7 @@ class Report:
     blind: float
     blind_by_type: dict[str, float]
     shuffled: float | None
-    """Over the questions that could be shown other images; None if there are none."""
+    """Accuracy with the images of other questions, over the questions that have such images; None if none has."""
     shuffled_by_type: dict[str, float]
 
     def table(self) -> str:
@@ -57,10 +57,10 @@ class TeacherForcedCounts:
     """Sums over answers whose tokens were predicted from the right ones before them."""
 
     loss: float = 0.0
-    """Of -log p over answer tokens."""
+    """Sum of -log p over answer tokens."""
     tokens: int = 0
     right: int = 0
-    """Answers of which every token was the most probable one: those that greedy decoding gives."""
+    """Answers in which every token was the most probable one, as in greedy decoding."""
     answers: int = 0
 
     def __add__(self, other: "TeacherForcedCounts") -> "TeacherForcedCounts":

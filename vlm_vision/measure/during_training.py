@@ -1,4 +1,4 @@
-"""Loss and right answers with the right images, with other ones and with blank ones, over all processes of a run."""
+"""Loss and correct answers with right, shuffled and blank images, over all processes of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
@@ -37,7 +37,7 @@ def watch(
         seed: of which image takes whose place.
 
     Returns:
-        For "right", "shuffled" and "blank" images what was found, or nothing at all.
+        The counts for "right", "shuffled" and "blank" images, or an empty dictionary.
     """
     other = shuffled_images([one.images for one in conversations], seed=seed)
     pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]

@@ -1,7 +1,7 @@
-"""Does the model use its images? Three measurements that no training curve shows.
+"""Three measurements that show whether a model uses its images, which a training curve does not show.
 
 Loss and right answers with the right images, with other ones and with blank ones; the gradient that reaches each group;
-the size of image tokens beside that of words. A model that ignores its images may still train smoothly: it learns which
+the size of image tokens compared with words. A model that ignores its images may still train smoothly: it learns which
 answers are frequent.
 """
 
@@ -24,30 +24,30 @@ from vlm_vision.train.trainable import group_modules
 from vlm_vision.vlm.model import VisionLanguageModel
 
 SMALLEST_GAP = 0.01
-"""Share of the loss under shuffled images by which the right ones must lower it."""
+"""Smallest gain by the right images, as a share of the loss with shuffled images."""
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 10.0
-"""Of the size of image tokens to that of words."""
+"""Usual range of the size of image tokens divided by the size of words."""
 
 
 @dataclass(frozen=True)
 class ImageUse:
-    """What `image_use` found."""
+    """Result of `image_use`."""
 
     right: TeacherForcedCounts
     shuffled: TeacherForcedCounts
-    """The same questions about images of other conversations."""
+    """Counts with the images of other conversations."""
     blank: TeacherForcedCounts
-    """All pixels in the mid-gray that the preprocessing makes of 128."""
+    """Counts with all pixels in mid-gray, 128."""
     gradients: dict[str, float | None]
-    """Norm by group of the gradient of the mean loss of the first batch; None where nothing is measured."""
+    """Gradient norm of each group for the mean loss of the first batch; None for a group that does not train."""
     token_ratio: float
-    """Root mean square of image tokens over that of word embeddings, in the first batch."""
+    """Root mean square of image tokens divided by that of word embeddings, in the first batch."""
 
     def table(self) -> str:
         """As text."""
         lines = [f"{'images':9} {'loss per answer token':>22} {'answers right':>14}"]
-        for name, found in (("right", self.right), ("shuffled", self.shuffled), ("blank", self.blank)):
-            lines.append(f"{name:9} {found.loss_per_token:22.4f} {found.accuracy:14.1%}")
+        for name, counts in (("right", self.right), ("shuffled", self.shuffled), ("blank", self.blank)):
+            lines.append(f"{name:9} {counts.loss_per_token:22.4f} {counts.accuracy:14.1%}")
         norms = [f"{name} {'-' if norm is None else f'{norm:.3g}'}" for name, norm in self.gradients.items()]
         lines.append(f"gradient norm: {', '.join(norms)}")
         lines.append(f"image tokens are {self.token_ratio:.3g} times as large as word embeddings")
@@ -55,9 +55,9 @@ class ImageUse:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong and what to try, one sentence for each fault; None if the model uses its images.
+        """Faults and what to try, one sentence for each; None if the model uses its images.
 
-        The size of image tokens is a reason that is named where images are ignored, and no fault of its own: each block
+        The size of image tokens is a likely reason why images are ignored, but not a fault by itself: each block
         normalizes what it reads, so that a model which learned with large tokens works (the demo's are some 140 times as
         large as its words).
         """
@@ -111,8 +111,8 @@ def image_use(
     pairs = [(one, replace(one, images=p)) for one, p in zip(conversations, other, strict=True) if p is not None]
     if not pairs:
         raise ValueError(
-            f"{len(conversations)} conversations show no two different images: give some that do, so that images can be "
-            "exchanged"
+            f"{len(conversations)} conversations have no two different images: expected at least two, which the "
+            "control exchanges"
         )
     collate = Collator(model.processor, cache=cache)
 

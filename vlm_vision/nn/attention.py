@@ -1,4 +1,4 @@
-"""Multi-head self-attention, over one sequence an image or over many in one, for vision and text towers alike.
+"""Multi-head self-attention, over one sequence an image or over many in one, for vision and text towers.
 
 Shapes: B batch, T tokens, D width, H heads, K head width.
 """
@@ -50,7 +50,7 @@ class AttentionConfig(Protocol):
 
 
 class Context(NamedTuple):
-    """What blocks know besides the tokens: positions, and which tokens attend to which."""
+    """Positions of the tokens that go through a block, and which attend to which."""
 
     rope: tuple[Tensor, Tensor] | None = None
     """Rotary angles of the trailing tokens, see `vlm_vision.nn.rope.rotate`."""
@@ -152,8 +152,11 @@ def attention_of_runs(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scal
         return varlen_attn(*rows, context.offsets, context.offsets, longest, longest, scale=scale)[None]  # type: ignore[index]
     sizes = [count * length for count, length in context.runs]
     out = []
-    for run, *parts in zip(context.runs, *(x.split(sizes, dim=2) for x in (q, k, v)), strict=True):
-        rows = (part.unflatten(2, run).transpose(1, 2).flatten(0, 1) for part in parts)  # (B * count, H, length, K)
+    heads = (x.transpose(1, 2).split(sizes, dim=1) for x in (q, k, v))
+    for (_, length), *parts in zip(context.runs, *heads, strict=True):
+        rows = (
+            part.reshape(-1, length, *part.shape[2:]).transpose(1, 2) for part in parts
+        )  # (B * count, H, length, K)
         done = F.scaled_dot_product_attention(*rows, scale=scale).transpose(1, 2)
         out.append(done.reshape(len(q), -1, *done.shape[2:]))
     return torch.cat(out, dim=1)

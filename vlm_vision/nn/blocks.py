@@ -1,9 +1,10 @@
-"""The parts of a pre-norm transformer block, for vision and text towers alike: MLP, residual, and the block itself.
+"""The parts of a pre-norm transformer block, for vision and text towers: MLP, residual, and the block itself.
 
 Shapes: B batch, T tokens, D width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,6 +25,8 @@ class BlockConfig(AttentionConfig, Protocol):
     def mlp_bias(self) -> bool: ...
     @property
     def mlp(self) -> Activation: ...
+    @property
+    def mlp_limit(self) -> float | None: ...
     @property
     def layer_scale(self) -> float | None: ...
     @property
@@ -76,6 +79,12 @@ def geglu_tanh(x: Tensor, inplace: bool) -> Tensor:
     return _gated(gelu_tanh, x, inplace)
 
 
+def limited(x: Tensor, inplace: bool, *, act: Callable[[Tensor, bool], Tensor], limit: float) -> Tensor:
+    """A gated `act` of a gate of at most `limit` and a value from -limit to limit."""
+    gate, value = x.chunk(2, dim=-1)
+    return act(torch.cat([gate.clamp(max=limit), value.clamp(-limit, limit)], dim=-1), inplace)
+
+
 ACTIVATIONS: dict[Activation, Callable[[Tensor, bool], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
@@ -96,6 +105,8 @@ class Mlp(nn.Module):
         self.fc1 = Linear(config.embed_dim, config.mlp_dim * (2 if config.mlp in GATED else 1), bias=config.mlp_bias)
         self.kind: Activation = config.mlp
         self.act = ACTIVATIONS[config.mlp]
+        if config.mlp_limit is not None:
+            self.act = partial(limited, act=self.act, limit=config.mlp_limit)
         self.fc2 = Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +116,8 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
-        inplace = not torch.is_grad_enabled() and not self.fc1._forward_hooks
+        recorded = torch.is_grad_enabled() or torch.jit.is_tracing()
+        inplace = not recorded and not self.fc1._forward_hooks
         return self.fc2(self.act(x, inplace))
 
 

@@ -1,4 +1,4 @@
-"""What an encoder is, where it is tapped and what it gives: `ViTConfig`, `Tap`, `VisionOutput`."""
+"""The architecture of an encoder, the block that is read, and its output: `ViTConfig`, `Tap`, `VisionOutput`."""
 
 import difflib
 from collections.abc import Collection
@@ -38,7 +38,7 @@ class ViTConfig:
     temporal_patch: int = 1
     """Frames of a video that one patch spans; an image is repeated that often."""
     frames: Literal["none", "apart", "joined"] = "none"
-    """How the frames of a video attend to each other: videos are refused; each frame on its own; or all as one."""
+    """Attention between the frames of a video: none, since videos are refused; each frame apart; or all frames joined."""
     time_position: bool = False
     """Fixed sin-cos positions are added to the frames of a clip, none to an image or a clip of one frame (Kimi)."""
     unit_pixels: bool = False
@@ -78,12 +78,14 @@ class ViTConfig:
     proj_bias: bool = True
     mlp_bias: bool = True
     mlp: Activation = "gelu"
+    mlp_limit: float | None = None
+    """Most that the gate of a gated MLP, and the size of what it multiplies, may be (GLM-5); None for no limit."""
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     outer_norm: Literal["same", "layer", "rms"] = "same"
     """Norms before and after the blocks; "same" for the one inside them."""
     outer_eps: float = 0.0
-    """Their epsilon; 0 for norm_eps."""
+    """Epsilon of these norms; 0 for norm_eps."""
     post_norm: bool = False
     """A norm after attention and after the MLP too, before the residual is added (Gemma 4)."""
     head_width: int = 0
@@ -93,9 +95,9 @@ class ViTConfig:
     qk_norm: QKNorm = "none"
     """A norm of queries and keys: of each head, or over the width of all heads."""
     qk_kind: Literal["same", "layer", "rms"] = "same"
-    """Their norm; "same" for the block's."""
+    """Kind of that norm; "same" for the block's."""
     qk_eps: float = 0.0
-    """Its epsilon; 0 for norm_eps."""
+    """Epsilon of that norm; 0 for norm_eps."""
     value_norm: bool = False
     """An RMSNorm without weights of each value head."""
     attention_scale: float | None = None
@@ -113,7 +115,7 @@ class ViTConfig:
     merge_dim: int = 0
     """Hidden channels of that merger."""
     deepstack: tuple[int, ...] = ()
-    """Blocks, from 0, whose tokens go through a merger of their own to the language model (DeepStack, arXiv:2406.04334).
+    """Blocks, from 0, whose tokens go through a separate merger to the language model (DeepStack, arXiv:2406.04334).
     One merger for each entry; that of -1 is never used, as of a block that stands here before."""
     deepstack_merge: int = 2
     """Side of the squares of patches that these mergers make one token of."""
@@ -126,10 +128,10 @@ class ViTConfig:
     drop_path_ramp: bool = True
     """Earlier blocks ramp up to `drop_path` from 0; False drops every block at that rate (DINOv2)."""
     film_dim: int = 0
-    """Width of a vector, given with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
+    """Width of a vector, passed with the pixels, that scales and shifts the channels in each block (FiLM, OpenVLA-OFT); 0: none."""
     final_norm: bool = True
     pool: Pool = "cls"
-    """What `pooled` is made of: normed CLS; mean of normed CLS and distillation token (DeiT); normed prefix tokens side by
+    """Source of `pooled`: normed CLS; mean of normed CLS and distillation token (DeiT); normed prefix tokens side by
     side (RADIO); mean of normed patches; multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
     pool_tokens: tuple[int, ...] = ()
     """Prefix tokens, from 0, of pool "prefix"."""
@@ -142,7 +144,7 @@ class ViTConfig:
     num_classes: int = 0
     """Outputs of the classification head; 0 for none."""
     class_input: ClassInput = "pooled"
-    """What the classification head reads: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP);
+    """Input of the classification head: `pooled`, [CLS | mean of patches] (DINOv2), or the mean of patches (SigLIP);
     distilled: a head on CLS and one on the distillation token, averaged (DeiT)."""
 
     def __post_init__(self):
@@ -166,6 +168,12 @@ class ViTConfig:
                 raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected a small number, or 0.0")
         if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
             raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
+        if self.mlp_limit is not None and not (isinstance(self.mlp_limit, float) and 0 < self.mlp_limit < 1e9):
+            raise ValueError(
+                f"ViTConfig.mlp_limit is {self.mlp_limit!r}, expected a positive number such as 10.0, or None"
+            )
+        if self.mlp_limit is not None and self.mlp not in GATED:
+            raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
         if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
             raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if not self.head_width and self.embed_dim % self.num_heads:
@@ -362,7 +370,7 @@ class Tap:
 
 @dataclass
 class VisionOutput:
-    """What an encoder sees, by name. All tokens come from the same tap."""
+    """Output of an encoder, by name. All tokens come from the same tap."""
 
     patch_tokens: Tensor
     """(B, N, D), N == frames * h * w, frame by frame and row-major: patches only."""
@@ -429,19 +437,19 @@ def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What a masked autoencoder is beside its encoder; activation, norm and biases of the decoder are the encoder's."""
+    """The decoder of a masked autoencoder; its activation, norm and biases are the encoder's."""
 
     embed_dim: int = 512
     depth: int = 8
     num_heads: int = 16
     mlp_dim: int = 2048
     position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
-    """Positions off the native grid: sin-cos made anew; the table resized; or resized as if all patches were in one row,
+    """Positions off the native grid: sin-cos computed for the grid; the table resized; or resized as if all patches were in one row,
     as transformers does."""
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Share of the patches that are hidden from the encoder."""
     normalize: bool = False
-    """Whether the targets are pixels of normalized patches (norm_pix_loss)."""
+    """Targets are pixels of normalized patches (norm_pix_loss)."""
 
     def __post_init__(self):
         for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):

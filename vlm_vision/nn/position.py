@@ -23,12 +23,15 @@ def _interpolate(mode: str, *, antialias: bool = False, align_corners: bool | No
     return resize
 
 
-def _bicubic_offset(table: Tensor, grid: Grid) -> Tensor:
+def _offset(mode: str, kernel: Callable[[Tensor], Tensor]):
     # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
-    if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
-        return _by_matrices(table, grid, 0.1, partial(_cubic, a=-0.75), antialias=False)
-    scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
-    return F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+    def resize(table: Tensor, grid: Grid) -> Tensor:
+        if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
+            return _by_matrices(table, grid, 0.1, kernel, antialias=False)
+        scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
+        return F.interpolate(table, scale_factor=scale, mode=mode, align_corners=False)
+
+    return resize
 
 
 def _by_matrices(
@@ -69,15 +72,18 @@ def _bucket(table: Tensor, grid: Grid) -> Tensor:
     return table
 
 
-def _zeros_outside(table: Tensor, grid: Grid) -> Tensor:
-    rows, columns = ((2 * torch.arange(n, device=table.device) + 1) / n - 1 for n in grid)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]
-    return F.grid_sample(table, places.to(table), mode="bilinear", padding_mode="zeros", align_corners=False)
+def _sampled(mode: str, outside: str):
+    def resize(table: Tensor, grid: Grid) -> Tensor:
+        rows, columns = ((torch.arange(n, device=table.device) + 0.5) / n * 2 - 1 for n in grid)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None]
+        return F.grid_sample(table, places.to(table), mode=mode, padding_mode=outside, align_corners=False)
+
+    return resize
 
 
 def _zeros_outside_transposed(table: Tensor, grid: Grid) -> Tensor:
     # Muse resizes to columns x rows, and adds the result row by row all the same: on a grid that is not square it mixes places.
-    return _zeros_outside(table, grid[::-1]).flatten(2).unflatten(2, grid)
+    return _sampled("bilinear", "zeros")(table, grid[::-1]).flatten(2).unflatten(2, grid)
 
 
 def _crop(table: Tensor, grid: Grid) -> Tensor:
@@ -107,25 +113,28 @@ def _recompute(table: Tensor, grid: Grid) -> Tensor:
 RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bicubic": _interpolate("bicubic"),  # transformers: ViT, CLIP, SigLIP, DINOv2; DeiT and MAE at load
     "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
-    "bicubic_offset": _bicubic_offset,  # facebookresearch/dinov2 without registers
+    "bicubic_offset": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),  # facebookresearch/dinov2 without registers
+    "bicubic_offset_always": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),
+    "bilinear_offset_always": _offset("bilinear", lambda x: _triangle(x)),  # HY-V4-VL
     "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
     "bucket": _bucket,  # transformers: Idefics3, SmolVLM
     "recompute": _recompute,  # 2D sin-cos computed for the grid: AIMv2 native
-    "bilinear_zeros": _zeros_outside,  # torch's grid_sample
     "bilinear_zeros_transposed": _zeros_outside_transposed,  # Muse
     "bilinear_crop": _crop,  # RADIO
+    "bicubic_sampled": _sampled("bicubic", "border"),  # GLM-4V: bicubic up to rounding, with places in -1..1
     "tile": _tile,  # SAM 3
     "native": _native,  # none: transformers' AIMv2
 }
-"""The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code."""
+"""The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code. Those named "always"
+move the table on its native grid too."""
 
 
 class PositionTable(nn.Module):
     """Learned (or fixed 2D sin-cos) positions: one row for each of P leading prefix tokens, then one for each patch.
 
-    Off the native grid the patch rows are resized by the rule named `resize`; without gradients the result is kept
+    Off the native grid, or always, the patch rows are resized by the rule named `resize`; without gradients the result is kept
     per grid until the table changes. (A change through `.data`, which PyTorch does not record, is not seen.)
     """
 
@@ -155,7 +164,7 @@ class PositionTable(nn.Module):
 
     def _patches(self, grid: Grid) -> Tensor:
         native = self.table[:, self.prefix :]
-        if grid == self.grid:
+        if grid == self.grid and not self.resize.endswith("_always"):
             return native
         trained = torch.is_grad_enabled() and self.table.requires_grad
         if trained or not self.keeps or torch.compiler.is_compiling() or self.table.is_inference():

@@ -1,4 +1,4 @@
-"""How the tokens of images and videos lie in a sequence: their rotary angles, and which attend to which.
+"""The sequence of tokens of images and videos: rotary angles, and which tokens attend to which.
 
 A sequence is a list of `Part`s, one after the other. Blocks see it through a `Context`; where attention is in windows, the
 tokens of a window are put side by side first, so that no block pads or masks.
@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     """For blocks whose attention is in windows; `full` where there are none."""
     order: Tensor | None = None
     """(T,) int64: the token that stands at each place of the sequence inside the blocks; None for tokens as they are."""
+    back: Tensor | None = None
+    """(T,) int64: the place of each token there."""
 
     def inward(self, x: Tensor) -> Tensor:
         """(B, T, D) as the blocks take it."""
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
 
     def outward(self, x: Tensor) -> Tensor:
         """The inverse of `inward`."""
-        return x if self.order is None else x.new_empty(x.shape).index_copy(1, self.order, x)
+        return x if self.back is None else x[:, self.back]
 
 
 def plan(
@@ -79,13 +81,15 @@ def plan(
     for part in parts:
         order, sizes = _windows(part.grid, config.window)
         for _ in range(part.count * part.frames):
-            orders.append(order + start)
+            orders.append(torch.tensor(order) + start)
             start += len(order)
             windows += sizes
-    order = torch.cat(orders).to(device)
+    order = torch.cat(orders)
+    back = order.argsort().to(device)
+    order = order.to(device)
     rope = context.rope
     context = context._replace(rope=None if rope is None else (rope[0][order], rope[1][order]))
-    return Plan(context, context._replace(runs=_runs(windows), offsets=_offsets(windows, device)), order)
+    return Plan(context, context._replace(runs=_runs(windows), offsets=_offsets(windows, device)), order, back)
 
 
 def _lengths(config: ViTConfig, part: Part) -> Iterator[int]:
@@ -123,14 +127,15 @@ def _rope(
     return cos, sin
 
 
-def _windows(grid: Grid, side: int) -> tuple[Tensor, list[int]]:
-    """Patches of one frame window by window, (h * w,), and the tokens of each window: equal sizes stand together.
+def _windows(grid: Grid, side: int) -> tuple[list[int], list[int]]:
+    """Patches of one frame window by window, h * w, and the tokens of each window: equal sizes stand together.
 
     Windows start at the first row and column; those at the far edges are smaller (Qwen2.5-VL, arXiv:2502.13923).
     """
-    rows, columns = (torch.arange(size) for size in grid)
-    window = (rows[:, None] // side) * -(-grid[1] // side) + columns // side
-    window = window.flatten()
-    counts = window.bincount()
-    order = (counts[window] * len(counts) + window).argsort(stable=True)
-    return order, counts.sort().values.tolist()
+    (rows, columns), windows = grid, []
+    for top in range(0, rows, side):
+        for left in range(0, columns, side):
+            tall, wide = range(top, min(top + side, rows)), range(left, min(left + side, columns))
+            windows.append([row * columns + column for row in tall for column in wide])
+    windows.sort(key=len)
+    return [patch for window in windows for patch in window], [len(window) for window in windows]

@@ -36,13 +36,13 @@ class TextConfig:
     layer_scale: float | None = None
     """Initial value of the per-channel residual scale; None for none."""
     causal: bool = True
-    """Whether a token sees only itself and those before it (CLIP), or all (SigLIP)."""
+    """A token attends to itself and those before it (CLIP); False: to all (SigLIP)."""
     pool: TextPool = "argmax"
-    """Which position the features are read from: the last; the highest id, which is the end of text in CLIP's
+    """Position that the features are read from: the last; the highest id, which is the end of text in CLIP's
     vocabulary; or the first that is eos_id. A text without eos_id is read at its first position, as in transformers."""
     eos_id: int = 49407
     pad_id: int = 0
-    """What fills a text up to context_length where the tokenizer does not say itself. Padding is seen, never masked."""
+    """Token that fills a text up to context_length, if the tokenizer names none. Padding is not masked."""
     proj_dim: int = 0
     """Width of the features after a linear map; 0 for no map."""
     projection_bias: bool = False
@@ -58,6 +58,7 @@ class TextConfig:
     qk_kind: Literal["same", "layer", "rms"] = field(default="same", init=False, repr=False)
     qk_eps: float = field(default=0.0, init=False, repr=False)
     value_norm: bool = field(default=False, init=False, repr=False)
+    mlp_limit: float | None = field(default=None, init=False, repr=False)
     attention_scale: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):

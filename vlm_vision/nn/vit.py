@@ -264,7 +264,10 @@ class VisionTransformer(nn.Module):
                 "pass the result of preprocess"
             )
         frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
-        return self.config.grid_of(pixels.shape[-2], pixels.shape[-1]), frames
+        height, width = pixels.shape[-2:]
+        if torch.jit.is_tracing():  # a trace is of one size: its numbers are constants, not nodes
+            height, width = int(height), int(width)
+        return self.config.grid_of(height, width), frames
 
     def _draw(self, pixels: Tensor) -> Tensor:
         """(B, K) indices of the patches that each image keeps, drawn uniformly, in order."""
@@ -333,7 +336,7 @@ class VisionTransformer(nn.Module):
         return torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
 
     def _pool(self, x: Tensor, normed: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """`pooled` and `logits` from the last block's output x; `normed` is norm(x) where it is at hand."""
+        """`pooled` and `logits` from the last block's output x; `normed` is norm(x), if it is known."""
         config = self.config
         if config.pool == "none" and self.head is None:
             return None, None

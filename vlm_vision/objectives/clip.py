@@ -1,4 +1,4 @@
-"""CLIP: contrastive cross entropy of pairs, both ways."""
+"""CLIP: contrastive cross entropy of pairs, in both directions."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""DINO: students of all crops agree with the teachers of others; and the head whose logits they compare."""
+"""DINO: cross entropy between the student's and the teacher's logits of different crops; and the head of the logits."""
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class DinoHead(nn.Module):
         prototypes: K.
         depth: linear layers of the MLP.
         hidden_dim: of the MLP.
-        bottleneck_dim: what is normed.
+        bottleneck_dim: channels before the last layer, which are L2-normalized.
     """
 
     def __init__(

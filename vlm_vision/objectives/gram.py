@@ -1,4 +1,4 @@
-"""Gram anchoring: similarities between patches stay those of an earlier teacher."""
+"""Gram anchoring: distance of patch similarities from those of an earlier teacher."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ def gram_loss(
     Siméoni et al. 2025, "DINOv3", section 4.2.
 
     Args:
-        student, teacher: patch tokens (B, N, D), of widths that may differ; B the same in every process.
+        student, teacher: patch tokens (B, N, D), of equal or different widths; B the same in every process.
         normalize: dot products of unit vectors: cosines.
         negatives: dot products below zero count as zero: of both ("clip"), of the teacher, or of neither.
         level: between the patches of an image, or of all images of all processes.

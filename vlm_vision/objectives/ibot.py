@@ -1,4 +1,4 @@
-"""iBOT: the student says of a masked patch what the teacher, who sees it, says."""
+"""iBOT: cross entropy of the student on masked patches with the teacher on the same visible patches."""
 
 from torch import Tensor
 
@@ -15,17 +15,17 @@ def ibot_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: fl
     Args:
         student: logits (M, K) of the masked patches, image after image in reading order: `logits[mask]`.
         teacher: probabilities (M, K) of the same patches.
-        mask: (B, N), True where a patch is masked; M in all.
+        mask: (B, N), True where a patch is masked, M in total.
 
     Raises:
-        ValueError: another number of rows than masked patches.
+        ValueError: a number of rows other than that of masked patches.
     """
     mask = mask.bool()
     counts = mask.sum(dim=1)
     if not len(student) == len(teacher) == int(counts.sum()):
         raise ValueError(
             f"{len(student)} rows of the student and {len(teacher)} of the teacher for {int(counts.sum())} masked patches: "
-            "give the masked patches alone, logits[mask]"
+            "pass the masked patches alone, logits[mask]"
         )
     weights = (1 / counts.clamp(min=1)).repeat_interleave(counts, output_size=len(student))
     each = (teacher * (student / temperature).log_softmax(dim=-1)).sum(dim=-1)

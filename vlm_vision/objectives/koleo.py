@@ -1,4 +1,4 @@
-"""KoLeo: features of a batch spread over the sphere."""
+"""KoLeo: spread of a batch's features over the sphere."""
 
 from typing import Literal
 
@@ -29,7 +29,7 @@ def koleo_loss(
     Args:
         features: (B, D), of any length; B the same in every process.
         nearest: neighbors of a row; fewer where there are fewer.
-        among: neighbors are looked for in all processes, or in this one.
+        among: search for neighbors in all processes, or in this one.
     """
     rows = F.normalize(features, dim=-1, eps=EPS)
     others, first = (rows_of_all(rows, group), process_index(group) * len(rows)) if among == "all" else (rows, 0)

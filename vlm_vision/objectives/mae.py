@@ -1,4 +1,4 @@
-"""MAE: the pixels of masked patches, from those that were seen."""
+"""MAE: error of the predicted pixels of masked patches."""
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ def mae_loss(predicted: Tensor, pixels: Tensor, mask: Tensor, *, patch_size: int
     Args:
         predicted: (B, N, patch_size**2 * C), in the order of `patches`.
         pixels: (B, C, H, W), preprocessed.
-        mask: (B, N), True (or 1) where a patch was masked; as many in every process.
-        normalize: each patch's pixels less their mean and divided by their deviation (norm_pix_loss).
+        mask: (B, N), True (or 1) where a patch was masked; equally many in every process.
+        normalize: each patch's pixels minus their mean, divided by their standard deviation (norm_pix_loss).
     """
     target = patches(pixels, patch_size)
     if normalize:

@@ -1,4 +1,4 @@
-"""Which patches a self-supervised model does not see: at random for MAE, in blocks for iBOT and DINOv2.
+"""Masks of patches for self-supervised models: random for MAE, in blocks for iBOT and DINOv2.
 
 Shapes: B images, N patches (row-major), K patches kept. Masks are a function of the generator alone.
 """
@@ -14,7 +14,7 @@ from vlm_vision.nn.position import Grid
 
 
 class RandomMasks(NamedTuple):
-    """For each image, the patches that are seen and those that are not."""
+    """For each image, the visible and the masked patches."""
 
     keep: Tensor
     """(B, K) int64, in the order of their noise."""
@@ -60,7 +60,7 @@ def block_masks(
 ) -> Tensor:
     """(B, N) bool on the CPU: blocks of patches masked in some images, nothing in the others. Oquab et al. 2023 (arXiv:2304.07193).
 
-    int(B * share) images, which ones is drawn, are masked. The range of ratios is cut into as many equal pieces; each of
+    int(B * share) images, drawn at random, are masked. The range of ratios is cut into as many equal pieces; each of
     these images draws its own ratio from its own piece, and int(N * ratio) of its patches are masked.
 
     Args:
@@ -96,7 +96,7 @@ def block_mask(
     """(N,) bool with exactly `count` patches masked, in rectangles as far as they fit and singly for the rest.
 
     Bao et al. 2022, BEiT (arXiv:2106.08254), algorithm 1: rectangles of log-uniform aspect and uniform area are drawn until
-    `count` patches are masked or ten in a row do not fit. What is missing then is drawn patch by patch, as DINOv3 does.
+    `count` patches are masked or ten in a row do not fit. The remaining patches are drawn one by one, as in DINOv3.
 
     Args:
         count: patches to mask.
@@ -105,11 +105,11 @@ def block_mask(
         least: smallest area of a rectangle in patches, where that many are still to be masked.
 
     Raises:
-        ValueError: more patches than the grid has, or an aspect that is no range of positive numbers.
+        ValueError: more patches than the grid has, or an aspect that is not a range of positive numbers.
     """
     rows, columns = grid
     if not 0 <= count <= rows * columns:
-        raise ValueError(f"cannot mask {count} patches of a grid of {rows}x{columns}: ask for 0 to {rows * columns}")
+        raise ValueError(f"cannot mask {count} patches of a grid of {rows}x{columns}: expected 0 to {rows * columns}")
     if not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"aspect is {aspect}, expected the least and the greatest height / width, both above 0")
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)

@@ -1,4 +1,4 @@
-"""What an objective needs of the other processes: their rows, sums over them. Without torch.distributed there is one."""
+"""Rows of other processes and sums over processes, for objectives. Without torch.distributed there is one process."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -34,12 +34,12 @@ def _float(value: Any) -> Any:
 
 
 def num_processes(group: dist.ProcessGroup | None = None) -> int:
-    """How many; 1 where torch.distributed is not in use."""
+    """Number of processes; 1 without torch.distributed."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index(group: dist.ProcessGroup | None = None) -> int:
-    """Which of them this is."""
+    """Rank of this process."""
     return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 

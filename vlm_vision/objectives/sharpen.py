@@ -1,4 +1,4 @@
-"""From a teacher's logits to probabilities that cannot all be the same: Sinkhorn-Knopp, or a running center."""
+"""From a teacher's logits to probabilities without collapse: Sinkhorn-Knopp, or a running center."""
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,8 @@ def sinkhorn_knopp(
     """Probabilities (M, K) of a teacher over prototypes that are used equally by the samples of all processes.
 
     Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments", A.1, as DINOv2 uses
-    it: exp(logits / temperature), its columns and rows made to sum to 1 in turn, rows last. Computed by logarithms, so
-    that no logit is too large.
+    it: exp(logits / temperature), its columns and rows made to sum to 1 in turn, rows last. Computed in logarithms, so
+    that no logit overflows.
 
     Args:
         logits: (M, K); M may differ between processes, and be zero in some.
@@ -31,7 +31,7 @@ def sinkhorn_knopp(
 
 
 class Center(nn.Module):
-    """Softmax of logits less their running mean.
+    """Softmax of logits minus their running mean.
 
     Caron et al. 2021, "Emerging properties in self-supervised vision transformers", section 3.1.
 

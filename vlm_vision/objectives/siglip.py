@@ -1,4 +1,4 @@
-"""SigLIP: a sigmoid for each pair, in memory that does not grow with the square of the batch."""
+"""SigLIP: sigmoid loss of each pair, in memory that does not grow with the square of the batch."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -30,7 +30,7 @@ def siglip_loss(
     """-1/B of the sum over images i and texts j of log sigmoid(z_ij (s I_i T_j' + b)), z_ij = 1 for pairs, else -1.
 
     Zhai et al. 2023, "Sigmoid loss for language image pre-training", algorithm 1: a sum over texts, a mean over images.
-    Only chunk_size x B logits exist at a time. Gradients are computed beside them, so that backward computes no logits
+    Only chunk_size x B logits exist at a time. Gradients are computed with them, so that backward does not compute logits
     again; it can be differentiated once.
 
     Args:
@@ -38,11 +38,11 @@ def siglip_loss(
         logit_scale: s, a scalar, already exponentiated.
         logit_bias: b, a scalar.
         chunk_size: images at a time.
-        exchange: how the texts of other processes come: "ring", one block after another, its gradient traveling with it,
+        exchange: transfer of texts between processes: "ring", one block after another, its gradient traveling with it,
             or "gather", all at once.
 
     Raises:
-        ValueError: image and text unlike in shape, or chunk_size below one.
+        ValueError: image and text of different shapes, or chunk_size below one.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
@@ -102,7 +102,7 @@ class _Siglip(torch.autograd.Function):
 
 
 def _ring(text: Tensor, visit: Visit, group: dist.ProcessGroup | None) -> Tensor:
-    """Every process's texts pass through every process; after the last step each gradient is home."""
+    """Every process's texts pass through every process; after the last step each gradient is back in its process."""
     processes = num_processes(group)
     gradient = torch.zeros_like(text)
     visit(text, gradient, True)
@@ -125,7 +125,7 @@ def _gather(text: Tensor, visit: Visit, group: dist.ProcessGroup | None) -> Tens
 
 
 def _passed_on(carried: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """What the process before this one held; the next one gets what this one held."""
+    """Receive the tensors of the previous process and send those of this one to the next."""
     here, processes = process_index(group), num_processes(group)
     received = torch.empty_like(carried)
     send = dist.P2POp(dist.isend, carried, group=group, group_peer=(here + 1) % processes)

@@ -15,8 +15,8 @@ ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 def load_image(image: ImageInput) -> Image.Image:
     """One image, upright, as a PIL image of mode RGB.
 
-    What transformers makes of it: the EXIF orientation is applied, as its `load_image` does; transparency is laid on white
-    and every other mode goes through Pillow's conversion, as in its image processors. So 16-bit gray saturates above 255:
+    As in transformers, the EXIF orientation is applied (`load_image`), transparency is laid on white, and every other mode
+    is converted by Pillow (image processors). So 16-bit gray saturates above 255:
     scale such images to 8 bits yourself.
 
     Args:
@@ -27,7 +27,7 @@ def load_image(image: ImageInput) -> Image.Image:
         A new image. One that is upright RGB in memory already, such as what this function returns, is only copied.
 
     Raises:
-        ValueError: the file is missing, damaged, no image or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
+        ValueError: the file is missing, damaged, not an image or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the array has
             another dtype or shape; the image has no pixels.
     """
     if _is_plain(image):
@@ -50,7 +50,7 @@ def load_image(image: ImageInput) -> Image.Image:
 
 
 def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
-    """Whether an image is in memory, upright, RGB and opaque, so that nothing is left to convert."""
+    """Whether an image is in memory, upright, RGB and opaque, so that it needs no conversion."""
     if type(image) is not Image.Image or image.mode != "RGB" or 0 in image.size:
         return False
     return "transparency" not in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -85,14 +85,14 @@ def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
                     raise Image.DecompressionBombError
                 return ImageOps.exif_transpose(opened)
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
-        damaged = f"cannot be decoded ({error}): expected a complete image; it is truncated or damaged, get it anew"
+        damaged = f"cannot be decoded ({error}): expected a complete image; it is truncated or damaged, replace it"
         raise ValueError(f"{name} {_FILE_PROBLEMS.get(type(error), damaged)}") from error
 
 
 _FILE_PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist: expected the path of a local image; check the path",
-    IsADirectoryError: "is a folder: expected the path of one image; name a file inside it",
-    UnidentifiedImageError: "is not an image Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
+    IsADirectoryError: "is a folder: expected the path of one image; pass a file inside it",
+    UnidentifiedImageError: "is not an image that Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
     Image.DecompressionBombError: "has too many pixels: expected at most PIL.Image.MAX_IMAGE_PIXELS; shrink it",
 }
 
@@ -101,19 +101,21 @@ def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
     """Wraps a uint8 numpy (H, W[, C]) or torch ([C,] H, W) image without changing a value."""
     is_torch = isinstance(image, torch.Tensor)
     dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
-    given = f"the {'torch tensor' if is_torch else 'numpy array'} of dtype {dtype} and shape {shape}"
+    description = f"the {'torch tensor' if is_torch else 'numpy array'} of dtype {dtype} and shape {shape}"
     if dtype != "uint8":
         convert = "(image * 255).round()" + (".to(torch.uint8)" if is_torch else ".astype(np.uint8)")
-        raise ValueError(f"{given} is no 8-bit image: expected uint8 in 0..255; convert values in 0..1 by {convert}")
+        raise ValueError(
+            f"{description} is not an 8-bit image: expected uint8 in 0..255; convert values in 0..1 by {convert}"
+        )
     channels = 1 if image.ndim == 2 else shape[0 if is_torch else -1] if image.ndim == 3 else None
     if channels not in (1, 3, 4):
         layout, reorder = ("(C, H, W)", "permute(2, 0, 1)") if is_torch else ("(H, W, C)", "transpose(1, 2, 0)")
         raise ValueError(
-            f"{given} is not one image: expected {layout} with C = 1, 3 or 4; reorder the axes by image.{reorder} or "
-            "hand a batch to Preprocess"
+            f"{description} is not one image: expected {layout} with C = 1, 3 or 4; reorder the axes by image.{reorder} or "
+            "pass a batch to Preprocess"
         )
     if 0 in shape:
-        raise ValueError(f"{given} has no pixels: expected at least one; leave it out")
+        raise ValueError(f"{description} has no pixels: expected at least one; leave it out")
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image

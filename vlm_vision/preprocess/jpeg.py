@@ -1,8 +1,8 @@
-"""An image through JPEG and back in integers, as TensorFlow does it: no file, no library.
+"""JPEG encoding and decoding of an image in integers, as in TensorFlow, without a file or library.
 
-`tf.io.decode_image` takes libjpeg's fast inverse transform (JDCT_IFAST), Pillow the accurate one: of the same file they give
-pixels up to 16 of 255 apart, most of them unequal. `round_trip` is TensorFlow's to the bit. Entropy coding loses nothing and
-is left out. ITU-T T.81; Loeffler, Ligtenberg and Moschytz 1989 (forward); Arai, Agui and Nakajima 1988 (inverse); integer
+`tf.io.decode_image` takes libjpeg's fast inverse transform (JDCT_IFAST), Pillow the accurate one: pixels of
+the same file differ by up to 16 of 255, most of them somewhat. `round_trip` equals TensorFlow's to the bit. Entropy coding is
+lossless and left out. ITU-T T.81; Loeffler, Ligtenberg and Moschytz 1989 (forward); Arai, Agui and Nakajima 1988 (inverse); integer
 widths and roundings as libjpeg's.
 """
 

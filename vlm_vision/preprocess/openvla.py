@@ -1,8 +1,8 @@
-"""What the evaluation of OpenVLA does to a camera's image before the processor sees it; TensorFlow there, none here.
+"""Camera path: OpenVLA's changes to a camera's image before its processor, by TensorFlow there and without it here.
 
-OpenVLA and OpenVLA-OFT learn from Open X-Embodiment data (RLDS): images stored as JPEG, loaded at 224 pixels by TensorFlow's
-Lanczos filter, cropped at random to 0.9 of their area. Their evaluation scripts give a fresh image the same past; without it
-a policy sees other pixels than in training. Source: `resize_image` in experiments/robot/libero/libero_utils.py and
+OpenVLA and OpenVLA-OFT are trained on Open X-Embodiment data (RLDS): images stored as JPEG, loaded at 224 pixels by TensorFlow's
+Lanczos filter, cropped at random to 0.9 of their area. Their evaluation scripts apply the same steps to a new image; without
+them a policy gets other pixels than in training. Source: `resize_image` in experiments/robot/libero/libero_utils.py and
 experiments/robot/bridge/bridgev2_utils.py, the center crop in experiments/robot/openvla_utils.py of openvla/openvla;
 `prepare_images_for_vla` in experiments/robot/openvla_utils.py of moojink/openvla-oft.
 """
@@ -19,20 +19,20 @@ from vlm_vision.preprocess.tf_image import center_crop, lanczos3
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """JPEG and back, resize, center crop, all on 8 bits and as TensorFlow rounds: `jpeg.round_trip`, `tf_image`.
+    """JPEG encoding and decoding, resize, center crop, all on 8 bits and with TensorFlow's rounding: `jpeg.round_trip`, `tf_image`.
 
     Raises:
         ValueError: a number out of its range.
     """
 
     jpeg_quality: int = 95
-    """1 to 100, TensorFlow's 95."""
+    """Quality of JPEG, 1 to 100; TensorFlow's default is 95."""
     side: int = 224
-    """Height and width after it, in pixels."""
+    """Height and width after the resize, in pixels."""
     crop_area: float = 1.0
-    """Share of the area that the center crop keeps, above 0; 1.0: no crop."""
+    """Share of the area that the center crop keeps, above 0; 1.0 for no crop."""
     keep_sized: bool = False
-    """An image that has `side` already is not stored and resized, only cropped (OpenVLA-OFT)."""
+    """Only crop an image that has `side` already (OpenVLA-OFT)."""
 
     def __post_init__(self) -> None:
         numbers = (self.jpeg_quality, self.side, self.crop_area)
@@ -70,14 +70,14 @@ class CameraPath:
 
 
 EVALUATIONS = {"openvla": CameraPath(), "openvla_oft": CameraPath(keep_sized=True)}
-"""Whose evaluation -> its path, without the crop. Turning LIBERO's images by 180 degrees is left to the simulator's side."""
+"""Name of an evaluation -> its camera path, without the crop. The simulator rotates LIBERO's images by 180 degrees."""
 
 OPENVLA_CROP = 0.9
-"""Share of the area that both keep for policies that were trained with image augmentation."""
+"""Share of the area that both crop to, for policies trained with image augmentation."""
 
 
 def camera_path(name: str, *, crop: bool) -> CameraPath | None:
-    """The path of an evaluation, with its crop or without; None for "none". Raises ValueError for a name not known."""
+    """The camera path of an evaluation, with or without its crop; None for "none". Raises ValueError for an unknown name."""
     if name == "none":
         return None
     if name not in EVALUATIONS:

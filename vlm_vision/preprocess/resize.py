@@ -48,7 +48,7 @@ def with_bars(image: Image.Image, fill: Any) -> Image.Image:
 
 def size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
     """(height, width) by a bisection for the scale, with the bounds and the tolerance of transformers' Siglip2 image
-    processor, which timm's NaFlex shares: another tolerance would give other sizes."""
+    processor, which timm's NaFlex shares; another tolerance gives other sizes."""
 
     def patches(side: int, scale: float) -> int:
         return max(1, math.ceil(side * scale / patch_size))
@@ -82,6 +82,53 @@ def size_of_area(height: int, width: int, factor: int, least: int, most: int) ->
         scale = math.sqrt(least / (height * width))
         return math.ceil(height * scale / factor) * factor, math.ceil(width * scale / factor) * factor
     return tall, wide
+
+
+def enlarged(height: int, width: int, side: int, how: str) -> tuple[int, int]:
+    """(height, width) of an image without a side below `side`, by the rule of resize `how` in `Preprocess`.
+
+    Written in the order of transformers' Glm4v and PaddleOCRVL image processors, for the same floating point result.
+    """
+    if how == "floored_area" and min(height, width) < side:
+        scale = max(side / height, side / width)
+        return int(height * scale), int(width * scale)
+    if how == "rounded_area" and height < side:
+        height, width = side, round(width * side / height)
+    if how == "rounded_area" and width < side:
+        height, width = round(height * side / width), side
+    return height, width
+
+
+def size_on_canvas(
+    height: int, width: int, square: int, least: int, most: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of an image, and of the whole squares that it lies on, whose area is from `least` to `most`.
+
+    Written in the order of transformers' Glm5Next image processor, for the same floating point result.
+    """
+
+    def whole(side: int) -> int:
+        return -(-side // square) * square
+
+    tall, wide = whole(height), whole(width)
+    if tall * wide < least:
+        scale = math.sqrt(least / (height * width))
+        tall, wide = whole(max(1, math.ceil(height * scale))), whole(max(1, math.ceil(width * scale)))
+    if tall * wide > most:
+        tall, wide = square, square
+        low, high = 1, height
+        while low <= high:  # the tallest image whose canvas is small enough
+            middle = (low + high) // 2
+            canvas = whole(middle), whole(max(1, math.floor(width * middle / height)))
+            if canvas[0] * canvas[1] <= most:
+                (tall, wide), low = canvas, middle + 1
+            else:
+                high = middle - 1
+    scale = min(tall / height, wide / width)
+    if height * width >= least:
+        scale = min(1.0, scale)
+    size = max(1, min(tall, math.floor(height * scale))), max(1, min(wide, math.floor(width * scale)))
+    return size, (tall, wide)
 
 
 def size_filling(height: int, width: int, square: int, most: int) -> tuple[int, int]:

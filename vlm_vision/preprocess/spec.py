@@ -1,7 +1,7 @@
 """Images to pixel tensors: any image to 8-bit RGB, resize, center crop, rescale, normalize.
 
-`Preprocess` says what is done as plain data, so that it can be saved beside a checkpoint, hashed, and used unchanged in
-training, evaluation and serving. Unless told otherwise it resizes with Pillow on 8-bit pixels, as transformers' PIL image
+`Preprocess` describes the steps as plain data, so that it can be saved with a checkpoint, hashed, and used unchanged in
+training, evaluation and serving. By default it resizes with Pillow on 8-bit pixels, as transformers' PIL image
 processors, timm and open_clip do.
 """
 
@@ -26,20 +26,26 @@ from vlm_vision.preprocess.resize import (
     Kernel,
     ResampleFilter,
     crop_array,
+    enlarged,
     resize_array,
     size_filling,
     size_in_rows_and_columns,
     size_near_area,
     size_of_area,
+    size_on_canvas,
     size_within_budget,
     with_bars,
 )
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
-    "near_area", "letterbox", "cover", "fit", "within", "scaled_within", "between",
+    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within",
+    "between",
 ]  # fmt: skip
-_BUDGETS = ("max_patches", "fill_patches", "whole_patches")
+COUNTED = ("max_patches", "fill_patches", "whole_patches")
+"""Resizes to a number of patches."""
+AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area")
+"""Resizes to an area, or within two, in whole squares of patches."""
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -57,21 +63,21 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What is done to an image before the encoder sees it, in this order.
+    """The steps from an image to the pixels of an encoder, in this order.
 
     pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
 
-    A field without effect keeps its default, so that equal work has equal fingerprints.
+    A field without effect keeps its default, so that equal steps have equal fingerprints.
 
     Raises:
-        ValueError: a name is unknown, a size not positive, a number not finite, `std` or `rescale` zero; fields that do
-            not go together.
+        ValueError: an unknown name, a size that is not positive, a number that is not finite, `std` or `rescale` zero;
+            fields that contradict each other.
     """
 
     resize: ResizeMode
     """
-    none.
-    squash: to `resize_to`.
+    none: no resize.
+    squash: to `resize_to`, without regard to the aspect ratio.
     shortest_edge: the shorter edge to `resize_to`, the aspect ratio kept, the longer edge rounded down.
     longest_edge: the longer edge to `resize_to`, the aspect ratio kept, the shorter edge rounded (SAM).
     max_patches: the largest size that keeps the aspect ratio, has sides that are multiples of `patch_size` and at most
@@ -82,6 +88,10 @@ class Preprocess:
         (Pixtral).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
+    floored_area, rounded_area: as area, but an image with a side below `patch_size` is enlarged first: until it has none,
+        both sides rounded down (GLM-4V); or each such side to `patch_size`, the other side rounded (PaddleOCR-VL).
+    padded_area: at the top left of a black canvas, whose sides are multiples of `patch_size`, each as little above the
+        image's as that allows; where the canvas's area is outside `resize_to`, the image is scaled first (GLM-5).
     near_area: scaled to the area of `resize_to`, each side then rounded to a multiple of `patch_size` (MiniCPM-V 4.6).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
@@ -93,31 +103,31 @@ class Preprocess:
     """
     resize_to: tuple[int, int]
     """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; the least and the
-    most of an edge for between; the least and the most area for area; (0, 0) for none and numbers of patches."""
+    most of an edge for between; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
-    """(height, width) of the crop in pixels; `fill` is added where the image is smaller. None: no crop."""
+    """(height, width) of the crop in pixels; `fill` is added where the image is smaller. None for no crop."""
     rescale: float
     """Factor on 0..255 values, usually 1/255."""
     mean: tuple[float, float, float]
-    """Per channel RGB, after `rescale`; zeros for none."""
+    """Mean of each channel RGB, after `rescale`; zeros for none."""
     std: tuple[float, float, float]
-    """Per channel RGB, after `rescale`; ones for none."""
+    """Standard deviation of each channel RGB, after `rescale`; ones for none."""
     patch_size: int = 0
     """Pixels along a patch's side, or of a square of patches that are merged, for numbers of patches and areas; else 0."""
     max_patches: int = 0
     """Most patches, or squares, of an image; 0 where `resize` does not count them."""
     fill: tuple[float, float, float] = (0, 0, 0)
-    """RGB in 0..255 of what letterbox (whole numbers) and a crop larger than the image add."""
+    """RGB in 0..255 of pixels that letterbox (whole numbers) or a crop larger than the image adds."""
     crop_rounding: CropRounding = "floor"
-    """Where half a pixel goes: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
+    """Rounding of half a pixel: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
     kernel: Kernel = "pillow"
     """
     pillow: antialiased, rounded to 8 bits.
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
-    point: two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
-    point_float: two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
+    point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
+    point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
     torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
     """
     crop_place: CropPlace = "centre"
@@ -125,17 +135,17 @@ class Preprocess:
     standardize: bool = False
     """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
     camera: CameraPath | None = None
-    """What a camera's image goes through first, because the training images did. None: nothing."""
+    """Steps on a camera's image before all others, which the training images went through. None for none."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
             _check_name(field, getattr(self, field), get_args(allowed))
-        least = 0 if self.resize in ("none", *_BUDGETS) else 1
+        least = 0 if self.resize in ("none", *COUNTED) else 1
         pixels = "positive whole numbers of pixels"
         resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
-        if self.resize in ("none", *_BUDGETS):
+        if self.resize in ("none", *COUNTED):
             expected = (0, 0)
         elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
             expected = (resize_to[0], resize_to[0])
@@ -157,14 +167,11 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (
-            ("patch_size", (*_BUDGETS, "within_patches", "area", "near_area")),
-            ("max_patches", _BUDGETS),
-        ):
+        for field, modes in (("patch_size", (*COUNTED, *AREAS, "within_patches")), ("max_patches", COUNTED)):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
-                wanted = "a positive whole number" if needed else "0"
-                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {wanted}")
+                allowed = "a positive whole number" if needed else "0"
+                raise ValueError(f"{field} is {value!r} but resize is {self.resize!r}: expected {allowed}")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -175,11 +182,12 @@ class Preprocess:
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
-        if self.crop is not None and self.resize in (*_BUDGETS, "area", "near_area"):
+        if self.crop is not None and self.resize in (*COUNTED, *AREAS):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
-        if self.resize == "area" and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
+        within = self.resize in AREAS and self.resize != "near_area"
+        if within and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
             raise ValueError(f"resize_to is {self.resize_to}: expected the least and the most pixels of an image")
         if self.crop is None and self.crop_rounding != "floor":
             raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
@@ -250,6 +258,9 @@ class Preprocess:
             pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
+        if self.resize == "padded_area":
+            _, canvas = size_on_canvas(image.height, image.width, self.patch_size, *self.resize_to)
+            pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
@@ -276,8 +287,11 @@ class Preprocess:
         if self.resize == "longest_edge":
             scale = to_height * 1.0 / max(height, width)
             return int(height * scale + 0.5), int(width * scale + 0.5)
-        if self.resize == "area":
+        if self.resize in ("area", "floored_area", "rounded_area"):
+            height, width = enlarged(height, width, self.patch_size, self.resize)
             return size_of_area(height, width, self.patch_size, *self.resize_to)
+        if self.resize == "padded_area":
+            return size_on_canvas(height, width, self.patch_size, *self.resize_to)[0]
         if self.resize in ("shortest_edge", "letterbox"):
             # written in the order of transformers and torchvision, for the same floating point result
             if width <= height:
@@ -309,16 +323,16 @@ class Preprocess:
         """The same kind of preprocessing for another output size, in pixels.
 
         With a crop, the resize keeps its ratio to the crop, rounded: edge 256 and crop 224 at (448, 448) is edge 512.
-        The edge goes by the longer side of a crop that is not square, so that images still fill it.
+        For a crop that is not square the edge follows its longer side, so that images still fill it.
 
         Raises:
-            ValueError: the output size depends on the image, so that this one cannot be reached.
+            ValueError: the output size depends on the image, so that none can be set.
         """
         by_edge = self.resize in ("shortest_edge", "letterbox")
         if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
             raise ValueError(
-                f"resize={self.resize!r} without a crop cannot give every image the size {(height, width)}: expected "
-                "a crop or resize='squash'; set one of them"
+                f"resize={self.resize!r} without a crop cannot give every image the size {(height, width)}: set "
+                "a crop or resize='squash'"
             )
         base, resize_to = self.crop or self.resize_to, self.resize_to
         if by_edge:
@@ -332,7 +346,7 @@ class Preprocess:
         resize "max_patches", no crop.
 
         Raises:
-            ValueError: a number is not positive and whole.
+            ValueError: a number that is not positive and whole.
         """
         return dataclasses.replace(
             self,
@@ -347,19 +361,19 @@ class Preprocess:
         )
 
     def with_evaluation(self, name: str, *, crop: bool) -> Self:
-        """The same after what the evaluation of a published policy does to a camera's image.
+        """The same preprocessing after the camera path of a published policy's evaluation.
 
         Args:
-            name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" takes it away again.
-            crop: the middle 0.9 of the area, for a policy that was trained with image augmentation, as those for LIBERO.
+            name: "openvla" or "openvla_oft", see `vlm_vision.preprocess.openvla.EVALUATIONS`; "none" removes it.
+            crop: the middle 0.9 of the area, for a policy trained with image augmentation, as those for LIBERO.
 
         Raises:
-            ValueError: a name that is not known.
+            ValueError: an unknown name.
         """
         return dataclasses.replace(self, camera=camera_path(name, crop=crop))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types, without those that have a default and keep it."""
+        """The fields as JSON types, without those that have their default."""
         given = {
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
@@ -371,7 +385,7 @@ class Preprocess:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is unknown or missing, or a value is wrong.
+            ValueError: an unknown or missing key, or a wrong value.
         """
         names = {field.name for field in _FIELDS}
         required = {field.name for field in _FIELDS if field.default is dataclasses.MISSING}
@@ -385,7 +399,7 @@ class Preprocess:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of `to_dict` as canonical JSON: another one as soon as any field differs."""
+        """16 hex digits of the SHA-256 of `to_dict` as canonical JSON, different for any other field."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -412,7 +426,7 @@ def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
 def _checked(
     name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
 ) -> tuple:
-    """`given` as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
+    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
     try:
         values = tuple(convert(value) for value in given)
     except (TypeError, ValueError):

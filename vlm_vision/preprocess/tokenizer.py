@@ -1,4 +1,4 @@
-"""Texts to ids, by the rules that a checkpoint was trained with.
+"""Texts to token ids, by the rules of a checkpoint's training.
 
 | | cleaning | ids of a text | padding |
 |---|---|---|---|
@@ -6,7 +6,7 @@
 | SigLIP | lower case, no punctuation | pieces, end | right, with the end |
 | SigLIP 2 | lower case | pieces, end | right |
 
-A text that is too long loses its last pieces, never its end. There is no attention mask: the models see the padding.
+Truncation drops the last pieces of a text, never its end. There is no attention mask: the models attend to the padding.
 """
 
 import html
@@ -25,27 +25,27 @@ from torch import Tensor
 Clean = Literal["none", "lower", "canonicalize", "whitespace"]
 
 FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
-"""A folder with one of these has a tokenizer."""
+"""Files of which one marks a folder with a tokenizer."""
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRules:
-    """What a checkpoint's format says of its tokenizer."""
+    """Rules that a checkpoint's format states for its tokenizer."""
 
     frame: Literal["clip", "siglip", "own"]
-    """What stands around the pieces: start and end (CLIP); the end (SigLIP); or what the tokenizer itself puts there."""
+    """Tokens around the pieces: start and end (CLIP); the end (SigLIP); or those of the tokenizer itself."""
     clean: Clean | None = None
-    """Applied to each text first. Default: nothing for CLIP; for SigLIP as in the table above, by the vocabulary."""
+    """Cleaning of each text. Default: none for CLIP; for SigLIP as in the table above, by the vocabulary."""
     html: bool = False
-    """Whether `&amp;` and the like are resolved first, and whitespace is collapsed (open_clip)."""
+    """Resolve `&amp;` and the like first, and collapse whitespace (open_clip)."""
     drop_underscore: bool = False
-    """Whether an underscore vanishes with the punctuation (SigLIP in transformers) or becomes a space (big_vision)."""
+    """Remove an underscore with the punctuation (SigLIP in transformers) instead of replacing it by a space (big_vision)."""
     pad_id: int | None = None
-    """Default: the tokenizer's own."""
+    """Id of the padding token; default that of the tokenizer."""
     strip_sep_token: bool = False
-    """Put 0 in the place of a separator (CLIPA's BERT vocabulary)."""
+    """Replace a separator by 0 (CLIPA's BERT vocabulary)."""
 
     def __post_init__(self):
         if self.clean is not None and self.clean not in get_args(Clean):
@@ -60,8 +60,8 @@ class TextTokenizer:
         context_length: ids of every row.
         start: ids before the pieces.
         end: ids after them, kept when a text is truncated.
-        pad_id: what fills a row up.
-        clean: applied to each text first.
+        pad_id: id that pads a row.
+        clean: function that cleans each text.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TextTokenizer:
         clean: Callable[[str], str] = str,
     ):
         if context_length < len(start) + len(end):
-            raise ValueError(f"context_length is {context_length}: it has to hold at least a text's start and end")
+            raise ValueError(f"context_length is {context_length}: expected room for at least a text's start and end")
         self.context_length, self.pad_id = context_length, pad_id
         self.start, self.end = list(start), list(end)
         self._pieces, self._clean = pieces, clean
@@ -85,7 +85,7 @@ class TextTokenizer:
         """Ids (B, context_length) int64 of one text or several.
 
         Raises:
-            ValueError: something else than texts, or none.
+            ValueError: an argument other than texts, or no text.
         """
         given = [texts] if isinstance(texts, str) else texts
         if not isinstance(given, list | tuple) or not given or not all(isinstance(text, str) for text in given):
@@ -105,12 +105,12 @@ class TextTokenizer:
 
         Args:
             model_file: c4_en or mc4 (SigLIP, lower case without punctuation, padded with the end), or Gemma's (SigLIP 2,
-                lower case, padded with 0). Gemma's is known by its piece for the beginning of a text, which T5's lack.
+                lower case, padded with 0). Gemma's is recognized by its piece for the beginning of a text, which T5's lack.
             context_length: ids of every row, 64 in most models.
-            rules: another cleaning than the vocabulary's.
+            rules: a cleaning other than the vocabulary's.
 
         Raises:
-            ValueError: no sentencepiece model.
+            ValueError: not a sentencepiece model.
         """
         from sentencepiece import SentencePieceProcessor
 
@@ -120,7 +120,7 @@ class TextTokenizer:
             model = SentencePieceProcessor(model_file=str(model_file))
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"{model_file} is no sentencepiece model ({reason})") from None
+            raise ValueError(f"{model_file} is not a sentencepiece model ({reason})") from None
         gemma = model.bos_id() >= 0
         made = cls(
             model.encode,  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ class TextTokenizer:
         Args:
             source: folder, hub id, or a sentencepiece `.model` file for a SigLIP.
             context_length: ids of every row.
-            rules: how its checkpoint uses it.
+            rules: rules of its checkpoint.
             pad_id: for a tokenizer without a padding token.
             revision: branch, tag or commit of a hub id.
 
@@ -157,7 +157,7 @@ class TextTokenizer:
         folder = _local(source, revision)
         if folder.is_file() or (rules.frame == "siglip" and (folder / "spiece.model").is_file()):
             if rules.frame == "clip":
-                raise ValueError(f"{source} is a file, and CLIP's tokenizer is several: give their folder, or a hub id")
+                raise ValueError(f"{source} is a file, and CLIP's tokenizer is several: pass their folder, or a hub id")
             file = folder if folder.is_file() else folder / "spiece.model"
             return cls.from_sentencepiece(file, context_length=context_length, rules=rules)
         theirs = _transformers(folder, rules)
@@ -179,10 +179,10 @@ class TextTokenizer:
         return made
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the files that this tokenizer was made from into a folder that is there.
+        """Copy the files of this tokenizer into an existing folder.
 
         Raises:
-            ValueError: it was made from a function.
+            ValueError: the tokenizer was made from a function.
         """
         if not self._files:
             raise ValueError("this tokenizer was made from a function, not from files: there is nothing to save")
@@ -220,7 +220,7 @@ def _cleaner(usual: Clean, rules: TokenizerRules) -> Callable[[str], str]:
 
 
 def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Pieces alone, by a tokenizer of transformers."""
+    """Pieces without special tokens, by a tokenizer of transformers."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -244,7 +244,7 @@ def _local(source: str | Path, revision: str | None) -> Path:
     if path.is_file() or not any((path / name).is_file() for name in FILES):
         raise ValueError(
             f"{source} holds no tokenizer (none of {', '.join(FILES)}): pass tokenizer=..., a folder or hub id that has "
-            "it, or a sentencepiece .model file; or give ids"
+            "one, or a sentencepiece .model file; or pass ids"
         )
     return path
 

@@ -1,4 +1,4 @@
-"""An attentive probe: one learned query reads the patch tokens, for encoders whose knowledge lies in them."""
+"""Attentive probe: one learned query reads the patch tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class AttentiveProbe:
     """Accuracies from 0 to 1 of the learning rate that was best on the held-out part."""
 
     accuracy: float
-    """On the test data."""
+    """Accuracy on the test data."""
     validation: float
-    """On the held-out part."""
+    """Accuracy on the held-out part."""
     rate: float
 
 

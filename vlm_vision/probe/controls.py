@@ -1,4 +1,4 @@
-"""What a probe's figure is compared with: an encoder that has learned nothing, plain pixels, the most frequent class."""
+"""Controls of a probe: an untrained encoder, plain pixels, the most frequent class."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Correspondence: whether a patch is most like the patch that shows the same place in another view of the image."""
+"""Correspondence: each patch should be most similar to the patch of the same place in another view of the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,9 +53,9 @@ class Correspondence:
     """Shares from 0 to 1."""
 
     share: float
-    """Of patches whose most similar patch in the other view is within the radius of the true place."""
+    """Share of patches whose most similar patch in the other view is within the radius of the true place."""
     chance: float
-    """The same of a patch drawn at random."""
+    """The same share for a random patch."""
     patches: int
 
 
@@ -80,7 +80,7 @@ def correspondence(tokens: Tensor, other: Tensor, places: Tensor, grid: Grid, *,
     if len(tokens) != len(places) or len(other) != grid[0] * grid[1] or tokens.shape[-1] != other.shape[-1]:
         raise ValueError(
             f"tokens are {tuple(tokens.shape)} with {len(places)} places and {tuple(other.shape)} on a grid {grid}: expected a "
-            "place for each of the first, one of the second for each cell, and one width"
+            "place for each token, a token of the other view for each cell, and equal widths"
         )
     places = places.to(tokens.device)
     inside = ((places >= -0.5) & (places <= torch.tensor(grid, device=places.device) - 0.5)).all(dim=1)

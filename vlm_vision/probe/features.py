@@ -89,7 +89,7 @@ def patch_features(
     """
     if encoder.preprocess.output_size is None:
         raise ValueError(
-            "the encoder's images have any size, so that their patches are unlike many: load it with image_size"
+            "the encoder takes images of any size, so that the numbers of patches differ: load it with image_size"
         )
 
     def see(batch: Sequence[ProbeImage]) -> Tensor:
@@ -99,7 +99,7 @@ def patch_features(
 
 
 def image_embeddings(pair: Pair, images: Sequence[ProbeImage], *, batch_size: int = 64) -> Tensor:
-    """(M, E), of length one: images where they meet texts. Errors as `image_features`."""
+    """(M, E), of length one: images in the space of texts. Errors as `image_features`."""
 
     def see(batch: Sequence[ProbeImage]) -> Tensor:
         pixels = [one.to(pair.image.device) for one in pair.image.preprocess.each(read_images(batch))]

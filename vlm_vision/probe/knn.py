@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors: how far classes lie apart without learning anything."""
+"""Weighted nearest neighbors: separation of classes without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Knn:
     """Accuracies from 0 to 1."""
 
     by_k: dict[int, float]
-    """Of each number of neighbors; those that exceed the training images are left out."""
+    """Accuracy for each number of neighbors that is at most the number of training images."""
 
     @property
     def best(self) -> float:
@@ -52,7 +52,9 @@ def knn(
         )
     ks = [k for k in sorted(set(ks)) if 1 <= k <= len(train)]
     if not ks:
-        raise ValueError(f"no number of neighbors fits {len(train)} training images: give a k of 1 to {len(train)}")
+        raise ValueError(
+            f"no number of neighbors is at most {len(train)}, the number of training images: set a k of 1 to {len(train)}"
+        )
     bank = F.normalize(train.features.float(), dim=-1)
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     for queries in F.normalize(test.features.float(), dim=-1).split(chunk_size):

@@ -1,4 +1,4 @@
-"""Features with the class of each: what probes of classes learn from and are asked about."""
+"""Features with the class of each: training and test data of probes."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class LabeledFeatures:
     """Features of M images and their classes. Raises ValueError if there are none, or not as many of one as of the other."""
 
     features: Tensor
-    """(M, ...)"""
+    """Features (M, ...)."""
     labels: Tensor
-    """(M,), whole numbers from 0 on."""
+    """Labels (M,), whole numbers from 0 on."""
 
     def __post_init__(self):
         if self.labels.ndim != 1 or self.labels.is_floating_point():
@@ -52,7 +52,7 @@ def held_out(data: LabeledFeatures, share: float, *, seed: int) -> tuple[Labeled
     count = round(len(data) * share)
     if not 0 < count < len(data):
         raise ValueError(
-            f"{share:.0%} of {len(data)} images is {count}: expected some to learn from and some to choose by"
+            f"{share:.0%} of {len(data)} images is {count}: expected some images on both sides; pass more images"
         )
     with seeded(seed):
         order = torch.randperm(len(data)).to(data.labels.device)

@@ -1,4 +1,4 @@
-"""Linear probes: one classifier on frozen features, for much data by SGD, for little by L-BFGS."""
+"""Linear probes: classifiers on frozen features, by SGD for much data, by L-BFGS for little."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vlm_vision.probe.seeded import seeded
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 """Learning rates of a batch of 256."""
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))
-"""Inverse strengths of the ridge, C."""
+"""Values of C, the inverse strength of the ridge penalty."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class ProbeChoice:
     rate: float
     """Learning rate of a batch of 256."""
     blocks: int
-    """Last blocks whose CLS tokens it reads."""
+    """Number of last blocks whose CLS tokens it reads."""
     average: bool
-    """Whether it reads the patch mean too."""
+    """True if it reads the patch mean too."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LinearProbe:
     """Accuracies from 0 to 1 of the classifier that was best on the validation data."""
 
     accuracy: float
-    """On the test data."""
+    """Accuracy on the test data."""
     validation: float
     chosen: ProbeChoice
 
@@ -43,9 +43,9 @@ class LogisticProbe:
     """Accuracies from 0 to 1 of the strength that was best on the held-out part."""
 
     accuracy: float
-    """On the test data, learned from all training data."""
+    """Accuracy on the test data, after training on all training data."""
     validation: float
-    """On the held-out part, learned from the rest."""
+    """Accuracy on the held-out part, after training on the rest."""
     strength: float
 
 
@@ -139,7 +139,7 @@ def logistic_probe(
     """Logistic regression by L-BFGS on all data at once: least of C * sum(cross entropy) + |W|**2 / 2.
 
     As Radford et al. 2021, "Learning transferable visual models from natural language supervision", appendix A.3, do it:
-    the C that is best on a held-out part of the training data, then learned anew from all of it. Each channel is centerd
+    the C that is best on a held-out part of the training data, then trained again on all of it. Each channel is centered
     and divided by its deviation first. From the smallest C on, each begins where the one before it ended.
 
     Args:

@@ -1,4 +1,4 @@
-"""What an encoder is worth at a glance: nearest neighbors of labeled images, beside what learns nothing."""
+"""Quick measurement of an encoder: nearest neighbors of labeled images, compared with untrained controls."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,8 +31,8 @@ class LabeledImages(NamedTuple):
 def neighbors(
     encoder: Encoder | FusedEncoder, train: Samples, test: Samples, *, limit: int, seed: int
 ) -> dict[str, float]:
-    """Share of test images whose nearest training images tell their class, by who looks; nothing for fewer than five
-    labeled images.
+    """Share of test images whose nearest training images have their class, for the encoder and its controls; empty for
+    fewer than five labeled images.
 
     Args:
         limit: images of training and of test each, drawn at random.

@@ -1,4 +1,4 @@
-"""Retrieval: how near the right text lies to an image, the right image to a text, or a drawing to its other style."""
+"""Retrieval: rank of the right text for an image, of the right image for a text, or of a drawing in another style."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Ranking:
-    """How high the first right item stands."""
+    """Ranks of the first right items."""
 
     recall: dict[int, float]
     """Share of queries, from 0 to 1, with a right item among the first k."""
     chance: dict[int, float]
-    """The same of a random order, expected."""
+    """Expected recall of a random order."""
     median_rank: float
-    """1 is the best; the lower of two in the middle."""
+    """Median of the ranks, 1 for the best; the lower of two in the middle."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def ranking(
     if len(queries) != len(name_of_query) or len(items) != len(name_of_item) or not len(queries):
         raise ValueError(
             f"there are {len(queries)} queries and {len(items)} items, with {len(name_of_query)} and {len(name_of_item)} "
-            "names: expected one each, and at least one query"
+            "names: expected a name for each, and at least one query"
         )
     ranks, rights = [], []
     for rows, names in zip(queries.split(chunk_size), name_of_query.split(chunk_size), strict=True):
@@ -88,7 +88,9 @@ def ranking(
     rank, right = torch.cat(ranks), torch.cat(rights)
     if not right.all():
         row = int((right == 0).nonzero()[0])
-        raise ValueError(f"query {row} of name {int(name_of_query[row])} has no right item: leave it out")
+        raise ValueError(
+            f"query {row} of name {int(name_of_query[row])} has no right item: remove the query, or add the item"
+        )
     return Ranking(
         recall={k: (rank <= k).double().mean().item() for k in at},
         chance={k: _chance(right, len(items), k) for k in at},

@@ -1,4 +1,4 @@
-"""Chance that is a function of a seed and touches nobody else's: a probe in the middle of a run leaves the run as it was."""
+"""Random numbers that depend on a seed alone, so that a probe during a run does not change the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws on the CPU inside begin at `seed`; afterwards the generator goes on where it was."""
+    """Random numbers on the CPU start from `seed` inside; afterwards the generator has its earlier state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

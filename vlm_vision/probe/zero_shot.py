@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose description lies nearest, by a pair of towers that saw no label."""
+"""Zero-shot classification: the class with the most similar description, by an image and a text encoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ZeroShot:
 
     top1: float
     top5: float
-    """Of all classes where there are fewer than five."""
+    """Accuracy among the five nearest classes, or among all if there are fewer."""
 
 
 def class_embeddings(
@@ -35,7 +35,7 @@ def class_embeddings(
         ValueError: no class, no template, or one without {}; as `text_embeddings`.
     """
     if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"the template {wrong[0]!r} has no {{}}: put it where the name of the class goes")
+        raise ValueError(f"the template {wrong[0]!r} has no {{}}: write it in the place of the class name")
     if not templates or not classes:
         raise ValueError(
             f"there are {len(classes)} classes and {len(templates)} templates: expected at least one of each"
@@ -59,7 +59,7 @@ def zero_shot(test: LabeledFeatures, classes: Tensor) -> ZeroShot:
     if test.features.ndim != 2 or test.features.shape[-1] != classes.shape[-1] or test.num_classes > len(classes):
         raise ValueError(
             f"images are {tuple(test.features.shape)} of {test.num_classes} classes, descriptions {tuple(classes.shape)}: "
-            "expected one width, and a description for each class"
+            "expected equal widths, and a description for each class"
         )
     nearest = (test.features @ classes.T).topk(min(5, len(classes)), dim=1).indices
     hits = (nearest == test.labels[:, None]).double()

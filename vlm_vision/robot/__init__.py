@@ -1,4 +1,4 @@
-"""What robots and policies say to each other: observations, actions, and the statistics between their units and a network's.
+"""Data between robots and policies: observations, actions, and the statistics that normalize them.
 
 Order, low to high: statistics, normalize, action_tokens; observation, episode, window, policy.
 """

@@ -42,7 +42,9 @@ class ActionTokens:
             ValueError: NaN or Inf.
         """
         if not actions.isfinite().all():
-            raise ValueError(f"{int((~actions.isfinite()).sum())} numbers of the actions are NaN or Inf: mend the data")
+            raise ValueError(
+                f"{int((~actions.isfinite()).sum())} numbers of the actions are NaN or Inf: remove or correct them"
+            )
         edges = self._edges(actions.device)
         return self.vocab_size - torch.bucketize(actions.double().clamp(self.low, self.high), edges, right=True)
 

@@ -1,4 +1,4 @@
-"""A recorded try, whatever it was recorded by."""
+"""A recorded episode from any source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Episode:
     Args:
         task: the instruction, in words.
         images: camera name -> T images, RGB; or one uint8 array (T, H, W, 3).
-        actions: (T, A), what was done after each moment, in the robot's own units.
-        states: (T, S), what the robot told of itself; None if nothing.
-        success: whether the task was done in the end; None where nobody knows.
+        actions: (T, A), the action after each moment, in the robot's own units.
+        states: (T, S), the state that the robot reported; None if it has none.
+        success: whether the task was done in the end; None if unknown.
 
     Raises:
         ValueError: lengths that differ, or numbers that are not finite.

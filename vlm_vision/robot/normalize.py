@@ -1,4 +1,4 @@
-"""Between a robot's units and numbers about one, by statistics of its data."""
+"""Normalization of actions and states by statistics of the data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -37,7 +37,7 @@ class Normalizer:
             raise ValueError(f"normalization {self.kind!r} is not known: expected one of {', '.join(_NEEDS)}")
         if lacking := [name for name in _NEEDS[self.kind] if getattr(self.statistics, name) is None]:
             raise ValueError(
-                f"normalization {self.kind!r} needs {' and '.join(lacking)}, which the statistics do not have: "
+                f"normalization {self.kind!r} needs {' and '.join(lacking)}, which the statistics lack: "
                 "choose another kind, or compute them from the data"
             )
 
@@ -65,12 +65,12 @@ class Normalizer:
     def _checked(self, values: Tensor) -> Tensor:
         if values.shape[-1:] != (self.dim,):
             raise ValueError(
-                f"the numbers have shape {tuple(values.shape)} and the statistics {self.dim} dimensions: these statistics are of "
-                "another robot or feature"
+                f"the numbers have shape {tuple(values.shape)} but the statistics have {self.dim} dimensions: pass the statistics of "
+                "this robot and feature"
             )
         if not values.isfinite().all():
             raise ValueError(
-                f"{int((~values.isfinite()).sum())} of {values.numel()} numbers are NaN or Inf: mend the data"
+                f"{int((~values.isfinite()).sum())} of {values.numel()} numbers are NaN or Inf: remove or correct them"
             )
         return values.double()
 

@@ -1,4 +1,4 @@
-"""What acts: from observations to chunks of actions."""
+"""The policy: from observations to chunks of actions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from vlm_vision.robot.observation import Observation, PolicySpec
 
 @dataclass(frozen=True)
 class Actions:
-    """What a policy wants done.
+    """Actions of a policy, with the time that each stage took.
 
     Args:
         values: (B, chunk, action_dim) float32 in the robot's own units, one row for each observation.
@@ -23,11 +23,11 @@ class Actions:
 
 
 class Policy(Protocol):
-    """Simulators, servers and benchmarks take anything that is like this."""
+    """Simulators, servers and benchmarks take any object with these methods."""
 
     @property
     def spec(self) -> PolicySpec:
-        """What it takes and gives."""
+        """Its inputs and outputs."""
         ...
 
     def act(self, observations: Sequence[Observation]) -> Actions:

@@ -1,4 +1,4 @@
-"""Statistics of a robot's numbers, by the name of the data they are of, in the files where others keep them."""
+"""Statistics of actions and states by the name of the data, and readers of the files of other projects."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Of one feature, each (D,) float64; None where a file does not tell.
+    """Statistics of one feature, each (D,) float64; None if a file does not have it.
 
     Args:
         mask: (D,) bool, where normalization applies; other numbers pass as they are (a gripper that is 0 or 1).
@@ -33,20 +33,22 @@ class Statistics:
     def __post_init__(self) -> None:
         lengths = {}
         for name in (*FIELDS, "mask"):
-            if (given := getattr(self, name)) is None:
+            if (field := getattr(self, name)) is None:
                 continue
             try:
-                values = np.asarray(given, dtype=bool if name == "mask" else np.float64).reshape(-1)
+                values = np.asarray(field, dtype=bool if name == "mask" else np.float64).reshape(-1)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"{name} of the statistics is {given!r}: expected one number for each dimension"
+                    f"{name} of the statistics is {field!r}: expected one number for each dimension"
                 ) from None
             if name != "mask" and not np.isfinite(values).all():
                 raise ValueError(f"{name} of the statistics is {values.tolist()}: expected finite numbers")
             object.__setattr__(self, name, values)
             lengths[name] = len(values)
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"the statistics have lengths {lengths}: expected one number for each dimension in all")
+            raise ValueError(
+                f"the statistics have lengths {lengths}: expected equal lengths, one number for each dimension"
+            )
 
     @property
     def dim(self) -> int:
@@ -64,7 +66,7 @@ class Statistics:
         if rows.ndim != 2 or not rows.size:
             raise ValueError(f"rows have shape {rows.shape}: expected (n, D) with at least one")
         if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
-            raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf: leave them out or mend them")
+            raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf: remove or correct them")
         q01, q99 = np.quantile(rows, [0.01, 0.99], axis=0)
         return cls(rows.mean(0), rows.std(0), rows.min(0), rows.max(0), q01, q99, mask, len(rows))
 
@@ -106,17 +108,17 @@ def read_statistics(source: str | Path) -> Named:
 
 
 def choose_statistics(named: Named, name: str) -> dict[str, Statistics]:
-    """Those of one data set. Without a name there must be just one.
+    """The statistics of one data set; the name may be empty if there is one data set.
 
     Raises:
-        ValueError: a name that is not there, or none where there are several; it lists the known ones.
+        ValueError: an unknown name, or no name if there are several; it lists the known ones.
     """
     if name in named:
         return named[name]
     if not name and len(named) == 1:
         return next(iter(named.values()))
-    given = f"statistics {name!r} are not known" if name else "there are statistics of several data sets"
-    raise ValueError(f"{given}: choose one of {join_names(named)}")
+    problem = f"statistics {name!r} are not known" if name else "there are statistics of several data sets"
+    raise ValueError(f"{problem}: choose one of {join_names(named)}")
 
 
 def join_names(names: Iterable[str]) -> str:

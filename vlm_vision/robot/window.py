@@ -1,4 +1,4 @@
-"""One moment of a recording with what was done from there on: what a policy learns from."""
+"""A window: one moment of a recording with the actions from there on, a training sample of a policy."""
 
 from dataclasses import dataclass
 

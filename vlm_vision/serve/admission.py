@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""Access to the server: the token, and the rate of requests."""
 
 import hmac
 import time
@@ -10,7 +10,7 @@ _SCHEMES = ("bearer", "api-key")
 
 
 def check_token(header: str | None, origin: str | None, token: str) -> None:
-    """Let pass who shows the token, compared in constant time; openpi's client says Api-Key, others Bearer.
+    """Let a client with the token pass, compared in constant time; openpi's client says Api-Key, others Bearer.
 
     Without a token to show, a page in a browser, which says its origin, is not let pass: it would speak for whoever
     looked at it.
@@ -28,7 +28,7 @@ def check_token(header: str | None, origin: str | None, token: str) -> None:
     if scheme.lower() not in _SCHEMES:
         raise RequestError(401, "a token is needed: send the header 'Authorization: Bearer TOKEN' or 'Api-Key TOKEN'")
     if not hmac.compare_digest(shown.strip().encode(), token.encode()):
-        raise RequestError(401, "the token is not the one of this server")
+        raise RequestError(401, "the token is wrong: send the token of this server")
 
 
 class RateLimit:

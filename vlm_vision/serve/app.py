@@ -1,4 +1,4 @@
-"""What is where: the websocket at any path, POST /act, health and metrics."""
+"""Routes of the server: the websocket at any path, POST /act, health and metrics."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

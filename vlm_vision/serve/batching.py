@@ -1,4 +1,4 @@
-"""Observations of many clients, one policy: what waits is run together, by one thread."""
+"""Batches of observations from many clients, which one thread passes to the policy."""
 
 import asyncio
 import contextlib
@@ -71,12 +71,12 @@ class Batcher:
         waiting = _Pending(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
         with self._changed:
             if self._closing:
-                raise RequestError(503, "the server is stopping: ask another one, or later")
+                raise RequestError(503, "the server is stopping: try again later, or use another server")
             if self._ended:
                 raise _policy_ended()
             if len(self._waiting) >= self._settings.max_queue:
                 raise RequestError(
-                    429, f"{len(self._waiting)} observations wait for the policy already: ask again later"
+                    429, f"{len(self._waiting)} observations are waiting for the policy already: try again later"
                 )
             self._waiting.append(waiting)
             self._changed.notify()
@@ -108,7 +108,10 @@ class Batcher:
         await asyncio.sleep(0)  # answers that the thread has handed over are taken
         for answer in self._asked:
             _settle(
-                answer, RequestError(503, f"the server is stopping, and the policy was not done within {seconds:g} s")
+                answer,
+                RequestError(
+                    503, f"the server is stopping, and the policy did not finish within {seconds:g} s: try again later"
+                ),
             )
 
     def _run(self) -> None:
@@ -117,7 +120,7 @@ class Batcher:
             while (batch := self._next()) is not None:
                 self._give(batch, self._outcomes(batch) if batch else [])
         except BaseException:  # such as SystemExit, which a policy may raise too
-            _log.exception("the policy has ended: nothing more is answered")
+            _log.exception("the policy has stopped: all requests are refused until the server restarts")
         finally:
             with self._changed:
                 self._ended = True
@@ -149,7 +152,7 @@ class Batcher:
             values = np.asarray(actions.values, dtype=np.float32)
             expected = (len(batch), self._policy.spec.chunk, self._policy.spec.action_dim)
             if values.shape != expected:
-                raise RuntimeError(f"its actions have shape {values.shape}, its spec says {expected}")
+                raise RuntimeError(f"its actions have shape {values.shape}, expected {expected} from its spec")
             stages = {name: float(seconds) for name, seconds in actions.seconds.items()}
         except Exception as error:  # whatever a policy raises, the server lives
             if len(batch) > 1:
@@ -165,13 +168,16 @@ class Batcher:
         return [
             Answer(row, stages, began - waiting.since, infer, len(batch))
             if np.isfinite(row).all()
-            else RequestError(500, "the policy's actions have NaN or Inf: nothing is sent that would move a robot")
+            else RequestError(
+                500,
+                "the policy's actions have NaN or Inf, which are not sent to a robot: check its weights and statistics",
+            )
             for waiting, row in zip(batch, values, strict=True)
         ]
 
 
 def _policy_ended() -> RequestError:
-    return RequestError(503, "the policy has ended: the server has to be started again")
+    return RequestError(503, "the policy has stopped: restart the server")
 
 
 def _settle(answer: asyncio.Future[Answer], outcome: Answer | RequestError) -> None:

@@ -1,4 +1,4 @@
-"""Why a client gets no actions."""
+"""Error of a request that gets no actions."""
 
 
 class RequestError(Exception):

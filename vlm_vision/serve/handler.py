@@ -1,4 +1,4 @@
-"""What becomes of a request, whichever protocol it came by."""
+"""Treatment of a request, from any protocol."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ class RequestHandler:
         self._idle.set()
 
     async def admit(self, connection: HTTPConnection) -> None:
-        """Let pass who shows the token, and does not come too often; guesses count too.
+        """Let a client pass that has the token and stays within the rate; wrong tokens count too.
 
         Raises:
             RequestError: 401, 403 or 429.

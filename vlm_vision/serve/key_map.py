@@ -1,4 +1,4 @@
-"""Which key of a client's message is which camera, the instruction, or a part of the state."""
+"""Map from the keys of a client's message to cameras, instruction and state."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _STATES = (("observation/state",), ("state",), ("observation/joint_position", "o
 _CAMERA_KEYS = ("{}", "observation/{}", "images/{}")
 _ONLY_CAMERA_KEYS = ("image", "observation/image", "full_image")
 _MOST_PIXELS, _MOST_ASPECT = 4096, 16
-"""Along a side, and sides to each other: a resize of the shorter side must not make gigabytes of the longer."""
+"""Largest side, and largest ratio of sides: a resize of the shorter side must not make gigabytes of the longer."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,34 @@ class KeyMap:
     states: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, spec: PolicySpec, given: Mapping[str, str]) -> "KeyMap":
-        """What openpi's LIBERO, DROID and ALOHA clients, OpenVLA's and OFT's send, with `given` before it.
+    def of(cls, spec: PolicySpec, mapping: Mapping[str, str]) -> "KeyMap":
+        """The keys that openpi's LIBERO, DROID and ALOHA clients, OpenVLA's and OFT's send; `mapping` overrides them.
 
         A camera NAME is read from NAME, observation/NAME or images/NAME; a policy's only camera from image,
-        observation/image and full_image too. What `given` says of a camera, the instruction or the state replaces
-        what is said of it here.
+        observation/image and full_image too. An entry of `mapping` for a camera, the instruction or the state replaces
+        these keys.
 
         Raises:
             ValueError: a target that the policy does not have; a camera with the name of another part.
         """
         if taken := {INSTRUCTION, STATE} & set(spec.cameras):
-            raise ValueError(f"a camera is named {min(taken)}, which is another part of a message: rename the camera")
+            raise ValueError(
+                f"a camera has the name {min(taken)}, which is reserved for another part of a message: rename the camera"
+            )
         known = [*spec.cameras, INSTRUCTION, STATE]
-        for key, target in given.items():
+        for key, target in mapping.items():
             if target not in [*known, IGNORED]:
-                raise ValueError(f"key {key} is mapped to {target!r}: expected one of {known}, or nothing to ignore it")
+                raise ValueError(
+                    f"key {key} is mapped to {target!r}: expected one of {known}, or an empty target to ignore it"
+                )
         only = _ONLY_CAMERA_KEYS if len(spec.cameras) == 1 else ()
         keys = {name: [*(key.format(name) for key in _CAMERA_KEYS), *only] for name in spec.cameras}
-        mapped = tuple(key for key, target in given.items() if target == STATE)
+        mapped = tuple(key for key, target in mapping.items() if target == STATE)
         states = (mapped,) if mapped else _STATES
         keys |= {INSTRUCTION: list(_INSTRUCTION_KEYS), STATE: [key for row in states for key in row]}
-        targets = dict(given)
+        targets = dict(mapping)
         for target in known:
-            if target not in given.values():
+            if target not in mapping.values():
                 targets |= {key: target for key in keys[target] if key not in targets}
         return cls(spec, targets, states)
 
@@ -73,11 +77,13 @@ class KeyMap:
         values: dict[str, object] = {}
         for key, value in _flat(message):
             if key in values:
-                raise ValueError(f"key {key[:80]!r} is given twice, as it is and inside a dictionary: give it once")
+                raise ValueError(
+                    f"key {key[:80]!r} comes twice, at the top level and inside a dictionary: send it once"
+                )
             values[key] = value
         if unknown := [key for key in values if key not in self.targets]:
             raise ValueError(
-                f"unknown key {unknown[0][:80]!r}: the policy looks at cameras {list(self.spec.cameras)}, and the keys known are "
+                f"unknown key {unknown[0][:80]!r}: the policy uses cameras {list(self.spec.cameras)}, and the known keys are "
                 f"{[key for key, target in self.targets.items() if target]}; the server's --map KEY=CAMERA adds one"
             )
         images = {camera: _image(camera, self._one(camera, values)) for camera in self.spec.cameras}
@@ -85,26 +91,26 @@ class KeyMap:
 
     def _one(self, target: str, values: Mapping[str, object]) -> Any:
         keys = self._keys(target)
-        found = [key for key in keys if key in values]
-        if len(found) != 1:
+        present = [key for key in keys if key in values]
+        if len(present) != 1:
             what = target if target == INSTRUCTION else f"camera {target}"
-            how = f"given {len(found)} times, as {found}" if found else "missing"
-            raise ValueError(f"{what} is {how}: give it once, as one of {keys}")
-        return values[found[0]]
+            how = f"{len(present)} times in the message, as {present}" if present else "missing"
+            raise ValueError(f"{what} is {how}: send it once, as one of {keys}")
+        return values[present[0]]
 
     def _state(self, values: Mapping[str, object]) -> np.ndarray | None:
         if not self.spec.state_dim:
             return None
-        if not (found := {key for key in self._keys(STATE) if key in values}):
+        if not (present := {key for key in self._keys(STATE) if key in values}):
             return None
-        keys = next((row for row in self.states if set(row) == found), None)
+        keys = next((row for row in self.states if set(row) == present), None)
         if keys is None:
             rows = " or ".join(" and ".join(row) for row in self.states)
-            raise ValueError(f"the state is given as {' and '.join(sorted(found))}: give it once, as {rows}")
+            raise ValueError(f"the state comes as {' and '.join(sorted(present))}: send it once, as {rows}")
         try:
             return np.concatenate([np.atleast_1d(np.asarray(values[key], dtype=np.float64)) for key in keys])
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"the state, from {' and '.join(keys)}, is no list of numbers") from None
+            raise ValueError(f"the state, from {' and '.join(keys)}, is not a list of numbers: send numbers") from None
 
     def _keys(self, target: str) -> list[str]:
         return [key for key, of in self.targets.items() if of == target]

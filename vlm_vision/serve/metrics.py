@@ -5,9 +5,12 @@ from collections import defaultdict
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAMILIES = {
-    "vlm_vision_requests_total": ("counter", "Requests, by protocol and status as in HTTP."),
-    "vlm_vision_batches_total": ("counter", "Calls of the policy, by how many observations they had."),
-    "vlm_vision_stage_seconds": ("summary", "What each stage took; total and queue are of requests, others of calls."),
+    "vlm_vision_requests_total": ("counter", "Requests by protocol and HTTP status."),
+    "vlm_vision_batches_total": ("counter", "Calls of the policy by number of observations."),
+    "vlm_vision_stage_seconds": (
+        "summary",
+        "Seconds of each stage; total and queue for requests, the others for calls of the policy.",
+    ),
     "vlm_vision_queue_length": ("gauge", "Observations that wait for the policy."),
 }
 

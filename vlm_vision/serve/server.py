@@ -1,4 +1,4 @@
-"""A socket, a server on it, and its end: what is in flight is answered, what comes is refused."""
+"""The server of a policy: its socket, its run and its shutdown, which answers open requests and refuses new ones."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from vlm_vision.serve.timeouts import GuardedHttp, GuardedWebsocket
 
 
 class PolicyServer:
-    """Listens once made; answers while `run` runs.
+    """Listens from its creation; answers while `run` runs.
 
     Raises:
         ValueError: keys of the settings that the policy cannot use.
@@ -46,7 +46,7 @@ class PolicyServer:
 
 
 def serve(policy: Policy, settings: ServerSettings) -> None:
-    """Serve a policy until the process is told to end (SIGTERM, SIGINT). Raises what `PolicyServer` raises."""
+    """Serve a policy until the process gets SIGTERM or SIGINT. Raises what `PolicyServer` raises."""
     server = PolicyServer(policy, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{server.port}"
@@ -60,13 +60,13 @@ class _Server(uvicorn.Server):
         self._handler = handler
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's, but a signal that was obeyed is not raised again: the exit code is 0."""
+        """As in uvicorn, but the signal is not raised again at the end: the exit code is 0."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close after the last answer has left; at once if told so."""
+        """Close after the last answer has left; at once after a second SIGINT."""
         for server in self.servers:
             server.close()
         ending = asyncio.create_task(self._end(sockets))
@@ -117,5 +117,5 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OSError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another by --port"
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another port with --port"
         ) from error

@@ -1,4 +1,4 @@
-"""How a policy is served: where, to whom, and how much of it."""
+"""Settings of the server: address, access and limits."""
 
 import ipaddress
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 TOKEN_VARIABLE = "VLM_VISION_TOKEN"
 _MOST = 1_000_000
-"""Of a number that a clock or a size is made of: clocks take neither infinity nor much more than this."""
+"""Largest time or size: clocks take neither infinity nor much larger numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,20 @@ class ServerSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("max_message_mb", "rate", "stall_s"):
             if not 0 < getattr(self, name) <= _MOST:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0, and {_MOST} at most")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0 and at most {_MOST}")
         for name in ("max_wait_ms", "grace_s"):
             if not 0 <= getattr(self, name) <= _MOST:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more, and {_MOST} at most")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and at most {_MOST}")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port is {self.port}: it must be from 0 to 65535")
         if self.token and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
-            raise ValueError("the token has characters that no header carries: use letters, digits and signs")
+            raise ValueError(
+                "the token has characters that a header cannot contain: use ASCII letters, digits and punctuation"
+            )
         if not (self.token or self.no_token or _is_loopback(self.host)):
             raise ValueError(
-                f"host is {self.host}, which other machines reach, and there is no token: give one by --token-file or "
-                f"{TOKEN_VARIABLE}, or say --no-token"
+                f"host is {self.host}, which other machines reach, and there is no token: set one with --token-file or "
+                f"{TOKEN_VARIABLE}, or pass --no-token"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""uvicorn's protocols with a clock: who does not finish a message, or does not take an answer, is let go."""
+"""Timeouts of uvicorn's protocols: a client that does not finish a message, or does not take an answer, is disconnected."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class _Deadline:
 
 
 class _TimedProtocol(asyncio.Protocol):
-    """Who does not take an answer is let go; the clocks of a connection stop with it."""
+    """A client that does not take an answer is disconnected; the timers of a connection stop with it."""
 
     _arriving: _Deadline
     _leaving: _Deadline
@@ -61,10 +61,10 @@ class GuardedHttp(_TimedProtocol, H11Protocol):
         self._arriving = _Deadline(self.loop, self.stall_s, self._stalled)
         self._leaving = _Deadline(self.loop, self.stall_s, transport.abort)
         if len(self.connections) > self.max_connections:
-            self._refuse(503, f"{self.max_connections} connections are open, which is the most: try again later")
+            self._refuse(503, f"{self.max_connections} connections are open, the largest number: try again later")
         elif self._neighbors > (most := max(self.max_connections // 2, 1)):
             self._refuse(
-                503, f"{most} connections of this address are open, which is the most over HTTP: try again later"
+                503, f"{most} connections of this address are open, the largest number over HTTP: try again later"
             )
         else:
             self._arriving.run(True)
@@ -93,7 +93,7 @@ class GuardedHttp(_TimedProtocol, H11Protocol):
         self._arriving.run(mine and (state is h11.SEND_BODY or (state is h11.IDLE and bool(rest))))
 
     def _stalled(self) -> None:
-        self._refuse(408, f"the request was not complete after {self.stall_s:g} s: send it at once")
+        self._refuse(408, f"the request was not complete after {self.stall_s:g} s: send it without a pause")
 
     def _refuse(self, status: int, sentence: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -142,7 +142,7 @@ class GuardedWebsocket(_TimedProtocol, WebSocketsSansIOProtocol):
     def _stalled(self) -> None:
         if self.close_sent or self.transport.is_closing():
             return
-        self.conn.fail(1008, f"the message was not complete after {self.stall_s:g} s: send it at once")
+        self.conn.fail(1008, f"the message was not complete after {self.stall_s:g} s: send it without a pause")
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.transport.close()

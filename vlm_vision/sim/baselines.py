@@ -1,4 +1,4 @@
-"""What a policy's success stands between: Meta-World's scripted experts and chance."""
+"""Baselines of a policy's success: Meta-World's scripted experts, and random actions."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vlm_vision.sim.metaworld import ACTION_NAMES, Simulation
 
 
 class ScriptedExpert:
-    """The experts that come with Meta-World, as one policy. They know where everything is, and read no image."""
+    """The scripted experts of Meta-World, as one policy. They know all positions, and read no image."""
 
     def __init__(self, cameras: Sequence[str] = ("corner4",)):
         from metaworld.policies import ENV_POLICY_MAP
@@ -25,7 +25,9 @@ class ScriptedExpert:
 
     def _one(self, observation: Observation) -> np.ndarray:
         if not isinstance(observation, Simulation):
-            raise ValueError("the observation is not of Meta-World: its experts know no other simulator")
+            raise ValueError(
+                "the observation is not of Meta-World: its experts work in no other simulator, use another policy"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an action will be clipped
             action = self._kinds[observation.task]().get_action(observation.hidden.copy())  # some write into it
@@ -33,7 +35,7 @@ class ScriptedExpert:
 
 
 class RandomPolicy:
-    """Evenly drawn actions in [-1, 1], from one generator."""
+    """Random actions, uniform in [-1, 1], from one generator."""
 
     def __init__(self, spec: PolicySpec, seed: int = 0):
         self.spec = spec

@@ -1,4 +1,4 @@
-"""What a policy's success must be set beside: does it look, does it listen?"""
+"""Controls of a policy's success: blank images, and shuffled instructions."""
 
 import random
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def shuffled_instructions(instructions: Mapping[str, str], seed: int = 0) -> dic
     """
     if len(instructions) < 2 or len(set(instructions.values())) < len(instructions):
         raise ValueError(
-            f"the instructions are {dict(instructions)}: to shuffle them takes two tasks or more, in words of their own"
+            f"the instructions are {dict(instructions)}: expected two tasks or more, with different instructions"
         )
     tasks = list(instructions)
     given, drawn = tasks.copy(), random.Random(seed)

@@ -1,4 +1,4 @@
-"""What a simulated robot at one task is, whatever simulates it."""
+"""The interface of a simulated robot with one task."""
 
 from typing import Protocol
 
@@ -7,16 +7,16 @@ import numpy as np
 from vlm_vision.robot.observation import Observation
 
 TRAINING_SEED = 0
-"""Recordings take seeds from here, upwards."""
+"""First seed of recordings."""
 EVALUATION_SEED = 10_000
-"""Closed loops take seeds from here, upwards, and recordings never reach it."""
+"""First seed of closed loops, which recordings never reach."""
 
 
 class Environment(Protocol):
-    """One robot, one task. Recordings, closed loops and videos take anything that is like this.
+    """One robot, one task. Recordings, closed loops and videos take any object with these methods.
 
-    Stepping and looking are two calls, because images are what a simulator spends its time on: a chunk of actions that is
-    executed without looking costs one look.
+    Steps and observations are two calls, because a simulator needs most of its time for images: a chunk of actions costs one
+    observation.
     """
 
     @property
@@ -36,7 +36,7 @@ class Environment(Protocol):
 
     @property
     def state_dim(self) -> int:
-        """Numbers that the robot tells of itself; 0 for none."""
+        """Numbers of the robot's state; 0 for none."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Environment(Protocol):
         ...
 
     def reset(self, seed: int) -> Observation:
-        """Begin anew. What follows is a function of the seed and of the actions, whatever came before."""
+        """Start a new episode, which is a function of the seed and of the actions alone."""
         ...
 
     def step(self, action: np.ndarray) -> tuple[bool, bool]:
@@ -66,13 +66,13 @@ class Environment(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """Look, now."""
+        """The present observation."""
         ...
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8 for people to watch, of the first camera."""
+        """(height, width, 3) uint8 of the first camera, for videos."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds. Twice is as once."""
+        """Free its resources; a second call does nothing."""
         ...

@@ -1,4 +1,4 @@
-"""Meta-World's fifty tasks in words, each unlike the others."""
+"""Instructions of Meta-World's fifty tasks, all different."""
 
 INSTRUCTIONS = {
     "assembly-v3": "pick up the nut by its handle and put it on the peg",

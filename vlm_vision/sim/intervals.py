@@ -1,10 +1,10 @@
-"""How sure a share of successes is."""
+"""Confidence interval of a success rate."""
 
 from dataclasses import dataclass
 from math import sqrt
 
 Z_95 = 1.959963984540054
-"""Two-sided 95 % of a normal distribution."""
+"""Quantile of a normal distribution for a two-sided interval of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SuccessRate:
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.tries or not self.tries:
             raise ValueError(
-                f"{self.successes} successes of {self.tries}: expected at least one try, and no more successes"
+                f"{self.successes} successes of {self.tries}: expected at least one try, and at most as many successes"
             )
 
     @property

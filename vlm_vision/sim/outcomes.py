@@ -1,4 +1,4 @@
-"""What became of a policy's tries, and how sure that is."""
+"""Results of a policy's episodes, with confidence intervals."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from vlm_vision.sim.intervals import SuccessRate
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to come: a task, by its name, and a seed."""
+    """One episode to run: the name of a task, and a seed."""
 
     task: str
     seed: int
@@ -17,10 +17,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode that was.
+    """Result of one episode.
 
     Args:
-        instruction: that the policy was given.
+        instruction: the instruction that the policy got.
         steps: until it was done, or until time was up.
     """
 
@@ -32,12 +32,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What a policy did.
+    """Results of a policy.
 
     Args:
         outcomes: in the order of the trials.
-        seconds: wall time of the policy, of the environments, and in all; and of each stage that the policy told.
-        looks: observations that the policy was given.
+        seconds: wall time of the policy, of the environments, and in all; and of each stage that the policy reports.
+        looks: number of observations that the policy got.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -46,19 +46,19 @@ class Rollouts:
 
     @property
     def shares(self) -> dict[str, SuccessRate]:
-        """Task -> how often it was done."""
+        """Task -> success rate."""
         tries = Counter(one.trial.task for one in self.outcomes)
         done = Counter(one.trial.task for one in self.outcomes if one.success)
         return {task: SuccessRate(done[task], number) for task, number in tries.items()}
 
     @property
     def mean(self) -> float:
-        """Of the tasks' rates, each counted once."""
+        """Mean of the rates of the tasks."""
         return sum(share.rate for share in self.shares.values()) / len(self.shares)
 
     @property
     def all(self) -> SuccessRate:
-        """Of the episodes, each counted once."""
+        """Success rate over all episodes."""
         return SuccessRate(sum(one.success for one in self.outcomes), len(self.outcomes))
 
     def rows(self) -> dict[str, str]:

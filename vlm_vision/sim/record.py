@@ -1,4 +1,4 @@
-"""Demonstrations by Meta-World's scripted experts, as episodes and as a LeRobot data set.
+"""Demonstrations by Meta-World's scripted experts, as episodes or as a LeRobot data set.
 
 vlm-vision record --tasks reach-v3 push-v3 --episodes 50 --size 128 --out FOLDER
 """
@@ -22,13 +22,13 @@ from vlm_vision.sim.metaworld import HORIZON, MetaWorld
 
 @dataclass(frozen=True)
 class Recorder:
-    """How one try of an expert is recorded.
+    """Settings for a recorded episode of an expert.
 
     Args:
         views: cameras, each named after its view of the scene.
         size: side of the images, in pixels.
-        noise: standard deviation of what is added to the actions that are executed. Recorded are the expert's own, so that
-            a policy sees what to do beside the expert's path (DART, Laskey et al. 2017).
+        noise: standard deviation of the noise on the executed actions. The recorded actions have no noise, so that
+            a policy learns what to do next to the expert's path (DART, Laskey et al. 2017).
         horizon: steps after which a try has failed.
     """
 
@@ -39,7 +39,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         if not self.noise >= 0:
-            raise ValueError(f"noise is {self.noise}: expected a standard deviation, 0 for none")
+            raise ValueError(f"noise is {self.noise}: expected a standard deviation of at least 0")
 
     def __call__(self, task: str, seed: int) -> Episode:
         """Until the task is done or time is up; `success` tells which."""
@@ -58,7 +58,7 @@ class Recorder:
 
 
 class Demonstrations:
-    """As many episodes of each task as were asked for, all successful: those of the first seeds with which the expert succeeds.
+    """The requested number of successful episodes of each task: those of the first seeds with which the expert succeeds.
 
     Args:
         tasks: one after the other.
@@ -88,14 +88,14 @@ class Demonstrations:
             )
         if len(of_each) not in (1, len(tasks)):
             raise ValueError(
-                f"episodes has {len(of_each)} numbers for {len(tasks)} tasks: give one for all, or one for each"
+                f"episodes has {len(of_each)} numbers for {len(tasks)} tasks: pass one for all, or one for each"
             )
         for task in tasks:
             MetaWorld(task, cameras=recorder.views, size=recorder.size, horizon=recorder.horizon).close()
         self.recorder, self.tasks, self.seed, self.workers = recorder, tasks, seed, workers
         self.episodes = of_each if len(of_each) == len(tasks) else of_each * len(tasks)
         self.failed: Counter[str] = Counter()
-        """Tries that were left out, by task."""
+        """Task -> number of failed episodes, which are not recorded."""
 
     def __len__(self) -> int:
         return sum(self.episodes)
@@ -120,20 +120,20 @@ class Demonstrations:
             if self.failed[task] > 4 * episodes:
                 raise ValueError(
                     f"the expert of {task} succeeded {found} times and failed {self.failed[task]} times: use less noise, or "
-                    "leave the task out"
+                    "remove the task"
                 )
 
     def _checked(self, seed: int) -> int:
         if seed >= EVALUATION_SEED:
             raise ValueError(
-                f"seeds have come to {seed}, and those from {EVALUATION_SEED} on are for evaluation: record fewer episodes, or "
-                "begin lower"
+                f"the next seed is {seed}, but seeds from {EVALUATION_SEED} on are for evaluation: record fewer episodes, or "
+                "start from a lower seed"
             )
         return seed
 
 
 Begin = Callable[[Recorder, str, int], Callable[[], Episode]]
-"""Begin a try; what is returned waits for it."""
+"""Start an episode; the returned function waits for it."""
 
 
 @contextmanager

@@ -43,8 +43,8 @@ class Renderer:
             self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:  # PyOpenGL found no library
             raise OSError(
-                f"MuJoCo finds no OpenGL to draw with ({error}): apt-get install libegl1 libgl1-mesa-dri, or choose osmesa or "
-                "glfw by the variable MUJOCO_GL"
+                f"MuJoCo cannot load OpenGL ({error}): apt-get install libegl1 libgl1-mesa-dri, or set the variable MUJOCO_GL to "
+                "osmesa or glfw"
             ) from None
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
         self._scene, self._option = mujoco.MjvScene(model, maxgeom=2000), mujoco.MjvOption()
@@ -73,7 +73,7 @@ class Renderer:
         return np.flipud(drawn)
 
     def close(self) -> None:
-        """Give the context back. Twice is as once."""
+        """Free the context; a second call does nothing."""
         if self in _open:
             _open.discard(self)
             self._gl.make_current()

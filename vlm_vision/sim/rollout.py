@@ -1,4 +1,4 @@
-"""A policy in closed loop: it looks, acts for some steps, and looks again, in several environments at once."""
+"""A policy in closed loop, in several environments at once: an observation, some actions, the next observation."""
 
 import time
 from collections import defaultdict, deque
@@ -13,7 +13,7 @@ from vlm_vision.sim.environment import Environment
 from vlm_vision.sim.outcomes import Outcome, Rollouts, Trial
 
 Watch = Callable[[Environment, Outcome, bool], None]
-"""Called after each reset and each step with what there is so far, and whether the episode is over."""
+"""Function that is called after each reset and step with the outcome so far, and True at the end of the episode."""
 
 
 def rollout(
@@ -27,12 +27,12 @@ def rollout(
     alter: Callable[[Observation], Observation] | None = None,
     watch: Watch | None = None,
 ) -> Rollouts:
-    """Try everything once. All environments look at the same time, so that the policy gets one batch.
+    """Run each trial once. All environments observe at the same time, so that the policy gets one batch.
 
     Args:
         make: from a task's name to its environment, which serves one trial after another.
         at_once: environments that are open at a time.
-        execute: steps of a chunk that are done before the next look; 0 for all.
+        execute: steps of a chunk before the next observation; 0 for all.
         instructions: by task, said in place of the environment's own (`controls.shuffled`).
         alter: makes of an observation what the policy sees (`controls.blank`).
 
@@ -43,7 +43,7 @@ def rollout(
     spec, seconds, looks = policy.spec, defaultdict[str, float](float), 0
     if not trials or at_once < 1 or not 0 <= execute <= spec.chunk:
         raise ValueError(
-            f"there are {len(trials)} trials, {at_once} at once, {execute} steps for each look: expected at least one, one, and "
+            f"there are {len(trials)} trials, {at_once} at once, {execute} steps for each observation: expected at least one, one, and "
             f"0 to {spec.chunk}, the chunk of the policy"
         )
     coming, outcomes = deque(enumerate(trials)), dict[int, Outcome]()
@@ -90,7 +90,7 @@ class _Running:
     over: bool = False
 
     def act(self, chunk: np.ndarray, watch: Watch | None) -> None:
-        """Do actions (steps, A) until the episode is over; look if it is not."""
+        """Do actions (steps, A) until the episode is over; then observe if it is not."""
         for action in chunk:
             success, self.over = self.environment.step(action)
             self.outcome = replace(self.outcome, success=success, steps=self.outcome.steps + 1)
@@ -115,7 +115,7 @@ def _start_trial(
 def _environment(
     task: str, make: Callable[[str], Environment], spare: list[Environment], spec: PolicySpec
 ) -> Environment:
-    """One that is at hand; or a new one, in whose place one of another task is closed."""
+    """A spare environment of the task; else a new one, after a spare one of another task is closed."""
     for place, environment in enumerate(spare):
         if environment.name == task:
             return spare.pop(place)
@@ -133,26 +133,26 @@ def _environment(
 def _check(spec: PolicySpec, environment: Environment) -> None:
     if set(spec.cameras) != set(environment.cameras):
         raise ValueError(
-            f"the policy looks at cameras {list(spec.cameras)}, and {environment.name} has {list(environment.cameras)}: name the "
-            "environment's cameras as the policy does"
+            f"the policy uses cameras {list(spec.cameras)}, but {environment.name} has {list(environment.cameras)}: give the "
+            "environment's cameras the same names"
         )
     if spec.action_dim != environment.action_dim or spec.state_dim not in (0, environment.state_dim):
         raise ValueError(
-            f"the policy gives {spec.action_dim} numbers and reads a state of {spec.state_dim}; {environment.name} takes "
-            f"{environment.action_dim} and tells {environment.state_dim}: the policy is of another robot"
+            f"the policy has actions of {spec.action_dim} numbers and states of {spec.state_dim}, but {environment.name} has "
+            f"{environment.action_dim} and {environment.state_dim}: load a policy of this robot"
         )
     if spec.fps and abs(spec.fps - environment.fps) > 0.01:
         raise ValueError(
-            f"the policy acts {spec.fps:g} times a second, and {environment.name} {environment.fps:g} times: it learned from "
-            "another rate"
+            f"the policy acts {spec.fps:g} times per second, but {environment.name} {environment.fps:g} times: load a policy that was "
+            "trained at this rate"
         )
 
 
 def _checked(values: np.ndarray, rows: int, spec: PolicySpec) -> np.ndarray:
     if np.shape(values) != (rows, spec.chunk, spec.action_dim):
         raise ValueError(
-            f"the policy gave actions of shape {np.shape(values)}: expected {(rows, spec.chunk, spec.action_dim)}, as its spec says"
+            f"the policy returned actions of shape {np.shape(values)}: expected {(rows, spec.chunk, spec.action_dim)} from its spec"
         )
     if not np.isfinite(values).all():
-        raise ValueError("the policy gave actions that are NaN or Inf: look at its weights and statistics")
+        raise ValueError("the policy returned actions that are NaN or Inf: check its weights and statistics")
     return values

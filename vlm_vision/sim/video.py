@@ -1,4 +1,4 @@
-"""Episodes for people to watch."""
+"""Videos of episodes."""
 
 from collections import Counter
 from pathlib import Path
@@ -50,9 +50,9 @@ class VideoWriter:
 
 
 class EpisodeVideos:
-    """Watches a rollout: the first episodes of each task as mp4, and how each of these looked in the end.
+    """Recorder of a rollout: the first episodes of each task as mp4, and the last frame of each.
 
-    Used as a context: what is not over when it ends is thrown away.
+    Used as a context manager: unfinished episodes are deleted at its end.
 
     Args:
         folder: for the files, named task-seed-done.mp4 or task-seed-failed.mp4.

@@ -1,1 +1,1 @@
-"""What training loops share: order of data, parameter groups and schedules, adapters, loss, exact resume."""
+"""Parts that training loops share: order of data, parameter groups and schedules, adapters, loss, exact resume."""

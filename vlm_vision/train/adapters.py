@@ -1,8 +1,8 @@
-"""LoRA adapters on disk and merged into the weights, so that neither goes wrong in silence.
+"""LoRA adapters: saved, loaded, and merged into the weights, each with checks against silent errors.
 
-A saved adapter knows which weights and which preprocessing it was trained on and is not put on others: not on another
-base, and not on one that it is merged into already. A merge is done in float32 and compared with the adapters before
-anything is returned.
+A saved adapter records the weights and the preprocessing that it was trained on. `load_adapter` refuses another base model,
+and one that the adapter is merged into already. A merge runs in float32, and its logits are compared with those of the
+adapters before anything is returned.
 """
 
 import copy
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -30,15 +32,15 @@ SIDECAR, WEIGHTS = "vlm_vision_adapter.json", "adapter_model.safetensors"
 GROUP = {"encoder": "vision", "projector": "projector", "newline": "projector", "language_model": "language"}
 """Module of the model -> the group it belongs to."""
 HASHED_VALUES = 2048
-"""Of each base weight, from its beginning."""
+"""Number of values of each base weight, the first ones, in the fingerprint."""
 LARGEST_ERROR = 1e-4
-"""Of a merge in float32: of the logits, relative to the largest of them."""
+"""Largest error of a merge in float32, relative to the largest logit."""
 LARGEST_SHARE = 0.1
-"""Of a merge in half precision: of what the adapters do to the logits."""
+"""Largest error of a merge in half precision, relative to the effect of the adapters on the logits."""
 
 
 def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
-    """Write adapters and groups trained in full: adapter_model.safetensors, adapter_config.json (both peft's) and
+    """Write adapters and groups trained in full: adapter_model.safetensors, adapter_config.json (both of peft) and
     vlm_vision_adapter.json.
 
     Raises:
@@ -56,6 +58,30 @@ def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
         peft.save_pretrained(str(staging), save_embedding_layers=False)
         (staging / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         write_json(staging / SIDECAR, about)
+        write_card(staging, _card(model, about))
+
+
+def _card(model: VisionLanguageModel, about: dict[str, Any]) -> Card:
+    base, card = model.hub_id or "BASE", model.card()
+    groups = ", ".join([*(f"{one} by LoRA" for one in about["lora"]), *(f"{one} in full" for one in about["full"])])
+    load = f"""
+import vlm_vision as vv
+from PIL import Image
+from vlm_vision.train.adapters import load_adapter
+
+base = vv.VisionLanguageModel.from_pretrained("{base}")  # the model that the adapters were trained on
+model = load_adapter(base, ".")
+{IMAGE}
+print(base.answer(image, "What is this?", max_new_tokens=20))  # base holds the adapters now
+"""
+    return replace(
+        card,
+        title=f"Adapters of a {card.title[0].lower()}{card.title[1:]}",
+        about=f"Trained: {groups}. Fingerprint of the base's weights: {about['base_fingerprint']}. {card.about} with adapters",
+        load=load,
+        notes=("Another base is an error. peft reads the folder too.",),
+        tags=("peft", "lora", *card.tags),
+    )
 
 
 def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
@@ -71,16 +97,16 @@ def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
     about, config = read_json(folder / SIDECAR), read_json(folder / "adapter_config.json")
     unwrapped(model)
     if any(isinstance(module, LoraLayer) for module in model.modules()):
-        raise ValueError("this model has adapters already: load these on the plain model")
+        raise ValueError("this model has adapters already: load new ones on a model without adapters")
     if vision_fingerprint(model) != about.get("sight_fingerprint"):
         raise ValueError(
-            f"{folder} was trained with other preprocessing, tap or image layout than this model has: restore them, the "
-            "adapters would see other tokens"
+            f"{folder} was trained with another preprocessing, tap or image layout than this model has: load a model with the "
+            "same ones, or the adapters get other tokens"
         )
     if base_fingerprint(model, without=config.get("modules_to_save") or []) != about.get("base_fingerprint"):
         raise ValueError(
-            f"{folder} was trained on other weights than this model has: load the model it was trained on, and not one "
-            "that these adapters are merged into already"
+            f"{folder} was trained on other weights than this model has: load the base model that it was trained on, "
+            "without these adapters merged into it"
         )
     before = dict(model.named_modules())
     trains = {weight: weight.requires_grad for weight in model.parameters()}
@@ -92,8 +118,8 @@ def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
         for name, module in before.items():
             if name and model.get_submodule(name) is not module:
                 model.set_submodule(name, module)
-        for weight, wanted in trains.items():
-            weight.requires_grad_(wanted)
+        for weight, trained in trains.items():
+            weight.requires_grad_(trained)
         raise ValueError(f"{folder} does not fit this model: {' '.join(str(error).split())[:300]}") from error
     return wrapped.eval()
 
@@ -104,7 +130,7 @@ def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
 
     Each weight becomes W + scale * B A in float32 and is rounded once, to the type it is stored in. The logits of the
     batch are computed in float32 with adapters, without, and with the merged and rounded weights; both figures are
-    logged. `wrapped` stays as it is; a copy in float32 must fit beside it, so move a large model to the CPU first.
+    logged. `wrapped` stays as it is; a copy in float32 needs memory in addition to it, so move a large model to the CPU first.
 
     Args:
         wrapped: of `set_trainable` or `load_adapter`; a plain model is returned as it is.
@@ -119,7 +145,7 @@ def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
     peft = _adapted(wrapped)
     for name, weight in get_peft_model_state_dict(peft, save_embedding_layers=False).items():
         if not torch.isfinite(weight).all():
-            raise ValueError(f"{name} holds values that are not finite: go back to a checkpoint before they appeared")
+            raise ValueError(f"{name} holds values that are not finite: load an earlier checkpoint")
     half = any(layer.get_base_layer().weight.dtype != torch.float32 for layer in _lora_layers(peft).values())
     peft = copy.deepcopy(peft).eval()
     stored = [
@@ -129,31 +155,31 @@ def merge(wrapped: nn.Module, batch: dict[str, Tensor]) -> VisionLanguageModel:
         if value.is_floating_point()
     ]
     peft.float()
-    wanted = _logits(unwrapped(peft), batch)
+    adapted = _logits(unwrapped(peft), batch)
     _switch(peft, False)
     plain = _logits(unwrapped(peft), batch)
     _switch(peft, True)
     model: VisionLanguageModel = peft.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     _cast(stored)
-    _check_merge(plain, wanted, _logits(model.float(), batch), half=half)
+    _check_merge(plain, adapted, _logits(model.float(), batch), half=half)
     _cast(stored)
     return model.requires_grad_(True)
 
 
-def _check_merge(plain: Tensor, wanted: Tensor, merged: Tensor, *, half: bool) -> None:
+def _check_merge(plain: Tensor, adapted: Tensor, merged: Tensor, *, half: bool) -> None:
     """Log what the merge and the adapters each do to the logits. Raises ValueError if the merge does too much."""
-    error, effect = _rms(merged - wanted), _rms(wanted - plain)
-    worst, scale = (merged - wanted).abs().max().item(), wanted.abs().max().item()
+    error, effect = _rms(merged - adapted), _rms(adapted - plain)
+    worst, scale = (merged - adapted).abs().max().item(), adapted.abs().max().item()
     figures = (
         f"merging changes the logits by {error:.2g}, at worst {worst:.2g} of {scale:.2g}, and the adapters change them by "
         f"{effect:.2g} (root mean square)"
     )
     if half and not error <= LARGEST_SHARE * effect:
         raise ValueError(
-            f"{figures}: the stored type rounds the adapters away, load the base in float32 and merge there"
+            f"{figures}: the stored type is too coarse for the adapters: load the base in float32 and merge it there"
         )
     if not half and not worst <= LARGEST_ERROR * scale:
-        raise ValueError(f"{figures}: these adapters cannot be merged, keep them beside the base")
+        raise ValueError(f"{figures}: these adapters cannot be merged: keep them separate from the base model")
     log.info(figures)
 
 
@@ -173,7 +199,7 @@ def base_fingerprint(model: VisionLanguageModel, *, without: Iterable[str]) -> s
 
 
 def vision_fingerprint(model: VisionLanguageModel) -> str:
-    """16 hex digits of what decides the patch tokens beside weights: architecture, preprocessing, tap, image layout."""
+    """16 hex digits of what decides the patch tokens, apart from weights: architecture, preprocessing, tap, image layout."""
     described = {"encoder": model.encoder.to_dict(), "layout": model.layout.to_dict()}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -181,11 +207,11 @@ def vision_fingerprint(model: VisionLanguageModel) -> str:
 def _adapted(wrapped: nn.Module) -> PeftModel:
     if not isinstance(wrapped, PeftModel):
         raise ValueError(
-            f"expected the model with adapters that set_trainable returned, got a {type(wrapped).__name__}: unwrap it, or "
-            "use save_pretrained where there are none"
+            f"expected the model with adapters that set_trainable returned, got a {type(wrapped).__name__}: remove other "
+            "wrappers, or call save_pretrained if the model has no adapters"
         )
     if any(layer.merged for layer in _lora_layers(wrapped).values()):
-        raise ValueError("the adapters are merged into their layers at present: call unmerge_adapter first")
+        raise ValueError("the adapters are merged into their layers: call unmerge_adapter first")
     return wrapped
 
 

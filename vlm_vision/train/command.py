@@ -1,4 +1,4 @@
-"""A recipe on the command line: typed settings from configs and flags, a help text for each, errors in one sentence."""
+"""The command line of a recipe: typed settings from configs and flags, a help text for each, errors of one sentence."""
 
 import argparse
 import difflib
@@ -62,7 +62,7 @@ def settings_parser(kind: type, name: str, about: str | None) -> ArgumentParser:
         "--config",
         action="config",
         metavar="NAME_OR_FILE",
-        help="Name of a config that comes with the recipes, or a YAML file; later arguments override it.",
+        help="Name of a config of the recipes, or a YAML file; later arguments override it.",
     )
     parser.add_class_arguments(kind, as_positional=False)
     return parser
@@ -100,7 +100,7 @@ def _file(name: str, configs: Path) -> str:
 
 
 def run_cli(name: str, job: Callable[[], object]) -> None:
-    """Do the job of a script; what the user can put right is said in one sentence, with exit code 2."""
+    """Run a script; an error that the user can correct is printed as one sentence, with exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         job()

@@ -1,4 +1,4 @@
-"""What a recipe on conversations needs before its loop: data, the model, cached features."""
+"""Preparation of a recipe that trains on conversations: the data, the model, cached features."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from vlm_vision.vlm.model import VisionLanguageModel
 
 
 def read_data(data: ConversationData) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Conversations to train on and to be measured on; the latter may be none."""
+    """Conversations to train on, and to measure on; the second list may be empty."""
     train = read_conversations(data.train, images=data.images, split=data.train_split)
     test = read_conversations(data.test, images=data.images, split=data.test_split) if data.test else []
     return train, test
@@ -28,13 +28,13 @@ def build_model(
     pack_length: int = 0,
     gradient_checkpointing: bool = False,
 ) -> VisionLanguageModel:
-    """As `build_vlm`; a new language model knows the words of the conversations.
+    """`build_vlm`, where a new language model gets the words of the conversations as its vocabulary.
 
     Args:
-        pack_length: tokens of the rows into which conversations are packed; 0 where they are not.
+        pack_length: tokens of a row into which conversations are packed; 0 for no packing.
 
     Raises:
-        ValueError: as `build_vlm`; a language model that cannot train on packed rows where they are asked for.
+        ValueError: as `build_vlm`; a language model that cannot train on packed rows, with pack_length above 0.
     """
     texts = (text for one in train for turn in one.turns for text in turn)
     model = build_vlm(settings, texts, gradient_checkpointing=gradient_checkpointing)
@@ -51,7 +51,7 @@ def feature_cache(
     *,
     out: Path,
 ) -> FeatureCache | None:
-    """Patch tokens of all images on disk; None where they are not to be kept, may change, or fit no cache.
+    """Patch tokens of all images on disk; None if the settings turn the cache off, or the tokens may change or fit no cache.
 
     Args:
         out: the run's folder, which holds the cache unless `feature_folder` is set.

@@ -1,4 +1,4 @@
-"""What a recipe on images needs before its loop: the samples, and the batches of each step."""
+"""Preparation of a recipe that trains on images: the samples, and the batches of each step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from vlm_vision.train.settings import ImageData, Training
 
 
 def read_data(data: ImageData) -> tuple[Samples, Samples | None]:
-    """Samples to train on and to be measured on; where they have classes, those of the former.
+    """Samples to train on, and to measure on, with the classes of the training data.
 
     Raises:
         ValueError: a source as `read_samples` refuses it, or without the shards that are to be shuffled.
@@ -57,7 +57,7 @@ def image_batches(
         views: of every sample.
         needs: what a sample must have; one that lacks it, or cannot be decoded, gives way to the next.
         copies: of every sample, each with views of its own; batches grow by it.
-        alike: view -> another one that shows the same part.
+        `alike`: view -> another view of the same part.
 
     Raises:
         ValueError: fewer samples than batch_size, or a batch that does not divide evenly.

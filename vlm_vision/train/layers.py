@@ -1,8 +1,7 @@
-"""YAML files and the command line as layers of settings, a later one over an earlier one.
+"""Layers of settings: YAML files and the command line, where a later layer overrides an earlier one.
 
-Two rules that a plain override does not have: a key that no recipe knows is refused with the nearest one, or with its new
-name; and a choice brings its own options, so that those of an earlier layer's choice do not meet it (`REPLACES` of a group of
-settings).
+Two rules are added to a plain override. An unknown key is an error that names the nearest key, or the new name of the key. A new
+choice, such as another projector, removes the options of the earlier layer's choice (`REPLACES` of a group of settings).
 """
 
 import dataclasses
@@ -75,7 +74,7 @@ def check_keys(layer: Layer, settings: type, renamed: dict[str, str]) -> None:
     for path, _ in _leaves(layer.values):
         for old, new in renamed.items():
             if (path == old or path.startswith(f"{old}.")) and not _has(settings, old):
-                raise ValueError(f"{layer.name} has {layer.prefix}{old}, which is called {layer.prefix}{new} today")
+                raise ValueError(f"{layer.name} has {layer.prefix}{old}, whose name is now {layer.prefix}{new}")
     _check(layer, layer.values, settings, "")
 
 
@@ -105,7 +104,7 @@ def replace_choices(layers: list[Layer], replaces: dict[str, tuple[str, ...]]) -
 def _read_file(name: str, taken: list[str]) -> Layer:
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"--config {name}: there is no such file; give a YAML file")
+        raise ValueError(f"--config {name}: the file does not exist; pass a YAML file")
     values = get_loader("yaml")(path.read_text())
     if not isinstance(values, dict):
         raise ValueError(f"{name} holds no keys: expected YAML with lines such as steps: 1000")
@@ -141,7 +140,7 @@ def _check(layer: Layer, values: Nested, group: type, path: str) -> None:
                 continue
             near = did_you_mean(key, hints)
             what = f"field of {path}" if is_typeddict(group) else "setting of this recipe"
-            raise ValueError(f"{layer.name} has {layer.prefix}{name}, which is no {what}{near}")
+            raise ValueError(f"{layer.name} has {layer.prefix}{name}, which is not a {what}{near}")
         for inner in _groups(hints[key]):
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, dict):

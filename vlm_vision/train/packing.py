@@ -1,4 +1,4 @@
-"""Whether a language model keeps packed sequences apart."""
+"""Test of a language model: packed sequences must not affect each other."""
 
 import torch
 
@@ -7,7 +7,7 @@ from vlm_vision.vlm.model import VisionLanguageModel
 
 @torch.no_grad()
 def check_packing(model: VisionLanguageModel) -> None:
-    """Compare two short sequences packed into one row with the same two alone.
+    """Compare two short sequences in one packed row with the same two in separate rows.
 
     Raises:
         ValueError: they differ: the language model carries a state from one token to the next (linear attention, state
@@ -25,6 +25,6 @@ def check_packing(model: VisionLanguageModel) -> None:
     error = (packed - alone).abs().max() / alone.abs().max()
     if not error < (1e-3 if model.dtype == torch.float32 else 5e-2):
         raise ValueError(
-            f"{type(model.language_model).__name__} does not keep packed conversations apart (logits differ by {error:.1%}): "
+            f"{type(model.language_model).__name__} mixes packed conversations (logits differ by {error:.1%}): "
             "train it with pack_length 0"
         )

@@ -1,4 +1,4 @@
-"""Settings that recipes share, as dataclasses: a recipe's `Config` derives from those it needs and adds its own.
+"""Settings that recipes share, as dataclasses: the `Config` of a recipe derives from those that it needs.
 
 A docstring under a field is the help text of its flag.
 """
@@ -14,15 +14,15 @@ from vlm_vision.preprocess.spec import HALF
 from vlm_vision.vlm.layout import layout_from_dict
 
 Option = bool | int | float | str | None
-"""An option of a projector or an action head, whose names and values it checks itself."""
+"""An option of a projector or an action head, which checks names and values itself."""
 
 RENAMED = {"lr_hands": "lr_action", "eval_neighbours": "eval_neighbors", "neighbours": "neighbors"}
-"""Key of version 0.0 -> key today, of every recipe: a YAML file with the old key is told the new one, a stopped run goes on."""
+"""Key of version 0.0 -> key today, of every recipe: the error for an old key in a YAML file names the new one; a stopped run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a run trains, whatever it trains."""
+    """Settings of every training run."""
 
     out: str
     """Folder for everything that the run writes."""
@@ -43,13 +43,13 @@ class Training:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Number type of forward and backward passes; "no" for float32. Weights and moments are float32 in any case."""
     gradient_checkpointing: bool = False
-    """Compute each layer again in the backward pass: less memory, a third more time."""
+    """Recompute each layer in the backward pass: less memory, a third more time."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """How several processes share the model: each holds a copy (none, which is DDP) or a part (fsdp2)."""
+    """Sharding of the model over processes: each holds a copy (none, which is DDP) or a part (fsdp2)."""
     workers: int = 0
     """Processes per training process that read data; 0 to read in the training process."""
     checkpoint_every: int = 500
-    """Steps between checkpoints, from which a stopped run goes on."""
+    """Steps between checkpoints, from which a stopped run resumes."""
     eval_every: int = 0
     """Steps between measurements on the test data; 0 for one at the end."""
     log_every: int = 10
@@ -74,7 +74,7 @@ class Training:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
     def resume_fields(self) -> dict[str, Any]:
-        """What must stay the same for a stopped run to go on, as YAML and JSON write it."""
+        """Settings that must be equal when a stopped run resumes, as YAML and JSON write them."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:
             plain["data"] = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
@@ -82,9 +82,9 @@ class Training:
 
 
 _FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
-"""Settings that do not change what is learned; those that begin with eval do not either."""
+"""Settings that do not change the training result; those that begin with eval do not either."""
 _FREE_DATA = ("cache", "cache_gb", "memory")
-"""Settings of the data that do not change what is learned."""
+"""Settings of the data that do not change the training result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +105,15 @@ class EncoderSettings:
     tap_layer: int | None = None
     """Block whose tokens are used, -1 for the last; empty for the one that the checkpoint's own model uses."""
     tap_norm: bool = True
-    """Apply the final norm to the tokens of `tap_layer`, where that is given."""
+    """Apply the final norm to the tokens of `tap_layer`, if that is set."""
 
     def __post_init__(self):
         if self.source and (self.mean, self.std) != HALF:
             raise ValueError(
-                f"encoder.source {self.source} brings its own colors: leave encoder.mean and encoder.std out"
+                f"encoder.source {self.source} has its own normalization: remove encoder.mean and encoder.std"
             )
         if self.source and self.new:
-            raise ValueError(
-                f"encoder.source {self.source} and encoder.new are two encoders: give one of them, the other is left out"
-            )
+            raise ValueError(f"encoder.source {self.source} and encoder.new are two encoders: set one of them")
         if self.new:
             vit_config(self.new)
 
@@ -133,10 +131,7 @@ class LanguageSettings:
 
     def __post_init__(self):
         if self.source and self.new:
-            raise ValueError(
-                f"language.source {self.source} and language.new are two language models: give one of them, the other is left "
-                "out"
-            )
+            raise ValueError(f"language.source {self.source} and language.new are two language models: set one of them")
         if self.new:
             check_language_fields(self.new)
 
@@ -152,7 +147,7 @@ class LayoutFields(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class VlmSettings:
-    """The parts of a `VisionLanguageModel`, or a saved model to start from: what align, vqa and vla share."""
+    """The parts of a `VisionLanguageModel`, or a saved model to start from; shared by align, vqa and vla."""
 
     start: str = ""
     """Folder or hub id of a saved vision-language model to start from, of this package, LLaVA, OpenVLA or Prismatic; it takes
@@ -191,10 +186,10 @@ class VlmSettings:
                 "projector": self.projector != "mlp" or bool(self.projector_options or self.projector_source),
                 "layout": bool(self.layout),
             }
-            if given := [name for name, differs in parts.items() if differs]:
+            if extra := [name for name, differs in parts.items() if differs]:
                 raise ValueError(
-                    f"start {self.start} brings its own encoder, language model, projector and layout: leave "
-                    f"{' and '.join(given)} out, or start"
+                    f"start {self.start} has its own encoder, language model, projector and layout: remove "
+                    f"{' and '.join(extra)}, or remove start"
                 )
         elif not self.projector_source:
             projectors.check_options(self.projector, self.projector_options)
@@ -221,7 +216,7 @@ class ConversationData:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationSettings:
-    """How a run reads conversations: what align and vqa share."""
+    """Settings for reading conversations, shared by align and vqa."""
 
     data: ConversationData
     """Conversations."""
@@ -257,13 +252,13 @@ class ImageData:
     images: str = ""
     """Folder that image paths are relative to; empty for the folder of the table."""
     train_split: str = "train"
-    """Split of a data set, or folder below the source, to train on."""
+    """Split of a data set, or folder inside the source, to train on."""
     test_split: str = "test"
-    """Split of a data set, or folder below the source, to measure on."""
+    """Split of a data set, or folder inside the source, to measure on."""
     classes: int = 0
     """Number of classes of the labels in shards by URL; 0 to read no labels from them."""
     shuffle_shards: int | None = None
-    """Shards that are shuffled together, 0 for all; empty for 16 of shards by URL, and for all of others."""
+    """Shards that are shuffled together; 0 for all; empty for 16 of shards by URL, and for all shards on disk."""
     cache: str = ShardCache.folder
     """Folder for downloaded shards, on a disk of each machine."""
     cache_gb: float = ShardCache.gb

@@ -18,7 +18,7 @@ from accelerate.utils import (
 from vlm_vision.train.settings import Training, as_plain
 
 LONGEST_WAIT = timedelta(hours=6)
-"""For which a process waits for another one, which may encode all images or load a large model meanwhile."""
+"""Timeout of a process that waits for another one, which may encode all images or load a large model."""
 
 
 def start_run(settings: Training) -> Accelerator:
@@ -45,7 +45,7 @@ def start_run(settings: Training) -> Accelerator:
         ],
     )
     if settings.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError(f"mixed_precision fp16 is not for {accelerator.device.type}: choose bf16 or no")
+        raise ValueError(f"mixed_precision fp16 does not work on {accelerator.device.type}: choose bf16 or no")
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     set_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""Which group of a `VisionLanguageModel` trains, and how: frozen, LoRA adapters, or all its weights.
+"""The groups of a `VisionLanguageModel` for training: each is frozen, has LoRA adapters, or trains in full.
 
 Three groups: vision is the encoder, projector what stands between (with the newline token of a layout that has one),
 language the language model.
@@ -46,7 +46,7 @@ def set_trainable(
 
     FiLM's own layers train in full there: they begin as zeros, which are no weights to adapt (so does OpenVLA-OFT).
 
-    What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked. Beside a group
+    What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked. Next to a group
     with adapters, one that trains in full becomes part of the adapter (peft's `modules_to_save`): saved and loaded with
     it, also by peft itself. A copy trains then, and the weights it started from are kept: they take memory twice.
 
@@ -58,7 +58,7 @@ def set_trainable(
         ValueError: the model has adapters already.
     """
     if not isinstance(model, VisionLanguageModel) or any(isinstance(one, LoraLayer) for one in model.modules()):
-        raise ValueError("this model has adapters already: merge them, or begin with a model that has none")
+        raise ValueError("this model has adapters already: merge them, or start from a model without adapters")
     asked: dict[str, How] = {"vision": vision, "projector": projector, "language": language}
     wrapped: nn.Module = model
     for name, group in group_modules(model).items():
@@ -87,7 +87,7 @@ def set_trainable(
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without warnings that nobody can act on: of GPT-2's linear layers, which peft sees to itself, and of a name in
+    """Without warnings that need no action: of GPT-2's linear layers, which peft sees to itself, and of a name in
     transformers that peft still uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")

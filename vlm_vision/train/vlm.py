@@ -1,4 +1,4 @@
-"""The model that a recipe of vision and language trains: each part loaded, or made new."""
+"""The vision-language model that a recipe trains: each part is loaded or new."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import projectors
-from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, hub_id, resolve
 from vlm_vision.files import read_json
 from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
@@ -32,6 +32,7 @@ def build_vlm(
     """
     if settings.start:
         model = VisionLanguageModel.from_pretrained(_saved_model(settings.start), dtype=torch.float32)
+        model.hub_id = hub_id(settings.start)
     else:
         model = _build_new_vlm(settings, texts)
     if gradient_checkpointing:
@@ -44,13 +45,17 @@ def _saved_model(start: str) -> Path:
     folder = resolve(start, None, also=TOKENIZER_FILES)
     if not (folder / "config.json").is_file():
         is_run = (folder / "model" / "config.json").is_file()
-        hint = f"give {start}/model, what the run saved" if is_run else "give the folder that save_pretrained wrote"
+        hint = (
+            f"pass {start}/model, the saved model of the run"
+            if is_run
+            else "pass the folder that save_pretrained wrote"
+        )
         raise ValueError(f"start {start} has no config.json: {hint}")
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in (VisionLanguageConfig.model_type, *STOCK_TYPES):
         raise ValueError(
-            f"start {start} holds a model of type {kind}, which is no vision-language model: give one that was saved, or the "
-            "parts of a new one by encoder.source and language.source"
+            f"start {start} holds a model of type {kind}, which is not a vision-language model: pass the folder of one, "
+            "or remove start and set encoder.source and language.source"
         )
     return folder
 

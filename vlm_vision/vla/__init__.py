@@ -1,7 +1,7 @@
-"""From what a robot sees to what it does: action heads on any `VisionLanguageModel`.
+"""Vision-language-action models: action heads on any `VisionLanguageModel`.
 
-Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; sight, model (prompt, images and
-state to a head, saving, loading), look (one pass, as it is or captured), openvla, policy.
+Order, low to high: prefix; heads token_head, parallel_head, expert and flow_head; heads; crop, model (prompt, images and
+state to a head, saving, loading), runner (one forward pass, plain or as CUDA graphs), openvla, policy.
 """
 
 from vlm_vision.vla.model import VisionLanguageActionModel

@@ -1,4 +1,4 @@
-"""From recordings and observations to the inputs of a `VisionLanguageActionModel`."""
+"""Inputs of a `VisionLanguageActionModel` from recordings and observations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +19,17 @@ Batch = dict[str, Tensor]
 
 
 class ObservationReader:
-    """Observations to prompts with images; what learning and acting have in common.
+    """Observations to prompts with images, for training and for inference.
 
-    Holds no weights, so that worker processes may have it.
+    Holds no weights, so that worker processes can have a copy.
     """
 
     def __init__(self, model: VisionLanguageActionModel):
         processor = model.plain_vlm.processor
         if processor is None:
-            raise ValueError("the model has no processor: attach or load it with its tokenizer")
+            raise ValueError(
+                "the model has no processor: attach it with a tokenizer, or load it from a folder with one"
+            )
         self.processor, self.spec, self.crop_config = processor, model.spec, model.crop_config
         self.prompt, self.lead_ids = model.prompt, model.lead_ids
 
@@ -43,22 +45,22 @@ class ObservationReader:
         return batch
 
     def images(self, observation: Observation) -> list[Image.Image]:
-        """Whole, in the order of the spec's cameras. Raises ValueError for a camera that is not there."""
-        given = observation.images
-        if missing := [name for name in self.spec.cameras if name not in given]:
+        """Whole images in the order of the spec's cameras. Raises ValueError for a missing camera."""
+        images = observation.images
+        if missing := [name for name in self.spec.cameras if name not in images]:
             raise ValueError(
-                f"the observation has cameras {sorted(given)}, this policy looks at {list(self.spec.cameras)}: "
-                f"{', '.join(missing)} is not there"
+                f"the observation has cameras {sorted(images)}, but this policy uses {list(self.spec.cameras)}: "
+                f"add {', '.join(missing)}"
             )
-        return [load_image(given[name]) for name in self.spec.cameras]
+        return [load_image(images[name]) for name in self.spec.cameras]
 
 
 class ActionCollator:
     """Windows with a seed each to a batch for `VisionLanguageActionModel.forward`.
 
     Args:
-        color: how colors are changed; None for not at all.
-        center: whether the middle of each image is seen, as when acting, and colors are left; else a random part.
+        color: random change of colors; None for no change.
+        center: take the central crop without a change of colors, as at inference; else a random crop.
 
     Raises:
         ValueError: windows that do not fit the model's spec, or its head.
@@ -89,16 +91,20 @@ class ActionCollator:
     def _numbers(self, window: Window) -> tuple[Tensor, Any]:
         """Normalized actions (K, A), and the state."""
         if window.data not in self.normalizers and not (window.data == "" and len(self.normalizers) == 1):
-            raise ValueError(f"the model has statistics of {list(self.normalizers)}, none of {window.data!r}")
+            raise ValueError(
+                f"the model has statistics of {list(self.normalizers)}, but the data are {window.data!r}: train on data of these names"
+            )
         name = window.data or next(iter(self.normalizers))
         action, state = self.normalizers[name]
         if len(window.actions) != self.spec.chunk:
-            raise ValueError(f"a window has {len(window.actions)} actions and the policy gives {self.spec.chunk}")
+            raise ValueError(
+                f"a window has {len(window.actions)} actions, expected {self.spec.chunk}, the chunk of the policy: read windows of that chunk"
+            )
         actions = action(torch.as_tensor(window.actions))
         if self.head.bounded and (beyond := (actions.abs() > 1 + 1e-3).any(0)).any():  # less is lost in a bin
             number = int(beyond.int().argmax())
             raise ValueError(
-                f"number {number} of an action is not normalized and up to {actions[:, number].abs().max():.4g}, and the "
-                f"{self.head.name} head gives numbers from -1 to 1: normalize it, or choose another head"
+                f"number {number} of an action is not normalized and reaches {actions[:, number].abs().max():.4g}, but the "
+                f"{self.head.name} head predicts numbers from -1 to 1: normalize it, or choose another head"
             )
         return actions, None if state is None else state(torch.as_tensor(window.observation.state))

@@ -1,7 +1,7 @@
-"""What a policy sees of a camera's image: a random part while it learns, the middle when it acts.
+"""The crop of a camera's image: random in training, central at inference.
 
 OpenVLA learns on random crops of 0.9 of the area with changed colors and acts on the central crop of the same area (Kim
-et al. 2024); to leave the crop out when acting is a well known way to lose a policy.
+et al. 2024); a policy that acts without the crop often fails.
 """
 
 import math
@@ -17,10 +17,10 @@ OPENVLA_COLOR = Color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, pr
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How images are cut, learning and acting; saved with the policy.
+    """Crop of images in training and at inference; saved with the policy.
 
     Args:
-        area: of the part that is seen, of the whole; 1 for all of it.
+        area: area of the crop as a share of the image; 1 for the whole image.
 
     Raises:
         ValueError: an area outside 0..1.
@@ -33,11 +33,11 @@ class CropConfig:
             raise ValueError(f"area is {self.area}: expected a share of the image, above 0 and at most 1")
 
     def center(self, image: Image.Image) -> Image.Image:
-        """The central part, both sides times the root of the area."""
+        """The central crop, whose sides are those of the image times the root of the area."""
         return self._part(image, 0.5, 0.5)
 
     def random(self, image: Image.Image, color: Color | None, seed: int) -> Image.Image:
-        """A part as large, anywhere; then colors changed. A function of the seed."""
+        """A random crop of the same size, with changed colors; a function of the seed."""
         rng = random.Random(seed)
         part = self._part(image, rng.random(), rng.random())
         return part if color is None else color(part, rng)

@@ -1,7 +1,7 @@
-"""`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, and all that stands between it and a robot."""
+"""`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, its normalization, its files."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.hf.card import IMAGE, Card, count, write_card
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
@@ -23,22 +24,22 @@ from vlm_vision.vla.state import StateToken
 from vlm_vision.vlm.model import VisionLanguageModel
 
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
-"""OpenVLA's; images stand before it."""
+"""Prompt of OpenVLA, after the images."""
 POLICY, WEIGHTS, STATISTICS = "policy.json", "action_head.safetensors", "dataset_statistics.json"
-"""What a policy's folder has beside the files of its `VisionLanguageModel`."""
+"""Files in a policy's folder, in addition to those of its `VisionLanguageModel`."""
 
 
 class VisionLanguageActionModel(nn.Module):
-    """Called with the batch of an `ActionCollator`, returns the sum of the loss; `VLAPolicy` makes it act.
+    """A call with the batch of an `ActionCollator` returns the sum of the loss; `VLAPolicy` returns actions.
 
     Args:
-        vlm: the model that sees and reads; peft may wrap it.
-        head: fitting it, see `vlm_vision.vla.heads`.
+        vlm: the vision-language model; peft may wrap it.
+        head: action head of the same width, see `vlm_vision.vla.heads`.
         spec: cameras in the order of their images, numbers of action and state.
         statistics: by name of the data; each has "action", and "observation.state" if the state is read.
         normalization: kind of both.
         prompt: with {instruction}, which is put in lower case.
-        crop_config: how images are cut.
+        crop_config: crop of the images.
         lead_ids: tokens after the prompt, which the tokenizer does not write.
 
     Raises:
@@ -60,19 +61,20 @@ class VisionLanguageActionModel(nn.Module):
         super().__init__()
         if (head.action_dim, head.chunk) != (spec.action_dim, spec.chunk):
             raise ValueError(
-                f"the head gives {head.chunk} actions of {head.action_dim} numbers and the spec says {spec.chunk} of {spec.action_dim}"
+                f"the head predicts {head.chunk} actions of {head.action_dim} numbers, but the spec has {spec.chunk} of {spec.action_dim}: make "
+                "the head from this spec"
             )
         if prompt.count("{instruction}") != 1 or "<image>" in prompt:
             raise ValueError(
-                f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>, which is put before it"
+                f"the prompt is {prompt!r}: expected {{instruction}} once, and no <image>: images are put before the prompt"
             )
         if head.bounded and normalization == "mean_std":
             raise ValueError(
-                f"the {head.name} head gives numbers from -1 to 1, and normalization 'mean_std' goes beyond: choose 'quantiles' "
+                f"the {head.name} head predicts numbers from -1 to 1, but normalization 'mean_std' exceeds them: choose 'quantiles' "
                 "or 'min_max'"
             )
         if not statistics:
-            raise ValueError("there are no statistics: a policy needs those of its data, by name, see read_statistics")
+            raise ValueError("there are no statistics: pass those of the training data by name, see read_statistics")
         self.vlm, self.head, self.spec = vlm, head, spec
         self.statistics, self.prompt, self.crop_config = dict(statistics), prompt, crop_config
         self.normalization: Kind = normalization
@@ -93,12 +95,12 @@ class VisionLanguageActionModel(nn.Module):
         head_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> "VisionLanguageActionModel":
-        """Give a model hands: a new head of this name, in float32 and where the projector is.
+        """Add a new action head to a model, in float32 and on the device of the projector.
 
         Args:
             head: tokens, parallel or flow.
             head_options: of the head.
-            options: as the class takes them.
+            options: other arguments of the class.
         """
         made = cls(vlm, new_head(head, vlm, spec, **(head_options or {})), spec=spec, statistics=statistics, **options)
         weight = next(vlm.projector.parameters())
@@ -113,11 +115,11 @@ class VisionLanguageActionModel(nn.Module):
 
     @property
     def action_modules(self) -> nn.ModuleList:
-        """What is not the vision-language model: head and state token."""
+        """The modules that are not the vision-language model: head and state token."""
         return nn.ModuleList(part for _, part in self._own())
 
     def normalizers(self, data: str) -> tuple[Normalizer, Normalizer | None]:
-        """Of actions and of the state, by the statistics of this name; see `statistics.chosen`.
+        """Normalizers of actions and of the state, by the statistics of this name; see `choose_statistics`.
 
         Raises:
             ValueError: an unknown name, statistics that lack a feature, or have other dimensions than the spec.
@@ -129,14 +131,14 @@ class VisionLanguageActionModel(nn.Module):
         return action, self._normalizer(features, ("observation.state", "state", "proprio"), self.spec.state_dim)
 
     def _normalizer(self, features: dict[str, Statistics], names: tuple[str, ...], dim: int) -> Normalizer:
-        found = next((features[name] for name in names if name in features), None)
-        if found is None:
-            raise ValueError(f"the statistics are of {', '.join(features)}: expected {names[0]} among them")
-        if found.dim != dim:
+        statistics = next((features[name] for name in names if name in features), None)
+        if statistics is None:
+            raise ValueError(f"the statistics have {', '.join(features)}: expected {names[0]} too")
+        if statistics.dim != dim:
             raise ValueError(
-                f"{names[0]} has {dim} numbers here and {found.dim} in the statistics: these are of another robot"
+                f"{names[0]} has {dim} numbers here and {statistics.dim} in the statistics: pass the statistics of this robot"
             )
-        return Normalizer(self.normalization, found)
+        return Normalizer(self.normalization, statistics)
 
     def prefix(self, batch: dict[str, Tensor]) -> Prefix:
         """The prompt with its images and, after these, the state.
@@ -176,7 +178,7 @@ class VisionLanguageActionModel(nn.Module):
         return self.head.loss(self.prefix(batch), batch["actions"], batch["padded"], **draws)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write all that `from_pretrained` and `load_policy` read. AutoModelForImageTextToText reads the model that sees.
+        """Write all that `from_pretrained` and `load_policy` read. AutoModelForImageTextToText reads the vision-language model.
 
         Raises:
             ValueError: adapters that are not merged.
@@ -190,6 +192,41 @@ class VisionLanguageActionModel(nn.Module):
             named = {name: {key: one.to_dict() for key, one in held.items()} for name, held in self.statistics.items()}
             write_json(staging / STATISTICS, named)
             write_json(staging / POLICY, self.to_dict())
+            write_card(staging, self._card(self.vlm.card()))
+
+    def _card(self, card: Card) -> Card:
+        """The policy's card, from that of its vision-language model."""
+        spec, name, area = self.spec, next(iter(self.statistics)), self.crop_config.area
+        crop = f"center crop of {area:.3g} of the area; " if area < 1 else ""
+        images = ", ".join(f"{camera!r}: image" for camera in spec.cameras)
+        state = f", state=np.zeros({spec.state_dim})" if spec.state_dim else ""
+        load = f"""
+import numpy as np
+import vlm_vision as vv
+from PIL import Image
+from vlm_vision.robot.observation import Observation
+
+policy = vv.load_policy(".", statistics={name!r})
+{IMAGE}
+observation = Observation({{{images}}}, "push the button"{state})
+actions = policy.act([observation]).values  # {(1, spec.chunk, spec.action_dim)}, in the robot's units
+print(actions)
+"""
+        about = (
+            f"Action head {self.head.name}, {spec.chunk} actions of dimension {spec.action_dim} in one call; cameras "
+            f"{', '.join(spec.cameras)}; {f'state of dimension {spec.state_dim}' if spec.state_dim else 'no state'}; "
+            f"normalization {self.normalization}; "
+            f"statistics of {', '.join(self.statistics)}. {card.about}; {count(self)} with the action head"
+        )
+        return replace(
+            card,
+            title=card.title.replace("Vision-language model", "Robot policy"),
+            about=about,
+            load=load,
+            notes=("AutoModelForImageTextToText reads the folder without its action head, after `import vlm_vision`.",),
+            preprocess=f"{crop}{card.preprocess}",
+            pipeline_tag="robotics",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All but weights and statistics, as JSON."""
@@ -222,18 +259,18 @@ class VisionLanguageActionModel(nn.Module):
         return made.eval()
 
     def start_from(self, folder: str | Path) -> None:
-        """Take head and state token from a saved policy, to go on learning; the rest of it stays in its folder.
+        """Load head and state token from a saved policy, to continue its training; other weights are not read.
 
         Raises:
-            ValueError: a policy whose head, or whose numbers of action and state, are others; it names both.
+            ValueError: a policy with another head, or another size of action or state; it names both.
         """
         folder = Path(folder)
-        told, mine = _read_policy(folder), self.to_dict()
-        mine, theirs = mine["spec"] | {"head": mine["head"]}, asdict(told["spec"]) | {"head": told["head"]}
+        saved, mine = _read_policy(folder), self.to_dict()
+        mine, theirs = mine["spec"] | {"head": mine["head"]}, asdict(saved["spec"]) | {"head": saved["head"]}
         if differing := [name for name in ("head", "action_dim", "chunk", "state_dim") if mine[name] != theirs[name]]:
-            said = "; ".join(f"{name} {theirs[name]} there, {mine[name]} here" for name in differing)
+            differences = "; ".join(f"{name} {theirs[name]} there, {mine[name]} here" for name in differing)
             raise ValueError(
-                f"head and state of {folder} are others ({said}): ask for the same, or begin with new ones (new_head of "
+                f"head and state of {folder} differ ({differences}): choose the same, or start with new ones (new_head of "
                 "recipes.vla)"
             )
         self._load_action_modules(folder)
@@ -242,7 +279,7 @@ class VisionLanguageActionModel(nn.Module):
         """Strict: a missing or unused weight is an error."""
         path = folder / WEIGHTS
         if not path.is_file():
-            raise ValueError(f"{folder} has a {POLICY} and no {WEIGHTS}: get the whole folder")
+            raise ValueError(f"{folder} has a {POLICY} but no {WEIGHTS}: download the whole folder")
         files = WeightFiles(path)
         held = {name: files.get(name) for name in files.shapes}
         for name, part in self._own():
@@ -253,18 +290,18 @@ class VisionLanguageActionModel(nn.Module):
                 reason = " ".join(str(error).split())[:300]
                 raise ValueError(f"{path} does not fit {POLICY}: {reason}") from None
         if held:
-            raise ValueError(f"{path} has weights that nothing uses: {', '.join(sorted(held)[:5])}")
+            raise ValueError(f"{path} has unused weights {', '.join(sorted(held)[:5])}: save the policy again")
 
     def _own(self) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in self.named_children() if name != "vlm"]
 
 
 def _read_policy(folder: Path) -> dict[str, Any]:
-    """What a policy's folder says of it: its head, and what the class takes."""
+    """Description of a policy in its folder: its head, and the other arguments of the class."""
     path = folder / POLICY
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {POLICY}: give the folder of a policy, as recipes.vla writes it to out/model"
+            f"{folder} has no {POLICY}: pass the folder of a policy, as recipes.vla writes it to out/model"
         )
     told = read_json(path)
     try:
@@ -272,7 +309,7 @@ def _read_policy(folder: Path) -> dict[str, Any]:
         head = {"name": told["head"]["name"], **told["head"]}
         return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "crop_config": CropConfig(**told["sight"])}
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as it was written ({error}): restore it") from None
+        raise ValueError(f"{path} is damaged ({error}): restore the file") from None
 
 
 def insert_token(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

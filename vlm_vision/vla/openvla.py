@@ -1,6 +1,6 @@
-"""Policies that OpenVLA and OpenVLA-OFT published: their folders to a `VisionLanguageActionModel`.
+"""Reader of the policies that OpenVLA and OpenVLA-OFT published.
 
-Kim et al. 2024 (arXiv:2406.09246), Kim et al. 2025 (arXiv:2502.19645). An OFT folder has the same files, and beside them
+Kim et al. 2024 (arXiv:2406.09246), Kim et al. 2025 (arXiv:2502.19645). An OFT folder has the same files, and also
 action_head--STEP_checkpoint.pt and, where it reads the state, proprio_projector--STEP_checkpoint.pt.
 """
 
@@ -43,21 +43,21 @@ def load_openvla(
 ) -> VisionLanguageActionModel:
     """A folder of OpenVLA, or of OpenVLA-OFT with its L1 head.
 
-    All that is said here is kept by the model's save_pretrained: that folder needs none of it, for `vlm-vision serve` too.
+    The model's save_pretrained writes all of this, so that its folder loads without these arguments, for `vlm-vision serve` too.
 
     Args:
-        cameras: names for the images, in the order in which the policy was taught; default "image", and for OFT with two
-            images they have to be given, since the folder does not tell.
-        chunk: actions that one look gives; OFT's folder does not tell: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
-        normalization: of action and state; OFT's folder does not tell: "quantiles" on LIBERO and Bridge, "min_max" on ALOHA;
+        cameras: names for the images, in the order of the policy's training; default "image". Required for OFT, whose
+            folder does not state them.
+        chunk: actions for one observation; OFT's folder does not state it: 8 on LIBERO, 25 on ALOHA, 5 on Bridge.
+        normalization: of action and state; OFT's folder does not state it: "quantiles" on LIBERO and Bridge, "min_max" on ALOHA;
             default "quantiles", OpenVLA's own.
-        prompt: another one for openvla-v01, whose was Vicuna's.
-        evaluation, crop: what becomes of a camera's image first, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
+        prompt: for openvla-v01, pass Vicuna's prompt.
+        evaluation, crop: preparation of a camera's image, see `Preprocess.with_evaluation`: "openvla" or "openvla_oft",
             with the crop for policies that were fine-tuned on cropped images, as all published ones for LIBERO.
         options: of VisionLanguageModel.from_pretrained.
 
     Raises:
-        ValueError: no statistics, or such of unlike robots; a missing tokenizer, what OFT's folder does not tell and nobody said,
+        ValueError: no statistics, or statistics of several robots; no tokenizer, a missing argument that OFT's folder does not state,
             an unknown kind of head, weights that are damaged, missing or left over.
     """
     config = read_json(folder / "config.json")
@@ -65,20 +65,22 @@ def load_openvla(
     held = {kind: _newest(folder, kind) for kind in ("action_head", "proprio_projector")}
     if held["action_head"] is not None and (not cameras or not chunk or normalization is None):
         raise ValueError(
-            f"{held['action_head']} is of OpenVLA-OFT, whose folder tells neither its cameras nor its chunk nor its "
-            "normalization: give cameras=[...] in the order in which it was taught, chunk (8 on LIBERO, 25 on ALOHA, 5 on "
+            f"{held['action_head']} is of OpenVLA-OFT, whose folder states neither cameras nor chunk nor "
+            "normalization: pass cameras=[...] in the order of training, chunk (8 on LIBERO, 25 on ALOHA, 5 on "
             "Bridge) and normalization ('quantiles', on ALOHA 'min_max')"
         )
     vlm = VisionLanguageModel.from_pretrained(folder, **options)
     vlm.encoder.preprocess = vlm.encoder.preprocess.with_evaluation(evaluation, crop=crop)
     if vlm.processor is None:
-        raise ValueError(f"{folder} has no tokenizer: get its tokenizer's files, a policy reads its instruction")
+        raise ValueError(
+            f"{folder} has no tokenizer, which a policy needs for its instruction: download the tokenizer's files"
+        )
     text = config["text_config"]
     words = text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64)
     if held["action_head"] is None:
         spec = PolicySpec(tuple(cameras) or ("image",), action_dim)
-        given = dict(vocab_size=words, end_id=text.get("eos_token_id", 2), bins=config.get("n_action_bins", 256))
-        head = new_head("tokens", vlm, spec, **given)
+        head_options = dict(vocab_size=words, end_id=text.get("eos_token_id", 2), bins=config.get("n_action_bins", 256))
+        head = new_head("tokens", vlm, spec, **head_options)
     else:
         head, spec = _oft(vlm, held, PolicySpec(tuple(cameras), action_dim, chunk))
     lead = (LLAMA_SPACE,) if words > LLAMA_SPACE else ()
@@ -95,28 +97,30 @@ def _statistics(folder: Path) -> tuple[Named, int]:
     """Those of a folder, and the numbers of an action."""
     named = read_statistics(folder)
     if lacking := [name for name, one in named.items() if "action" not in one]:
-        raise ValueError(f"{folder} has statistics of {join_names(lacking)} without any of its action: restore them")
+        raise ValueError(
+            f"{folder} has statistics of {join_names(lacking)} without those of the action: restore the file"
+        )
     dims = {name: one["action"].dim for name, one in named.items()}
     if len(set(dims.values())) > 1:
-        told = ", ".join(f"{dim} of {name!r}" for name, dim in dims.items())
+        sizes = ", ".join(f"{dim} of {name!r}" for name, dim in dims.items())
         raise ValueError(
-            f"{folder} has statistics of actions of unlike numbers ({told}): keep those of the robot that it was taught on"
+            f"{folder} has statistics of actions of several sizes ({sizes}): keep those of the robot that it was trained on"
         )
     return named, next(iter(dims.values()))
 
 
 def _oft(vlm: VisionLanguageModel, held: dict[str, Path | None], spec: PolicySpec) -> tuple[ActionHead, PolicySpec]:
-    """The L1 head of an OFT folder with its weights, and what the policy takes and gives, its state too."""
+    """The L1 head of an OFT folder with its weights, and the spec of the policy with the size of the state."""
     path = held["action_head"]
     state = _state(path)
     if "fc1.weight" not in state:
         raise ValueError(
-            f"{path} is no L1 head: its weights begin with {next(iter(state), 'none')}; diffusion heads are not read"
+            f"{path} is not an L1 head: its first weight is {next(iter(state), 'none')}; diffusion heads cannot be read"
         )
     if held["proprio_projector"] is not None:
         proprio = _state(held["proprio_projector"])
         if "fc1.weight" not in proprio:
-            raise ValueError(f"{held['proprio_projector']} has no fc1.weight: get it anew")
+            raise ValueError(f"{held['proprio_projector']} has no fc1.weight: download it again")
         spec = replace(spec, state_dim=proprio["fc1.weight"].shape[1])
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     options = dict(hidden_dim=state["fc1.weight"].shape[0], blocks=blocks, style="openvla_oft")

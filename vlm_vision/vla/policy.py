@@ -1,4 +1,4 @@
-"""A `VisionLanguageActionModel` that acts."""
+"""A policy: a `VisionLanguageActionModel` with the statistics of one data set."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_vision.checkpoints.hub import TOKENIZER_FILES, resolve
+from vlm_vision.checkpoints.hub import TOKENIZER_FILES, hub_id, resolve
 from vlm_vision.deploy.cpu_layout import pack_for_cpu, pack_linears
 from vlm_vision.files import read_json
 from vlm_vision.robot.observation import Observation, PolicySpec
@@ -47,7 +47,7 @@ class VLAPolicy:
             ValueError: no observation, or one that `spec.check` refuses.
         """
         if not observations:
-            raise ValueError("there are no observations: give at least one")
+            raise ValueError("there are no observations: pass at least one")
         clock = _StageTimer(self.device)
         observations = [self.spec.check(observation) for observation in observations]
         images = [[self.read.crop_config.center(one) for one in self.read.images(o)] for o in observations]
@@ -66,8 +66,8 @@ class VLAPolicy:
         return Actions(values, clock.seconds)
 
     def pack(self, observations: Sequence[Observation]) -> None:
-        """Lay the weights out for the CPU, in place, for looks at as many observations with as long a prompt: see
-        `vlm_vision.deploy.cpu_layout`. Other looks work and run unpacked. Do this last: a packed policy is neither moved, trained nor
+        """Rearrange the weights for the CPU, in place, for calls with as many observations and as long a prompt: see
+        `vlm_vision.deploy.cpu_layout`. Other calls work and run unpacked. Do this last: a packed policy is neither moved, trained nor
         saved.
 
         Raises:
@@ -77,9 +77,7 @@ class VLAPolicy:
         encoder = self.model.plain_vlm.encoder
         size = encoder.preprocess.output_size
         if size is None:
-            raise ValueError(
-                "the policy's images have no fixed size, for which its weights could be packed: run it unpacked"
-            )
+            raise ValueError("the policy's images have no fixed size, which packed weights need: run it unpacked")
         pack_for_cpu(encoder, batch=len(observations) * len(self.spec.cameras), height=size[0], width=size[1])
         pack_linears(self.model, lambda: self.act(observations))
 
@@ -89,11 +87,11 @@ class VLAPolicy:
 
 
 _HUB_FILES = (*TOKENIZER_FILES, "action_head--*.pt", "proprio_projector--*.pt")
-"""What a policy on the hub has beside configurations and weights."""
+"""Files of a policy on the hub, in addition to configurations and weights."""
 
 
 class _StageTimer:
-    """Seconds of each stage, after all that the device was told to do is done."""
+    """Seconds of each stage, measured after the device has finished its work."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.since = device, {}, time.perf_counter()
@@ -131,10 +129,11 @@ def load_policy(
     if described.get("model_type") == "openvla" and not (folder / POLICY).is_file():
         model = load_openvla(folder, **options)
     else:
-        if told := [name for name in options if name in (load_openvla.__kwdefaults__ or {})]:
+        if extra := [name for name in options if name in (load_openvla.__kwdefaults__ or {})]:
             raise ValueError(
-                f"{source} is no folder of OpenVLA, and {', '.join(told)} can be said of these alone: leave it out, the folder "
-                "of a policy tells its own"
+                f"{source} is not a folder of OpenVLA, which alone takes {', '.join(extra)}: remove the argument; a saved policy "
+                "states its own values"
             )
         model = VisionLanguageActionModel.from_pretrained(folder, **options)
+    model.plain_vlm.hub_id = hub_id(source)
     return VLAPolicy(model.to(device), statistics, graphs=graphs)

@@ -1,4 +1,4 @@
-"""Recordings of one robot, of one data set or several, as moments to learn from."""
+"""Recordings of one robot, in one or several data sets, as training data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,29 +33,31 @@ class Recordings(Sequence[Window]):
     def __post_init__(self) -> None:
         robots = {name: self._robot(one) for name, one in self.datasets.items()}
         if len(set(robots.values())) > 1:
-            told = "; ".join(
-                f"{name}: cameras {list(cameras)}, {actions} numbers of action, {state} of state, {fps} moments a second"
+            details = "; ".join(
+                f"{name}: cameras {list(cameras)}, {actions} numbers of action, {state} of state, {fps} frames per second"
                 for name, (cameras, actions, state, fps) in robots.items()
             )
             raise ValueError(
-                f"the data sets are of robots that differ ({told}): learn from each alone, or name cameras alike"
+                f"the data sets are of different robots ({details}): train on each separately, or use equal camera names"
             )
         named = {name: one.action_names for name, one in self.datasets.items() if one.action_names}
         if len(set(named.values())) > 1:
-            told = "; ".join(f"{name}: {', '.join(names)}" for name, names in named.items())
-            raise ValueError(f"the numbers of an action differ among the data sets ({told}): learn from each alone")
+            details = "; ".join(f"{name}: {', '.join(names)}" for name, names in named.items())
+            raise ValueError(
+                f"the data sets name the numbers of an action differently ({details}): train on each separately"
+            )
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets.values()))
 
     def __getitem__(self, index: int) -> Window:  # pyright: ignore[reportIncompatibleMethodOverride]
         if index < 0:
-            raise IndexError(f"moment {index} of {len(self)}")
+            raise IndexError(f"index is {index}: expected 0 to {len(self) - 1}")
         for name, one in self.datasets.items():
             if index < len(one):
                 return replace(one.window(index, chunk=self.chunk), data=name)
             index -= len(one)
-        raise IndexError(f"there are {len(self)} moments")
+        raise IndexError(f"index is past the last of {len(self)} moments")
 
     @property
     def tasks(self) -> list[str]:
@@ -64,14 +66,14 @@ class Recordings(Sequence[Window]):
 
     @property
     def spec(self) -> PolicySpec:
-        """Of a policy that learns from these."""
+        """The spec of a policy that trains on these recordings."""
         cameras, action_dim, state_dim, fps = self._robot(next(iter(self.datasets.values())))
         names = next((one.action_names for one in self.datasets.values() if one.action_names), ())
         return PolicySpec(cameras, action_dim, self.chunk, state_dim, names, fps)
 
     @property
     def statistics(self) -> Named:
-        """As the data sets tell them, with a mask where numbers of an action are not normalized.
+        """Statistics of the data sets, with a mask where numbers of an action are not normalized.
 
         Raises:
             ValueError: none of the action, or numbers to leave alone that an action does not have.
@@ -82,8 +84,8 @@ class Recordings(Sequence[Window]):
             found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
             if "action" not in found[name]:
                 raise ValueError(
-                    f"the statistics of {one.folder} are of {join_names(one.statistics) or 'nothing'} and not of the action: get "
-                    "its meta/stats.json anew"
+                    f"the statistics of {one.folder} are of {join_names(one.statistics) or 'nothing'}, expected those of the action too: download "
+                    "meta/stats.json again"
                 )
             action = found[name]["action"]
             mask = np.ones(action.dim, dtype=bool)

@@ -1,7 +1,7 @@
-"""One look of a policy, stage by stage: as it is, or as CUDA graphs, one launch a stage in the place of thousands.
+"""One forward pass of a policy in three stages, plain or as CUDA graphs with one launch per stage.
 
-Worth it where launching takes longer than computing, which is what one robot asks for. In a captured look every tensor has
-its place for good, the language model's cache too, also where it grows from word to word.
+CUDA graphs help if launches take longer than the computation, as for the observations of one robot. In a captured pass every
+tensor has a fixed place in memory, also the language model's growing cache.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
@@ -19,11 +19,11 @@ from vlm_vision.vla.model import VisionLanguageActionModel
 from vlm_vision.vlm.layout import Whole
 
 _WARM_UP = 3
-"""Looks before the capture, in which the libraries choose kernels and allocate workspaces."""
+"""Forward passes before the capture, in which the libraries choose kernels and allocate workspaces."""
 
 
 class PolicyRunner:
-    """Encode, prefill, decode, in this order. Without gradients, which is the caller's to say."""
+    """Encode, prefill, decode, in this order. The caller turns gradients off."""
 
     prefix: Prefix
     held: Any
@@ -41,13 +41,13 @@ class PolicyRunner:
         self.held = self.model.head.prefill(self.prefix)
 
     def decode(self) -> Tensor:
-        """Actions (B, K, A), normalized, float32; the next look may overwrite them."""
+        """Actions (B, K, A), normalized, float32; the next forward pass may overwrite them."""
         self.actions = self.model.head.decode(self.held)
         return self.actions
 
 
 class GraphedRunner(PolicyRunner):
-    """A look at batches of the shapes of `batch`, as three CUDA graphs.
+    """A forward pass for batches of the shapes of `batch`, as three CUDA graphs.
 
     Weights are read where they were at the capture: changed in place they count, except for a position table that was
     resized; moved or replaced, capture again.
@@ -82,7 +82,7 @@ class GraphedRunner(PolicyRunner):
 
 
 class RunnerCache:
-    """The look for each batch: captured for the shapes that were seen last, or as it is.
+    """The runner for each batch: captured for the latest shapes, or plain.
 
     Args:
         graphs: shapes (of a batch, its prompt and its images) to keep a capture of; 0 for none.
@@ -94,14 +94,14 @@ class RunnerCache:
     def __init__(self, model: VisionLanguageActionModel, graphs: int = 0):
         vlm = model.plain_vlm
         if graphs < 0:
-            raise ValueError(f"graphs is {graphs}: expected how many shapes to capture, 0 for none")
+            raise ValueError(f"graphs is {graphs}: expected the number of shapes to capture, 0 for none")
         if graphs and vlm.device.type != "cuda":
             raise ValueError(
-                f"CUDA graphs need a policy on a CUDA device, this one is on {vlm.device}: leave graphs at 0"
+                f"CUDA graphs need a policy on a CUDA device, but this one is on {vlm.device}: set graphs to 0"
             )
         if graphs and type(vlm.layout) is not Whole:
             raise ValueError(
-                f"layout {vlm.layout.name!r} reads each image's size, which a CUDA graph cannot: leave graphs at 0"
+                f"layout {vlm.layout.name!r} reads each image's size, which a CUDA graph cannot do: set graphs to 0"
             )
         self._model, self._graphs, self._plain = model, graphs, PolicyRunner(model)
         self._captured: OrderedDict[tuple, GraphedRunner] = OrderedDict()

@@ -1,7 +1,6 @@
-"""The join: encoder, projector and a HuggingFace causal language model as one HuggingFace model.
+"""The vision-language model: encoder, projector and causal language model as one HuggingFace model.
 
-Order, low to high: config, layout, image_processor, processor, eyes (pixels to image tokens), speech (prompt to
-continuation), hub, model; then public checkpoints of others: foreign, llava, llava_export, prismatic, stock, export. What
-registers a class registers it with the Auto class of transformers that loads it; `vlm_vision.auto` sees to it that they are
-imported in time.
+Order, low to high: config, layout, image_processor, processor, vision (pixels to image tokens), generation (prompt to
+continuation), remote_code, loading, model; `formats` reads and writes the checkpoints of other projects. Each class is
+registered with the Auto class of transformers that loads it; `vlm_vision.auto` imports them in time.
 """

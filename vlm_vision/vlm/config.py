@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 STOCK_TYPES = ("llava", "llava_next", "openvla", "prismatic")
-"""model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads beside its own."""
+"""model_type of the public checkpoints that `VisionLanguageModel.from_pretrained` reads in addition to its own."""
 
 
 class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):
@@ -21,6 +21,7 @@ class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):
         layout_config: `Layout.to_dict()`, how an image becomes canvases and their tokens a sequence.
         image_token_id: token that stands, once for each image token, where an image goes.
         encoder_in_fp32: keep encoder and projector in float32 though the language model is in half precision.
+        deepstack: the language model reads the encoder's deep features, see `vlm_vision.vlm.deepstack`.
     """
 
     model_type = "vlm_vision"
@@ -35,6 +36,7 @@ class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):
         layout_config: dict[str, Any] | None = None,
         image_token_id: int | None = None,
         encoder_in_fp32: bool = False,
+        deepstack: bool = False,
         **kwargs,
     ):
         if isinstance(text_config, dict):
@@ -47,6 +49,7 @@ class VisionLanguageConfig(RemoteCodeMixin, PreTrainedConfig):
         self.layout_config: dict[str, Any] = as_json(layout_config or {"name": "whole"})
         self.image_token_id = image_token_id
         self.encoder_in_fp32 = encoder_in_fp32
+        self.deepstack = deepstack
         if text_config is not None:
             kwargs.setdefault("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""From a prompt to its continuation: the language model's embeddings, and what generation needs beside transformers' own."""
+"""Generation: the embeddings of a prompt, and additions to the generation of transformers."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from transformers.modeling_utils import PreTrainedModel
 from vlm_vision.preprocess.spec import ImageInput
 
 IMAGES = ("pixel_values", "image_sizes", "patch_tokens", "grid")
-"""Inputs of a `VisionLanguageModel` that say what it sees."""
+"""Inputs of a `VisionLanguageModel` for its images."""
 
 _PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation)  # pyright: ignore[reportAttributeAccessIssue]
 CACHE = "cache" if "cache" in _PREPARED.parameters else "past_key_values"
-"""What transformers calls the cache while it generates."""
+"""Name of the cache during generation in transformers."""
 
 
 class LanguageMixin:
-    """The speaking half of a `VisionLanguageModel`, which puts it before `GenerationMixin`.
+    """The language half of a `VisionLanguageModel`, a base class before `GenerationMixin`.
 
     Prompts are embedded once, images included, and go through transformers' generation as `prompt_embeds` (B, T, width)
-    beside input_ids. Ids past the prompt are words, also where the model wrote an image token.
+    next to input_ids. Ids past the prompt are words, also where the model wrote an image token.
     """
 
     processor: Any
@@ -55,10 +55,10 @@ class LanguageMixin:
         setattr(self.language_model, self.language_model.base_model_prefix, decoder)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in transformers, also for language models that count their words themselves. `<image>` has to stay."""
+        """As in transformers, also for language models that store their vocabulary size. `<image>` must keep its row."""
         if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
             raise ValueError(
-                f"{new_num_tokens} rows leave none for the image token {self.config.image_token_id}: keep at least "
+                f"new_num_tokens is {new_num_tokens}, but the image token has id {self.config.image_token_id}: keep at least "
                 f"{self.config.image_token_id + 1}"
             )
         embeddings = super().resize_token_embeddings(  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,7 +72,7 @@ class LanguageMixin:
         """As `GenerationMixin.generate`; images are encoded once, whatever the number of beams or steps.
 
         Args:
-            inputs: or `input_ids`, the prompt (B, T), beside pixel_values and all else that the processor gives; or
+            inputs: or `input_ids`, the prompt (B, T), with pixel_values and all other outputs of the processor; or
                 inputs_embeds (B, T, width) in its place.
             past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt begins with. Images are needed if what is new
                 shows some; then pass them all, or with input_ids that are only what is new, the new ones.
@@ -80,14 +80,14 @@ class LanguageMixin:
             kwargs: as in transformers.
 
         Raises:
-            ValueError: images without input_ids, or beside inputs_embeds.
+            ValueError: images without input_ids, or with inputs_embeds.
         """
         images = {name: value for name in IMAGES if (value := kwargs.pop(name, None)) is not None}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if images and (input_ids is None or kwargs.get("inputs_embeds") is not None):
             raise ValueError(
-                f"{', '.join(images)} without input_ids: their image tokens are the places of the images, pass all that the "
-                "processor gives"
+                f"{', '.join(images)} without input_ids, which mark the places of the images: pass all outputs of the "
+                "processor"
             )
         if input_ids is not None and kwargs.get("inputs_embeds") is None and "prompt_embeds" not in kwargs:
             if kwargs.get("past_key_values") is not None:
@@ -131,20 +131,17 @@ class LanguageMixin:
         if ids is not None and not any(given.get(name) is not None for name in IMAGES):
             start = input_ids.shape[1] - ids.shape[1]
             if prompt_embeds is None:
-                prompt_embeds = self._words(ids[:, :0])
+                prompt_embeds = self.words(ids[:, :0])
             elif input_ids.shape[1] < prompt_embeds.shape[1]:  # prefill in chunks
                 start = int(past.get_seq_length())
             prompt = prompt_embeds[:, start : start + ids.shape[1]]
-            given["inputs_embeds"] = torch.cat([prompt, self._words(ids[:, prompt.shape[1] :])], dim=1)
+            given["inputs_embeds"] = torch.cat([prompt, self.words(ids[:, prompt.shape[1] :])], dim=1)
             given["input_ids"] = None
         return given
 
     def _prompt(self, input_ids: Tensor, seen: int, images: dict[str, Any]) -> Tensor:
         """Embeddings of a prompt of whose tokens the first `seen` are in a cache, and their images not given."""
-        return torch.cat([self._words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **images)], dim=1)
-
-    def _words(self, input_ids: Tensor) -> Tensor:
-        return self.get_input_embeddings()(input_ids)
+        return torch.cat([self.words(input_ids[:, :seen]), self.embed(input_ids[:, seen:], **images)], dim=1)
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> CandidateGenerator:
         """An assistant sees the prompt by its own image tokens, of its own width."""

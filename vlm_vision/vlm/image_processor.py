@@ -1,4 +1,4 @@
-"""Images to pixel values as transformers' processors do it, with the encoder's own preprocessing."""
+"""Image processor in the interface of transformers, with the encoder's own preprocessing."""
 
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,8 @@
-"""How an image is laid before the language model: which canvases the encoder sees, which sequence their tokens make.
+"""Image layouts: the canvases that the encoder sees, and the sequence of their tokens in the language model.
 
 `Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged image, a newline after each row (LLaVA-NeXT).
-`Native`: the image's own aspect ratio within a budget of patches (NaFlex). Each says by one formula, `num_tokens`, how
+`Native`: the image's own aspect ratio, within a budget of patches (NaFlex) or as the encoder's preprocessing resizes it
+(Qwen-VL, Pixtral). Each says by one formula, `num_tokens`, how
 long the sequence is; processor, collator and model all use it.
 """
 
@@ -18,6 +19,7 @@ from torch.nn.functional import pad
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
+from vlm_vision.nn.config import VisionOutput
 from vlm_vision.preprocess.images import ImageInput, load_image
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -27,14 +29,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """What every layout can do; as it stands here, one canvas for each image."""
+    """Interface of a layout; this base class makes one canvas for each image."""
 
     name: ClassVar[str]
     newline: ClassVar[bool] = False
-    """Whether the model has a learned newline token."""
+    """True if the model has a learned newline token."""
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:
-        """Raise ValueError if this layout does not go with encoder and projector."""
+        """Raise ValueError if this layout does not fit encoder and projector."""
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """Images -> pixel_values, float32 (canvases, C, H, W); layouts that need them add image_sizes (images, 2)."""
@@ -58,14 +60,13 @@ class Layout:
         pixel_values: Tensor,
         image_sizes: Tensor | None,
         condition: Tensor | None = None,
-    ) -> list[tuple[Tensor, Size]]:
-        """Patch tokens (canvases, N, D) and their grid, in the order of the images.
+    ) -> list[VisionOutput]:
+        """The encoder's outputs, in the order of the images; one for all canvases where they share a grid.
 
         Args:
             condition: (canvases, film_dim), for an encoder with FiLM.
         """
-        out = encoder(pixel_values, pool=False, condition=condition)
-        return [(out.patch_tokens, out.grid)]
+        return [encoder(pixel_values, pool=False, condition=condition)]
 
     def arrange(
         self,
@@ -121,17 +122,17 @@ class AnyRes(Layout):
         for size in self.pinpoints:
             if size[0] % canvas[0] or size[1] % canvas[1]:
                 raise ValueError(
-                    f"pinpoint {size[0]}x{size[1]} is no multiple of the encoder's canvas of {canvas[0]}x{canvas[1]} pixels"
+                    f"pinpoint {size[0]}x{size[1]} is not a multiple of the encoder's canvas of {canvas[0]}x{canvas[1]} pixels"
                 )
         if projector.out_grid(encoder.grid(*canvas)) is None:
             raise ValueError(
-                f"the tokens of projector {type(projector).__name__} lie on no grid, so that tiles have no rows: choose "
+                f"the tokens of projector {type(projector).__name__} have no grid, which tiles need for their rows: choose "
                 "another projector, or the layout Whole"
             )
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         if not images:
-            raise ValueError("there are no images: expected at least one; leave empty batches out")
+            raise ValueError("there are no images: expected at least one; skip empty batches")
         canvas, squash = _canvas(encoder), _squashing(encoder.preprocess)
         resample = squash.towers[0].resample if isinstance(squash, FusedPreprocess) else squash.resample
         canvases, sizes = [], []
@@ -168,7 +169,7 @@ class AnyRes(Layout):
     ) -> list[Tensor]:
         assert newline is not None
         if image_sizes is None:
-            raise ValueError("layout 'anyres' needs image_sizes beside patch_tokens: pass all that the processor gives")
+            raise ValueError("layout 'anyres' needs image_sizes with patch_tokens: pass all outputs of the processor")
         ((group, grid),) = tokens
         assert grid is not None
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
@@ -216,17 +217,17 @@ class Native(Layout):
     their top left, that the images fill.
 
     Args:
-        max_patches: budget of an image.
+        max_patches: budget of an image; None for the sizes of the encoder's own preprocessing.
         multiple: sides of the grid are multiples of it, for projectors that merge neighbors.
     """
 
-    max_patches: int = 256
+    max_patches: int | None = 256
     multiple: int = 1
     name: ClassVar[str] = "native"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.max_patches, int) and isinstance(self.multiple, int)
-        if not whole or self.multiple < 1 or self.max_patches < self.multiple**2:
+        whole = isinstance(self.max_patches, int | None) and isinstance(self.multiple, int)
+        if not whole or self.multiple < 1 or (self.max_patches or self.multiple**2) < self.multiple**2:
             raise ValueError(
                 f"max_patches is {self.max_patches} and multiple is {self.multiple}: expected a budget of at least one square of "
                 "multiple x multiple patches"
@@ -234,13 +235,20 @@ class Native(Layout):
 
     def check(self, encoder: Encoder | FusedEncoder, projector: projectors.Projector) -> None:
         if isinstance(encoder, FusedEncoder):
-            raise ValueError("fused towers see one canvas: layout Native needs a single tower; use Whole or AnyRes")
-        projector.num_tokens((self.multiple, self.multiple))  # says what is wrong
+            raise ValueError("layout Native takes a single tower, but this encoder is fused: use Whole or AnyRes")
+        sides = self.multiple
+        if self.max_patches is None and encoder.preprocess.patch_size:
+            sides = encoder.preprocess.patch_size // encoder.config.patch_size
+        grid = encoder.config.token_grid(*(sides * encoder.config.patch_size,) * 2)
+        projector.num_tokens(grid)  # says what is wrong
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         assert isinstance(encoder, Encoder)
-        patch = encoder.config.patch_size * self.multiple
-        each = encoder.preprocess.with_budget(self.max_patches // self.multiple**2, patch).each(list(images))
+        preprocess = encoder.preprocess
+        if self.max_patches is not None:
+            patch = encoder.config.patch_size * self.multiple
+            preprocess = preprocess.with_budget(self.max_patches // self.multiple**2, patch)
+        each = preprocess.each(list(images))
         sizes = torch.tensor([pixels.shape[-2:] for pixels in each])
         height, width = sizes.amax(dim=0).tolist()
         canvases = [pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])) for pixels in each]
@@ -252,15 +260,15 @@ class Native(Layout):
         pixel_values: Tensor,
         image_sizes: Tensor | None,
         condition: Tensor | None = None,
-    ) -> list[tuple[Tensor, Size]]:
+    ) -> list[VisionOutput]:
         assert isinstance(encoder, Encoder) and image_sizes is not None
         sizes = image_sizes.tolist()
         images = [canvas[:, :height, :width] for canvas, (height, width) in zip(pixel_values, sizes, strict=True)]
-        return [(out.patch_tokens, out.grid) for out in encoder.packed(images, pool=False)]
+        return encoder.packed(images, pool=False)
 
 
 LAYOUTS: dict[str, type[Layout]] = {kind.name: kind for kind in (Whole, AnyRes, Native)}
-"""Name -> class."""
+"""Name of a layout -> class."""
 
 
 def layout_from_dict(state: dict[str, Any]) -> Layout:
@@ -275,7 +283,7 @@ def layout_from_dict(state: dict[str, Any]) -> Layout:
 
 
 def _canvas(encoder: Encoder | FusedEncoder) -> Size:
-    """(height, width) in pixels of what the encoder's own preprocessing gives."""
+    """(height, width) in pixels of the images that the encoder's own preprocessing makes."""
     size = encoder.preprocess.output_size
     if size is None:
         raise ValueError("this encoder's images have no fixed size: load it with image_size=..., or use layout Native")

@@ -1,4 +1,4 @@
-"""How a `VisionLanguageModel` is loaded: strictly, with its processor, or from the parts of a foreign checkpoint."""
+"""Loading of a `VisionLanguageModel`: strict, with its processor, or from the parts of a foreign checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, PreTrainedConfig
 
 import projectors
+from vlm_vision.checkpoints.hub import hub_id
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
@@ -22,16 +23,18 @@ class LoadingMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but strict: a missing or unused weight is an error, and the processor comes along.
 
-        A public LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint becomes a model of this class; dtype, device and
-        revision are what can be said of it.
+        A public LLaVA, LLaVA-NeXT, OpenVLA or Prismatic checkpoint becomes a model of this class; it takes dtype,
+        device and revision alone.
 
         Raises:
             ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing. With
-                ignore_mismatched_sizes the language model's may have other sizes, and are then made anew.
+                ignore_mismatched_sizes the language model's may have other sizes, and are then initialized again.
         """
         kind = _model_type(pretrained_model_name_or_path, kwargs)
         if kind in STOCK_TYPES:
-            return cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
+            foreign = cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
+            foreign.hub_id = hub_id(pretrained_model_name_or_path)
+            return foreign
         wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         try:
             loaded: Any = super().from_pretrained(  # type: ignore[misc]
@@ -39,16 +42,17 @@ class LoadingMixin:
             )
         except SafetensorError as error:
             raise ValueError(
-                f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): get it anew"
+                f"{pretrained_model_name_or_path} has a damaged safetensors file ({error}): download it again"
             ) from None
         model, info = loaded
+        model.hub_id = hub_id(pretrained_model_name_or_path)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             faults = sorted(map(str, info.get(kind) or ()))
             if kind == "mismatched_keys" and forgiving:
                 faults = [fault for fault in faults if "language_model." not in fault]
-            if found := ", ".join(faults[:5]):
+            if names := ", ".join(faults[:5]):
                 raise ValueError(
-                    f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {found}; save the model again"
+                    f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {names}; save the model again"
                 )
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
@@ -57,12 +61,12 @@ class LoadingMixin:
                 model.processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
             except Exception as error:  # each file fails in its own way; tokenizers raise plain Exception
                 raise ValueError(
-                    f"the processor's files in {folder} cannot be read ({error}): get them anew"
+                    f"the processor's files in {folder} cannot be read ({error}): download them again"
                 ) from error
             if model._processor.image_processor.fingerprint != model.encoder.preprocess.fingerprint:
                 raise ValueError(
                     f"{pretrained_model_name_or_path}: the processor's preprocessing {model._processor.image_processor.fingerprint} "
-                    f"is not the one the encoder was saved with, {model.encoder.preprocess.fingerprint}: restore the processor's files"
+                    f"differs from the encoder's, {model.encoder.preprocess.fingerprint}: restore the processor's files"
                 )
         return (model, info) if wants_info else model
 
@@ -112,7 +116,7 @@ def describe(
 
 
 def _model_type(source: str | Path, options: dict[str, Any]) -> str | None:
-    """What config.json says a checkpoint is."""
+    """model_type of a checkpoint, from config.json."""
     origin = {name: options[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in options}
     described, _ = PreTrainedConfig.get_config_dict(source, **origin)
     return described.get("model_type")

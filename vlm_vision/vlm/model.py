@@ -6,6 +6,7 @@ input ids -> word embeddings, image tokens in the places of `<image>` -> languag
 
 import copy
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_tracing
 
 import projectors
+from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.encoder import Encoder
+from vlm_vision.files import CARD
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
+from vlm_vision.vlm.deepstack import DeepStack, check_deepstack, deep_levels
 from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
@@ -31,13 +36,15 @@ from vlm_vision.vlm.vision import Newline, VisionMixin, active_peft_copy
 
 
 class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMixin, PreTrainedModel, GenerationMixin):
-    """A language model that sees. Make one with `attach`, or load one with `from_pretrained`.
+    """A vision-language model. Make one with `attach`, or load one with `from_pretrained`.
 
     It is a transformers model: generation, peft, accelerate, Trainer, the Auto classes and save_pretrained work on it.
     attn_implementation, output_attentions and output_hidden_states are the language model's alone: the encoder always uses
     PyTorch's scaled_dot_product_attention.
     """
 
+    hub_id: str = ""
+    """Hub id that the model was loaded from; empty for others. Only model cards state it."""
     config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
@@ -69,6 +76,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
             self._keep_in_fp32_modules_strict = {"encoder", "projector", "newline"}
+        self._deepstack = DeepStack(self.language_model, deep_levels(self.encoder)) if config.deepstack else None
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
 
@@ -83,8 +91,9 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         projector: str | projectors.Projector = "mlp",
         tokenizer: Any = None,
         layout: Layout | None = None,
+        deepstack: bool = False,
     ) -> "VisionLanguageModel":
-        """Give a language model eyes.
+        """Attach a vision encoder to a language model.
 
         Args:
             encoder: from `vlm_vision.load`; used as it is, not copied.
@@ -93,7 +102,10 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
             layout: `Whole()`, `AnyRes(pinpoints)` or `Native(max_patches)`, see `vlm_vision.vlm.layout`. Default `Native`
-                for a NaFlex tower, with the budget of its preprocessing, else `Whole`.
+                for a tower of native resolution, as its preprocessing resizes images, else `Whole`.
+
+            deepstack: add the deep features of a tower that has them to the first layers of the language model, as Qwen3-VL
+                does. Their mergers map to one width: that of `llm`. False warns if the tower has any.
 
         Returns:
             The joined model; `.processor` makes its inputs.
@@ -102,26 +114,28 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             ValueError: no tokenizer, a model that takes no embeddings, an unknown projector or one of other widths.
         """
         if not isinstance(encoder, Encoder | FusedEncoder):
-            raise ValueError(f"encoder is a {type(encoder).__name__}, expected what vlm_vision.load returns")
+            raise ValueError(f"encoder is a {type(encoder).__name__}, expected the result of vlm_vision.load")
         if not isinstance(llm, PreTrainedModel):
-            raise ValueError(f"llm is a {type(llm).__name__}, expected an AutoModelForCausalLM, before peft wraps it")
+            raise ValueError(
+                f"llm is a {type(llm).__name__}, expected an AutoModelForCausalLM without a wrapper of peft"
+            )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
                 "attach needs the language model's tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(...)"
             )
         if llm.get_output_embeddings() is None or llm.config.is_encoder_decoder:
-            raise ValueError(f"{type(llm).__name__} is no causal language model: load it with AutoModelForCausalLM")
+            raise ValueError(f"{type(llm).__name__} is not a causal language model: load it with AutoModelForCausalLM")
         if "inputs_embeds" not in inspect.signature(llm.forward).parameters:
-            raise ValueError(f"{type(llm).__name__} does not take inputs_embeds: image tokens cannot reach it")
+            raise ValueError(
+                f"{type(llm).__name__} does not take inputs_embeds, which image tokens need: use another language model"
+            )
         if any(type(module).__module__.startswith("transformers.integrations.gguf") for module in llm.modules()):
             raise ValueError(
                 "the language model keeps its weights in GGUF blocks, which cannot be saved: load it with "
                 "quantization_config=GgufConfig(dequantize=True)"
             )
         if layout is not None and not isinstance(layout, Layout):
-            raise ValueError(
-                f"layout is {layout!r}, expected one made by Whole(), AnyRes(pinpoints) or Native(max_patches)"
-            )
+            raise ValueError(f"layout is {layout!r}, expected Whole(), AnyRes(pinpoints) or Native(max_patches)")
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         words: Any = llm.get_input_embeddings()
@@ -140,8 +154,16 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             )
         layout = layout or _own_layout(encoder)
         layout.check(encoder, projector)
+        if deepstack:
+            check_deepstack(encoder, width, layout.newline)
+        elif levels := deep_levels(encoder):
+            warnings.warn(
+                f"this encoder has deep features of {levels} blocks, which the language model does not read: attach it with "
+                "deepstack=True to add them to its first layers",
+                stacklevel=2,
+            )
         in_fp32 = encoder.dtype == torch.float32 != llm.dtype
-        config = describe(encoder, options, layout, llm, image_token_id, encoder_in_fp32=in_fp32)
+        config = describe(encoder, options, layout, llm, image_token_id, encoder_in_fp32=in_fp32, deepstack=deepstack)
         projector = projector.to(device=llm.device, dtype=encoder.dtype if config.encoder_in_fp32 else llm.dtype)
         model = cls._assemble(config, encoder.to(llm.device), projector, llm)
         model.generation_config = copy.deepcopy(llm.generation_config)
@@ -182,7 +204,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
 
     @property
     def dtype(self) -> torch.dtype:
-        """The language model's; encoder and projector may be in float32 beside it."""
+        """The language model's; encoder and projector may be in float32 all the same."""
         return self.language_model.dtype
 
     def embed(
@@ -197,13 +219,15 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     ) -> Tensor:
         """Input embeddings (B, T, width): words, and image tokens where input_ids are the image token.
 
+        They are wider with deep features, see `vlm_vision.vlm.deepstack`.
+
         Args:
             condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
-            ValueError: as many image tokens in input_ids as the images give is violated.
+            ValueError: another number of image tokens in input_ids than the images give.
         """
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.words(input_ids)
         places = input_ids == self.config.image_token_id
         if pixel_values is None and patch_tokens is None:
             if bool(places.any()):
@@ -211,15 +235,15 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                     f"input_ids hold {int(places.sum())} image tokens but there are no pixel_values: pass the images"
                 )
             return embeds
-        features = self.get_image_features(
+        features = self.image_tokens(
             pixel_values, image_sizes=image_sizes, patch_tokens=patch_tokens, grid=grid, condition=condition
         )
         counts = [len(one) for one in features]
-        if not is_tracing() and (wanted := int(places.sum())) != sum(counts):  # a trace can read nothing back
+        if not is_tracing() and (number := int(places.sum())) != sum(counts):  # a trace can read nothing back
             each = f"{counts[0]} each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts[:5]))} in turn"
             raise ValueError(
-                f"input_ids hold {wanted} image tokens but {len(counts)} images give {each}, {sum(counts)} in all: "
-                "was the text truncated, or made by another processor than this model's?"
+                f"input_ids hold {number} image tokens but {len(counts)} images give {each}, {sum(counts)} in all: "
+                "use this model's processor, and do not truncate the text"
             )
         tokens = torch.cat(features).to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(places[..., None].to(embeds.device), tokens)
@@ -255,15 +279,15 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                 sequence there: sequences packed into one row do not see each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None and (pixel_values is not None or patch_tokens is not None):
             raise ValueError(
-                "inputs_embeds leave no place for images: give input_ids, or inputs_embeds = vlm.embed(...)"
+                "inputs_embeds cannot be combined with images: pass input_ids, or inputs_embeds = vlm.embed(...)"
             )
         past = past_key_values if cache is None else cache
         decoding = input_ids is not None and _goes_on(input_ids, attention_mask, past)
         if decoding and pixel_values is None and patch_tokens is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # an image token here is one that the model wrote
+            inputs_embeds = self.words(input_ids)  # type: ignore[arg-type]  # an image token here is one that the model wrote
         elif inputs_embeds is None:
             inputs_embeds = self.embed(
                 input_ids,  # type: ignore[arg-type]
@@ -274,6 +298,8 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                 condition=condition,
             )
         assert inputs_embeds is not None
+        if self._deepstack is not None:
+            inputs_embeds = self._deepstack.take(inputs_embeds, self.projector.out_dim)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         elif position_ids is not None and attention_mask is None and past is None and _begins_again(position_ids):
@@ -297,13 +323,32 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self.encoder = encoder
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write model and processor; the Auto classes load both after `import vlm_vision`."""
-        self.config.encoder_config = as_json(self.encoder.to_dict())
-        self.config.projector_config = projectors.describe(self.projector)
-        self.config.layout_config = as_json(self.layout.to_dict())
+        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`."""
+        self._describe_parts()
         super().save_pretrained(save_directory, **kwargs)
-        if self.processor is not None and kwargs.get("is_main_process", True):
-            self.processor.save_pretrained(save_directory)
+        if kwargs.get("is_main_process", True):
+            if self.processor is not None:
+                self.processor.save_pretrained(save_directory)
+            write_card(save_directory, self.card())
+
+    def card(self) -> Card:
+        """The model card of a folder that `save_pretrained` writes."""
+        self._describe_parts()
+        towers = [part for part in self.encoder.modules() if isinstance(part, Encoder)]
+        parts = [*(tower.hub_id for tower in towers), language_hub_id(self.config.text_config)]
+        bases = [self.hub_id] if self.hub_id else parts
+        return vlm_card(self.config, self, bases, has_processor=self.processor is not None)
+
+    def _describe_parts(self) -> None:
+        """Write what the parts are now into the configuration."""
+        self.config.encoder_config = as_json(self.encoder.to_dict())
+        self.config.projector_config = projectors.describe(active_peft_copy(self.projector))
+        self.config.layout_config = as_json(self.layout.to_dict())
+
+    def _upload_modified_files(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, whose `push_to_hub` writes its form over the model card: with the card."""
+        put_card_back(Path(working_dir) / CARD, self.card())
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 def _ends(model: VisionLanguageModel, tokenizer: Any) -> int | list[int] | None:
@@ -330,8 +375,11 @@ def _begins_again(position_ids: Tensor) -> bool:
 
 def _own_layout(encoder: Encoder | FusedEncoder) -> Layout:
     """The layout that an encoder's preprocessing asks for."""
-    budget = encoder.preprocess.max_patches if isinstance(encoder, Encoder) else 0
-    return Native(budget) if budget else Whole()
+    if isinstance(encoder, FusedEncoder) or encoder.preprocess.output_size is not None:
+        return Whole()
+    if budget := encoder.preprocess.max_patches:
+        return Native(budget)
+    return Native(None) if encoder.preprocess.patch_size else Whole()
 
 
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)

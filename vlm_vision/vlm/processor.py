@@ -1,4 +1,4 @@
-"""Text with `<image>` in it, and images, to the inputs of a `VisionLanguageModel`."""
+"""Processor: texts with `<image>`, and images, to the inputs of a `VisionLanguageModel`."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ IMAGE_TOKEN = "<image>"
 VIDEO_MARK = "<video>"
 
 Video = Sequence[ImageInput] | np.ndarray | torch.Tensor
-"""Frames: images, or one uint8 array of them, numpy (frames, H, W, C) or torch (frames, C, H, W)."""
+"""Frames of a video: images, or one uint8 array of them, numpy (frames, H, W, C) or torch (frames, C, H, W)."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -32,7 +32,7 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ message['content'] + '\n' }}{% endif %}"
     "{% endfor %}"
 )
-"""For language models that come without a chat template: the prompt of Prismatic for base models."""
+"""Chat template for language models without one: the prompt of Prismatic for base models."""
 
 
 class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
@@ -98,11 +98,11 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         kwargs.setdefault("return_token_type_ids", False)
         encoded = self.tokenizer(texts, padding=padding, truncation=truncation, max_length=max_length, **kwargs)
         for i, (one, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
-            wanted, kept = one.count(IMAGE_TOKEN), list(ids).count(self.image_token_id)
-            if kept != wanted:
+            needed, kept = one.count(IMAGE_TOKEN), list(ids).count(self.image_token_id)
+            if kept != needed:
                 cause = f"truncation to {max_length} tokens" if truncation else "the tokenizer"
                 raise ValueError(
-                    f"text {i} needs {wanted} image tokens and {cause} leaves {kept}: raise max_length or shorten the text"
+                    f"text {i} needs {needed} image tokens, but {cause} leaves {kept}: raise max_length or shorten the text"
                 )
         return BatchFeature({**encoded, **data}, tensor_type=return_tensors)
 
@@ -124,7 +124,7 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         whole = self.apply_chat_template([*question, {"role": "assistant", "content": f"{mark}answer{mark}"}])
         if not whole.startswith(prompt) or whole.count(mark) != 2:
             raise ValueError(
-                "the chat template does not continue its own generation prompt: training and use would differ; give another"
+                "the chat template does not continue its own generation prompt: training and use would differ; pass another template"
             )
         lead, _, after = whole[len(prompt) :].split(mark)
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -170,20 +170,20 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         if len(images) == len(texts) and any(item is None for item in images):
             images = [[] if item is None else item for item in images]  # rows without an image
         if any(isinstance(item, list | tuple) for item in images):
-            given = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
-            for i, (wanted, got) in enumerate(zip(counts, given, strict=False)):
-                if wanted != len(got):
+            lists = [list(item) if isinstance(item, list | tuple) else [item] for item in images]
+            for i, (number, got) in enumerate(zip(counts, lists, strict=False)):
+                if number != len(got):
                     raise ValueError(
-                        f"text {i} has {wanted} {IMAGE_TOKEN} but {len(got)} images: give one image for each"
+                        f"text {i} has {number} {IMAGE_TOKEN} but {len(got)} images: pass one image for each"
                     )
-            if len(given) != len(texts):
+            if len(lists) != len(texts):
                 raise ValueError(
-                    f"got {len(texts)} texts and {len(given)} lists of images: give one list for each text"
+                    f"got {len(texts)} texts and {len(lists)} lists of images: pass one list for each text"
                 )
-            return [image for item in given for image in item]
+            return [image for item in lists for image in item]
         if sum(counts) != len(images):
             raise ValueError(
-                f"the text has {sum(counts)} {IMAGE_TOKEN} in all and there are {len(images)} images: give one image for each"
+                f"the text has {sum(counts)} {IMAGE_TOKEN} in all, but there are {len(images)} images: pass one image for each"
             )
         return list(images)
 
@@ -232,14 +232,14 @@ def _takes_parts(template: str) -> bool:
 
 def _with_frames(texts: list[str], images: list[ImageInput], videos: list[Video]) -> tuple[list[str], list[ImageInput]]:
     """The texts with `<image>` for each frame in place of `<video>`, and all images in reading order."""
-    wanted = sum(one.count(VIDEO_MARK) for one in texts)
-    if not videos and not wanted:
+    number = sum(one.count(VIDEO_MARK) for one in texts)
+    if not videos and not number:
         return texts, images
     frames = [list(video) for video in videos]
-    if wanted != len(frames) or not all(frames):
+    if number != len(frames) or not all(frames):
         raise ValueError(
-            f"the text has {wanted} {VIDEO_MARK} in all and there are {len(frames)} videos, of {[len(f) for f in frames]} frames: "
-            "give the frames of one video for each"
+            f"the text has {number} {VIDEO_MARK} in all, but there are {len(frames)} videos, of {[len(f) for f in frames]} frames: "
+            "pass the frames of one video for each"
         )
     given, shown, ordered = iter(images), iter(frames), []
 
@@ -262,7 +262,7 @@ def _as_text(content: str | list[dict[str, Any]] | None) -> str:
 
 
 def _as_parts(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Content as a list of parts; `<image>` and `<video>` in a text become parts, with the line break beside them."""
+    """Content as a list of parts; `<image>` and `<video>` in a text become parts, with the line break next to them."""
     if not isinstance(content, str):
         return list(content or [])
     kinds = {IMAGE_TOKEN: {"type": "image"}, VIDEO_MARK: {"type": "video"}}

@@ -1,4 +1,4 @@
-"""Folders that load with `trust_remote_code=True` where this package is installed and nobody has imported it."""
+"""Folders that load with `trust_remote_code=True` if this package is installed but not imported."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ _UPLOAD = ("commit_message", "commit_description", "private", "token", "revision
 class RemoteCodeMixin:
     """`register_for_auto_class` and `save_pretrained` of a class of this package.
 
-    As in transformers, a registered class writes `auto_map` into the folders it saves; but beside it goes a file that
+    As in transformers, a registered class writes `auto_map` into the folders it saves; but it also writes a file that
     imports the class, where transformers would copy the module that defines it.
     """
 

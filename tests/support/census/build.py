@@ -27,24 +27,40 @@ VISION: Json = dict(image_size=64, patch_size=8, num_key_value_heads=4, head_dim
 """Values for fields of the vision part."""
 
 
-def model_types() -> list[str]:
-    """Every model type of the installed transformers whose configuration has a vision part."""
-    found = []
+def towers() -> dict[str, str]:
+    """Every model type of the installed transformers whose configuration has a vision part -> the model_type of that part."""
+    found = {}
     for name in sorted(CONFIG_MAPPING_NAMES):
         cls = CONFIG_MAPPING[name]
-        if "vision_config" in (getattr(cls, "sub_configs", None) or {}):
-            found.append(name)
-            continue
+        named = "vision_config" in (getattr(cls, "sub_configs", None) or {})
+        part = None
         try:
-            if getattr(cls(), "vision_config", None) is not None:
-                found.append(name)
-        except Exception:  # a configuration without defaults: it has no vision part that it names
-            continue
+            part = getattr(cls(), "vision_config", None)
+        except Exception:  # a configuration without defaults
+            if not named:
+                continue
+        if named or part is not None:
+            found[name] = getattr(part, "model_type", "") or _usual_part(cls)
     return found
 
 
+def _usual_part(cls: type[PreTrainedConfig]) -> str:
+    """model_type of a vision part that a configuration may lack."""
+    usual = (getattr(cls, "sub_configs_defaults", None) or {}).get("vision_config")
+    usual = getattr(usual, "model_type", None) or getattr(getattr(usual, "config_class", usual), "model_type", None)
+    return usual or ""
+
+
+def model_types() -> list[str]:
+    """Every model type of the installed transformers whose configuration has a vision part."""
+    return list(towers())
+
+
 def shrink(config: Json, changes: Json, *, vision: bool = False) -> Json:
-    """A configuration's dictionary at tiny size; `changes` win, by name or, for a part, as a dictionary of its own."""
+    """A configuration's dictionary at tiny size; `changes` win, by name or, for a part, as a dictionary of its own.
+
+    An empty dictionary in `changes` stands for itself.
+    """
     small: Json = {}
     for name, value in config.items():
         if isinstance(value, dict) and (name.endswith("_config") or name in ("backbone_config",)):

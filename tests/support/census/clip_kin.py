@@ -19,6 +19,10 @@ def normed(name: str = "post_layernorm", *, prefix: int = 1) -> Callable[[nn.Mod
     return reference
 
 
+def bridgetower(tower: nn.Module, x: Tensor) -> Reference:
+    return Reference(tower(x, interpolate_pos_encoding=True)[-1][:, 1:])
+
+
 _CLIP = dict(tower="vision_model", reference=normed())
 _VLM = dict(tower="vision_tower", reference=normed())
 
@@ -51,5 +55,27 @@ CASES = (
         model_type="granite4_vision",
         **_VLM,
         changes=dict(downsample_rate="1/2", deepstack_layer_map=[[-2, 0], [-1, 1]], spatial_target_layers=[0, 1, 2, 3]),
+    ),
+    Case(model_type="blip", **_CLIP | dict(reference=pixels(prefix=1))),
+    *(
+        Case(model_type=name, **_CLIP | dict(reference=pixels(prefix=1)))
+        for name in ("blip-2", "instructblip", "instructblipvideo")
+    ),
+    Case(
+        model_type="blip-2",
+        label="blip-2-no-bias",
+        changes={"vision_config": dict(qkv_bias=False, hidden_act="silu")},
+        **_CLIP | dict(reference=pixels(prefix=1)),
+    ),
+    Case(model_type="owlvit", **_CLIP),
+    Case(model_type="owlv2", **_CLIP),
+    Case(model_type="idefics", changes={"vision_config": dict(hidden_act="quick_gelu")}, bare=False, **_CLIP),
+    Case(model_type="bridgetower", tower="vision_model", reference=bridgetower),
+    Case(
+        model_type="bridgetower",
+        label="bridgetower-shorter",
+        changes={"vision_config": dict(remove_last_layer=True)},
+        tower="vision_model",
+        reference=bridgetower,
     ),
 )

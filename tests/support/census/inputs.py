@@ -87,7 +87,7 @@ def grid_thw(
     def reference(tower: nn.Module, x: Tensor) -> Reference:
         rows, grid = flat_patches(x, patch, merge, temporal)
         out = tower(**{names[0]: rows, names[1]: grid})
-        rows = out.last_hidden_state
+        rows = out.last_hidden_state.flatten(0, -2)
         if windows:
             order, _ = get_vision_window_index(grid, merge, windows, patch)
             rows = rows.unflatten(0, (-1, merge * merge))[order.argsort()].flatten(0, 1)

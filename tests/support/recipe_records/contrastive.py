@@ -59,12 +59,12 @@ LAWS = Laws(
     stopped={"siglip": Stopped(("--flip", "0.5"), every=4, at=6)},
     bad=bad,
     wrong=[
-        (["--micro_batch_size", "4"], "batch_size 8 is cut into pieces of 4, which would not be compared"),
+        (["--micro_batch_size", "4"], "batch_size 8 is cut into pieces of 4, but the loss compares all pairs"),
         (["--towers.kind", "clip"], "the siglip loss needs a pair with a logit_bias"),
-        (["--towers.text", "{}"], "there is no text tower: give start, or towers.text"),
-        (["--lock_image", "true"], "lock_image keeps an image tower as it is: give start or towers.image_source"),
+        (["--towers.text", "{}"], "there is no text tower: set start or towers.text"),
+        (["--lock_image", "true"], "lock_image needs a trained image tower: set start or towers.image_source"),
         (["--crop_scale", "[0.5, 1.5]"], "scale of Crop is"),
-        (["--towers.text", '{"width": 3}'], "--towers.text.width, which is no field of towers.text"),
+        (["--towers.text", '{"width": 3}'], "--towers.text.width, which is not a field of towers.text"),
         (["--batch_size", "40", "--micro_batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),
     ],
 )

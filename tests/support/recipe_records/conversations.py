@@ -73,10 +73,10 @@ ALIGN_LAWS = Laws(
     cut={"whole": ((), (4, 2))},
     stopped={"whole": Stopped((), every=2, at=3)},
     wrong=[
-        (["--data.train", "FOLDER/talk.json"], "record 0 has no image: captions need one in every record"),
+        (["--data.train", "FOLDER/talk.json"], "record 0 has no image: expected one in every record"),
         (
             ["--encoder.new", "{}", "--language.new", "{}", "--start", "FOLDER"],
-            "has no config.json: give the folder that save_pretrained wrote",
+            "has no config.json: pass the folder that save_pretrained wrote",
         ),
     ],
 )

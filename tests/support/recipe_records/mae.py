@@ -69,11 +69,14 @@ LAWS = Laws(
     bad=bad,
     bad_metrics=lambda metrics: metrics["neighbors"],
     wrong=[
-        (changed(image_size=18), "crops of 18 pixels are no whole number of patches of 4: choose image_size 16 or 20"),
+        (
+            changed(image_size=18),
+            "crops of 18 pixels are not a whole number of patches of 4: choose image_size 16 or 20",
+        ),
         (changed(pre_norm=True), "this layout cannot express the architecture"),
-        (changed(width=3), "width, which is no field of model.encoder"),
+        (changed(width=3), "width, which is not a field of model.encoder"),
         (["--mask_ratio", "1.5"], "mask_ratio is 1.5: expected a share above 0 and below 1"),
-        (["--model.encoder", "{}"], "there is nothing to train: give start, or model.encoder"),
+        (["--model.encoder", "{}"], "there is nothing to train: set start or model.encoder"),
         (["--model.decoder.num_heads", "3"], "num_heads 3 does not divide embed_dim 16"),
         (["--crop_scale", "[0.5, 1.5]"], "scale of Crop is"),
         (["--batch_size", "40"], "batch_size 40 is larger than the data set of 16 records"),

@@ -89,12 +89,12 @@ LAWS = Laws(
     bad=bad,
     bad_metrics=lambda metrics: metrics["test"]["last"]["skipped"] == 2 + 1,
     wrong=[
-        (["--student.fields", "{}"], "there is no student: give student.source, or student.fields"),
+        (["--student.fields", "{}"], "there is no student: set student.source, or student.fields"),
         (["--student.fields", '{"width": 3}'], "width, which is no field of student.fields"),
         (["--student.crop_ratio", "2"], "student.crop_ratio is 2.0: expected a part above 0"),
         (
             ["--student.source", "FOLDER/teacher/model", "--student.fields", '{"num_registers": 1}'],
-            "of a loaded encoder need other weights, as registers",
+            "of a loaded encoder need new weights such as registers",
         ),
         (
             ["--student.fields", json.dumps(FIELDS | {"pool": "mean"})],

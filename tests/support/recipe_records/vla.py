@@ -84,18 +84,18 @@ LAWS = Laws(
         "adapters": Stopped(ADAPTERS, every=3, at=5),
     },
     wrong=[
-        (["--data.test_episodes", "24"], "leave some to learn from"),
+        (["--data.test_episodes", "24"], "leave some for training"),
         (["--data.cameras", '{"wrist": "wrist"}'], "has no camera 'wrist': it has 'top'"),
         (["--data.raw_actions", "[7]"], "raw_actions names [7]"),
         (["--film", "true", "--train_vision", "frozen"], "choose train_vision lora"),
         (["--head_options", '{"colour": 1}'], "action head 'parallel' has no 'colour'"),
         (["--data.train", '{"mine": "nowhere"}'], "there is no folder nowhere"),
-        (["--data.train", "{}"], "data.train names no data"),
+        (["--data.train", "{}"], "data.train is empty"),
         (["--data.memory", "-1"], "memory is -1"),
         (
             ["--encoder.source", "mini", "--encoder.std", "[0.1, 0.1, 0.1]"],
-            "leave encoder.mean and encoder.std out",
+            "remove encoder.mean and encoder.std",
         ),
-        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "switch gradient checkpointing off"),
+        ([*HEADS["flow"], "--gradient_checkpointing", "true"], "turn gradient checkpointing off"),
     ],
 )

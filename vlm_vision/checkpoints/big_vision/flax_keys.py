@@ -9,7 +9,7 @@ def norm(ours: str, theirs: str) -> list[Key]:
 
 
 def dense(ours: str, *theirs: str) -> list[Key]:
-    """Kernel and bias, of several layers of theirs one after the other."""
+    """Kernel and bias, of several of their layers one after the other."""
     parts = (("weight", "kernel"), ("bias", "bias"))
     return [key(f"{ours}.{mine}", tuple(f"{name}/{their}" for name in theirs)) for mine, their in parts]
 
@@ -21,7 +21,7 @@ def blocks(
     norm2: str = "LayerNorm_1",
     mlp: str = "MlpBlock_0",
 ) -> list[Key]:
-    """`depth` blocks called stem_0, stem_1, ... ; releases before big_vision number the parts otherwise."""
+    """`depth` blocks called stem_0, stem_1, ... ; releases before big_vision number the parts differently."""
     keys = []
     for i in range(depth):
         ours, theirs = f"blocks.{i}", f"{stem}_{i}"

@@ -22,7 +22,7 @@ class NpzFile:
     """Arrays by name, '/'-joined, without a leading `params/` or `opt/target/`; read one at a time.
 
     Raises:
-        ValueError: no npz file, a damaged one, arrays of objects, or a header that promises more than the file holds.
+        ValueError: not an npz file, a damaged one, arrays of objects, or a header that states more than the file holds.
     """
 
     def __init__(self, path: Path):
@@ -33,7 +33,7 @@ class NpzFile:
             members = self._zip.infolist()
             size, on_disk = sum(member.file_size for member in members), path.stat().st_size
             if size > max(2**30, 20 * on_disk):  # weights hardly shrink: this is made to fill the memory
-                raise ValueError(f"{path} unpacks from {on_disk} to {size} bytes: that is no file of weights")
+                raise ValueError(f"{path} unpacks from {on_disk} to {size} bytes: expected a file of weights")
             for member in members:
                 self._arrays[_plain(member.filename.removesuffix(".npy"))] = (member.filename, self._shape(member))
         except (zipfile.BadZipFile, OSError, EOFError) as error:
@@ -67,7 +67,7 @@ class NpzFile:
         return shape if index is None else shape[1:]
 
     def _blocks(self, stored: str) -> dict[str, tuple[str, int | None]]:
-        """Names of what is stored under one: itself, or block by block what `scan` stacked under `encoderblock`."""
+        """Names of the arrays stored under one name: itself, or the blocks that `scan` stacked under `encoderblock`."""
         if "/encoderblock/" not in f"/{stored}":
             return {stored: (stored, None)}
         depth = self._arrays[stored][1][0]
@@ -81,14 +81,16 @@ class NpzFile:
                 shape, _, dtype = read(file)
             except ValueError as error:
                 raise ValueError(
-                    f"{self.path}: {member.filename} is no numpy array ({error}): use the original file"
+                    f"{self.path}: {member.filename} is not a numpy array ({error}): use the original file"
                 ) from None
         if dtype.hasobject or (dtype.name not in _DTYPES and dtype != _BFLOAT16):
             raise ValueError(
                 f"{self.path}: {member.filename} holds {dtype}, expected floating point numbers; nothing of it was read"
             )
         if math.prod(shape) * dtype.itemsize > member.file_size:
-            raise ValueError(f"{self.path}: {member.filename} promises {list(shape)} and holds less: download it again")
+            raise ValueError(
+                f"{self.path}: {member.filename} states the shape {list(shape)} and holds less: download it again"
+            )
         return tuple(int(size) for size in shape)
 
 

@@ -37,13 +37,13 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     prefix = "img/" if "img/embedding/kernel" in file.shapes else ""
     part = TowerWeights(file, prefix, ignored=lambda name: not prefix and name in ("t", "b"))
     if "embedding/kernel" not in part.shapes:
-        raise ValueError(f"{path} holds no array embedding/kernel: it is no vision transformer of big_vision")
+        raise ValueError(f"{path} holds no array embedding/kernel: expected a vision transformer of big_vision")
     names = part.shapes
     naflex = len(names["embedding/kernel"]) == 2
     try:
         config = _config(part, hints.num_heads or file.num_heads(f"{prefix}Transformer/"), naflex)
     except (KeyError, IndexError, StopIteration) as error:
-        raise ValueError(f"{path} is no vision transformer of big_vision: it lacks {error}") from None
+        raise ValueError(f"{path} is not a vision transformer of big_vision: it lacks {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     family = "siglip2_vision_model" if naflex else "siglip_vision_model" if config.pool == "map" else "vit"

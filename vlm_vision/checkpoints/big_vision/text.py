@@ -58,7 +58,7 @@ def read(checkpoint: Checkpoint) -> TextTower:
 
 
 def _config(part: WeightSource, num_heads: int) -> TextConfig:
-    """All is in the shapes but the epsilon and activation, flax's defaults, and the pooling, that of all SigLIPs."""
+    """All follows from shapes except epsilon and activation, flax's defaults, and the pooling, that of all SigLIPs."""
     shapes = part.shapes
     vocab_size, dim = shapes["Embed_0/embedding"]
     return TextConfig(

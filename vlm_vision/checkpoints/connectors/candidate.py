@@ -32,22 +32,22 @@ class Candidate:
     weights: WeightSource
     """All of the checkpoint."""
     before: str
-    """What its names have before those of the form: "model.", say."""
+    """Prefix of its names before those of the form, such as "model."."""
 
     @property
     def config(self) -> dict[str, Any]:
         """config.json; empty for a file alone."""
         return self.checkpoint.config
 
-    def part(self, prefix: str, *beside: str) -> TowerWeights:
-        """The weights under the prefix; and those beside, under their whole names."""
-        return TowerWeights(self.weights, self.before + prefix, beside=beside)
+    def part(self, prefix: str, *extra: str) -> TowerWeights:
+        """The weights under the prefix, and the extra ones under their whole names."""
+        return TowerWeights(self.weights, self.before + prefix, extra=extra)
 
     def section(self, name: str) -> dict[str, Any]:
         """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
         if not self.config:
             raise ValueError(
-                f"{self.checkpoint} does not tell the heads of its projector: give the folder with config.json"
+                f"{self.checkpoint} does not state the heads of its projector: pass the folder with config.json"
             )
         return self.config.get(name) or {}
 
@@ -69,11 +69,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """A projector that was found: what to build, and where its numbers are."""
+    """A projector in a checkpoint: what to build, and its weights."""
 
     name: str
     options: dict[str, Any]
-    """With the name, the arguments of `projectors.build`."""
+    """Arguments of `projectors.build`, with `name`."""
     keys: list[Key]
     weights: TowerWeights
 
@@ -82,13 +82,13 @@ def shape_of(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
     shape = part.shapes[name]
     if len(shape) != dims:
         raise ValueError(
-            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is no projector of its form"
+            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is not a projector of its form"
         )
     return shape
 
 
 def count(part: TowerWeights, pattern: str) -> int:
-    """How many different numbers the pattern finds at the beginning of names."""
+    """Number of different indices that the pattern matches at the beginning of names."""
     return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 

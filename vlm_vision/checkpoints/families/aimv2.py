@@ -78,7 +78,8 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
 
 AIMV2 = Family(
     name="aimv2_vision_model",
-    whole_models=(WholeModel(model_type="aimv2"),),
+    whole_models=(WholeModel(model_type="aimv2", checked=True),),
+    siblings=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
     architecture="Aimv2VisionModel",
     landmarks=("embeddings.patch_embed.weight",),
     defaults=BASE

@@ -67,8 +67,10 @@ CLIP = Family(
         "git_vision_model": dict(patch_size=16),
     },
     whole_models=(
-        WholeModel(model_type="clip", outer_fields={"projection_dim": 512}),
-        WholeModel(model_type="metaclip_2", tower="metaclip_2_vision_model", outer_fields={"projection_dim": 512}),
+        WholeModel(model_type="clip", checked=True, outer_fields={"projection_dim": 512}),
+        WholeModel(
+            model_type="metaclip_2", checked=True, tower="metaclip_2_vision_model", outer_fields={"projection_dim": 512}
+        ),
         WholeModel(model_type="altclip", tower="altclip_vision_model", outer_fields={"projection_dim": 768}),
         WholeModel(model_type="chinese_clip", tower="chinese_clip_vision_model", outer_fields={"projection_dim": 512}),
         WholeModel(model_type="clipseg", tower="clipseg_vision_model", outer_fields={"projection_dim": 512}),
@@ -79,6 +81,19 @@ CLIP = Family(
             for name in ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava", "granite4_vision")
         ),
     ),
+    siblings=(
+        "text_model.",
+        "text_projection.",
+        "visual_projection.",
+        "logit_scale",
+        "language_model.",
+        "model.language_model.",
+        "multi_modal_projector.",
+        "model.multi_modal_projector.",
+        "lm_head.",
+        "image_newline",
+        "model.image_newline",
+    ),  # fmt: skip
     architecture="CLIPVisionModel",
     landmarks=("embeddings.patch_embedding.weight",),
     beside=("visual_projection.weight",),

@@ -29,6 +29,8 @@ class WholeModel:
     """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
+    checked: bool = False
+    """The other parts are those of `Family.siblings`: a weight elsewhere is an error."""
     preprocessor: Json | None = None
     """The usual preprocessor_config.json, where it is not the tower's."""
 
@@ -38,7 +40,7 @@ class Presets:
     """Public models of the family under one name, each with a row in a table of sizes."""
 
     name: str
-    """What preset names begin with."""
+    """First word of preset names."""
     fields: Json
     """Fields of `ViTConfig` that all of them share."""
     rows: tuple[tuple[str, str, Json], ...]
@@ -46,7 +48,7 @@ class Presets:
     sizes: Mapping[str, Json] = field(default_factory=dict)
     """Sizes that only these models have; the others are in `vlm_vision.checkpoints.families.sizes`."""
     label: str = "{name}_{size}_patch{patch}_{side}"
-    """How a row is called."""
+    """Form of a preset name."""
 
 
 def row(size: str, patches: str, **differs: Any) -> tuple[str, str, Json]:
@@ -64,6 +66,8 @@ class Family:
     """Other model_types of the same tower -> defaults that differ there."""
     whole_models: tuple[WholeModel, ...] = ()
     """Models of transformers that contain the tower."""
+    siblings: tuple[str, ...] = ()
+    """Names, by prefix, of the other parts of these models, where they are checked."""
     connector: tuple[str, ...] = ()
     """Names, by prefix, inside the vision part, of what is read only where the key table asks for it: projectors."""
 

@@ -26,12 +26,14 @@ IDEFICS3 = Family(
     whole_models=(
         WholeModel(
             model_type="idefics2",
+            checked=True,
             tower="idefics2_vision",
             preprocessor={"image_processor_type": "Idefics2ImageProcessor"},
         ),
-        WholeModel(model_type="idefics3"),
+        WholeModel(model_type="idefics3", checked=True),
         WholeModel(model_type="aria"),
     ),
+    siblings=("text_model.", "connector.", "model.text_model.", "model.connector.", "lm_head."),
     architecture="Idefics3VisionTransformer",
     landmarks=(LANDMARK,),
     defaults=DEFAULTS | dict(hidden_size=1152, num_attention_heads=16, patch_size=32),
@@ -52,7 +54,28 @@ SMOLVLM = replace(
     IDEFICS3,
     name="smolvlm_vision",
     aliases={},
-    whole_models=(WholeModel(model_type="smolvlm"),),
+    whole_models=(WholeModel(model_type="smolvlm", checked=True),),
     architecture="SmolVLMVisionTransformer",
     image_processors={"SmolVLMImageProcessor": _TILES},
 )
+
+PHI4 = replace(
+    IDEFICS3,
+    name="phi4_multimodal_vision",
+    aliases={},
+    whole_models=(WholeModel(model_type="phi4_multimodal"),),
+    architecture="Phi4MultimodalVisionModel",
+    defaults=DEFAULTS
+    | dict(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=448,
+        patch_size=14,
+    ),
+    read_config=lambda config, names: replace(siglip_config(config, names), position_resize="bucket"),
+    write_config=_config_back,
+    image_processors={},
+)
+"""Phi-4 multimodal (arXiv:2503.01743): with SigLIP's head."""

@@ -87,7 +87,7 @@ _PRESET: Json = dict(class_token=False, mlp="gelu_tanh", pool="map")
 SIGLIP = Family(
     name="siglip_vision_model",
     whole_models=(
-        WholeModel(model_type="siglip"),
+        WholeModel(model_type="siglip", checked=True),
         *(
             WholeModel(model_type=name, headless=True)
             for name in (
@@ -107,11 +107,30 @@ SIGLIP = Family(
         WholeModel(model_type="t5gemma2", around="encoder", headless=True),
         WholeModel(
             model_type="pi0",
+            checked=True,
             around="vlm_config",
             headless=True,
             preprocessor={"image_processor_type": "PI0ImageProcessor"},
         ),
     ),
+    siblings=(
+        "text_model.",
+        "logit_scale",
+        "logit_bias",
+        "language_model.",
+        "model.language_model.",
+        "multi_modal_projector.",
+        "model.multi_modal_projector.",
+        "lm_head.",
+        "image_newline",
+        "model.image_newline",
+        "paligemma_with_expert.",
+        "state_proj.",
+        "action_",
+        "model.vlm.",
+        "model.dit.",
+        "model.embed_action_time.",
+    ),  # fmt: skip
     architecture="SiglipVisionModel",
     classifier="siglip",
     landmarks=(LANDMARK,),
@@ -161,7 +180,8 @@ SIGLIP = Family(
 
 SIGLIP2 = Family(
     name="siglip2_vision_model",
-    whole_models=(WholeModel(model_type="siglip2"), WholeModel(model_type="lfm2_vl")),
+    whole_models=(WholeModel(model_type="siglip2", checked=True), WholeModel(model_type="lfm2_vl")),
+    siblings=("text_model.", "logit_scale", "logit_bias"),
     architecture="Siglip2VisionModel",
     classifier="siglip2",
     landmarks=(LANDMARK,),

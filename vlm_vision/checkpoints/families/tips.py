@@ -70,7 +70,8 @@ def _spelling(name: str) -> str:
 
 TIPSV2 = Family(
     name="tipsv2_vision_model",
-    whole_models=(WholeModel(model_type="tipsv2"),),
+    whole_models=(WholeModel(model_type="tipsv2", checked=True),),
+    siblings=("text_encoder.", "text_model.", "temperature"),
     architecture="Tipsv2VisionModel",
     landmarks=("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"),
     spelling=_spelling,

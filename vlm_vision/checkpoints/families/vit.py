@@ -23,7 +23,7 @@ from vlm_vision.nn.config import ViTConfig
 
 
 def _fields(config: Json, names: frozenset[str]) -> Json:
-    """What the four families say alike."""
+    """Fields that the four families share."""
     pooler = "pooler.dense.weight" in names
     if pooler and config["pooler_act"] != "tanh":
         raise ValueError(f"config.json has pooler_act {config['pooler_act']!r}: only 'tanh' is supported")
@@ -196,6 +196,7 @@ DEIT = replace(
 MAE = replace(
     VIT,
     name="vit_mae",
+    siblings=("decoder.",),
     whole_models=(),
     architecture="ViTMAEModel",
     beside=(),

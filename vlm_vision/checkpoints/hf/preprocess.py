@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
+from vlm_vision.checkpoints.hf import areas
 from vlm_vision.preprocess.resize import crop_offset
-from vlm_vision.preprocess.spec import Kernel, Preprocess, ResizeMode
+from vlm_vision.preprocess.spec import AREAS, COUNTED, Kernel, Preprocess, ResizeMode
 
 _STEPS: dict[str, set[str]] = {
     "do_resize": {"resample"},
@@ -16,11 +17,13 @@ _STEPS: dict[str, set[str]] = {
     "do_rescale": {"rescale_factor"},
     "do_normalize": {"image_mean", "image_std"},
 }
-"""Each step's switch, and the keys it needs when it is on; resizing also needs those of `_SIZE_KEYS`."""
+"""Switch of each step, and the keys that the step needs; resizing also needs those of `_SIZE_KEYS`."""
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
 _TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-_BETWEEN, _ANYRES, _AREA = "Idefics2ImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"
+_BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
+_SQUARE = "IdeficsImageProcessor"
+"""The class that states a side, image_size, above `size`."""
 _GEMMA, _SAM, _PIXTRAL = "Gemma4ImageProcessor", "SamImageProcessor", "PixtralImageProcessor"
 _MINICPM = ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
 _OWN_DEVIATION = ("Pix2StructImageProcessor", "Kosmos2_5ImageProcessor")
@@ -30,44 +33,43 @@ _SIZE_KEYS = {
     **dict.fromkeys(_MINICPM, {"patch_size", "scale_resolution", "downsample_mode"}),
     **dict.fromkeys(_OWN_DEVIATION, {"patch_size", "max_patches"}),
     **dict.fromkeys(_TILED, {"max_image_size"}),
+    **areas.SIZE_KEYS,
     _PIXTRAL: {"patch_size", "size"},
 }
 """Where the class takes the size from, if not from `size`."""
 
 PLAIN = dict.fromkeys(_STEPS, True) | {"do_center_crop": False, "rescale_factor": 1 / 255, "default_to_square": True}
-"""What nearly every class of transformers fills in for a missing key."""
+"""Defaults of nearly every class of transformers for a missing key."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     name: PLAIN | given for family in ALL for name, given in family.image_processors.items()
 }
-"""What transformers' class of that name fills in for a missing key."""
+"""Defaults of transformers' class of that name for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
-"""Image processors that give the keys below another meaning, so that the file alone does not tell."""
+"""Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
 _WITHOUT_EFFECT = set(
     "image_processor_type feature_extractor_type processor_class auto_map _valid_processor_keys do_convert_rgb "
     "input_data_format return_tensors device disable_grouping image_seq_length pad_size".split()
 )
 _OF_TILES = {"size", "do_image_splitting", "do_pad", "return_row_col_info", "video_sampling"}
-"""How a `_TILED` class cuts an image into several, which no `Preprocess` does."""
+"""Keys by which a `_TILED` class cuts an image into several, which `Preprocess` does not."""
 
 _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PADDED: {"do_pad"},
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
+    _SQUARE: {"image_num_channels"},
     **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     _PIXTRAL: {"do_pad"},
     "Ovis2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid"},
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
-    _AREA: {"temporal_patch_size", "merge_size", "min_pixels", "max_pixels", "patch_size"},
+    **areas.IGNORED,
 }
-"""Keys about several canvases for one image, by class: what each canvas is made of is read."""
-
-_COUNTED = ("max_patches", "fill_patches", "whole_patches")
-"""Resizes to a number of patches."""
+"""Keys about several canvases for one image, by class: the preprocessing of each canvas is read."""
 
 
 def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _square_patch(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    _AREA: lambda values: {"patch_size": values["patch_size"] * values["merge_size"]},
+    **dict.fromkeys(areas.AREAS, areas.square),
     _GEMMA: lambda values: {
         "patch_size": values["patch_size"] * values["pooling_kernel_size"],
         "max_num_patches": values["max_soft_tokens"],
@@ -113,12 +115,12 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
     class's PIL backend; of the torchvision backend where there is no other (DINOv3).
 
-    Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. What the tower sees
+    Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. The preprocessing
     of one tile is read: the image, squashed to that size in one step where transformers takes two or more. Idefics2 may
-    cut an image in four beside the whole: the whole is read.
+    add four parts of an image to the whole: the whole is read.
 
     Raises:
-        ValueError: a key asks for what `Preprocess` does not do, or is missing and its class is not known here.
+        ValueError: a key that `Preprocess` does not support, or that is missing and whose class is unknown here.
     """
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or "unnamed"
     name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
@@ -126,6 +128,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
     given = {key: value for key, value in config.items() if value is not None}
+    if name == _SQUARE and isinstance(given.get("image_size"), int):
+        given["size"] = [given.pop("image_size")] * 2
     read = {"default_to_square", *steps}.union(*steps.values())
     ignored = _WITHOUT_EFFECT | _IGNORED.get(name, set())
     for key in sorted(given.keys() - read - ignored):
@@ -142,7 +146,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if missing := sorted(needed - values.keys()):
         raise ValueError(
             f"the preprocessor config lacks {missing}, for which image processor {name!r} has no default here: "
-            "expected every key that is used; add them"
+            "expected every key that is used; add the missing ones"
         )
 
     for key in ("image_mean", "image_std"):
@@ -165,8 +169,8 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in (*_COUNTED, "within_patches", "area", "near_area") else 0,
-        max_patches=values["max_num_patches"] if resize in _COUNTED else 0,
+        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") else 0,
+        max_patches=values["max_num_patches"] if resize in COUNTED else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
@@ -191,10 +195,12 @@ def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, in
     )
 
 
-def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0) -> dict[str, Any]:
+def to_hf(
+    spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0, temporal_patch: int = 2
+) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
-    `from_hf` reads `spec` back, but for a `crop_rounding` that makes no difference to it.
+    `from_hf` reads `spec` back, except for a `crop_rounding` without effect.
 
     Args:
         image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
@@ -202,9 +208,10 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
             Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
         patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
             of `spec`: then no patches are merged.
+        temporal_patch: frames that a patch spans, for the classes that state them.
 
     Raises:
-        ValueError: transformers has no class that does this, the class named does not, or `from_hf` does not know it.
+        ValueError: transformers has no class for this, the named class cannot do it, or `from_hf` does not know it.
     """
     if reason := _inexpressible(spec):
         raise ValueError(
@@ -212,11 +219,14 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
         )
     if spec.resize in _WRITTEN and image_processor_type is None:
         return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
-    alone = {"max_patches": _NAFLEX, "area": _AREA, "between": _BETWEEN}
+    if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
+        name, keys = areas.written(spec, image_processor_type, patch_size or spec.patch_size, temporal_patch)
+        return _plainly(name, spec, **keys)
+    alone = {"max_patches": _NAFLEX, "between": _BETWEEN}
     only = alone.get(spec.resize, _FLOAT if spec.kernel == "float" else None)
     name = image_processor_type or only or "CLIPImageProcessor"
     plain = [known for known, given in _DEFAULTS.items() if "kernel" not in given and "size" in given]
-    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, _AREA)]
+    able = [only] if only else [known for known in plain if known not in (_BETWEEN, _ANYRES, *areas.AREAS)]
     if name not in able:
         raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
     config: dict[str, Any] = {
@@ -235,14 +245,10 @@ def to_hf(spec: Preprocess, *, image_processor_type: str | None = None, patch_si
     if spec.resize == "max_patches":
         del config["do_center_crop"]  # the class has no such step
         config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
-    elif spec.resize in ("area", "between"):
+    elif spec.resize == "between":
         del config["do_center_crop"]
         config["size"] = {"shortest_edge": height, "longest_edge": width}
-        if spec.resize == "area":
-            patch_size = patch_size or spec.patch_size
-            config |= {"patch_size": patch_size, "merge_size": spec.patch_size // patch_size, "temporal_patch_size": 2}
-        else:
-            config |= {"do_image_splitting": False, "do_pad": True}
+        config |= {"do_image_splitting": False, "do_pad": True}
     elif spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
@@ -327,15 +333,15 @@ def _inexpressible(spec: Preprocess) -> str | None:
     if spec.kernel in ("point", "point_float"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
     if spec.kernel == "torch":
-        return "transformers' classes with a PIL backend resize with Pillow, this with torch"
+        return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
-    if spec.kernel == "float" and spec.resize in (*_COUNTED, "within_patches", "area", "near_area", "between"):
+    if spec.kernel == "float" and spec.resize in (*COUNTED, *AREAS, "within_patches", "between"):
         return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
-        return f"transformers fills a crop with black, this one with {spec.fill}"
+        return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
     if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
-        return "transformers rounds the place of a crop down, this one to even"
+        return "transformers rounds the place of a crop down, this preprocessing to even"
     return None
 
 
@@ -355,7 +361,9 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
         return "within_patches", _height_width("size", values["size"])
     if name == _NAFLEX:
         return "max_patches", (0, 0)
-    if name in _SQUARES and name != _AREA:
+    if name in areas.AREAS:
+        return areas.AREAS[name].resize, areas.bounds(name, values)
+    if name in _SQUARES:
         if name in _MINICPM:
             return "near_area", (values["scale_resolution"],) * 2
         return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)
@@ -367,10 +375,6 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     size = values["size"]
     if isinstance(size, int) and not values["default_to_square"]:
         size = {"shortest_edge": size}
-    if name == _AREA:
-        edges = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-        size = size | {edge: pixels for edge, pixels in edges.items() if pixels is not None}
-        return "area", (size["shortest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"max_height", "max_width"} and name == _PADDED:
         return "scaled_within", (size["max_height"], size["max_width"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge", "longest_edge"} and name == _BETWEEN:
@@ -394,5 +398,5 @@ def _height_width(key: str, size: Any) -> tuple[int, int]:
 def _unsupported(key: str, value: Any) -> ValueError:
     return ValueError(
         f"{key}={value!r} in the preprocessor config is not supported: expected resize, center crop, rescale and "
-        "normalize only; build a Preprocess by hand"
+        "normalize only; construct a Preprocess yourself"
     )

@@ -22,11 +22,14 @@ from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
 
 FAMILIES: dict[str, Family] = {family.name: family for family in families.ALL if not family.written_as}
-"""Families that transformers has under their own model_type."""
+"""Families with their own model_type in transformers."""
+
+CONTAINER = WholeModel(model_type="")
+"""A whole model that is not known by name, around a tower that is."""
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether config.json is one of transformers."""
+    """Whether config.json is of transformers."""
     return "model_type" in checkpoint.config
 
 
@@ -34,7 +37,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The vision tower of a folder.
 
     Raises:
-        ValueError: a model_type that is not known, several towers or none, a config.json that makes no sense.
+        ValueError: an unknown model_type, several towers or none, a config.json with wrong values.
     """
     only(checkpoint, hints, "part")
     family, fields, whole = _vision_config(checkpoint)
@@ -43,13 +46,20 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     if whole is not None and "vision_use_head" in fields:
         fields["vision_use_head"] = f"{prefix}head.probe" in weights.shapes
     outside = [stored for stored in weights.shapes if not stored.startswith(prefix)]
-    beside = outside if whole is None else [stored for stored in outside if stored in family.beside]
+    known = families.SIBLINGS if whole is None or whole.checked else ("",)
+    extra = [stored for stored in outside if stored in family.beside or not stored.startswith(known)]
 
-    def part(used: frozenset[str] = frozenset()) -> TowerWeights:
+    def part(used: frozenset[str] | None = None) -> TowerWeights:
+        at_root = (
+            whole is not None and not prefix and used is not None
+        )  # Cosmos 3: other parts stand beside the tower's
+
         def ignored(name: str) -> bool:
-            return name.endswith("position_ids") or (name.startswith(family.connector) and name not in used)
+            if at_root or name.startswith(family.connector):
+                return used is None or name not in used
+            return name.endswith("position_ids")
 
-        return TowerWeights(weights, prefix, beside=beside, ignored=ignored, rename=family.spelling)
+        return TowerWeights(weights, prefix, extra=extra, ignored=ignored, rename=family.spelling)
 
     names = part().shapes
     where = checkpoint.path / "config.json"
@@ -96,16 +106,20 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
     """(family, fields of the vision part with transformers' defaults, whole model around it)"""
     config = checkpoint.config
     model_type = str(config.get("model_type"))
+    if model_type in families.REFUSED:
+        return *_known(checkpoint, model_type, config), None
     if model_type in families.WHOLE_MODELS:
         _, whole = families.WHOLE_MODELS[model_type]
     elif model_type in families.MODEL_TYPES or not _names_tower(config):
         return *_known(checkpoint, model_type, config), None
     else:
-        whole = WholeModel(model_type=model_type)
+        whole = CONTAINER
     around: Any = config.get(whole.around) or {} if whole.around else config
     part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f"{checkpoint.path / 'config.json'} has a {whole.part} that is no object: download it again")
+        raise ValueError(
+            f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
+        )
     name: Any = whole.tower if whole.always else part.get("model_type") or whole.tower or model_type
     if isinstance(name, str) and name in families.WHOLE_MODELS:  # older files name the whole model there
         usual, inner = families.WHOLE_MODELS[name]
@@ -124,8 +138,8 @@ def _names_tower(config: Json) -> bool:
 
 
 def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json]:
-    """(family of a tower's model_type, the given fields above transformers' defaults)"""
-    if not isinstance(name, str) or name not in families.MODEL_TYPES:
+    """(family of a tower's model_type, its fields with transformers' defaults for those that are absent)"""
+    if not isinstance(name, str) or name not in families.MODEL_TYPES or name in families.REFUSED:
         whole = checkpoint.config.get("model_type")
         where = f"{checkpoint.path / 'config.json'} has model_type {whole!r}"
         if name != whole:
@@ -155,13 +169,11 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
         return prefixes[0]
     if prefixes:
         parts = ", ".join(prefix.rstrip(".") for prefix in prefixes)
-        raise ValueError(
-            f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): say which one by part="..."'
-        )
-    wanted = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
+        raise ValueError(f'{checkpoint} holds {len(prefixes)} {family.name} towers ({parts}): choose one by part="..."')
+    marks = " or ".join(mark if hints.part is None else f"{hints.part}.{mark}" for mark in family.landmarks)
     raise ValueError(
-        f"{checkpoint} should hold one {family.name} tower, found no weight {wanted}: configuration and weights are not of "
-        "one model"
+        f"{checkpoint} holds no weight {marks}, expected one {family.name} tower: configuration and weights are of "
+        "different models"
     )
 
 

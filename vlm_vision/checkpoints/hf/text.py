@@ -32,7 +32,7 @@ LEGACY_EOS = 2
 @dataclass(frozen=True)
 class _Family:
     clip: bool
-    """CLIP: causal, read at the end of text, projection beside the tower; else SigLIP."""
+    """True for CLIP: causal, pooled at the end of the text, projection outside the tower; False for SigLIP."""
     defaults: Json
 
 
@@ -76,20 +76,18 @@ def read(checkpoint: Checkpoint) -> TextTower:
     """The text tower of a folder with config.json.
 
     Raises:
-        ValueError: a model without a text tower that is known, or a config.json that makes no sense.
+        ValueError: a model without a known text tower, or a config.json with wrong values.
     """
     config, folder = checkpoint.config, checkpoint.path
     model_type = str(config.get("model_type"))
     family = TOWERS.get(model_type) or WHOLE_MODELS.get(model_type)
     if family is None:
         known = ", ".join([*WHOLE_MODELS, *TOWERS])
-        raise ValueError(
-            f"{folder} has no text tower: its model_type is {model_type!r}, and those that have one are {known}"
-        )
+        raise ValueError(f"{folder} has no text tower: its model_type is {model_type!r}, expected one of {known}")
     weights = checkpoint.weights
     prefix = _prefix(checkpoint)
-    beside = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
-    part = TowerWeights(weights, prefix, beside=beside, ignored=lambda name: name.endswith("position_ids"))
+    extra = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
+    part = TowerWeights(weights, prefix, extra=extra, ignored=lambda name: name.endswith("position_ids"))
     try:
         text = _config(family, _fields(family, config), part.shapes)
         scale, bias = scalar(weights, "logit_scale"), scalar(weights, "logit_bias")
@@ -135,11 +133,11 @@ def write(kind: str, config: TextConfig, state: Mapping[str, Tensor]) -> tuple[d
     )
     tensors = keys.write(_keys(family, config), state)
     again = _config(family, described, frozenset(tensors))
-    told = replace(config, eos_id=again.eos_id) if config.pool != "eos" else config
+    ours = replace(config, eos_id=again.eos_id) if config.pool != "eos" else config
     differ = [
-        f"{field.name} {getattr(told, field.name)!r} would become {getattr(again, field.name)!r}"
+        f"{field.name} {getattr(ours, field.name)!r} would become {getattr(again, field.name)!r}"
         for field in fields(TextConfig)
-        if getattr(told, field.name) != getattr(again, field.name)
+        if getattr(ours, field.name) != getattr(again, field.name)
     ]
     if differ:
         raise ValueError(f"transformers' {kind} cannot express this text tower: {', '.join(differ)}")
@@ -148,25 +146,25 @@ def write(kind: str, config: TextConfig, state: Mapping[str, Tensor]) -> tuple[d
 
 
 def _fields(family: _Family, config: Json) -> Json:
-    """The text part's fields, with transformers' defaults where it is silent."""
+    """The text part's fields, with transformers' defaults where it states nothing."""
     if config["model_type"] in TOWERS:
-        return family.defaults | _told(config)
-    fields = family.defaults | _told(config.get("text_config") or {})
+        return family.defaults | _stated(config)
+    fields = family.defaults | _stated(config.get("text_config") or {})
     if config.get("text_config_dict"):  # of old CLIP files: stands above text_config, with its defaults
-        fields |= family.defaults | _told(config["text_config_dict"])
+        fields |= family.defaults | _stated(config["text_config_dict"])
     # A whole CLIP says at the top how wide it projects.
     return fields | ({"projection_dim": config.get("projection_dim", 512)} if family.clip else {})
 
 
-def _told(fields: Json) -> Json:
+def _stated(fields: Json) -> Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _prefix(checkpoint: Checkpoint) -> str:
-    """What precedes the text part's names."""
+    """Prefix of the text part's names."""
     prefixes = [name.removesuffix(LANDMARK) for name in checkpoint.weights.shapes if name.endswith(LANDMARK)]
     if len(prefixes) != 1:
-        raise ValueError(f"{checkpoint} should hold one text tower, found {len(prefixes)} weights called {LANDMARK}")
+        raise ValueError(f"{checkpoint} holds {len(prefixes)} weights called {LANDMARK}, expected one text tower")
     return prefixes[0]
 
 

@@ -1,8 +1,8 @@
-"""Policies that LeRobot saves (`"type": "pi0"`, `"pi05"`, `"smolvla"`), and pi0 as openpi's PyTorch code does: the SigLIP tower
+"""Policies of LeRobot (`"type": "pi0"`, `"pi05"`, `"smolvla"`), and pi0 of openpi's PyTorch code: the SigLIP tower
 inside, read by prefix, with the preprocessing of that code.
 
-Their config.json does not describe the tower; its shapes do, but for the heads, which SigLIP's public sizes tell. openpi's
-training leaves no config.json at all: the weights' names tell.
+Their config.json does not describe the tower; its shapes do, except for the heads, which follow from SigLIP's public sizes. openpi's
+training writes no config.json: the weights' names identify it.
 """
 
 import math
@@ -38,12 +38,12 @@ _LANDMARK = "embeddings.patch_embedding.weight"
 
 
 _OPENPI = "paligemma_with_expert.paligemma."
-"""What the names of openpi's own PyTorch weights begin with; LeRobot's have "model." before it."""
+"""Prefix of the names of openpi's own PyTorch weights; LeRobot's have "model." before it."""
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether config.json is one of LeRobot's policies with a tower inside, or what openpi's conversion writes; or there is
-    none, and the weights have the names of openpi's PyTorch training."""
+    """Whether config.json is one of LeRobot's policies with a tower inside, or of openpi's conversion; or absent,
+    and the weights have the names of openpi's PyTorch training."""
     if not checkpoint.has("config.json"):
         return checkpoint.has("model.safetensors") and any(
             name.startswith(_OPENPI) for name in checkpoint.weights.shapes
@@ -57,20 +57,20 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a policy folder.
 
     Raises:
-        ValueError: no tower in it, or a head count that is not known.
+        ValueError: no tower, or an unknown head count.
     """
     folder, config, weights = checkpoint.path, checkpoint.config, checkpoint.weights
     if config:
         only(checkpoint, hints, "num_heads")
     prefixes = [name.removesuffix(_LANDMARK) for name in weights.shapes if name.endswith(_LANDMARK)]
     if len(prefixes) != 1:
-        raise ValueError(f"{folder} should hold one tower with {_LANDMARK}, found {len(prefixes)}")
+        raise ValueError(f"{folder} holds {len(prefixes)} weights called {_LANDMARK}, expected one tower")
     part = TowerWeights(weights, prefixes[0], ignored=lambda name: name.endswith("position_ids"))
     family = POLICIES[str(config.get("type", "pi0"))]
     try:
         vit = _config(part.shapes, family, hints)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{folder} holds no SigLIP tower as LeRobot and openpi save it: {error}") from None
+        raise ValueError(f"{folder} holds no SigLIP tower of LeRobot or openpi: {error}") from None
     tower = Tower(
         source=str(folder),
         format="lerobot",
@@ -85,7 +85,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 
 
 def _preprocess(folder: Path, config: Json) -> Preprocess:
-    """The aspect ratio kept, black bars, values in -1..1.
+    """Preprocessing that keeps the aspect ratio, with black bars and values in -1..1.
 
     openpi (`resize_with_pad` of its client): Pillow's bilinear filter, the image in the middle. LeRobot: two by two
     pixels without antialiasing; pi0, pi0.5 and pi0-FAST in the middle (`image_resolution`), SmolVLA and the first pi0 at the

@@ -15,7 +15,7 @@ def from_open_clip(preprocess_cfg: dict[str, Any], image_size: int | tuple[int, 
         image_size: of the tower in pixels, (height, width) or the edge: `vision_cfg.image_size`.
 
     Raises:
-        ValueError: a key has a value that open_clip does not know.
+        ValueError: a key whose value open_clip does not know.
     """
     mode = preprocess_cfg.get("resize_mode") or "shortest"
     interpolation = preprocess_cfg.get("interpolation") or "bicubic"

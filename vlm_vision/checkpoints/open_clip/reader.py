@@ -25,7 +25,7 @@ _UNKNOWN = (
     "attentional_pool", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
     "final_ln_after_pool", "block_type",
 )  # fmt: skip
-"""Switches of open_clip's vision tower that no encoder here has."""
+"""Switches of open_clip's vision tower that are not supported."""
 
 
 _POOLS: dict[str, Pool] = {"tok": "cls", "avg": "mean"}
@@ -39,7 +39,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
 
 
 def own_weights(checkpoint: Checkpoint) -> WeightFiles:
-    """open_clip's own file where transformers' lies beside it, as on the hub."""
+    """open_clip's file where the folder also has that of transformers, as on the hub."""
     own = [name for name in STEMS if name.startswith("open_clip") and checkpoint.has(name)]
     return checkpoint.weights_in(own[0]) if own else checkpoint.weights
 
@@ -48,7 +48,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The vision tower of a folder or file.
 
     Raises:
-        ValueError: a tower that is no vision transformer, or has parts no encoder here has; a file without an architecture.
+        ValueError: a tower other than a vision transformer, or with unsupported parts; a file without an architecture.
     """
     if not checkpoint.is_folder:
         return [
@@ -59,7 +59,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 
 
 def _tower(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Tower:
-    """The tower of what open_clip_config.json says and the weights hold; `path` is for errors."""
+    """The tower from open_clip_config.json and the weights; `path` is for errors."""
     model = config.get("model_cfg")
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     preprocess = config.get("preprocess_cfg") or {}
@@ -91,15 +91,15 @@ def _tower(path: Path, config: Json, weights: WeightFiles, hints: Hints) -> Towe
 
 
 def described_by(path: Path, weights: WeightFiles, hints: Hints) -> Json:
-    """The configuration of a bare state dict, which tells all but the activation: `hints.architecture` says that.
+    """The configuration of a bare state dict, which states all except the activation: `hints.architecture` states that.
 
     Raises:
-        ValueError: no architecture is given.
+        ValueError: no architecture is passed.
     """
     if hints.architecture is None:
         raise ValueError(
-            f"{path} is a state dict of open_clip that does not tell its activation: say which model it is by "
-            'architecture="ViT-B-32" (exact GELU) or "ViT-B-32-quickgelu" (OpenAI\'s and DFN\'s weights), or give the '
+            f"{path} is a state dict of open_clip that does not state its activation: pass "
+            'architecture="ViT-B-32" (exact GELU) or "ViT-B-32-quickgelu" (OpenAI\'s and DFN\'s weights), or the '
             f"folder with {CONFIG}"
         )
     if any(name.endswith(LANDMARKS[1:]) for name in weights.shapes):
@@ -114,9 +114,7 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
     if pool not in ("map", "token", "avg"):
         raise ValueError(f"{path} has timm_pool {pool!r}: expected map, token or avg")
     if any(name.startswith(f"{stem}visual.head.") for name in weights.shapes):
-        raise ValueError(
-            f"{path} has a projection after its timm tower, which no encoder here has: load the trunk alone"
-        )
+        raise ValueError(f"{path} has a projection after its timm tower, which is not supported: load the trunk alone")
     arguments["global_pool"] = pool
     side = vision.get("image_size", arguments.get("img_size"))
     part = TowerWeights(weights, f"{stem}visual.trunk.", ignored=timm_layout.is_ignored_weight)
@@ -129,10 +127,10 @@ def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: Weigh
 
 def _config(shapes: Mapping[str, tuple[int, ...]], model: Json, vision: Json, hints: Hints) -> ViTConfig:
     if not isinstance(vision.get("layers", 12), int):
-        raise ValueError("the vision tower is a ResNet: only vision transformers are read here")
+        raise ValueError("the vision tower is a ResNet: expected a vision transformer")
     for switch in _UNKNOWN:
         if vision.get(switch):
-            raise ValueError(f"vision_cfg has {switch}={vision[switch]!r}, which no encoder here has")
+            raise ValueError(f"vision_cfg has {switch}={vision[switch]!r}, which is not supported")
     dim, channels, patch, _ = shapes["conv1.weight"]
     rows = shapes["positional_embedding"][0] - 1
     size = vision.get("image_size")

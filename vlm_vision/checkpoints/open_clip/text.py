@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 LANDMARK = "token_embedding.weight"
 _IGNORED = ("visual.", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
-"""Names, by prefix, beside a text tower at the top level: the image tower, and buffers of OpenAI's files."""
+"""Names, by prefix, of other parts at the top level: the image tower, and buffers of OpenAI's files."""
 
 _UNKNOWN = {
     "hf_model_name": "a text model of transformers",
@@ -27,17 +27,17 @@ _UNKNOWN = {
     "scale_attn": "a norm after the attention",
     "scale_fc": "a norm inside the MLP",
 }
-"""Switches of open_clip that no text tower here has, and what they are."""
+"""Switches of open_clip that are not supported in a text tower, and their meaning."""
 
 _TOKENIZER = {"clean", "strip_sep_token", "reduction_mask"}
-"""Tokenizer arguments that are understood; reduction_mask drops tokens of long texts at random, here they are cut."""
+"""Tokenizer arguments that are supported; reduction_mask drops tokens of long texts at random, here they are cut."""
 
 
 def read(checkpoint: Checkpoint) -> TextTower:
     """The text tower of a folder with open_clip_config.json.
 
     Raises:
-        ValueError: a text tower with parts that no tower here has, or a configuration that makes no sense.
+        ValueError: a text tower with unsupported parts, or a configuration with wrong values.
     """
     config, folder = checkpoint.json(CONFIG), checkpoint.path
     model = config.get("model_cfg")
@@ -52,7 +52,7 @@ def read(checkpoint: Checkpoint) -> TextTower:
     weights = own_weights(checkpoint)
     stems = [name.removesuffix(LANDMARK) for name in weights.shapes if name.endswith(LANDMARK)]
     if len(stems) != 1:
-        raise ValueError(f"{folder} should hold one text tower, found {len(stems)} weights called {LANDMARK}")
+        raise ValueError(f"{folder} holds {len(stems)} weights called {LANDMARK}, expected one text tower")
     prefix = stems[0]
     root = prefix.removesuffix("text.")
     part = TowerWeights(weights, prefix, ignored=lambda name: prefix == root and name.startswith(_IGNORED))
@@ -108,7 +108,7 @@ def _config(shapes: Mapping[str, tuple[int, ...]], model: Json, text: Json) -> T
 
 
 def _rules(text: Json) -> TokenizerRules:
-    """open_clip's own BPE is CLIP's; a tokenizer of transformers is used as it comes."""
+    """open_clip's own BPE is CLIP's; a tokenizer of transformers is used unchanged."""
     given = text.get("tokenizer_kwargs") or {}
     if unknown := set(given) - _TOKENIZER:
         raise ValueError(f"text_cfg has tokenizer_kwargs {', '.join(sorted(unknown))}, which are not supported")

@@ -18,13 +18,13 @@ class MergedLowRank:
 
     Args:
         weights: W by name; a layer that peft wrapped is called `<layer>.base_layer`.
-        factors: A and B, in the same file or in one of their own.
+        factors: A and B, in the same file or in a separate one.
         scale: alpha / rank; None for min(rank, 16) / rank, OpenVLA's rule.
-        source: what to call them in an error.
+        source: name of the checkpoint in an error.
 
     Raises:
-        ValueError: factors without the other one, or of a layer that is not there; other tensors than factors in a file
-            of their own.
+        ValueError: one factor without the other, or of a layer that does not exist; other tensors in a separate file of
+            factors.
     """
 
     def __init__(self, weights: WeightSource, factors: WeightSource, *, scale: float | None, source: str):
@@ -32,7 +32,7 @@ class MergedLowRank:
         found = {name: _FACTOR.fullmatch(name) for name in factors.shapes}
         other = [name for name, match in found.items() if match is None]
         if other and factors is not weights:
-            raise ValueError(f"{source} holds {other[0]}, which is no factor of LoRA: merge it with peft first")
+            raise ValueError(f"{source} holds {other[0]}, which is not a factor of LoRA: merge it with peft first")
         self._pairs: dict[str, dict[str, str]] = {}
         for name, match in found.items():
             if match is not None:
@@ -41,8 +41,8 @@ class MergedLowRank:
         self.shapes = {plain: weights.shapes[name] for plain, name in self._stored.items()}
         for layer, pair in self._pairs.items():
             if layer not in self.shapes or len(pair) != 2:
-                wanted = "the layer" if len(pair) == 2 else f"lora_{'B' if 'A' in pair else 'A'} for it"
-                raise ValueError(f"{source} has LoRA factors of {layer}, but not {wanted}: it is for another model")
+                missing = "the layer" if len(pair) == 2 else f"lora_{'B' if 'A' in pair else 'A'} for it"
+                raise ValueError(f"{source} has LoRA factors of {layer}, but not {missing}: it is for another model")
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         pair = self._pairs.get(name)
@@ -58,7 +58,7 @@ def described(adapter: Checkpoint) -> tuple[str, float]:
     """(name of the base model, alpha / rank) of an adapter of peft.
 
     Raises:
-        ValueError: an adapter of another kind than plain LoRA of one rank.
+        ValueError: an adapter other than plain LoRA of one rank.
     """
     config = adapter.json(CONFIG)
     odd = [
@@ -69,8 +69,8 @@ def described(adapter: Checkpoint) -> tuple[str, float]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     numbers = all(isinstance(n, int | float) and n > 0 for n in (rank, alpha))
     if config.get("peft_type") != "LORA" or odd or not numbers:
-        told = ", ".join(odd) or f"peft_type {config.get('peft_type')!r}, r {rank!r}, lora_alpha {alpha!r}"
-        raise ValueError(f"{adapter.path / CONFIG} has {told}: expected plain LoRA; merge it with peft first")
+        options = ", ".join(odd) or f"peft_type {config.get('peft_type')!r}, r {rank!r}, lora_alpha {alpha!r}"
+        raise ValueError(f"{adapter.path / CONFIG} has {options}: expected plain LoRA; merge it with peft first")
     return str(config.get("base_model_name_or_path")), float(alpha) / float(rank)  # type: ignore[arg-type]
 
 

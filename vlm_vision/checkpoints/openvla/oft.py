@@ -1,9 +1,9 @@
-"""Run folders of OpenVLA-OFT's fine-tuning: a merged OpenVLA folder, or an adapter of LoRA beside the base's name; with FiLM
-the towers in a file of their own.
+"""Run folders of OpenVLA-OFT's fine-tuning: a merged OpenVLA folder, or a LoRA adapter with the name of its base; with FiLM
+the towers are in a separate file.
 
 `lora_adapter/` alone: the base's weights with it. `vision_backbone--<step>_checkpoint.pt`: towers with FiLM and LoRA that is not
-merged; it stands above the towers of model.safetensors, into which OFT's merge cannot put them (the names differ under FiLM), so
-that these are the base's.
+merged; it overrides the towers of model.safetensors, which are the base's: OFT's merge cannot write them, because the names
+differ under FiLM.
 """
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ def base(run: Checkpoint) -> Checkpoint:
     try:
         return run.other(resolve(name, None))
     except ValueError as error:
-        raise ValueError(f"{run} is an adapter of {name}, which is not to be had: {error}") from None
+        raise ValueError(f"{run} is an adapter of {name}, which cannot be loaded: {error}") from None
 
 
 def weights(run: Checkpoint) -> WeightSource:
@@ -39,14 +39,14 @@ def weights(run: Checkpoint) -> WeightSource:
 
 
 def tower_weights(run: Checkpoint) -> WeightSource | None:
-    """Towers with FiLM in a file of their own; None if there is none.
+    """Towers with FiLM in a separate file; None if there is none.
 
     Raises:
         ValueError: several of them.
     """
     names = sorted(file.name for file in run.path.glob("vision_backbone--*_checkpoint.pt"))
     if len(names) > 1:
-        raise ValueError(f"{run} holds {', '.join(names)}: leave the one that belongs to the other files")
+        raise ValueError(f"{run} holds {', '.join(names)}: keep only the one that belongs to the other files")
     if not names:
         return None
     stored, adapter = run.weights_in(names[0]), _adapter(run)

@@ -12,7 +12,7 @@ _STRATEGIES: dict[str, ResizeMode] = {
     "resize-crop": "shortest_edge",
 }
 _STATISTICS = {"dinov2": IMAGENET, "siglip": HALF, "augreg": HALF, "clip": OPENAI}
-"""By a part of the tower's timm id; the first that fits."""
+"""Mean and std by a part of the tower's timm id; the first that matches."""
 
 
 def from_openvla(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> list[Preprocess]:
@@ -23,10 +23,10 @@ def from_openvla(config: dict[str, Any], preprocessor: dict[str, Any] | None = N
     Args:
         config: content of config.json; read where there is no `preprocessor`.
         preprocessor: content of preprocessor_config.json, of a PrismaticImageProcessor. Its `tvf_*` keys, if it has
-            them, stand above the others, as in the reference.
+            them, override the others, as in the reference.
 
     Raises:
-        ValueError: a key is missing, or has a value that the reference does not know.
+        ValueError: a key that is missing, or whose value the reference does not know.
     """
     if preprocessor is None:
         towers = _of_config(config)
@@ -67,11 +67,11 @@ def from_openvla(config: dict[str, Any], preprocessor: dict[str, Any] | None = N
 
 
 def _of_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What the reference writes to preprocessor_config.json for this config.json."""
+    """Content of preprocessor_config.json that the reference writes for this config.json."""
     lacking = [key for key in ("timm_model_ids", "image_sizes") if not config.get(key)]
     if lacking:
         raise ValueError(
-            f"config.json lacks {lacking} and there is no preprocessor_config.json: expected one of both; download it again"
+            f"config.json lacks {lacking} and there is no preprocessor_config.json: expected one of them; download it again"
         )
     statistics = []
     for name in config["timm_model_ids"]:

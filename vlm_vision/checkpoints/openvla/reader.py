@@ -1,4 +1,4 @@
-"""Prismatic and OpenVLA (and OFT) checkpoints: one or two timm towers, read by prefix; the language model is not touched.
+"""Prismatic and OpenVLA (and OFT) checkpoints: one or two timm towers, read by prefix; the language model is not read.
 
 HuggingFace folders name the towers `vision_backbone.featurizer` and `.fused_featurizer`; Prismatic's own files
 `vision_backbone.dino_featurizer` and `.siglip_featurizer` (or `.featurizer` for one tower). OpenVLA-OFT's runs:
@@ -75,7 +75,7 @@ def _described(checkpoint: Checkpoint) -> Json:
 
 
 def all_weights(checkpoint: Checkpoint) -> WeightSource:
-    """Of a file; of a run folder of Prismatic's or OpenVLA's own code the latest; of any other folder all."""
+    """Weights of a file; of a run folder of Prismatic's or OpenVLA's own code the latest; of any other folder all."""
     if not checkpoint.is_folder:
         return checkpoint.weights
     steps = sorted(f"checkpoints/{step.name}" for step in (checkpoint.path / "checkpoints").glob("step-*.pt"))
@@ -89,7 +89,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The towers in channel order, each tapped where the model taps it: before the last block's output, without norm.
 
     Raises:
-        ValueError: a backbone that is not known, weights that are not there.
+        ValueError: an unknown backbone, missing weights.
     """
     only(checkpoint, hints, "num_heads")
     source, config, preprocessor, film = checkpoint.path, _described(checkpoint), None, None
@@ -133,7 +133,7 @@ def _of_base(source: Path, name: Any) -> Json:
 
 
 def _plain_name(name: str) -> str:
-    """The block that OpenVLA-OFT's FiLM wraps, `blocks.0.block.norm1`, as if it did not."""
+    """Name without the wrapper of OpenVLA-OFT's FiLM: `blocks.0.block.norm1` as `blocks.0.norm1`."""
     return re.sub(r"^(blocks\.\d+\.)block\.", r"\1", name)
 
 
@@ -146,7 +146,7 @@ def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerW
         if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
             return TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, rename=_plain_name)
     raise ValueError(
-        f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint whose towers were frozen may have left "
+        f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint with frozen towers may leave "
         "them out; load them from their own checkpoints"
     )
 

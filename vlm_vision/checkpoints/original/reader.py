@@ -1,6 +1,6 @@
 """State dicts of the original code, one file each: DeiT, DeiT-III, MAE, DINO, DINOv2, DINOv3 (facebookresearch), timm.
 
-A file tells its family by what it holds, in this order:
+The family of a file follows from its content, in this order:
 
 | what | family |
 |---|---|
@@ -9,8 +9,8 @@ A file tells its family by what it holds, in this order:
 | LayerScale as `gamma_1`, positions without class token | DeiT-III |
 | a distillation token, or `{"model": ...}` with a head | DeiT |
 | `{"model": ...}` without a head, or with a decoder, or with fc_norm | MAE |
-| nothing but a ViT | DINO |
-| a ViT with a head, attention pooling or a norm before the blocks | timm: `architecture` must say which |
+| only a ViT | DINO |
+| a ViT with a head, attention pooling or a norm before the blocks | timm: `architecture` must state which |
 """
 
 import re
@@ -31,7 +31,7 @@ from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 FAMILIES = ("deit", "vit_mae", "dino", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 _HEAD_DIM = 64
-"""Channels of an attention head in every model of these repositories but the ones in `_HEADS`."""
+"""Channels of an attention head in every model of these repositories except those in `_HEADS`."""
 
 _HEADS = {1280: 16}
 """width -> heads of MAE-H and DeiT-III-H."""
@@ -40,7 +40,7 @@ _EPS = {"dinov3_vit": 1e-5}
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether this is a file of weights; what family they are is read from them."""
+    """Whether this is a file of weights; their family follows from their names."""
     return not checkpoint.is_folder and checkpoint.path.suffix in SUFFIXES
 
 
@@ -48,7 +48,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a file.
 
     Raises:
-        ValueError: several towers or none, a head count or an architecture that the file does not tell.
+        ValueError: several towers or none, a head count or an architecture that the file does not state.
     """
     path, weights = checkpoint.path, checkpoint.weights
     prefix = choose(path, timm_layout.prefixes(list(weights.shapes)), hints)
@@ -71,7 +71,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         config = _config(path, family, fields, _num_heads(path, fields["embed_dim"], names, weights, prefix, hints))
         table = timm_layout.key_table(config, part.shapes)
     except MALFORMED_ERRORS as error:
-        raise ValueError(f"{path} is no state dict of a vision transformer ({error!r}): download it again") from None
+        raise ValueError(f"{path} is not a state dict of a vision transformer ({error!r}): download it again") from None
     except ValueError as error:
         raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
     tower = Tower(
@@ -94,13 +94,13 @@ def choose(path: Path, prefixes: list[str], hints: Hints) -> str:
     if len(prefixes) == 1:
         return prefixes[0]
     if not prefixes:
-        wanted = " or ".join(timm_layout.LANDMARKS)
+        marks = " or ".join(timm_layout.LANDMARKS)
         raise ValueError(
-            f"{path} holds no weight {'' if hints.part is None else hints.part + '.'}{wanted}: it is no vision transformer "
-            "of a layout known here; give the folder that its config.json is in"
+            f"{path} holds no weight {'' if hints.part is None else hints.part + '.'}{marks}: expected a vision transformer "
+            "of a known layout; pass the folder with its config.json"
         )
     parts = ", ".join(prefix.rstrip(".") or "the top level" for prefix in prefixes)
-    raise ValueError(f'{path} holds {len(prefixes)} towers ({parts}): say which one by part="..."')
+    raise ValueError(f'{path} holds {len(prefixes)} towers ({parts}): choose one by part="..."')
 
 
 def _family(path: Path, prefix: str, names: set[str]) -> str:
@@ -121,8 +121,8 @@ def _family(path: Path, prefix: str, names: set[str]) -> str:
     if not foreign and "head.weight" not in has and "cls_token" in has:
         return "dino"
     raise ValueError(
-        f"{path} is a state dict of timm's layout that does not tell its activation, epsilon and heads: "
-        'say what it is by architecture="...", timm\'s name of it such as "vit_base_patch16_siglip_224"'
+        f"{path} is a state dict of timm's layout that does not state its activation, epsilon and heads: "
+        'pass architecture="...", timm\'s name such as "vit_base_patch16_siglip_224"'
     )
 
 
@@ -135,7 +135,7 @@ def _num_heads(path: Path, dim: int, names: set[str], weights: WeightFiles, pref
         return _HEADS[dim]
     if dim % _HEAD_DIM:
         raise ValueError(
-            f"{path} does not tell its number of attention heads, and width {dim} is no multiple of {_HEAD_DIM}: "
+            f"{path} does not state its number of attention heads, and width {dim} is not a multiple of {_HEAD_DIM}: "
             "pass num_heads=..."
         )
     return dim // _HEAD_DIM
@@ -146,7 +146,7 @@ def _rope_base(periods: Tensor) -> float:
     n = len(periods)
     base = float(f"{periods[-1].item() ** (n / max(1, n - 1)):.2g}")
     if ((periods / base ** (torch.arange(n) / n)).log().abs() > 0.02).any():
-        raise ValueError("its rotary periods are no powers of one base, as they are with min_period and max_period")
+        raise ValueError("its rotary periods are not powers of one base, as with min_period and max_period")
     return base
 
 

@@ -1,6 +1,6 @@
 """The `blocks.i.attn.qkv` layout of timm, shared with small differences by the code of DeiT, MAE, DINO, DINOv2 and DINOv3.
 
-Everything the shapes tell is read from the shapes; what they do not tell (heads, activation, epsilon) the format says.
+Everything that follows from shapes is read from the shapes; the format states the rest (heads, activation, epsilon).
 """
 
 import math
@@ -47,26 +47,26 @@ def plain_name(name: str) -> str:
 
 
 def prefixes(names: Sequence[str]) -> list[str]:
-    """What precedes the names of each tower of this layout."""
+    """Prefix of the names of each tower of this layout."""
     return [name.removesuffix(mark) for name in names for mark in LANDMARKS if name.endswith(mark)]
 
 
 def fields(shapes: Shapes, *, image_size: Grid | None = None) -> dict[str, Any]:
-    """The fields of `ViTConfig` that shapes tell.
+    """The fields of `ViTConfig` that follow from shapes.
 
     Args:
         shapes: of the tower's weights.
         image_size: native (height, width) in pixels where known; without it the position table must be square.
 
     Raises:
-        ValueError: weights that are no vision transformer of this layout.
+        ValueError: weights that are not a vision transformer of this layout.
     """
     try:
         return _fields(shapes, image_size)
     except (KeyError, IndexError, ValueError) as error:
         if isinstance(error, ValueError) and str(error).startswith("the "):
             raise
-        raise ValueError(f"the weights are no vision transformer of timm's layout (no {error})") from None
+        raise ValueError(f"the weights are not a vision transformer of timm's layout (no {error})") from None
 
 
 def _fields(shapes: Shapes, image_size: Grid | None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _position(shapes: Shapes, found: dict[str, Any], image_size: Grid | None) ->
         if side > 0 and side * side == count - own:
             return dict(image_size=(side * patch, side * patch), position_prefix=own)
     raise ValueError(
-        f"the position table has {count} rows, which is no square grid and {' or '.join(map(str, tokens))} prefix tokens"
+        f"the position table has {count} rows, expected a square grid and {' or '.join(map(str, tokens))} prefix tokens"
     )
 
 

@@ -13,18 +13,18 @@ _DEFAULTS: dict[str, Any] = {
     "mean": IMAGENET[0],
     "std": IMAGENET[1],
 }
-"""What timm's `resolve_data_config` fills in for a missing or empty key."""
+"""Values that timm's `resolve_data_config` fills in for a missing or empty key."""
 
 
 def from_timm(pretrained_cfg: dict[str, Any], *, patch_size: int | None = None, max_patches: int = 576) -> Preprocess:
     """Reads the `pretrained_cfg` of a timm model's config.json, as timm's `create_transform` does for evaluation.
 
     Args:
-        patch_size: pixels; given for a NaFlex model (`naflexvit_*`), whose images keep their aspect ratio.
+        patch_size: pixels; passed for a NaFlex model (`naflexvit_*`), whose images keep their aspect ratio.
         max_patches: most patches of an image, for a NaFlex model; timm's default.
 
     Raises:
-        ValueError: a key has a value that timm or `Preprocess` does not know.
+        ValueError: a key whose value timm or `Preprocess` does not know.
     """
     values = _DEFAULTS | {key: value for key, value in pretrained_cfg.items() if value}
     match values["input_size"]:
@@ -70,10 +70,10 @@ def from_timm(pretrained_cfg: dict[str, Any], *, patch_size: int | None = None, 
 def to_timm(spec: Preprocess) -> dict[str, Any]:
     """The keys of a `pretrained_cfg` by which timm evaluates with the same pixels; `from_timm` reads `spec` back.
 
-    timm takes the numbers of max_patches as arguments, not from here: give `from_timm` both again.
+    timm takes the numbers of max_patches as arguments, not from here: pass both to `from_timm` again.
 
     Raises:
-        ValueError: timm's transform for evaluation does not do this.
+        ValueError: timm's transform for evaluation cannot do this.
     """
     modes = {"squash": "squash", "shortest_edge": "center", "cover": "center", "fit": "border", "max_patches": "center"}
     if spec.resize not in modes:
@@ -81,15 +81,15 @@ def to_timm(spec: Preprocess) -> dict[str, Any]:
     if spec.camera is not None:
         raise _inexpressible("timm has no JPEG round trip, Lanczos filter and crop before the resize (camera)")
     if spec.crop_place != "centre":
-        raise _inexpressible(f"timm crops the center, this {spec.crop_place}")
+        raise _inexpressible(f"timm crops the center, this preprocessing {spec.crop_place}")
     if spec.kernel != "pillow":
-        raise _inexpressible(f"timm resizes with Pillow, this with kernel {spec.kernel!r}")
+        raise _inexpressible(f"timm resizes with Pillow, this preprocessing with kernel {spec.kernel!r}")
     if spec.rescale != 1 / 255:
-        raise _inexpressible(f"timm rescales by 1/255, this by {spec.rescale}")
+        raise _inexpressible(f"timm rescales by 1/255, this preprocessing by {spec.rescale}")
     if spec.crop is None and spec.resize not in ("squash", "max_patches"):
-        raise _inexpressible("timm crops to one size, this has no crop")
+        raise _inexpressible("timm crops to one size, this preprocessing has no crop")
     if spec.crop_rounding == "floor" and spec.crop:
-        raise _inexpressible("timm rounds the place of a crop to even, this one down")
+        raise _inexpressible("timm rounds the place of a crop to even, this preprocessing down")
 
     naflex = spec.resize == "max_patches"
     budget = {"patch_size": spec.patch_size, "max_patches": spec.max_patches} if naflex else {}

@@ -1,7 +1,7 @@
 """timm folders: `config.json` with an architecture name, and weights in timm's layout.
 
 The name decides what the weights do not show: the activation (exact or tanh GELU differ between SigLIP variants), the
-epsilon and the number of heads. `model_args` of the config, where there are any, stand above the name.
+epsilon and the number of heads. `model_args` of the config override the name.
 """
 
 import re
@@ -20,7 +20,7 @@ FAMILIES = (
     "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model", "siglip_vision_model",
     "siglip2_vision_model", "aimv2_vision_model",
 )  # fmt: skip
-"""What architectures of timm are read as."""
+"""timm's architecture -> family."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -42,7 +42,7 @@ _ARGUMENTS = set(
     "pos_embed_grid_size swiglu_mlp swiglu_align_to rope_temperature pos_embed_interp_mode dynamic_img_size "
     "dynamic_img_pad strict_img_size weight_init fix_init".split()
 )
-"""model_args that are read, or seen in the shapes, or without effect on a forward; rates of dropping are too."""
+"""model_args that are read, or visible in the shapes, or without effect on a forward pass; so are drop rates."""
 
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280, "so400m": 1152}
 _TANH_SIGLIP = re.compile(
@@ -60,7 +60,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     """The tower of a folder.
 
     Raises:
-        ValueError: an architecture that is no plain vision transformer, weights that do not fit.
+        ValueError: an architecture other than a plain vision transformer, weights that do not fit.
     """
     only(checkpoint, hints, "num_heads")
     config, weights = checkpoint.config, checkpoint.weights
@@ -68,7 +68,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     arguments = config.get("model_args") or {}
     if not isinstance(described, dict) or not isinstance(arguments, dict):
         raise ValueError(
-            f"{checkpoint.path / 'config.json'} has a pretrained_cfg or model_args that is no object: download it again"
+            f"{checkpoint.path / 'config.json'} has a pretrained_cfg or model_args that is not an object: download it again"
         )
     wrapper = "timm_model."
     prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
@@ -80,12 +80,12 @@ def tower(source: str, part: TowerWeights, architecture: str, arguments: Json, d
     """A tower of timm's layout.
 
     Args:
-        source: what to call it in an error.
+        source: name of the tower in an error.
         part: its weights.
         architecture: timm's name, with or without a tag after a dot.
-        arguments: what timm is given beside the name.
+        arguments: model_args, timm's arguments in addition to the name.
         described: timm's pretrained_cfg: input_size, mean, std, ...
-        hints: a head count stands above the name's.
+        hints: a head count here overrides that of the name.
     """
     name = architecture.split(".")[0]
     if not _KNOWN.match(name):
@@ -124,7 +124,7 @@ def _image_size(arguments: Json, described: Json) -> tuple[int, int] | None:
 
 
 def family_of(name: str, fields: Json) -> str:
-    """Ours of a timm architecture."""
+    """Our family of a timm architecture."""
     if "dinov3" in name:
         return "dinov3_vit"
     if "dinov2" in name:
@@ -141,7 +141,7 @@ def family_of(name: str, fields: Json) -> str:
 
 
 def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConfig:
-    """Ours, of a timm architecture with what its weights' shapes tell (`timm_layout.fields`) and its model_args."""
+    """Our configuration of a timm architecture, from the shapes of its weights (`timm_layout.fields`) and its model_args."""
     family = family_of(name, fields)
     _check(name, family, fields, arguments)
     given = arguments.get("global_pool")
@@ -165,8 +165,8 @@ def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
     """Raise ValueError if the weights are not those of the architecture `name` with these arguments."""
     unknown = [key for key, value in arguments.items() if value and key not in _ARGUMENTS and not key.endswith("_rate")]
     if unknown:
-        told = ", ".join(f"{key}={arguments[key]!r}" for key in unknown)
-        raise ValueError(f"model_args has {told}, which no encoder here has")
+        options = ", ".join(f"{key}={arguments[key]!r}" for key in unknown)
+        raise ValueError(f"model_args has {options}, which is not supported")
     size, patch = re.search(r"_(tiny|small|base|large|huge|so400m)_", name), re.search(r"patch(\d+)", name)
     registers = re.search(r"_reg(\d+)_", name)
     count = 4 if family == "dinov3_vit" else 1 if "distilled" in name else int(registers[1]) if registers else 0
@@ -193,7 +193,7 @@ def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
         f"{what} {have!r} where {want!r} is expected" for what, want, have in pairs if want is not None and want != have
     ]
     if wrong:
-        raise ValueError(f"the weights are not of the architecture {name}: they have {', '.join(wrong)}")
+        raise ValueError(f"the weights are not those of the architecture {name}: they have {', '.join(wrong)}")
 
 
 def _activation(name: str, arguments: Json) -> Activation:

@@ -1,4 +1,4 @@
-"""Towers in timm's own folder layout: an architecture name, the arguments that make it ours, weights by timm's names."""
+"""Towers in timm's own folder layout: an architecture name, its arguments, weights by timm's names."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _POOLS = {"cls": "token", "mean": "avg", "map": "map", "none": "", "cls_dist": "
 
 
 def describe(family: str, config: ViTConfig) -> Json:
-    """architecture, model_args and the rest of timm's config.json but pretrained_cfg.
+    """timm's config.json without pretrained_cfg: architecture, model_args and the rest.
 
     Raises:
         ValueError: timm has no architecture for the family.
@@ -68,16 +68,14 @@ def describe(family: str, config: ViTConfig) -> Json:
 
 
 def to_timm_state(family: str, config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
-    """Ours as timm arranges it: no mask token, which a warning says; with registers, CLS with its position added.
+    """Our weights as timm arranges them: without mask token, with a warning; with registers, CLS has its position added.
 
     Raises:
         ValueError: timm has no architecture for the family.
     """
     _named(family)
     if config.mask_token:
-        warnings.warn(
-            "timm has no mask token: it is left out of the file, nothing but masked training needs it", stacklevel=5
-        )
+        warnings.warn("timm has no mask token: the file leaves it out, and only masked training needs it", stacklevel=5)
     state = {name: value for name, value in state.items() if name != "mask_token"}
     config = replace(config, mask_token=False)
     if family == "dinov2_with_registers" and config.position_prefix == 1:
@@ -109,7 +107,7 @@ def _named(family: str) -> Callable[[ViTConfig], str]:
 
 
 def _ratio(config: ViTConfig) -> float:
-    """mlp_ratio of which timm, rounding down, makes our hidden channels; it counts both halves of a packed SwiGLU."""
+    """mlp_ratio from which timm, rounding down, gets our hidden channels; it counts both halves of a packed SwiGLU."""
     packed = config.mlp == "swiglu" and config.position == "learned" and config.norm == "layer"
     hidden = config.mlp_dim * (2 if packed else 1)
     ratio = hidden / config.embed_dim

@@ -1,1 +1,1 @@
-"""One command of `vlm-vision` a file: `add_to(parser)` declares its arguments, `run(options)` imports what it needs and does it."""
+"""Commands of `vlm-vision`, one in each file: `add_to(parser)` declares the arguments, `run(options)` imports and runs."""

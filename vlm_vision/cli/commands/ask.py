@@ -6,7 +6,7 @@ import argparse
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     parser.add_argument("image", metavar="IMAGE", help="image file")
-    parser.add_argument("question", metavar="QUESTION", help="what to ask about the image")
+    parser.add_argument("question", metavar="QUESTION", help="question about the image")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder or hub id of a VisionLanguageModel")
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, help="most tokens of the answer (default: %(default)s)"

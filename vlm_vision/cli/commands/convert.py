@@ -5,7 +5,7 @@ import sys
 import warnings
 
 ENCODERS = ("hf", "timm")
-"""Formats of encoders that are written: those of checkpoints.save, which imports torch."""
+"""Formats in which encoders are written: those of checkpoints.save, which imports torch."""
 WHOLE = ("llava", "prismatic")
 """Formats of models with a language model."""
 
@@ -53,5 +53,7 @@ def run(options: argparse.Namespace) -> None:
         inputs = pixels if isinstance(encoder, vv.FusedEncoder) else pixels[0]
         before, after = (one(inputs, pool=False).patch_tokens for one in (encoder, again))
     if not torch.equal(before, after):
-        raise ValueError(f"{options.target} was written and gives other tokens than {options.source}: do not use it")
+        raise ValueError(
+            f"{options.target} was written, but its tokens differ from those of {options.source}: do not use it"
+        )
     print(f"{options.target}: {options.to}, read back, patch tokens equal to the bit")

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
 
     at_least_one("--batch-size", options.batch_size)
     if options.limit < 0:
-        raise ValueError(f"--limit is {options.limit}: it must be at least 1, or 0 for all")
+        raise ValueError(f"--limit is {options.limit}: expected at least 1, or 0 for all")
     conversations = read_conversations(options.data, images=options.images, split="test")[: options.limit or None]
     model = whole_model(options.model, options.device)
     result = image_use(model, conversations, batch_size=options.batch_size)

@@ -9,7 +9,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument(
-        "--packages", type=Path, metavar="FOLDER", help="folder with the three .tgz files (default: npm pack gets them)"
+        "--packages",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with the three .tgz files (default: download by npm pack)",
     )
 
 

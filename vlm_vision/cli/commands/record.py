@@ -9,9 +9,13 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     from vlm_vision.sim.metaworld import HORIZON
 
     parser.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help="names such as reach-v3, or all for the fifty"
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="names of tasks such as reach-v3, or all for the fifty",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, a new one")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder to write")
     parser.add_argument(
         "--episodes",
         nargs="+",
@@ -25,12 +29,15 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--views", nargs="+", default=["corner4"], metavar="VIEW", help="cameras of the scene (default: corner4)"
     )
     parser.add_argument(
-        "--noise", type=float, default=0.0, help="deviation of noise on executed actions (default: %(default)s)"
+        "--noise",
+        type=float,
+        default=0.0,
+        help="standard deviation of noise on executed actions (default: %(default)s)",
     )
-    parser.add_argument("--horizon", type=int, default=HORIZON, help="most steps of a try (default: %(default)s)")
+    parser.add_argument("--horizon", type=int, default=HORIZON, help="most steps of an episode (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=TRAINING_SEED, help="first seed (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: %(default)s, this one)")
-    parser.add_argument("--png", action="store_true", help="keep images exactly, rather than as videos")
+    parser.add_argument("--png", action="store_true", help="store images as PNG, without loss, instead of videos")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,5 +60,5 @@ def run(options: argparse.Namespace) -> None:
     )
     failed = ", ".join(f"{task} {number}" for task, number in made.failed.items()) or "none"
     print(
-        f"{len(made)} episodes in {options.out}, {time.monotonic() - started:.0f} s; tries of the experts that failed: {failed}"
+        f"{len(made)} episodes in {options.out}, {time.monotonic() - started:.0f} s; failed episodes of the experts: {failed}"
     )

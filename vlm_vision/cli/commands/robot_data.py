@@ -10,13 +10,13 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a sub-folder for each episode: camera/*.png or camera.mp4, actions.npy, task.txt",
     )
-    parser.add_argument("--out", required=True, metavar="DATASET", help="folder to write, a new one")
-    parser.add_argument("--fps", required=True, type=int, help="frames in a second")
-    parser.add_argument("--png", action="store_true", help="keep images exactly, rather than as videos")
+    parser.add_argument("--out", required=True, metavar="DATASET", help="new folder to write")
+    parser.add_argument("--fps", required=True, type=int, help="frames per second")
+    parser.add_argument("--png", action="store_true", help="store images as PNG, without loss, instead of videos")
     parser.add_argument(
         "--codec", default="av1", choices=["av1", "h264"], help="codec of the videos (default: %(default)s)"
     )
-    parser.add_argument("--robot-type", default="", metavar="NAME", help="robot whose data it is")
+    parser.add_argument("--robot-type", default="", metavar="NAME", help="name of the robot")
 
 
 def run(options: argparse.Namespace) -> None:

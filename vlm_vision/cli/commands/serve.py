@@ -12,7 +12,7 @@ def add_to(serve: argparse.ArgumentParser) -> None:
         "--statistics",
         required=True,
         metavar="NAME",
-        help="name of statistics saved with it, which clients send as unnorm_key",
+        help="name of the data set whose statistics the policy uses; clients send it as unnorm_key",
     )
     serve.add_argument("--host", default=ServerSettings.host, help="address to listen on (default: %(default)s)")
     serve.add_argument(
@@ -36,7 +36,7 @@ def add_to(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="dtype of the weights (default: as saved, float32 of published folders)",
+        help="dtype of the weights (default: as saved; float32 for published folders)",
     )
     serve.add_argument(
         "--graphs",
@@ -62,14 +62,14 @@ def add_to(serve: argparse.ArgumentParser) -> None:
         "--crop", action="store_true", default=None, help="crop the center of images, as LIBERO policies were trained"
     )
     for name, kind, meaning in (
-        ("max_batch", int, "observations in one call of the policy"),
-        ("max_wait_ms", float, "milliseconds that the first of a batch waits for others"),
-        ("max_queue", int, "observations that may wait; more are refused"),
-        ("max_connections", int, "connections open at once"),
-        ("max_message_mb", float, "size of one message, MiB"),
-        ("rate", float, "requests a second from one address"),
-        ("stall_s", float, "seconds that a message may take to arrive"),
-        ("grace_s", float, "seconds that requests in flight may take when stopped"),
+        ("max_batch", int, "most observations in one forward pass"),
+        ("max_wait_ms", float, "milliseconds that the first observation of a batch waits for others"),
+        ("max_queue", int, "most observations in the queue; the server rejects more"),
+        ("max_connections", int, "most open connections"),
+        ("max_message_mb", float, "largest message in MiB"),
+        ("rate", float, "most requests per second from one address"),
+        ("stall_s", float, "most seconds for a message to arrive"),
+        ("grace_s", float, "most seconds for requests in flight when the server stops"),
     ):
         default = getattr(ServerSettings, name)
         option = "--" + name.replace("_", "-")
@@ -77,7 +77,7 @@ def add_to(serve: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> ServerSettings:
-    """What was asked for. Raises ValueError, or OSError for a token file that cannot be read."""
+    """The settings of the options. Raises ValueError, or OSError for a token file that cannot be read."""
     names = set(ServerSettings.__dataclass_fields__) - {"token", "keys"}
     chosen = {name: getattr(options, name) for name in names}
     return ServerSettings(token=read_token(options.token_file), keys=_keys(options.map), **chosen)
@@ -96,7 +96,7 @@ def _keys(pairs: list[str]) -> dict[str, str]:
 def run(options: argparse.Namespace) -> None:
     chosen = _settings(options)
     if options.crop and not options.evaluation:
-        raise ValueError("--crop is part of an evaluation: name it by --evaluation too, openvla or openvla_oft")
+        raise ValueError("--crop needs --evaluation: set it to openvla or openvla_oft")
     try:
         from vlm_vision.serve.server import serve
     except ModuleNotFoundError as error:
@@ -105,11 +105,13 @@ def run(options: argparse.Namespace) -> None:
     from vlm_vision.vla import load_policy
 
     device = known_device(options.device)
-    told = {name: getattr(options, name) for name in ("cameras", "chunk", "normalization", "evaluation", "crop")}
-    told = {name: value for name, value in told.items() if value is not None}
+    published = {name: getattr(options, name) for name in ("cameras", "chunk", "normalization", "evaluation", "crop")}
+    published = {name: value for name, value in published.items() if value is not None}
     if options.dtype:
         import torch
 
-        told["dtype"] = getattr(torch, options.dtype)
-    policy = load_policy(options.model, statistics=options.statistics, device=device, graphs=options.graphs, **told)
+        published["dtype"] = getattr(torch, options.dtype)
+    policy = load_policy(
+        options.model, statistics=options.statistics, device=device, graphs=options.graphs, **published
+    )
     serve(policy, chosen)

@@ -12,7 +12,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--cache", default=ShardCache.folder, metavar="DIR", help="folder for shards by URL (default: %(default)s)"
     )
     parser.add_argument(
-        "--cache-gb", type=float, default=ShardCache.gb, help="10^9 bytes that they may fill (default: %(default)s)"
+        "--cache-gb",
+        type=float,
+        default=ShardCache.gb,
+        help="largest size of that folder in 10^9 bytes (default: %(default)s)",
     )
 
 

@@ -9,9 +9,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, metavar="SRC", help="folder or hub id; 'a + b' for fused towers")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for tokens.safetensors and tokens.json")
     parser.add_argument(
-        "--layer", type=int, default=-1, help="block whose tokens to take (default: %(default)s, the last)"
+        "--layer", type=int, default=-1, help="block whose tokens are written (default: %(default)s, the last)"
     )
-    parser.add_argument("--no-norm", action="store_true", help="leave the final norm out")
+    parser.add_argument("--no-norm", action="store_true", help="leave out the final norm")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device that computes (default: %(default)s)")
 

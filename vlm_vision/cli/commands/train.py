@@ -13,7 +13,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     parser.usage = "vlm-vision train NAME [--config NAME_OR_FILE] [--key value ...]"
     parser.add_argument(
-        "name", metavar="NAME", help=f"recipe, before its settings: {', '.join(names()) or 'none is installed'}"
+        "name",
+        metavar="NAME",
+        help=f"name of the recipe, before its settings: {', '.join(names()) or 'none is installed'}",
     )
     settings = parser.add_argument(
         "settings",
@@ -55,12 +57,12 @@ def recipe(name: str) -> ModuleType:
         sys.path.insert(0, str(folder.parent))  # for the processes that the recipe starts, too
     package = import_module("recipes")
     if Path(package.__file__ or "").parent != folder:
-        raise ValueError(f"another package called recipes is imported already, {package.__file__}: expected {folder}")
+        raise ValueError(f"another package called recipes is already imported, {package.__file__}: expected {folder}")
     return import_module(f"recipes.{name}")
 
 
 def _folder() -> Path:
-    """Where the recipes are."""
+    """Folder of the recipes."""
     package = Path(vlm_vision.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"

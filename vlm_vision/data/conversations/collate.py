@@ -21,7 +21,7 @@ class Collator:
         cache: patch tokens of a frozen tower, read in place of pixels. Needs layout `Whole`.
         pack_length: tokens per row in which several conversations stand one after another; 0 for one in each row. Packed
             rows have position_ids that begin again with each conversation, and no attention_mask: the model keeps the
-            conversations apart. A longer conversation has a row of its own.
+            conversations apart. A longer conversation has a separate row.
 
     Raises:
         ValueError: as `ChatLabels`; no conversation; a cache for a layout of more than one canvas.
@@ -53,7 +53,7 @@ class Collator:
         return pad(examples, pad_token_id) | data
 
     def _see(self, images: Sequence[ImageSource]) -> tuple[dict[str, Tensor], list[int]]:
-        """What the model sees of the images, and how many tokens each takes."""
+        """Inputs of the model for the images, and the number of tokens of each."""
         if self.cache is None:
             data = dict(self.processor.image_processor.preprocess(open_stored_images(images)))
             return data, self.processor.num_image_tokens(data)

@@ -1,4 +1,4 @@
-"""The easy-VQA data set (PyPI `easy-vqa`, MIT): its questions, and its images described from what they show."""
+"""The easy-VQA data set (PyPI `easy-vqa`, MIT): its questions, and descriptions computed from its images."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ COLORS = {
     "green": (0, 255, 0), "yellow": (255, 255, 0), "brown": (165, 42, 42),
 }  # fmt: skip
 FORMS = ((0.94, "rectangle"), (0.72, "circle"), (0.0, "triangle"))
-"""Least part of its bounding box that a form fills."""
+"""Smallest share of its bounding box that a form fills."""
 SIZES = ((20, "small"), (30, "medium"), (65, "large"))
-"""Longest side of a form in pixels, and what it is called up to there."""
+"""Longest side of a form in pixels, and the word for sizes up to it."""
 BACKGROUND = 60
-"""Distance in gray levels, of any channel, that parts the form from what is behind it."""
+"""Difference in gray levels, of any channel, between the form and the background."""
 
 
 def paths(split: str) -> dict[int, str]:
@@ -32,18 +32,18 @@ def questions(split: str) -> list[tuple[str, str, int]]:
 
 
 def captioned_images(split: str) -> list[tuple[str, str, str]]:
-    """Path, caption and class ("blue circle") of every image, as `describe` sees it. Raises ValueError as `paths`."""
-    told = []
+    """Path, caption and class ("blue circle") of every image, by `describe`. Raises ValueError as `paths`."""
+    described = []
     for path in paths(split).values():
         with Image.open(path) as image:
-            told.append((path, *describe(np.asarray(image.convert("RGB")))))
-    return told
+            described.append((path, *describe(np.asarray(image.convert("RGB")))))
+    return described
 
 
 def describe(pixels: np.ndarray) -> tuple[str, str]:
     """Caption and class of an image (H, W, 3), uint8, with one form of one color on a plain background.
 
-    Size, color, form and place are measured ("a small blue circle at the top left"): no answer to a question is read.
+    Size, color, form and place are measured ("a small blue circle at the top left"): answers to questions are not used.
     """
     behind = np.median(pixels.reshape(-1, 3), axis=0)
     inside = (np.abs(pixels.astype(int) - behind) > BACKGROUND).any(-1)

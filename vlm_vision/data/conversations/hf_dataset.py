@@ -27,7 +27,7 @@ class Cell(StoredImage):
     row: int
     column: str
     index: int
-    """Among the images of the cell."""
+    """Index among the images of the cell."""
     dataset: Any = field(compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -50,9 +50,9 @@ class Cell(StoredImage):
 def hf_dataset(
     source: str, split: str = "train", *, subset: str | None = None, image_folder: str = ""
 ) -> Sequence[Conversation]:
-    """The rows of one split, made when asked for; images stay encoded until they are opened.
+    """The rows of one split, made at access; images stay encoded until they are opened.
 
-    The columns tell the form of the rows: `conversations` (LLaVA), `texts` of {user, assistant} (the Cauldron, FineVision),
+    The columns determine the form of the rows: `conversations` (LLaVA), `texts` of {user, assistant} (the Cauldron, FineVision),
     `messages` of {role, content} with text or parts as content, or `question` with `answer` or `answers` (the most frequent
     is taken); images in `image` or `images`; `type` is an optional type of question. A system message goes before the
     first question. Where no question of a row holds `<image>` its images come first, one a line, as LLaVA puts them.
@@ -61,11 +61,11 @@ def hf_dataset(
         source: a folder written by `save_to_disk`, a local folder of parquet, JSON or other files that `datasets` knows, or
             a hub id.
         subset: the configuration of a hub id that has several.
-        image_folder: where images lie that are given by path.
+        image_folder: folder of images that rows name by path.
 
     Raises:
         ValueError: `datasets` is not installed, no such data set, split or subset, or columns of no known form; on
-            reading a row, one that is not of its form.
+            reading, a row that is not of its form.
     """
     dataset = load_data_set(source, split, subset)
     columns = dataset.column_names
@@ -85,7 +85,7 @@ def hf_dataset(
 
 @dataclass(frozen=True, eq=False)
 class _ConversationRows:
-    """Row -> conversation. Rows come as arrow tables, so that an image's bytes are not touched to count it."""
+    """Row -> conversation. Rows come as arrow tables, so that counting images reads no bytes of them."""
 
     dataset: Any
     fingerprint: str
@@ -121,7 +121,7 @@ class _ConversationRows:
 
 
 def _listed(value: Any) -> Any:
-    """A list of records, also where `datasets` keeps it as a record of lists, as `Sequence({...})` does."""
+    """A list of records, also where `datasets` stores it as a record of lists, as for `Sequence({...})`."""
     if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     return value
@@ -136,7 +136,7 @@ def stored_images(cell: Any) -> list[Any]:
 
 
 def is_path(one: Any) -> bool:
-    """Whether an arrow scalar is text: an image given by its path."""
+    """Whether an arrow scalar is text: the path of an image."""
     import pyarrow
 
     return pyarrow.types.is_string(one.type) or pyarrow.types.is_large_string(one.type)
@@ -157,7 +157,7 @@ def _messages(record: dict[str, Any], name: str) -> Turns:
 
 
 def _content(content: str | list[dict[str, Any]]) -> str:
-    """Text, or parts of type "text" and "image", an image on a line of its own."""
+    """Text, or parts of type "text" and "image", an image on a separate line."""
     if isinstance(content, str):
         return content
     return "".join("<image>\n" if part["type"] == "image" else part["text"] for part in content).removesuffix("\n")
@@ -197,5 +197,5 @@ def load_data_set(source: str, split: str, subset: str | None) -> Any:
             )
         return found[split]
     if found.split is not None and str(found.split) != split:
-        raise ValueError(f"{source} holds the split {found.split}, not {split!r}: ask for that one")
+        raise ValueError(f"{source} holds the split {found.split}, not {split!r}: choose that one")
     return found

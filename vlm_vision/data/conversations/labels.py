@@ -23,14 +23,14 @@ class Example:
 
 
 class ChatLabels:
-    """Builds examples with a processor's chat template.
+    """Examples by a processor's chat template.
 
-    The template renders the whole conversation once, with each answer between marks; the marks give the answers'
-    characters, the tokenizer's offsets their tokens. An answer includes what the template puts between the generation
-    prompt and it, and the end-of-turn token after it.
+    The template renders the whole conversation once, with each answer between marks; the marks give the characters of the
+    answers, the tokenizer's offsets their tokens. An answer includes the template's text between the generation prompt
+    and the answer, and the end-of-turn token after it.
 
     Raises:
-        ValueError: a slow tokenizer (no offsets), or a template after whose answers no special token stands, so that a
+        ValueError: a slow tokenizer (no offsets), or a template without a special token after answers, so that a
             trained model could not stop.
     """
 
@@ -41,12 +41,12 @@ class ChatLabels:
         self.lead, self.tail = processor.answer_frame()
 
     def __call__(self, conversation: Conversation, image_tokens: Sequence[int]) -> Example:
-        """The conversation as numbers; image_tokens says how many each of its images takes, in order.
+        """The conversation as numbers; image_tokens is the number of tokens of each of its images, in order.
 
         Raises ValueError if max_length would cut image tokens, or every answer, or a text holds our marks.
         """
         if any(mark in text for turn in conversation.turns for text in turn for mark in (_OPEN, _CLOSE)):
-            raise ValueError(f"{conversation.name} holds U+FDD0 or U+FDD1, which are no characters: take them out")
+            raise ValueError(f"{conversation.name} holds U+FDD0 or U+FDD1, which are not characters: remove them")
         marked = [
             {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
             for m in conversation.messages()
@@ -84,7 +84,7 @@ class ChatLabels:
             if not after.startswith(self.tail):
                 raise ValueError(
                     f"{name}: the chat template ends only the last of several answers with {self.tail!r}: ask one question "
-                    "in a conversation (turns: 1), or give another template"
+                    "in a conversation (turns: 1), or use another template"
                 )
             spans.append((start, len(text) + len(answer) + len(self.tail)))
             text += answer + after
@@ -114,7 +114,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def pack(examples: Sequence[Example], pad_token_id: int, *, length: int) -> dict[str, Tensor]:
-    """Examples one after another in rows of at most `length` tokens; one that is longer has a row of its own.
+    """Examples one after another in rows of at most `length` tokens; a longer one has a separate row.
 
     Returns:
         input_ids, labels, position_ids, each (rows, T). Positions begin again with each example, and with the padding at

@@ -9,16 +9,16 @@ from vlm_vision.data.conversations.webdataset import webdataset
 
 
 def read_conversations(source: str, *, images: str = "", split: str = "train") -> Sequence[Conversation]:
-    """Whatever holds conversations about images, as a sequence with random access.
+    """Conversations of any source, as a sequence with random access.
 
     Args:
         source: `easy_vqa`; a `.json` or `.jsonl` file in LLaVA's form; WebDataset shards, `shard-{000000..000009}.tar`; a
             local folder that `datasets` reads; or `hf:owner/name`, `hf:owner/name:subset` on the hub.
         images: folder that image paths start from; default the folder of the JSON file.
-        split: of easy_vqa and data sets; files hold one.
+        split: split of easy_vqa and of data sets; files have one.
 
     Raises:
-        ValueError: it is none of these, or as the reader of its kind.
+        ValueError: an unknown source, or as the reader of its kind.
     """
     path = Path(source)
     if source == "easy_vqa":
@@ -33,6 +33,6 @@ def read_conversations(source: str, *, images: str = "", split: str = "train") -
     if path.is_dir():
         return hf_dataset(source, split, image_folder=images)
     raise ValueError(
-        f"{source!r} is no source of conversations: expected easy_vqa, a .json or .jsonl file in LLaVA's form, .tar shards, "
+        f"{source!r} is not a source of conversations: expected easy_vqa, a .json or .jsonl file in LLaVA's form, .tar shards, "
         "a folder of a data set, or hf:owner/name"
     )

@@ -1,4 +1,4 @@
-"""Conversations about images: the record that all sources are read to, LLaVA's JSON and easy-VQA."""
+"""Conversations about images: the record of all sources, LLaVA's JSON and easy-VQA."""
 
 import json
 import random
@@ -11,14 +11,14 @@ from vlm_vision.data.conversations import easy_vqa as data_set
 from vlm_vision.data.stored_image import ImageSource
 
 Turns = tuple[tuple[str, str], ...]
-"""(question, answer), in order."""
+"""Pairs (question, answer), in order."""
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Questions about images, with their answers.
 
-    The questions name the images by `<image>`, once for each.
+    `<image>` in the questions stands for the images, once for each.
     """
 
     images: tuple[ImageSource, ...]
@@ -27,21 +27,21 @@ class Conversation:
     kind: str = "all"
     """Type of question, for evaluation by type."""
     name: str = ""
-    """What to call it in an error."""
+    """Name of the conversation in an error."""
 
     def messages(self) -> list[dict[str, str]]:
-        """As chat messages."""
+        """The conversation as chat messages."""
         return [m for q, a in self.turns for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
 
 
 class LazyConversations(Sequence[Conversation]):
-    """Conversations that are made when asked for, so that a data set of any size costs no memory.
+    """Conversations that are made at access, so that a data set of any size needs no memory.
 
-    A slice is another such sequence. Pickles with its `make`, for the workers of a DataLoader.
+    A slice is also such a sequence. Pickles with its `make`, for the workers of a DataLoader.
 
     Args:
         make: row -> its conversation.
-        rows: which rows, in which order.
+        rows: the rows, in order.
     """
 
     def __init__(self, make: Callable[[int], Conversation], rows: Sequence[int]):
@@ -61,17 +61,17 @@ class LazyConversations(Sequence[Conversation]):
 
 
 def checked_conversation(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:
-    """A conversation whose texts are texts and whose questions name each image once.
+    """A checked conversation: all texts are strings, and questions have one `<image>` for each image.
 
     Raises:
-        ValueError: that is not so, or there is no turn.
+        ValueError: a check fails, or there is no turn.
     """
     if not turns:
         raise ValueError(f"{name} has no question with an answer: leave it out")
     if not all(isinstance(text, str) for turn in turns for text in turn):
         raise ValueError(f"{name}: every question and answer must be text")
     if any("<image>" in answer for _, answer in turns):
-        raise ValueError(f"{name} has <image> in an answer: only questions show images")
+        raise ValueError(f"{name} has <image> in an answer: expected it in questions only")
     placeholders = sum(question.count("<image>") for question, _ in turns)
     if placeholders != len(images):
         raise ValueError(
@@ -87,11 +87,11 @@ def llava_json(file: str | Path, image_folder: str | Path) -> list[Conversation]
     such record in each line.
 
     Raises:
-        ValueError: no such file, no JSON list, turns that do not alternate, or placeholders unlike images in number.
+        ValueError: no such file, no JSON list, turns that do not alternate, or other numbers of placeholders and images.
     """
     file, image_folder = Path(file), Path(image_folder)
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: give the JSON list of conversations")
+        raise ValueError(f"there is no file {file}: expected a JSON list of conversations")
     return [_llava_record(record, i, file, image_folder) for i, record in enumerate(_records(file))]
 
 
@@ -122,9 +122,7 @@ def _llava_record(record: dict[str, Any], index: int, file: Path, image_folder: 
         paths = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
         return checked_conversation(paths, llava_turns(record, name), record.get("type"), name)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{name} is not as LLaVA writes it ({error!r}): expected id, image and conversations"
-        ) from None
+        raise ValueError(f"{name} is not in LLaVA's form ({error!r}): expected id, image and conversations") from None
 
 
 def llava_turns(record: dict[str, Any], name: str) -> Turns:
@@ -160,8 +158,8 @@ def regroup(conversations: Sequence[Conversation], turns: int, *, seed: int) -> 
     """Ask up to `turns` questions about the same image in one conversation, in random order.
 
     The image is then encoded and read once for all of them, as in LLaVA's instruction data. Only conversations whose
-    first question begins with a line of its own for the images are joined; all others stay as they are. Above one turn
-    this makes every conversation at once.
+    first question begins with a separate line for the images are joined; all others stay as they are. With more than one
+    turn, all conversations are made at once.
     """
     if turns <= 1:
         return conversations

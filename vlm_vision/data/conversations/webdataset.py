@@ -27,18 +27,18 @@ Entry = tuple[str, int, int, int, int, int]
 
 
 def webdataset(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[Conversation]:
-    """The samples of shards, as img2dataset and the webdataset library write them, made when asked for.
+    """The samples of shards, as img2dataset and the webdataset library write them, made at access.
 
     A sample is the members of one shard that share a key, their name up to its first dot: an image (`jpg`, `jpeg`, `png`
     or `webp`) and a text. The text is `json` in LLaVA's form ("conversations"), or a caption: "caption" of `json`, else
     `txt`. A caption becomes one turn, the question "<image>" alone, as in LLaVA's first stage (Liu et al. 2023). Samples
-    that have no image or no such text are left out, and a warning says how many.
+    that have no image or no such text are left out, and a warning states their number.
 
     Args:
         shards: local tar files; a pattern may have braces, `shard-{000000..000009}.tar`, `{a,b}.tar`, and wildcards.
 
     Raises:
-        ValueError: no such shard, one that is compressed, damaged or cut short, or shards without any sample.
+        ValueError: no such shard, a compressed, damaged or truncated one, or shards without any sample.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else shards
     paths = [path for pattern in patterns for path in expand_pattern(os.fspath(pattern))]
@@ -75,7 +75,7 @@ class _Samples:
 
 
 def _index(path: str) -> list[Entry | str]:
-    """The samples of a shard; for one to leave out, what is wrong with it."""
+    """The samples of a shard; for one to leave out, the reason."""
     with open_shard(path) as file:
         return [_sample(f"{path}/{key}", path, file, members) for key, members in members_by_key(path, file).items()]
 
@@ -98,7 +98,7 @@ def _sample(name: str, path: str, file: BinaryIO, members: dict[str, tarfile.Tar
 
 
 def _conversation(text: bytes, is_json: bool, image: TarMember) -> Conversation:
-    """Raises ValueError for a text that is neither a conversation nor a caption."""
+    """The turns of a text. Raises ValueError for one that is neither a conversation nor a caption."""
     name = str(image)
     try:
         record = json.loads(text) if is_json else {"caption": text.decode("utf-8-sig")}

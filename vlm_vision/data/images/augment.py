@@ -1,9 +1,9 @@
 """RandAugment: a few random operations of one strength, on a PIL image.
 
 Cubuk et al. 2020, "RandAugment: practical automated data augmentation with a reduced search space", with the operations,
-levels and noise of timm's `rand-m9-mstd0.5-inc1` (rwightman, timm/data/auto_augment.py), which DeiT and its successors
-train with: every operation grows with the magnitude, and is made with probability one half. Posterize alone differs, at the
-full magnitude: it keeps one bit, where none would leave a black image.
+levels and noise of timm's `rand-m9-mstd0.5-inc1` (rwightman, timm/data/auto_augment.py), of DeiT and its
+successors: every operation grows with the magnitude, and is applied with probability one half. Posterize alone differs, at
+full magnitude: it keeps one bit, because zero bits leave a black image.
 """
 
 import random

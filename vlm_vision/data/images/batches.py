@@ -1,4 +1,4 @@
-"""From samples to batches of views that keep their size: where a sample is bad, the next one takes its place.
+"""From samples to batches of views with a fixed size: the next sample replaces a bad one.
 
 order = StepBatches(len(samples), ...)
 images = Images(samples, dino_views(), seed=0)
@@ -26,7 +26,7 @@ from vlm_vision.preprocess.images import load_image
 log = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_SKIPS = 1000
-"""Bad samples one after another before a run gives up."""
+"""Consecutive bad samples after which a run stops."""
 
 
 class Draw(NamedTuple):
@@ -35,18 +35,18 @@ class Draw(NamedTuple):
     row: int
     step: int = 0
     copy: int = 0
-    """Of the same row in the same step: repeated augmentation."""
+    """Number among views of the same row in the same step: repeated augmentation."""
 
 
 class Draws(Sampler[list[Draw]]):
     """The micro-batches of `train.order.StepBatches`, each row with its step, so that its views are new in each epoch and
-    the same however the batch is cut.
+    independent of micro-batches.
 
     Args:
         batches: rows of each micro-batch.
-        micro_batches: of this process in one step.
-        first_step: of the first one.
-        copies: of each row, one after another, each with views of its own: repeated augmentation (Hoffer et al. 2020,
+        micro_batches: number of them for this process in one step.
+        first_step: step of the first one.
+        copies: copies of each row, one after another, each with its own views: repeated augmentation (Hoffer et al. 2020,
             "Augment your batch"; 3 in DeiT). Batches grow by it.
     """
 
@@ -60,7 +60,7 @@ class Draws(Sampler[list[Draw]]):
 
 
 class Skip(NamedTuple):
-    """A sample that was left out, and why."""
+    """A sample that was left out, and the reason."""
 
     name: str
     reason: str
@@ -73,39 +73,39 @@ class Item(NamedTuple):
     caption: str
     label: int
     seed: int
-    """Of this draw."""
+    """Seed of this draw."""
     skipped: tuple[Skip, ...]
-    """Samples that would have stood here."""
+    """Bad samples that this one replaces."""
 
 
 class ImageBatch(NamedTuple):
     """B samples."""
 
     views: tuple[Tensor, ...]
-    """Each (B, 3, H, W), in 0..255, uint8 of a `View`."""
+    """Views, each (B, 3, H, W), in 0..255, uint8 of a `View`."""
     captions: list[str]
     labels: Tensor
-    """(B,), int64."""
+    """Labels (B,), int64."""
     seeds: list[int]
-    """Of each sample in this step, as `mixing.Erase` takes them."""
+    """Seed of each sample in this step, for `mixing.Erase`."""
     skipped: list[Skip]
 
 
 class ImageDataset(Dataset[Item]):
     """Views of samples, for a DataLoader with any number of workers.
 
-    A sample whose image cannot be decoded, or that lacks what `needs` names, gives way to the next row, one of a lost shard
-    to one of the next shard.
+    The next row replaces a sample whose image cannot be decoded or that lacks a part in `needs`; a sample of the next shard
+    replaces one of a lost shard.
 
     Args:
-        samples: with random access.
+        samples: sequence with random access.
         views: each takes an RGB image and a seed: `View`s, or `Plain`.
-        needs: what every sample must have.
-        seed: of the run; view v of a draw has the seed of (seed, step, row, copy, v).
-        alike: view -> another one whose seed it has, so that with the same crop and flip both show the same part.
+        needs: parts that every sample must have.
+        seed: seed of the run; view v of a draw has the seed of (seed, step, row, copy, v).
+        `alike`: view -> another view with the same seed, so that with the same crop and flip both show the same part.
 
     Raises:
-        ValueError: there is no sample; on reading, 1000 samples in a row are bad, or all are.
+        ValueError: no sample; on reading, 1000 bad samples in a row, or only bad ones.
         Unreachable: on reading, a shard by URL cannot be fetched now.
     """
 
@@ -170,7 +170,7 @@ def collate(items: Sequence[Item]) -> ImageBatch:
 
 
 class Skipped:
-    """How many samples were skipped in this process; the first is named in the log."""
+    """Number of samples that were skipped in this process; the log names the first."""
 
     def __init__(self) -> None:
         self.seen, self.bad = 0, 0
@@ -192,7 +192,7 @@ class Skipped:
             name, reason = self.first
             raise ValueError(
                 f"{self.bad} of the first {self.seen} samples cannot be used, the first is {name}: {reason}; more than a tenth "
-                "is too many: mend the data or leave them out"
+                "is too many: repair the data or leave them out"
             )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is done to a whole batch of normalized pixels: parts erased, images and their targets mixed."""
+"""Augmentation of a batch of normalized pixels: erasing parts, mixing images and their targets."""
 
 import math
 import random
@@ -16,10 +16,10 @@ from vlm_vision.data.seeds import Range, check_probabilities, check_range
 class Erase:
     """A rectangle of each image becomes normal noise, one value for each pixel and channel.
 
-    Zhong et al. 2020, "Random erasing data augmentation", with noise as DeiT and timm's `RandomErasing(mode="pixel")` have it.
+    Zhong et al. 2020, "Random erasing data augmentation", with noise as in DeiT and timm's `RandomErasing(mode="pixel")`.
 
     Raises:
-        ValueError: a probability outside 0..1, or ranges that no rectangle has.
+        ValueError: a probability outside 0..1, or ranges without a rectangle.
     """
 
     probability: float = 0.25
@@ -46,7 +46,7 @@ class Erase:
         return erased
 
     def box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
-        """(top, left, height, width) of what to erase from an image of this size. None: nothing, also where ten tries do not fit."""
+        """(top, left, height, width) of the part to erase from such an image; None for none, also where ten tries do not fit."""
         if rng.random() >= self.probability:
             return None
         for _ in range(10):
@@ -60,11 +60,11 @@ class Erase:
 
 @dataclass(frozen=True)
 class Mix:
-    """Each image mixed with its mirror place in the batch, by Mixup or CutMix, and targets mixed alike.
+    """Each image mixed with its mirror place in the batch, by Mixup or CutMix, with targets mixed in the same way.
 
     Zhang et al. 2018, "mixup: beyond empirical risk minimization"; Yun et al. 2019, "CutMix: regularization strategy to train
     strong classifiers with localizable features". One share for the whole batch, of Beta(alpha, alpha); the defaults are
-    DeiT's, the law that of timm's `Mixup(mode="batch")`.
+    DeiT's, the distribution is that of timm's `Mixup(mode="batch")`.
 
     Raises:
         ValueError: a probability outside 0..1, or a negative alpha.
@@ -94,7 +94,7 @@ class Mix:
         Args:
             pixels: (B, C, H, W), normalized; not changed.
             labels: (B,), int64.
-            seed: of this batch: a function of the run's seed, the micro-batch and the process.
+            seed: seed of this batch: a function of the run's seed, the micro-batch and the process.
 
         Returns:
             pixels (B, C, H, W), and float32 targets (B, num_classes) whose rows sum to 1.
@@ -115,7 +115,7 @@ class Mix:
 
 
 def _window(height: int, width: int, share: float, rng: random.Random) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a window that would leave `share` of the image, its center anywhere, clipped."""
+    """(top, bottom, left, right) of a window that leaves `share` of the image, with a random center, clipped."""
     side = math.sqrt(1 - share)
     tall, wide = int(height * side) // 2, int(width * side) // 2
     y, x = rng.randrange(height), rng.randrange(width)

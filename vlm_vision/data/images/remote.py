@@ -1,4 +1,4 @@
-"""Samples of shards by URL: a shard is fetched whole when one of its samples is first wanted."""
+"""Samples of shards by URL: a shard is fetched whole at the first access to one of its samples."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ class Remote:
 
     url: str
     size: int
-    """Samples it was told to have."""
+    """Number of samples that its sizes state."""
     cache: ShardCache
 
 
 @dataclass(frozen=True)
 class RemoteImage(StoredImage):
-    """An image inside a shard by URL, which is fetched again if it was dropped meanwhile."""
+    """An image inside a shard by URL, which is fetched again if it was removed meanwhile."""
 
     shard: Remote
     member: TarMember
@@ -47,8 +47,8 @@ class RemoteSamples:
     """Row -> sample.
 
     Raises:
-        LostSampleError: its shard is missing, or ends before it; to be replaced by the one as far into the next shard.
-        ValueError: its label is no number of a class.
+        LostSampleError: its shard is missing, or ends before it; the sample at the same place of the next shard replaces it.
+        ValueError: its label is not the number of a class.
         Unreachable: its shard cannot be fetched now.
     """
 
@@ -66,7 +66,7 @@ class RemoteSamples:
             with shard.cache.opened(shard.url, shard.size) as held:
                 if index >= held.count:
                     raise LostSampleError(
-                        f"{shard.url} has {held.count} of {shard.size} samples: it lacks this one", ahead
+                        f"{shard.url} has {held.count} of {shard.size} samples: this one is missing", ahead
                     )
                 name, places = held.sample(index)
                 image = TarMember(shard.url, name, places.image, places.image_size)
@@ -80,7 +80,9 @@ class RemoteSamples:
         if not text or not self.classes:
             return -1
         if not text.isdecimal() or int(text) >= self.classes:
-            raise ValueError(f"{image} has the label {text!r}: expected a number below {self.classes}, as classes says")
+            raise ValueError(
+                f"{image} has the label {text!r}: expected a number below {self.classes}, the setting classes"
+            )
         return int(text)
 
     def bring(self, number: int) -> None:
@@ -92,26 +94,26 @@ class RemoteSamples:
 def remote_shards(source: str, cache: ShardCache, *, classes: int, together: int) -> Samples:
     """The samples of WebDataset shards by URL, as img2dataset writes them.
 
-    How many each has is told by `sizes.json` or `00000_stats.json` beside them: see `shard_sizes.sizes_of`. All processes of
+    `sizes.json` or `00000_stats.json` in their folder states their numbers of samples: see `shards.sizes.sizes_of`. All processes of
     all machines draw from the same shards, so that every machine fetches every shard.
 
     Args:
         source: URL of .tar shards, with braces: `https://host/{00000..00999}.tar`; http, https, or what fsspec knows.
-        cache: where shards are kept.
-        classes: how many classes the labels have; 0: labels are not read.
-        together: how many shards are shuffled together; 0: all.
+        cache: folder of shards.
+        classes: number of classes of the labels; 0 to ignore labels.
+        together: number of shards that are shuffled together; 0 for all.
 
     Raises:
-        ValueError: these are no shards, their numbers of samples are not told, or the cache holds less than `together`.
+        ValueError: not shards, unknown numbers of samples, or a cache for fewer shards than `together`.
     """
     shards = [Remote(url, size, cache) for url, size in sizes_of(source, cache).items() if size]
     if not shards:
-        raise ValueError(f"{source} holds no sample: its sizes are all told to be 0")
+        raise ValueError(f"{source} holds no sample: all its sizes are 0")
     size, together = size_of(shards[0].url), min(together or len(shards), len(shards))
     near = int(cache.gb * 1e9 / size) if size else 2 * together
     if near < together:
         raise ValueError(
-            f"the cache of {cache.gb} GB holds {near} shards of {(size or 0) / 1e9:.3g} GB, as {shards[0].url}, and "
+            f"the cache of {cache.gb} GB holds {near} shards of {(size or 0) / 1e9:.3g} GB, such as {shards[0].url}, and "
             f"{together} are shuffled together: raise data.cache_gb, or lower data.shuffle_shards"
         )
     make = RemoteSamples(shards, classes)

@@ -23,7 +23,7 @@ from vlm_vision.data.shards.tar import TarMember, expand_pattern, members_by_key
 log = logging.getLogger(__name__)
 
 COLUMNS = {"image": ("picture", "image"), "caption": ("caption", "text"), "label": ("label",)}
-"""What a table may call each; the first that is there is taken."""
+"""Names of the columns in a table; the first that exists is used."""
 SUFFIXES = (*(f".{suffix}" for suffix in IMAGES), ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 TOGETHER = 16
@@ -39,29 +39,29 @@ def read_samples(
     cache: ShardCache = ShardCache(),
     classes: int = 0,
 ) -> Samples:
-    """Whatever holds images, as a sequence with random access.
+    """Images of any source, as a sequence with random access.
 
     Args:
         source: one of
             a folder of class folders, as ImageNet's, whose sorted names are the classes, or a folder of images; where all its
             folders are named as splits, train, val, test, the one of `split` is read;
-            a `.csv` or `.jsonl` file with the columns picture (or image), caption (or text), label, of which only the first
-            must be there; labels are names of classes or numbers from 0;
+            a `.csv` or `.jsonl` file with the columns `picture` (or image), caption (or text), label, of which only the first
+            is required; labels are names of classes or numbers from 0;
             WebDataset shards, `shard-{000000..000009}.tar`, or a folder of them, as img2dataset writes them: `key.jpg` (png,
             webp) with "caption" of `key.json`, else `key.txt`, and a number in `key.cls`;
-            the same by URL, `https://host/{00000..00999}.tar` or any protocol of fsspec (s3, gs, hf), larger than the disk
-            if need be: see `remote.remote_shards`;
+            the same by URL, `https://host/{00000..00999}.tar` or any protocol of fsspec (s3, gs, hf), even larger
+            than the disk: see `remote.remote_shards`;
             a folder that `datasets` reads, `hf:owner/name` or `hf:owner/name:subset`, with columns as a `.csv` file;
             `easy_vqa`, whose captions and classes ("blue circle") are measured in the images.
-        split: of easy_vqa, of data sets, and of folders that have it; other sources hold one.
+        split: split of easy_vqa, of data sets, and of folders that have it; other sources have one.
         images: folder that image paths start from; default the folder of the file.
-        shuffle_shards: how many shards are shuffled together, so that what is read lies near what was read before; 0: all.
-            None: 16 of shards by URL, all of others.
-        cache: where shards by URL are kept, and how much of them.
-        classes: how many classes the labels of shards by URL have, numbers from 0; 0: their labels are not read.
+        shuffle_shards: number of shards that are shuffled together, so that reads stay close to each other; 0 for all.
+            None for 16 shards by URL, and all of others.
+        cache: folder of shards by URL, and its size.
+        classes: number of classes of labels in shards by URL, which are numbers from 0; 0 to ignore the labels.
 
     Raises:
-        ValueError: it is none of these, damaged, empty, or its labels are no classes.
+        ValueError: an unknown source, a damaged or empty one, or labels that are not classes.
     """
     if "://" in source:
         return remote_shards(
@@ -79,7 +79,7 @@ def read_samples(
         return _table(path, Path(images or path.parent))
     if not path.is_dir():
         raise ValueError(
-            f"{source!r} is no source of images: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
+            f"{source!r} is not a source of images: expected a folder, a .csv or .jsonl file, .tar shards, hf:owner/name or easy_vqa"
         )
     if shards := sorted(map(str, path.glob("*.tar"))):
         return _shards(shards, shuffle_shards or 0)
@@ -97,9 +97,9 @@ class _FileRows:
     images: list[str]
     labels: np.ndarray
     captions: list[str]
-    """Empty: there are none."""
+    """Captions; empty for none."""
     source: str
-    """Names the samples by row; empty: by their path."""
+    """Name of the source, for names of samples by row; empty for names by path."""
 
     def __call__(self, row: int) -> Sample:
         image = os.path.join(self.folder, self.images[row])
@@ -120,7 +120,7 @@ def _folder(folder: Path, split: str) -> Samples:
     if own:
         held = {}
     if empty := [name for name, images in held.items() if not images]:
-        raise ValueError(f"class folder {folder / empty[0]} holds no image: fill or remove it")
+        raise ValueError(f"class folder {folder / empty[0]} holds no image: add images or remove it")
     images = own or [image for images in held.values() for image in images]
     if not images:
         raise ValueError(f"{folder} holds no image: expected {', '.join(SUFFIXES)}, in it or in class folders")
@@ -145,7 +145,7 @@ def _is_image(name: str) -> bool:
 
 def _table(file: Path, folder: Path) -> Samples:
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: give the table of images")
+        raise ValueError(f"there is no file {file}: expected a table of images")
     records = _csv(file) if file.suffix == ".csv" else _jsonl(file)
     if not records:
         raise ValueError(f"{file} holds no record: expected one for each image")
@@ -153,7 +153,7 @@ def _table(file: Path, folder: Path) -> Samples:
     images = [path for record in records if isinstance(path := record.get(image), str)]
     if len(images) < len(records):
         row = next(row for row, record in enumerate(records, start=1) if not isinstance(record.get(image), str))
-        raise ValueError(f"{file}, record {row}, has no path as {image}: expected that of an image")
+        raise ValueError(f"{file}, record {row}, has no path in {image}: expected that of an image")
     labels, classes = _labels([record.get(label) for record in records], str(file)) if label else _none(len(records))
     captions = [caption_of(record.get(caption)) for record in records] if caption else []
     return Samples(_FileRows(str(folder), images, labels, captions, file.name), range(len(records)), classes)
@@ -164,7 +164,7 @@ def _csv(file: Path) -> list[dict[str, Any]]:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             return list(csv.DictReader(lines))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no comma separated table in UTF-8 ({error}): write it again") from None
+        raise ValueError(f"{file} is not a comma-separated table in UTF-8 ({error}): write it again") from None
 
 
 def _jsonl(file: Path) -> list[dict[str, Any]]:
@@ -176,13 +176,13 @@ def _jsonl(file: Path) -> list[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number}, is not valid JSON ({error}): expected a record") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{file}, line {number}, is no record: expected {{...}} with an image")
+                raise ValueError(f"{file}, line {number}, is not a record: expected {{...}} with an image")
             records.append(record)
     return records
 
 
 def _columns(columns: Iterable[str], source: str) -> list[str]:
-    """What the source calls image, caption and label; empty where it has none."""
+    """Names of the columns for image, caption and label; empty for none."""
     columns = list(columns)
     found = [next((name for name in names if name in columns), "") for names in COLUMNS.values()]
     if not found[0]:
@@ -192,7 +192,7 @@ def _columns(columns: Iterable[str], source: str) -> list[str]:
 
 
 def _labels(values: Sequence[Any], source: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (n,) and the names of their classes: the numbers given, or the places of sorted names. None is -1."""
+    """Labels (n,) and the names of their classes: the numbers, or indices of sorted names. None becomes -1."""
     texts = ["" if value is None else str(value).strip() for value in values]
     named = sorted(set(texts) - {"", "-1"})
     if all(text.isdecimal() for text in named):
@@ -267,7 +267,7 @@ def _data_set(source: str, split: str, subset: str | None, image_folder: str) ->
 
 @dataclass(frozen=True, eq=False)
 class _DataSetRows:
-    """Row -> sample; rows come as arrow tables, so that an image is not touched before it is opened."""
+    """Row -> sample; rows come as arrow tables, so that an image is not read before it is opened."""
 
     dataset: Any
     fingerprint: str

@@ -1,7 +1,7 @@
-"""Random views of an image, as the recipes of DINO, MAE, DeiT and CLIP draw them, each a function of one seed.
+"""Random views of an image, as in the recipes of DINO, MAE, DeiT and CLIP, each a function of one seed.
 
-Pillow does the work: its resize, ImageOps, ImageEnhance and ImageFilter are the very functions the published recipes call
-through torchvision and timm, so that pixels are theirs, on 8 bits, without another dependency.
+Pillow does the work: its resize, ImageOps, ImageEnhance and ImageFilter are the functions that the published recipes call
+through torchvision and timm, so that pixels are equal, on 8 bits, without another dependency.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from vlm_vision.preprocess.spec import Preprocess, ResampleFilter
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of the image, resized to a square: Szegedy et al. 2015, "Going deeper with convolutions", by the
-    law of torchvision's RandomResizedCrop.
+    """A random crop of the image, resized to a square: Szegedy et al. 2015, "Going deeper with convolutions", with the
+    distribution of torchvision's RandomResizedCrop.
 
-    The part is cut out before it is resized, so that no pixel outside it is seen.
+    The part is cropped before the resize, so that no pixel outside it has an effect.
 
     Raises:
         ValueError: a size that is not positive, a scale outside 0..1, or an unknown filter.
@@ -70,20 +70,20 @@ class Crop:
 
 @dataclass(frozen=True)
 class Color:
-    """Brightness, contrast, saturation and hue changed in random order, by the law of torchvision's ColorJitter.
+    """Brightness, contrast, saturation and hue changed in random order, with the distribution of torchvision's ColorJitter.
 
     Raises:
         ValueError: a probability outside 0..1, a negative strength, or a hue outside 0..0.5.
     """
 
     brightness: float = 0.4
-    """The factor is drawn from 1 - this .. 1 + this, at least 0; so for contrast and saturation."""
+    """Range of the factor: 1 - this .. 1 + this, at least 0; likewise for contrast and saturation."""
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    """The largest turn, of 1 for the whole circle."""
+    """Largest shift of the hue, 1 for the whole circle."""
     probability: float = 0.8
-    """That any of it is done."""
+    """Probability of any change."""
 
     def __post_init__(self) -> None:
         check_probabilities(self, "probability")
@@ -110,14 +110,14 @@ _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 
 def _turned(image: Image.Image, turn: float) -> Image.Image:
-    """The hue turned by a fraction of the circle."""
+    """The image with its hue shifted by a fraction of the circle."""
     hues = [(hue + int(turn * 255)) % 256 for hue in range(256)]
     return image.convert("HSV").point(hues + 2 * list(range(256))).convert("RGB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One random view. What is done, in this order; a float is the probability that it is.
+    """One random view. The fields are steps in this order; a float is the probability of a step.
 
     Crop alone, scale (0.2, 1), is MAE's; with `randaugment` it is DeiT's, whose `mixing.Erase` and `mixing.Mix` follow on
     the batch; `dino_views` are DINO's.
@@ -128,7 +128,7 @@ class View:
 
     crop: Crop = Crop()
     flip: float = 0.5
-    """Left and right exchanged."""
+    """Horizontal flip."""
     randaugment: RandAugment | None = None
     color: Color | None = None
     gray: float = 0.0
@@ -137,7 +137,7 @@ class View:
     blur_sigma: Range = (0.1, 2.0)
     """Pixels of the view."""
     solarize: float = 0.0
-    """Values from 128 on inverted."""
+    """Solarization: values from 128 on are inverted."""
 
     def __post_init__(self) -> None:
         check_probabilities(self, "flip", "gray", "blur", "solarize")
@@ -163,7 +163,7 @@ class View:
 
 @dataclass(frozen=True)
 class Plain:
-    """The view without chance, for evaluation: what `preprocess` makes of an image, in 0..255, to be `normalize_views` later."""
+    """The view without randomness, for evaluation: an image preprocessed by `preprocess`, in 0..255, before `normalize_views`."""
 
     preprocess: Preprocess
 
@@ -173,7 +173,7 @@ class Plain:
 
 
 def normalize_views(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Views (B, 3, H, W) in 0..255, of any dtype and device, to the float32 pixels that the encoder sees."""
+    """Views (B, 3, H, W) in 0..255, of any dtype and device, to the float32 pixels of the encoder."""
     scale = np.divide(preprocess.rescale, preprocess.std).astype(np.float32)
     shift = np.divide(preprocess.mean, preprocess.std).astype(np.float32)
     scale, shift = (torch.from_numpy(each).to(pixels.device).view(3, 1, 1) for each in (scale, shift))
@@ -189,12 +189,12 @@ def dino_views(
     color: Color = Color(),
     flip: float = 0.5,
 ) -> tuple[View, ...]:
-    """Two large views, then `num_local` small ones, as DINOv2 draws them (Oquab et al. 2023, "DINOv2").
+    """Two large views, then `num_local` small ones, as in DINOv2 (Oquab et al. 2023, "DINOv2").
 
     Args:
-        scale: area that parts large and small: large views are of `scale` to 1 of the image, small ones of 0.05 to `scale`.
+        scale: area that separates large from small views: large views are of `scale` to 1 of the image, small ones of 0.05 to `scale`.
             DINO's own is 0.4, with six small views (Caron et al. 2021).
-        flip: how often left and right are exchanged; never in DINOv3.
+        flip: probability of a horizontal flip; 0 in DINOv3.
     """
     large, small = Crop(size, (scale, 1.0)), Crop(local_size, (0.05, scale))
     first = View(crop=large, flip=flip, color=color, gray=0.2, blur=1.0)

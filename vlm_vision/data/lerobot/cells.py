@@ -1,4 +1,4 @@
-"""Images that lie in the tables, as encoded bytes."""
+"""Images in the tables, as encoded bytes."""
 
 import io
 from collections import OrderedDict
@@ -14,14 +14,14 @@ from vlm_vision.data.lerobot.tables import damaged_table_message, open_table
 from vlm_vision.preprocess.images import load_image
 
 MEMORY = 256 * 2**20
-"""Bytes of encoded images that are kept, where nobody says."""
+"""Default bytes of encoded images that are kept in memory."""
 
 
 class Cells:
-    """Images in tables, decoded when asked for. A table is read a row group at a time; the last groups are kept.
+    """Images in tables, decoded at access. A table is read one row group at a time; the last groups are kept.
 
     Args:
-        limit: bytes of groups to keep. Moments in any order need all of them: a group is read for every image else.
+        limit: bytes of groups to keep. Random order needs all groups in memory; otherwise one is read for every image.
     """
 
     def __init__(self, limit: int = MEMORY):

@@ -19,35 +19,35 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "8"}),
     "h264": ("libx264", {"g": "2", "crf": "23", "preset": "veryfast", "bf": "0"}),
 }
-"""Name -> encoder and its options. Every second frame can be sought, as LeRobot's; its preset of AV1, 12, is lossier."""
+"""Name -> encoder and its options. Every second frame is a key frame, as in LeRobot; LeRobot's preset of AV1, 12, is lossier."""
 
 _LEAST = {"av1": 64, "h264": 2}
-"""Pixels of a side; below, some builds of SVT-AV1 crash."""
+"""Least pixels of a side; with fewer, some builds of SVT-AV1 crash."""
 
 
 def checked_codec(codec: str) -> str:
-    """Raises ValueError for a codec that is not known, or that PyAV here cannot write."""
+    """Raise ValueError for a codec that is unknown, or that this PyAV cannot write."""
     if codec not in CODECS:
-        raise ValueError(f"codec {codec!r} is not known: expected one of {', '.join(CODECS)}")
+        raise ValueError(f"codec {codec!r} is unknown: expected one of {', '.join(CODECS)}")
     if CODECS[codec][0] not in av.codecs_available:
         others = [name for name, (encoder, _) in CODECS.items() if encoder in av.codecs_available]
         raise ValueError(
-            f"PyAV here has no {CODECS[codec][0]} to write {codec}: use {' or '.join(others) or 'PNG, video=False'}"
+            f"this PyAV has no {CODECS[codec][0]} to write {codec}: use {' or '.join(others) or 'PNG, video=False'}"
         )
     return codec
 
 
 def check_size(shape: tuple[int, ...], codec: str) -> None:
-    """Raises ValueError for (H, W, 3) of which the codec makes no video."""
+    """Raise ValueError for images (H, W, 3) that the codec cannot encode."""
     if min(shape[:2]) < _LEAST[codec] or any(side % 2 for side in shape[:2]):
         raise ValueError(
-            f"images of {shape[0]} x {shape[1]} make no {codec} video, which needs even sides of at least "
+            f"images of {shape[0]} x {shape[1]} cannot be encoded as {codec}, which needs even sides of at least "
             f"{_LEAST[codec]}: use video=False" + (" or codec='h264'" if codec == "av1" else "")
         )
 
 
 def png(image: np.ndarray) -> bytes:
-    """Of one uint8 (H, W, 3); exact."""
+    """PNG of one uint8 (H, W, 3); lossless."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     return data.getvalue()
@@ -71,12 +71,12 @@ def write_clip(path: Path, images: Iterable[np.ndarray], fps: Fraction, codec: s
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             file.mux(stream.encode())
     except FFmpegError as error:
-        raise ValueError(f"{encoder} made no video ({error}): use another codec, or video=False") from None
+        raise ValueError(f"{encoder} failed to write a video ({error}): use another codec, or video=False") from None
 
 
 @dataclass(frozen=True)
 class ClipPlace:
-    """Where the clip of an episode lies; start and end in seconds."""
+    """Location of an episode's clip; start and end in seconds."""
 
     chunk: int
     file: int
@@ -85,10 +85,10 @@ class ClipPlace:
 
 
 class VideoFiles:
-    """The videos of one feature. Clips are joined without encoding them again; a file is begun where it would get too large.
+    """The videos of one feature. Clips are joined without encoding them again; a new file begins before one gets too large.
 
     Args:
-        limit: bytes of a file.
+        limit: most bytes of a file.
         chunks_size: files of a folder.
     """
 

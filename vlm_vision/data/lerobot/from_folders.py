@@ -1,4 +1,4 @@
-"""Episodes from plain folders: images or a video for each camera, numbers in a file, the task in words."""
+"""Episodes from plain folders: images or a video for each camera, numbers in a file, the task as text."""
 
 import json
 import re
@@ -17,25 +17,25 @@ NUMBERS = (".npy", ".csv", ".json")
 VIDEO = ".mp4"
 TASK, TABLES = "task.txt", ("actions", "states")
 BY_SYSTEMS = ("thumbs.db", "desktop.ini")
-"""What Windows leaves in folders; of other systems such files begin with a dot."""
+"""Files that Windows adds to folders; those of other systems begin with a dot."""
 
 
 class EpisodeFolders(Sequence[Episode]):
     """The sub-folders of a folder, each an episode, in the order of their names (`2` before `10`).
 
     episode_0/
-        task.txt            what is done, in words
+        task.txt            the instruction, in words
         actions.npy         or .csv or .json: (T, A)
-        states.npy          the same, if the robot told anything: (T, S)
+        states.npy          the same, if the robot has states: (T, S)
         front/000000.png    T images of the camera "front", in the order of their names;
         wrist.mp4           or a video of T frames
 
-    Endings may be in capitals. Hidden files are passed over; anything else that is none of these is an error. All is checked
-    at once but the images, which are opened when they are asked for.
+    Suffixes may be in capitals. Hidden files are ignored; any other file is an error. Everything is checked at once except
+    the images, which are opened at access.
 
     Raises:
-        ValueError: no episode; one without a task, actions or cameras, or with something that is none of an episode's parts;
-            cameras, states or numbers unlike the first; lengths that differ; numbers that are not finite. It names the
+        ValueError: no episode; one without a task, actions or cameras, or with an unknown file;
+            cameras, states or numbers that differ from the first; lengths that differ; numbers that are not finite. It names the
             episode.
     """
 
@@ -51,7 +51,7 @@ class EpisodeFolders(Sequence[Episode]):
             kind = _kind(path)
             first = first or kind
             if kind != first:
-                raise ValueError(f"episode {path} has {kind}, unlike {self.paths[0]} with {first}: make them alike")
+                raise ValueError(f"episode {path} has {kind}, unlike {self.paths[0]} with {first}: make them equal")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,7 +62,7 @@ class EpisodeFolders(Sequence[Episode]):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What all episodes must have alike."""
+    """Properties that all episodes share."""
 
     cameras: tuple[str, ...]
     action_dim: int
@@ -74,7 +74,7 @@ class _Kind:
 
 
 def _kind(path: Path) -> _Kind:
-    """Raises ValueError for an episode that cannot be one."""
+    """The properties of an episode. Raises ValueError for an invalid one."""
     episode = _read(path)
     states = 0 if episode.states is None else np.shape(episode.states)[1]
     return _Kind(tuple(sorted(episode.images)), np.shape(episode.actions)[1], states)
@@ -91,7 +91,7 @@ def _read(path: Path) -> Episode:
             cameras[item.stem] = VideoFrames(item)
         elif item.name != TASK and (item.stem not in TABLES or item.suffix.lower() not in NUMBERS):
             raise ValueError(
-                f"{item} is no part of an episode: expected {TASK}, {' and '.join(TABLES)} ({', '.join(NUMBERS)}), folders of "
+                f"{item} does not belong to an episode: expected {TASK}, {' and '.join(TABLES)} ({', '.join(NUMBERS)}), folders of "
                 f"images and {VIDEO} videos; remove it"
             )
     if not cameras:
@@ -111,21 +111,23 @@ def _task(path: Path) -> str:
     file = path / TASK
     task = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     if not task:
-        raise ValueError(f"{TASK} is missing or empty: say in it, in words, what is done")
+        raise ValueError(f"{TASK} is missing or empty: expected the instruction in words")
     return " ".join(task.split())
 
 
 def _images(folder: Path) -> list[Path]:
     found = _shown(folder)
     if other := [path for path in found if path.suffix.lower() not in IMAGES]:
-        raise ValueError(f"{other[0]} is no image: expected {', '.join(IMAGES)} in the folder of a camera; remove it")
+        raise ValueError(
+            f"{other[0]} is not an image: expected {', '.join(IMAGES)} in the folder of a camera; remove it"
+        )
     if not found:
         raise ValueError(f"{folder} holds no images: expected those of a camera")
     return found
 
 
 def _shown(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, in the order of names."""
+    """Visible content of a folder, in the order of names."""
     found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in BY_SYSTEMS)
     return sorted(found, key=_natural)
 
@@ -149,14 +151,16 @@ def _numbers(path: Path, name: str) -> np.ndarray | None:
     except (OSError, TypeError, ValueError, EOFError, RecursionError) as error:
         raise ValueError(f"{files[0]} holds no table of numbers ({' '.join(str(error).split())})") from None
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"{files[0]} holds numbers of shape {values.shape}: expected (T, D), one row for each moment")
+        raise ValueError(
+            f"{files[0]} holds numbers of shape {values.shape}: expected (T, D), one row for each time step"
+        )
     if not (finite := np.isfinite(values).all(1)).all():
-        raise ValueError(f"{files[0]}, row {int(np.flatnonzero(~finite)[0])}, holds NaN or Inf: mend it")
+        raise ValueError(f"{files[0]}, row {int(np.flatnonzero(~finite)[0])}, holds NaN or Inf: repair it")
     return values
 
 
 def _rows(file: Path) -> list[list[float]]:
-    """Of a .csv; a first row of names is passed over."""
+    """Table of a .csv; a first row of names is skipped."""
     rows = [line.split(",") for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     try:
         [float(cell) for cell in rows[0]]
@@ -166,12 +170,12 @@ def _rows(file: Path) -> list[list[float]]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Numbers in a name by their size."""
+    """Sort key of a name, with numbers by their value."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 class VideoFrames(Sequence[np.ndarray]):
-    """The frames of a video file by number, quickest in their order."""
+    """The frames of a video file by number, fastest in order."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Where LeRobotDataset v3 keeps what: its files, and the description of them in meta/info.json."""
+"""Layout of LeRobotDataset v3: its files, and their description in meta/info.json."""
 
 import math
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ VERSION = "v3.0"
 
 @dataclass(frozen=True)
 class Feature:
-    """What one column, or one video, holds for each moment.
+    """Content of one column, or one video, for each time step.
 
     Args:
         dtype: "image" (in the tables), "video", "string" or one of numpy's.
-        shape: of one moment; (H, W, 3) of images.
-        names: of the numbers, in any nesting that info.json has; None where nobody said.
-        info: what else info.json tells, of videos.
+        shape: shape of one time step; (H, W, 3) of images.
+        names: names of the numbers, in any nesting of info.json; None if unknown.
+        info: further facts about videos in info.json.
     """
 
     dtype: str
@@ -39,13 +39,13 @@ class Feature:
 
     @property
     def flat_names(self) -> tuple[str, ...]:
-        """Names of the numbers in their order; empty where nobody said, or not one for each."""
+        """Names of the numbers in their order; empty if unknown, or not one for each."""
         names = tuple(_flat(self.names))
         return names if len(names) == math.prod(self.shape) else ()
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a color image; maps of depth are none."""
+        """Whether it is a color image, not a depth map."""
         depth = any(self.info.get(name) for name in ("is_depth_map", "video.is_depth_map"))
         return self.dtype in ("image", "video") and not depth
 
@@ -56,8 +56,8 @@ class Feature:
 
     def to_dict(self) -> dict[str, Any]:
         """As info.json has it."""
-        told = {"dtype": self.dtype, "shape": list(self.shape), "names": self.names}
-        return told | ({"info": dict(self.info)} if self.info else {})
+        described = {"dtype": self.dtype, "shape": list(self.shape), "names": self.names}
+        return described | ({"info": dict(self.info)} if self.info else {})
 
 
 COUNTERS = {
@@ -85,7 +85,7 @@ class Info:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps is {self.fps}: expected moments in a second, more than 0")
+            raise ValueError(f"fps is {self.fps}: expected time steps per second, more than 0")
         sizes = (self.chunks_size, self.data_files_size_in_mb, self.video_files_size_in_mb)
         if min(sizes) <= 0:
             raise ValueError(f"chunks_size and sizes of files are {sizes}: expected more than 0")
@@ -118,41 +118,45 @@ def read_info(folder: Path) -> Info:
     """The description of the data set in `folder`.
 
     Raises:
-        ValueError: there is none, it is of another version, or it says nothing that can be read.
+        ValueError: there is none, it has another version, or it cannot be read.
     """
     path = folder / INFO
     if not path.is_file():
         raise ValueError(f"{folder} has no {INFO}: expected the folder of a LeRobotDataset v3")
-    told = read_json(path)
-    version = str(told.get("codebase_version"))
+    info = read_json(path)
+    version = str(info.get("codebase_version"))
     if not version.startswith("v3."):
         raise ValueError(
             f"{folder} is a LeRobotDataset {version}, expected v3: convert it with lerobot's convert_dataset_v21_to_v30"
         )
     try:
-        features = {str(name): _feature(feature) for name, feature in told["features"].items()}
+        features = {str(name): _feature(feature) for name, feature in info["features"].items()}
         for name in COUNTERS:
             if not _is_number(features[name].dtype) or features[name].shape != (1,):
                 raise ValueError(f"{name} is not one number")
-        counts = {name: int(told[name]) for name in ("total_episodes", "total_frames", "total_tasks")}
+        counts = {name: int(info[name]) for name in ("total_episodes", "total_frames", "total_tasks")}
         named = ("chunks_size", "data_files_size_in_mb", "video_files_size_in_mb", "data_path", "video_path")
-        rest = {name: told[name] for name in named if told.get(name) is not None}
-        return Info(told["fps"], features, robot_type=str(told.get("robot_type") or ""), **counts, **rest)
+        rest = {name: info[name] for name in named if info.get(name) is not None}
+        return Info(info["fps"], features, robot_type=str(info.get("robot_type") or ""), **counts, **rest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path} does not describe a LeRobotDataset v3 ({reason}): get it anew") from None
+        raise ValueError(f"{path} does not describe a LeRobotDataset v3 ({reason}): download it again") from None
 
 
-def _feature(told: Mapping[str, Any]) -> Feature:
-    info = told.get("info") or told.get("video_info") or {}
-    dtype, shape, names = str(told["dtype"]), tuple(int(side) for side in told["shape"]), told.get("names")
+def _feature(described: Mapping[str, Any]) -> Feature:
+    info = described.get("info") or described.get("video_info") or {}
+    dtype, shape, names = (
+        str(described["dtype"]),
+        tuple(int(side) for side in described["shape"]),
+        described.get("names"),
+    )
     if dtype in ("image", "video") and isinstance(names, list) and names[:1] in (["channel"], ["channels"]):
         shape, names = (*shape[1:], shape[0]), [*names[1:], names[0]]  # only the description differs
     return Feature(dtype, shape, names, info)
 
 
 def _flat(names: Any) -> list[str]:
-    """Names out of any nesting: ["x"], [["x"]], {"left": ["x"], "right": ["x"]}, {"x": 0}."""
+    """Names from any nesting: ["x"], [["x"]], {"left": ["x"], "right": ["x"]}, {"x": 0}."""
     if isinstance(names, str):
         return [names]
     if isinstance(names, Mapping):
@@ -170,18 +174,18 @@ def _is_number(dtype: str) -> bool:
 
 
 def file_in(folder: Path, pattern: str, **places: Any) -> Path:
-    """The file that a path of info.json names. Raises ValueError for one outside the folder, or no pattern."""
+    """The file that a path of info.json names. Raises ValueError for one outside the folder, or an invalid pattern."""
     try:
         relative = PurePosixPath(pattern.format(**places))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / INFO} has the path {pattern!r}, which is none ({error!r}): get it anew") from None
+        raise ValueError(f"{folder / INFO} has the invalid path {pattern!r} ({error!r}): download it again") from None
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{folder / INFO} has the path {pattern!r}, which leaves the folder: do not use this data set")
     return folder / relative
 
 
 def next_place(chunk: int, file: int, chunks_size: int) -> tuple[int, int]:
-    """Chunk and file after these."""
+    """The next chunk and file."""
     return (chunk, file + 1) if file + 1 < chunks_size else (chunk + 1, 0)
 
 
@@ -189,10 +193,10 @@ def camera_key(camera: str) -> str:
     """The feature of a camera: "wrist" -> "observation.images.wrist". A full name stays.
 
     Raises:
-        ValueError: a name with a slash, which would be a folder, or none.
+        ValueError: a name with a slash, which would be a folder, or an empty name.
     """
     if not camera or "/" in camera:
-        raise ValueError(f"camera {camera!r} has no name that a data set can hold: expected one without '/'")
+        raise ValueError(f"camera {camera!r} has an invalid name: expected a name without '/'")
     return camera if camera.startswith("observation.") else CAMERA + camera
 
 

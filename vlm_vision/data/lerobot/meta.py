@@ -1,4 +1,4 @@
-"""The tables of meta/: which tasks there are, and where each episode lies."""
+"""The tables of meta/: tasks, and the location of each episode."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from vlm_vision.data.lerobot.tables import read_table
 
 @dataclass(frozen=True)
 class Clip:
-    """The part of a video that is one episode's."""
+    """The part of a video that belongs to one episode."""
 
     file: Path
     start: float
-    """Seconds."""
+    """Start of the clip in seconds."""
 
 
 @dataclass(frozen=True)
 class StoredEpisode:
-    """Where an episode lies.
+    """Location of an episode.
 
     Args:
         index: its number in the data set.
-        length: its moments.
-        tasks: the instructions that it has.
+        length: number of its time steps.
+        tasks: its instructions.
         file: the table of its numbers.
-        clips: video feature -> its part.
+        clips: video feature -> its clip.
     """
 
     index: int
@@ -40,10 +40,10 @@ class StoredEpisode:
 
 
 def read_tasks(folder: Path) -> dict[int, str]:
-    """task_index -> instruction. The text is the index of a pandas table, named task or not at all.
+    """task_index -> instruction. The text is the index of a pandas table, with the name task or none.
 
     Raises:
-        ValueError: no such table, or a row without a number or without words.
+        ValueError: no such table, or a row without a number or without text.
     """
     table = read_table(folder / TASKS)
     texts = [
@@ -59,8 +59,8 @@ def read_tasks(folder: Path) -> dict[int, str]:
     for row, (number, text) in enumerate(tasks):
         if number is None or text is None or not text.strip():
             raise ValueError(
-                f"{folder / TASKS}, row {row}, has the task_index {number} and the text {text!r}: expected a number and what "
-                "is done, in words"
+                f"{folder / TASKS}, row {row}, has the task_index {number} and the text {text!r}: expected a number and an "
+                "instruction in words"
             )
     return dict(tasks)
 
@@ -69,7 +69,7 @@ def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tup
     """The episodes of a data set, or those of these numbers, in the order of their numbers.
 
     Raises:
-        ValueError: a number that is not there, or tables that do not tell where the episodes lie.
+        ValueError: an unknown number, or tables that do not state the locations of the episodes.
     """
     paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not paths:
@@ -82,12 +82,14 @@ def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tup
     for path in paths:
         for row in read_table(path, columns).to_pylist():
             if any(value is None for value in row.values()):
-                raise ValueError(f"{path}, episode {row['episode_index']}: a value is missing: get it anew")
+                raise ValueError(f"{path}, episode {row['episode_index']}: a value is missing: download it again")
             if row["episode_index"] in rows:
                 raise ValueError(f"{path} holds episode {row['episode_index']}, which another table holds too")
             rows[row["episode_index"]] = _stored(folder, info, row)
     if len(rows) != info.total_episodes:
-        raise ValueError(f"{folder} holds {len(rows)} episodes, its info.json says {info.total_episodes}: get it anew")
+        raise ValueError(
+            f"{folder} holds {len(rows)} episodes, its info.json states {info.total_episodes}: download it again"
+        )
     chosen = sorted(rows) if wanted is None else sorted(set(wanted))
     if unknown := [number for number in chosen if number not in rows]:
         raise ValueError(f"{folder} has no episode {unknown[0]}: it has {len(rows)}, from {min(rows)} to {max(rows)}")

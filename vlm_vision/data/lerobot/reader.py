@@ -1,4 +1,4 @@
-"""A data set of episodes, by moment, by window or by episode."""
+"""A data set of episodes, by time step, by window or by episode."""
 
 import os
 import re
@@ -24,11 +24,11 @@ from vlm_vision.robot.window import Window
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment: what was seen, and every number and text of it.
+    """One time step: images, numbers and texts.
 
     Args:
         episode: number of its episode.
-        step: its place in the episode.
+        step: its index in the episode.
         values: feature -> array of the feature's shape; text as str.
     """
 
@@ -41,7 +41,7 @@ class Frame:
 class RobotDataset:
     """A LeRobotDataset v3. `read_dataset` makes it; it can be pickled and used after a fork, by one thread at a time.
 
-    Numbers are in memory, shared with forked workers, read again by spawned ones; images are decoded when asked for.
+    Numbers are in memory, shared with forked workers, read again by spawned ones; images are decoded at access.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class RobotDataset:
         self.tolerance = 0.25 / info.fps if tolerance is None else tolerance
         if not 0 < self.tolerance < 0.5 / info.fps:
             raise ValueError(
-                f"tolerance is {tolerance} s: expected more than 0 and less than half a moment, {0.5 / info.fps}"
+                f"tolerance is {tolerance} s: expected more than 0 and less than half a time step, {0.5 / info.fps}"
             )
         if memory < 0:
             raise ValueError(f"memory is {memory}: expected bytes, 0 or more")
         self._keys = dict(cameras)
         self._values, self._rows = read_rows(info, episodes)
         if unknown := set(np.unique(self._values["task_index"]).tolist()) - set(self.tasks):
-            raise ValueError(f"{folder} has moments of task {min(unknown)}, which its tasks.parquet does not tell")
+            raise ValueError(f"{folder} has time steps of task {min(unknown)}, which its tasks.parquet lacks")
         self._starts = np.cumsum([0, *(episode.length for episode in self.episodes)])
         self._memory, self._videos, self._cells = memory, VideoReaders(), Cells(memory)
 
@@ -74,7 +74,7 @@ class RobotDataset:
         return type(self), (self.folder, self.info, self.episodes, self._keys, self.tolerance, self._memory)
 
     def __len__(self) -> int:
-        """Moments."""
+        """Number of time steps."""
         return int(self._starts[-1])
 
     @property
@@ -91,32 +91,32 @@ class RobotDataset:
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """What each number of an action is; empty where nobody said."""
+        """Names of the numbers of an action; empty if unknown."""
         return self.features[ACTION].flat_names if ACTION in self.features else ()
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
-        """Feature -> its statistics as the data set tells them, of all its episodes.
+        """Feature -> its statistics in the data set, over all its episodes.
 
         Raises:
-            ValueError: it tells none. `Statistics.of(dataset.column("action"))` measures them.
+            ValueError: the data set has none. `Statistics.of(dataset.column("action"))` measures them.
         """
         return choose_statistics(read_statistics(self.folder / STATS), "")
 
     def column(self, feature: str) -> np.ndarray:
-        """(N, *shape), a feature at all moments; not to be written to.
+        """A feature at all time steps, (N, *shape), read-only.
 
         Raises:
             ValueError: no such feature of numbers or text.
         """
         if feature not in self._values:
             raise ValueError(
-                f"{self.folder} has no numbers or text of the name {feature!r}: it has {join_names(self._values)}"
+                f"{self.folder} has no numbers or text called {feature!r}: it has {join_names(self._values)}"
             )
         return self._values[feature]
 
     def frame(self, index: int) -> Frame:
-        """A moment, 0 <= index < len(self).
+        """A time step, 0 <= index < len(self).
 
         Raises:
             ValueError: an image that cannot be read; it names the file, the episode and the frame.
@@ -126,7 +126,7 @@ class RobotDataset:
         return Frame(episode.index, step, self._observation(index, episode, step), values)
 
     def window(self, index: int, *, chunk: int) -> Window:
-        """A moment with the `chunk` actions from it on.
+        """A time step with the `chunk` actions from it on.
 
         Raises:
             ValueError: as `frame`; a chunk below 1; a data set without actions.
@@ -140,7 +140,7 @@ class RobotDataset:
         return Window(self._observation(index, episode, step), actions, ahead >= left, episode.index, step)
 
     def episode(self, number: int) -> Episode:
-        """The episode at a place of `episodes`, its images decoded when asked for.
+        """The episode at an index of `episodes`, with images decoded at access.
 
         Raises:
             ValueError: no actions in the data set, or an episode of several tasks.
@@ -159,13 +159,13 @@ class RobotDataset:
         )
 
     def image(self, index: int, camera: str) -> np.ndarray:
-        """What a camera saw at a moment, uint8 (H, W, 3) RGB. Raises ValueError as `frame`."""
+        """Image of a camera at a time step, uint8 (H, W, 3) RGB. Raises ValueError as `frame`."""
         episode, step = self._place(index)
         return self._image(index, episode, step, camera)
 
     def _place(self, index: int) -> tuple[StoredEpisode, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"moment {index} of {len(self)}")
+            raise IndexError(f"time step {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.episodes[number], int(index - self._starts[number])
 
@@ -189,14 +189,14 @@ class RobotDataset:
         if image.shape != feature.shape:
             raise ValueError(
                 f"episode {episode.index}, frame {step}, camera {camera}: the image has shape {image.shape}, "
-                f"info.json says {feature.shape}: get the data set anew"
+                f"info.json states {feature.shape}: download the data set again"
             )
         return image
 
 
 @dataclass(frozen=True)
 class _CameraImages(Sequence[np.ndarray]):
-    """What a camera saw in an episode."""
+    """Images of a camera in an episode."""
 
     dataset: RobotDataset = field(repr=False)
     camera: str
@@ -208,7 +208,7 @@ class _CameraImages(Sequence[np.ndarray]):
 
     def __getitem__(self, step: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= step < self.length:
-            raise IndexError(f"moment {step} of {self.length}")
+            raise IndexError(f"time step {step} of {self.length}")
         return self.dataset.image(self.first + step, self.camera)
 
 
@@ -225,13 +225,13 @@ def read_dataset(
 
     Args:
         source: its folder, or a hub id, of which the files of the chosen episodes and cameras are fetched.
-        episodes: numbers of those to read; default all.
-        cameras: name to give -> name in the data set, of those to read; default all, by their own names, which are
-            features without "observation.images.". Maps of depth are not read.
-        tolerance: seconds that a frame of a video may be off the moment's time; default a quarter of a moment.
-        revision: of a hub id: branch, tag ("v3.0") or commit.
-        memory: bytes of PNG images that are kept. With less than there are, moments in random order take some twenty
-            times as long.
+        episodes: numbers of the episodes to read; default all.
+        cameras: new name -> name in the data set, of the cameras to read; default all, with their own names, which are
+            features without "observation.images.". Depth maps are not read.
+        tolerance: largest difference in seconds between a video frame and its time step; default a quarter of a step.
+        revision: branch, tag ("v3.0") or commit of a hub id.
+        memory: bytes of PNG images that are kept in memory. If not all fit, time steps in random order take about
+            twenty times as long.
 
     Raises:
         ValueError: no such data set, episode or camera; a damaged table, or an action or state that is not finite.

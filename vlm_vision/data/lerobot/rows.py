@@ -1,4 +1,4 @@
-"""The numbers of all moments, in memory."""
+"""The numbers of all time steps, in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from vlm_vision.data.lerobot.tables import BadRowError, read_table, to_array
 
 
 def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Feature -> (N, *shape) of the moments of these episodes, one after another; and each moment's row in its table.
+    """Feature -> (N, *shape) of the time steps of these episodes, one after another; and the row of each in its table.
 
     Each table is read once, memory-mapped. Images, and columns that are neither numbers nor text, are left out.
 
     Raises:
-        ValueError: a damaged table, one that lacks moments, or an action or state that is not finite; it names the file,
-            and the episode and moment where there is one.
+        ValueError: a damaged table, missing time steps, or an action or state that is not finite; it names the file,
+            and the episode and time step if known.
     """
     names = [name for name, feature in info.features.items() if feature.is_table]
     by_file: dict[Path, list[StoredEpisode]] = {}
@@ -34,8 +34,8 @@ def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, 
         for episode, rows in zip(held, kept, strict=True):
             if not np.array_equal(moments[rows], np.arange(episode.length)):
                 raise ValueError(
-                    f"{file} holds {len(rows)} moments of episode {episode.index}, expected 0 to {episode.length - 1}: "
-                    "get it anew, or leave the episode out"
+                    f"{file} holds {len(rows)} time steps of episode {episode.index}, expected 0 to {episode.length - 1}: "
+                    "download it again, or leave the episode out"
                 )
         chosen = np.concatenate(kept)
         if not np.array_equal(chosen, np.arange(table.num_rows)):
@@ -54,9 +54,9 @@ def _counter(file: Path, table: pa.Table, name: str) -> np.ndarray:
     try:
         return to_array(table[name], "int64", ())
     except BadRowError as error:
-        raise ValueError(f"{file}, row {error.row}: {name} {error}: get it anew") from None
+        raise ValueError(f"{file}, row {error.row}: {name} {error}: download it again") from None
     except ValueError as error:
-        raise ValueError(f"{file}: {name}: {error}: get it anew") from None
+        raise ValueError(f"{file}: {name}: {error}: download it again") from None
 
 
 def _column(file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -68,6 +68,6 @@ def _column(file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, 
         return values
     except BadRowError as error:
         where = f"{file}, episode {of[error.row]}, frame {moments[error.row]}"
-        raise ValueError(f"{where}: {name} {error}: mend it, or leave the episode out") from None
+        raise ValueError(f"{where}: {name} {error}: repair it, or leave the episode out") from None
     except ValueError as error:
-        raise ValueError(f"{file}: {name}: {error}: get it anew") from None
+        raise ValueError(f"{file}: {name}: {error}: download it again") from None

@@ -1,6 +1,6 @@
-"""Statistics as LeRobot lays them out, but exact: over every row and every pixel, quantiles by linear interpolation.
+"""Statistics in LeRobot's layout, but exact: over every row and every pixel, quantiles by linear interpolation.
 
-LeRobot itself samples images and reads quantiles off histograms of 5000 bins.
+LeRobot itself samples images and computes quantiles from histograms of 5000 bins.
 """
 
 import math
@@ -17,7 +17,7 @@ JsonStatistics = dict[str, Any]
 
 
 def of_numbers(parts: Sequence[np.ndarray]) -> JsonStatistics:
-    """Of the rows (n, *shape) of all parts, by the last axis as LeRobot; std over n."""
+    """Statistics of the rows (n, *shape) of all parts, over the axes that LeRobot uses; std over n."""
     found: dict[str, list[Any]] = {name: [] for name in ("min", "max", "mean", "std", *QUANTILES)}
     flat = [part.reshape(-1, part.shape[-1]) for part in parts]
     for i in range(flat[0].shape[1]):  # one dimension at a time, which is what float64 needs room for
@@ -32,10 +32,10 @@ def of_numbers(parts: Sequence[np.ndarray]) -> JsonStatistics:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How often each channel has each of the 256 values, from which all statistics of images follow."""
+    """Histogram of the 256 values of each channel, from which all statistics of images follow."""
 
     counts: np.ndarray
-    """(3, 256) int64."""
+    """Counts (3, 256), int64."""
     images: int
 
     @classmethod
@@ -44,14 +44,14 @@ class PixelCounts:
 
     @classmethod
     def of(cls, image: np.ndarray) -> "PixelCounts":
-        """Of one uint8 (H, W, 3)."""
+        """Histogram of one uint8 (H, W, 3)."""
         return cls(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]), 1)
 
     def __add__(self, other: "PixelCounts") -> "PixelCounts":
         return PixelCounts(self.counts + other.counts, self.images + other.images)
 
     def to_json(self) -> JsonStatistics:
-        """Of values in [0, 1], each (3, 1, 1)."""
+        """Statistics of values in [0, 1], each (3, 1, 1)."""
         values, pixels = np.arange(256) / 255, int(self.counts[0].sum())
         mean = self.counts @ values / pixels
         std = np.sqrt((self.counts * (values - mean[:, None]) ** 2).sum(1) / pixels)

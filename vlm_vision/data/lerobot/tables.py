@@ -1,4 +1,4 @@
-"""Parquet tables: columns as arrays of one row for each moment."""
+"""Parquet tables: columns as arrays with one row for each time step."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 
 class BadRowError(ValueError):
-    """A row that holds no value of its kind; `row` is its number in the table."""
+    """A row without a valid value; `row` is its number in the table."""
 
     def __init__(self, row: int, problem: str):
         super().__init__(problem)
@@ -18,10 +18,10 @@ class BadRowError(ValueError):
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table, of its columns those in `columns`.
+    """A table with the columns in `columns`.
 
     Raises:
-        ValueError: no such file, a damaged one, or one without such a column.
+        ValueError: no such file, a damaged one, or a missing column.
     """
     try:
         with open_table(path) as file:
@@ -34,14 +34,14 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Memory-mapped; pages that have a checksum are held to it."""
+    """Open a file, memory-mapped; checksums of pages are verified."""
     return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
 def damaged_table_message(path: Path, error: Exception) -> str:
     """A sentence on a parquet file that cannot be read."""
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
-    return f"{path} cannot be read ({reason}): get it anew"
+    return f"{path} cannot be read ({reason}): download it again"
 
 
 def to_array(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.ndarray:
@@ -49,7 +49,7 @@ def to_array(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.nd
 
     Raises:
         BadRowError: a row without a value, or with more or fewer numbers than `shape`.
-        ValueError: it holds nothing of that kind.
+        ValueError: a column of another kind.
     """
     if dtype == "string":
         return np.array(column.to_pylist(), dtype=object)
@@ -81,5 +81,5 @@ def _is_fixed(kind: pa.DataType) -> bool:
 
 
 def _uneven(chunk: pa.Array, size: int) -> int:
-    """The first row that holds another count of numbers than `size`."""
+    """The first row with a number of values other than `size`."""
     return next((row for row, value in enumerate(chunk.to_pylist()) if np.size(value) != size), 0)

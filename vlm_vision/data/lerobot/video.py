@@ -1,6 +1,6 @@
-"""Images out of videos: by their time, in any order, quickest in the video's own.
+"""Images of videos by time, in any order, fastest in order of time.
 
-Videos are decoded on one thread: frames of robots are small, workers are many, and a decoder without threads survives a fork.
+Videos are decoded on one thread: frames of robots are small, there are many workers, and a decoder without threads survives a fork.
 """
 
 import math
@@ -17,14 +17,14 @@ import numpy as np
 from av.error import FFmpegError
 
 _SEEK = 2
-"""What a seek costs, in decoded frames."""
+"""Cost of a seek, in decoded frames."""
 
 
 class VideoReader:
     """An open video.
 
     Raises:
-        ValueError: no such file, or no video that can be decoded.
+        ValueError: no such file, or a video that cannot be decoded.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -50,7 +50,7 @@ class VideoReader:
         self._last: av.VideoFrame | None = None
 
     def __len__(self) -> int:
-        """Its frames."""
+        """Number of frames."""
         return len(self._times)
 
     def times(self) -> list[float]:
@@ -105,14 +105,14 @@ class VideoReader:
         raise ValueError(f"no frame at {seconds:.4f} s, the last is at {self._times[-1] * self._base:.4f} s")
 
     def _sought(self, wanted: int, *, run_in: int) -> Iterator[Any]:
-        """Frames from the last key frame on that is shown at `wanted` or before.
+        """Frames from the last key frame shown at `wanted` or before.
 
-        A file is sought by when frames are decoded, and images that lead a key frame, decoded after it and shown before,
-        need the one before.
+        A seek goes by decoding time, and images that lead a key frame (decoded after it, shown before it) need the previous
+        key frame.
 
         Args:
-            run_in: 1 to begin at the key frame before: H.264 may let an image put one away that is older than the key
-                frame, which is an error where that was not decoded.
+            run_in: 1 to begin one key frame earlier: in H.264 an image may release one older than the key frame, an error if that
+                was not decoded.
         """
         key = self._first(wanted)
         while key.pts > wanted and (earlier := self._first(key.dts - 1)).dts < key.dts:
@@ -121,7 +121,7 @@ class VideoReader:
         return _frames_from(key, self._container.demux(self._stream))
 
     def _first(self, sought: int) -> Any:
-        """The packet of the last key frame that is decoded at `sought` or before."""
+        """The packet of the last key frame decoded at `sought` or before."""
         self._container.seek(sought, stream=self._stream)
         packet = next(self._container.demux(self._stream))
         if packet.pts is None or packet.dts is None:
@@ -129,7 +129,7 @@ class VideoReader:
         return packet
 
     def _goes_on(self, seconds: float) -> bool:
-        """Whether to decode on from where it stands rather than to seek."""
+        """Whether to continue to decode instead of seeking."""
         if self._last is None or self._frames is None or self._last.time > seconds:
             return False
         here, there = (bisect_right(self._times, round(time / self._base)) for time in (self._last.time, seconds))
@@ -138,9 +138,9 @@ class VideoReader:
 
 
 def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
-    """Frames that are decoded from a key frame on and shown no earlier; what others lack is no damage.
+    """Frames decoded from a key frame on and shown no earlier; missing references of other frames are no damage.
 
-    Holds no `VideoReader`: as part of a cycle it would be freed when the collector runs, in a forked process perhaps.
+    Holds no `VideoReader`: in a reference cycle it would be freed by the garbage collector, perhaps in a forked process.
     """
     for packet in packets:
         matters = packet.dts is None or (packet.dts >= key.dts and packet.pts >= key.pts)
@@ -154,7 +154,7 @@ def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
 
 
 class VideoReaders:
-    """Videos that are opened when first looked at; the last `limit` of them stay open, in each process its own."""
+    """Videos that are opened at first access; the last `limit` stay open, separately in each process."""
 
     def __init__(self, limit: int = 16):
         self.limit = limit

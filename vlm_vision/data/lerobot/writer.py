@@ -51,24 +51,26 @@ def write_dataset(
     """Write episodes as a LeRobotDataset v3, readable by lerobot and by `read_dataset`; the folder appears when it is whole.
 
     Camera "wrist" becomes the feature "observation.images.wrist"; states "observation.state"; success "next.success",
-    true at the last moment of an episode that had it. Numbers are kept as float32. Statistics are exact (`statistics.py`).
+    true at the last time step of an episode that succeeded. Numbers are kept as float32. Statistics are exact (`statistics.py`).
 
     Args:
-        folder: a new one.
-        episodes: with the same cameras, sizes and numbers in all; drawn one at a time.
-        fps: moments in a second, a whole number, as LeRobot's.
-        video: yuv420p videos, which lose something; else PNG in the tables, which lose nothing.
-        codec: of the videos, "av1" or "h264".
-        action_names, state_names: what each number is.
+        folder: a new folder.
+        episodes: episodes with equal cameras, sizes and numbers; read one at a time.
+        fps: time steps per second, a whole number, as in LeRobot.
+        video: yuv420p videos, which are lossy; else PNG in the tables, which is lossless.
+        codec: codec of the videos, "av1" or "h264".
+        action_names, state_names: name of each number.
         chunks_size: files of a folder.
-        data_files_size_in_mb, video_files_size_in_mb: a new file begins where an episode would go over.
+        data_files_size_in_mb, video_files_size_in_mb: a new file begins where an episode would exceed it.
 
     Raises:
-        ValueError: the folder is there already; no episodes; one unlike the first, or an image that cannot be read; it names
+        ValueError: the folder exists already; no episodes; one that differs from the first, or an image that cannot be read; it names
             the episode by its number.
     """
     if not isinstance(fps, int) or fps < 1:
-        raise ValueError(f"fps is {fps}: a LeRobotDataset has a whole number of moments in a second, 1 or more")
+        raise ValueError(
+            f"fps is {fps}: a LeRobotDataset has a whole number of time steps per second, expected 1 or more"
+        )
     names = {ACTION: tuple(action_names), STATE: tuple(state_names)}
     codec = checked_codec(codec) if video else ""
     info = Info(
@@ -91,7 +93,7 @@ def write_dataset(
             except ValueError as error:
                 raise ValueError(f"episode {number} ({episode.task!r}): {error}") from None
         if writing is None:
-            raise ValueError(f"there are no episodes to write to {folder}: give at least one")
+            raise ValueError(f"there are no episodes to write to {folder}: expected at least one")
         return writing.finish()
 
 
@@ -112,11 +114,11 @@ class _DatasetWriter:
         self._schema: pa.Schema | None = None
 
     def add(self, number: int, episode: Episode) -> None:
-        """Append an episode. Raises ValueError for one unlike the first."""
+        """Append an episode. Raises ValueError for one that differs from the first."""
         self._check(episode)
         task = self.tasks.setdefault(episode.task, len(self.tasks))
         numbers = self._numbers(number, episode, task)
-        told = {name: of_numbers([values]) for name, values in numbers.items()}
+        statistics = {name: of_numbers([values]) for name, values in numbers.items()}
         images, row = {}, {"episode_index": number, "tasks": [episode.task], "length": len(episode)}
         for camera, given in episode.images.items():
             key, counts = camera_key(camera), []
@@ -133,11 +135,11 @@ class _DatasetWriter:
                 images[key] = [png(image) for image in drawn]
             seen = sum(counts, PixelCounts.none())
             self.pixels[key] += seen
-            told[key] = seen.to_json()
+            statistics[key] = seen.to_json()
         chunk, file = self.data.add(data_table(self.info.features, numbers, images))
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         row |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + len(episode)}
-        row |= {f"stats/{name}/{kind}": value for name, kinds in told.items() for kind, value in kinds.items()}
+        row |= {f"stats/{name}/{kind}": value for name, kinds in statistics.items() for kind, value in kinds.items()}
         self._rows.append(row)
         self.frames += len(episode)
         self.episodes += 1
@@ -145,17 +147,17 @@ class _DatasetWriter:
             self._write_rows()
 
     def finish(self) -> Info:
-        """Write what tells of all episodes."""
+        """Write the metadata of all episodes."""
         self._write_rows()
         self.close()
-        told = {key: pixels.to_json() for key, pixels in self.pixels.items()}
+        statistics = {key: pixels.to_json() for key, pixels in self.pixels.items()}
         for name, feature in self.info.features.items():
             if feature.is_table:
                 parts = [
                     to_array(read_table(path, [name])[name], feature.dtype, feature.shape) for path in self.data.paths
                 ]
-                told[name] = of_numbers(parts)
-        write_json(self.folder / STATS, told)
+                statistics[name] = of_numbers(parts)
+        write_json(self.folder / STATS, statistics)
         pq.write_table(tasks_table(list(self.tasks)), self.folder / TASKS, write_page_checksum=True)
         totals = {"total_episodes": self.episodes, "total_frames": self.frames, "total_tasks": len(self.tasks)}
         info = replace(self.info, **totals)
@@ -175,14 +177,14 @@ class _DatasetWriter:
         for name, present in ((STATE, episode.states is not None), (SUCCESS, episode.success is not None)):
             if present != (name in features):
                 has = "has" if present else "has no"
-                raise ValueError(f"it {has} {name}, unlike the first episode: give it in all or in none")
+                raise ValueError(f"it {has} {name}, unlike the first episode: set it in all or in none")
         for name, values in given.items():
             if np.shape(values)[1:] != features[name].shape:
                 raise ValueError(
                     f"its {name} has {np.shape(values)[1]} numbers, that of the first episode {features[name].shape[0]}"
                 )
         if not episode.task.strip():
-            raise ValueError("it has no task: say in words what is done")
+            raise ValueError("it has no task: expected an instruction in words")
 
     def _numbers(self, number: int, episode: Episode, task: int) -> dict[str, np.ndarray]:
         """Feature -> (T, *shape)."""
@@ -202,11 +204,11 @@ class _DatasetWriter:
                 for name, values in found.items()
             }
         if large := [name for name, values in numbers.items() if not np.isfinite(values).all()]:
-            raise ValueError(f"its {large[0]} has numbers too large for float32: mend the data")
+            raise ValueError(f"its {large[0]} has numbers too large for float32: repair the data")
         return {name: numbers[name] for name in features if name in numbers}
 
     def _drawn(self, camera: str, given: Any, counts: list[PixelCounts]) -> Iterator[np.ndarray]:
-        """The images of a camera, one at a time, counted as they go by."""
+        """The images of a camera, one at a time, added to the statistics."""
         shape = self.info.features[camera_key(camera)].shape
         for step in range(len(given)):
             try:
@@ -216,7 +218,7 @@ class _DatasetWriter:
             if image.shape != shape:
                 sizes = " and ".join(f"{size[0]} x {size[1]}" for size in (image.shape, shape))
                 raise ValueError(
-                    f"frame {step} of camera {camera}: sizes differ, {sizes} of the first: resize them alike"
+                    f"frame {step} of camera {camera}: sizes differ, {sizes} of the first: resize them to one size"
                 )
             counts.append(PixelCounts.of(image))
             yield image
@@ -234,12 +236,12 @@ class _DatasetWriter:
 
 
 def _features(episode: Episode, names: Mapping[str, tuple[str, ...]], codec: str, fps: int) -> dict[str, Feature]:
-    """Those of a data set that begins with this episode; codec is empty for PNG."""
+    """Features of a data set that begins with this episode; codec is empty for PNG."""
     found: dict[str, Feature] = {}
     for camera, given in episode.images.items():
         key = camera_key(camera)
         if key in found or key == STATE:
-            raise ValueError(f"camera {camera!r} would be the feature {key}, which is another's: rename it")
+            raise ValueError(f"camera {camera!r} would be the feature {key}, which exists already: rename it")
         try:
             shape = np.asarray(load_image(given[0])).shape
         except ValueError as error:

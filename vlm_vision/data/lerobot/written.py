@@ -1,4 +1,4 @@
-"""Parquet files as lerobot expects to find them."""
+"""Parquet files in the form that lerobot expects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 from vlm_vision.data.lerobot.layout import Feature, next_place
 
 _ROW_GROUP = 4 * 2**20
-"""Bytes: what a reader takes in to see one image."""
+"""Bytes that a reader loads for one image."""
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 class RollingTables:
-    """Tables one after another in files that are begun where they would get too large.
+    """Tables one after another in files; a new one begins before one gets too large.
 
     Args:
         pattern: path of a file, by chunk_index and file_index.
-        limit: bytes of a file.
+        limit: most bytes of a file.
         chunks_size: files of a folder.
     """
 
@@ -64,7 +64,7 @@ class RollingTables:
 def data_table(
     features: Mapping[str, Feature], numbers: Mapping[str, np.ndarray], images: Mapping[str, Sequence[bytes]]
 ) -> pa.Table:
-    """The moments of an episode: numbers (T, *shape), encoded images; with what `datasets` wants to know of them."""
+    """The time steps of an episode: numbers (T, *shape), encoded images; with the metadata of `datasets`."""
     columns, described = {}, {}
     for name, feature in features.items():
         if feature.dtype == "video":

@@ -1,7 +1,7 @@
-"""Shards by URL as files of one folder, fetched when wanted and dropped again, so that data may be larger than the disk.
+"""Shards by URL as files of one folder, fetched at access and removed again, so that data may be larger than the disk.
 
 Any number of processes on a machine share the folder: a shard is fetched by one of them, and appears when it is whole and
-indexed. What a process has open stays readable to it when the file is dropped.
+indexed. An open file stays readable to its process after removal.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from vlm_vision.data.shards.tar import whole_members
 log = logging.getLogger(__name__)
 
 LOST_FOR = 3600
-"""Seconds until a shard that was missing is asked for again, and what a killed process left is dropped."""
+"""Seconds until a missing shard is requested again, and files of a killed process are removed."""
 _PLACES = struct.Struct(f"<{len(SampleOffsets._fields)}q")
 _END = struct.Struct("<qq")
-"""At the end of the file of a shard: bytes of the tar file, bytes of each record of the index that follows it."""
+"""End of a shard's file: bytes of the tar file, and bytes of each record of the index after it."""
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A tar file and its index: the places and the name of the image of every sample, in records of one size."""
+    """A tar file and its index: the offsets and the name of the image of every sample, in records of one size."""
 
     file: BinaryIO
     size: int
@@ -41,10 +41,10 @@ class OpenShard:
     width: int
     """Bytes of a record."""
     count: int
-    """Samples."""
+    """Number of samples."""
 
     def sample(self, index: int) -> tuple[str, SampleOffsets]:
-        """Name of the image and places of a sample, `index` < `count`."""
+        """Name of the image and offsets of a sample, `index` < `count`."""
         self.file.seek(self.size + index * self.width)
         record = self.file.read(self.width)
         return record[_PLACES.size :].rstrip(b"\0").decode(), SampleOffsets(*_PLACES.unpack_from(record))
@@ -52,19 +52,19 @@ class OpenShard:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of shards. One that is there is not compared to its URL again: for other data at the same URL, remove it."""
+    """A folder of shards. An existing shard is not compared with its URL again: if the data there changed, remove it."""
 
     folder: str = "~/.cache/vlm_vision/shards"
-    """On a disk of this machine."""
+    """Folder on a disk of this machine."""
     gb: float = 32.0
-    """10^9 bytes that whole shards may fill; those that are being fetched come on top."""
+    """Size of all whole shards in units of 10^9 bytes; shards in transfer are extra."""
 
     def __post_init__(self):
         if self.gb <= 0:
-            raise ValueError(f"the cache of shards has {self.gb} GB: it must have more than 0")
+            raise ValueError(f"the cache of shards has {self.gb} GB: expected more than 0")
 
     def beside(self, url: str, name: str = "") -> Path:
-        """Where a file by URL is kept, or another one beside it."""
+        """Path of a file by URL in the cache, or of another one in the same folder."""
         parts = urlsplit(url)
         path = PurePosixPath(parts.path)
         source = parts._replace(path=str(path.parent)).geturl()
@@ -72,15 +72,15 @@ class ShardCache:
         return Path(self.folder).expanduser() / folder / (name or path.name)
 
     @contextmanager
-    def opened(self, url: str, told: int | None = None) -> Iterator[OpenShard]:
-        """A shard, fetched if it is not there.
+    def opened(self, url: str, size: int | None = None) -> Iterator[OpenShard]:
+        """A shard, fetched if it is not in the cache.
 
         Args:
-            told: samples it should have, if that is known; a warning says if it has others.
+            size: number of its samples, if known; a warning states a different one.
 
         Raises:
-            Missing: it is not there by its URL, as was found at most an hour ago.
-            Unreachable: it cannot be fetched now, or not be written.
+            MissingFileError: it does not exist at its URL, checked at most an hour ago.
+            UnreachableError: it cannot be fetched now, or not be written.
         """
         path = self.beside(url)
         shard = _there(path)
@@ -88,12 +88,12 @@ class ShardCache:
             _check_lost(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                shard = _there(path) or self._fetched(url, path, told)
+                shard = _there(path) or self._fetched(url, path, size)
         with shard.file:
             yield shard
 
-    def bring(self, url: str, told: int) -> None:
-        """Fetch a shard that is not there, unless another process does. Raises as `opened`."""
+    def bring(self, url: str, size: int) -> None:
+        """Fetch a missing shard, unless another process does. Raises as `opened`."""
         path = self.beside(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -102,19 +102,19 @@ class ShardCache:
             try:
                 with FileLock(path.with_suffix(".lock"), blocking=False):
                     if not path.exists():
-                        self._fetched(url, path, told).file.close()
+                        self._fetched(url, path, size).file.close()
             except Timeout:
                 pass
 
-    def _fetched(self, url: str, path: Path, told: int | None) -> OpenShard:
-        """A shard that is not there, by the process that has its lock."""
+    def _fetched(self, url: str, path: Path, size: int | None) -> OpenShard:
+        """Fetch a missing shard, in the process that has its lock."""
         _check_lost(path)
         part = path.with_suffix(".part")
         try:
             with ExitStack() as closing:
                 file = closing.enter_context(open(part, "w+b"))
                 fetch(url, file)
-                shard = _indexed(url, file, told)
+                shard = _indexed(url, file, size)
                 with FileLock(path.parent.parent / ".lock"):
                     self._make_room(part.stat().st_size)
                     os.replace(part, path)
@@ -122,7 +122,7 @@ class ShardCache:
             return shard
         except MissingFileError as error:
             path.with_suffix(".lost").write_text(str(error))
-            log.warning("%s: its %ssamples count as bad", error, "" if told is None else f"{told} ")
+            log.warning("%s: its %ssamples count as bad", error, "" if size is None else f"{size} ")
             raise
         except UnreachableError:
             raise
@@ -134,7 +134,7 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Drop the shards that were not used for the longest time."""
+        """Remove the shards that were not used for the longest time."""
         root = Path(self.folder).expanduser()
         found = sorted(((path.stat(), path) for path in root.glob("*/*.tar")), key=lambda one: one[0].st_mtime_ns)
         filled = size + sum(stat.st_size for stat, _ in found)
@@ -148,25 +148,25 @@ class ShardCache:
                     part.unlink()
 
 
-def _indexed(url: str, file: BinaryIO, told: int | None) -> OpenShard:
-    """A shard that was fetched, with its index behind it; of a damaged one, of what is whole."""
+def _indexed(url: str, file: BinaryIO, size: int | None) -> OpenShard:
+    """A fetched shard with its index appended; for a damaged one, the index of its whole samples."""
     samples, damage = whole_members(url, file)
     names, places, _ = index_of(samples)
-    if damage or told not in (None, len(names)):
-        told_of = "" if told is None else f" of the {told} that were told"
-        log.warning("%s: %d samples%s; what is missing counts as bad", damage or url, len(names), told_of)
+    if damage or size not in (None, len(names)):
+        expected = "" if size is None else f" of {size}"
+        log.warning("%s: %d samples%s; missing ones count as bad", damage or url, len(names), expected)
     encoded = [name.encode() for name in names]
     width = _PLACES.size + max(map(len, encoded), default=0)
-    size = file.seek(0, os.SEEK_END)
+    tar_bytes = file.seek(0, os.SEEK_END)
     for name, place in zip(encoded, places, strict=True):
         file.write((_PLACES.pack(*place) + name).ljust(width, b"\0"))
-    file.write(_END.pack(size, width))
+    file.write(_END.pack(tar_bytes, width))
     file.flush()
-    return OpenShard(file, size, width, len(names))
+    return OpenShard(file, tar_bytes, width, len(names))
 
 
 def _there(path: Path) -> OpenShard | None:
-    """A shard that is there, marked as used."""
+    """A shard in the cache, marked as used; None if missing."""
     try:
         file = open(path, "rb")
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _there(path: Path) -> OpenShard | None:
 
 
 def _check_lost(path: Path) -> None:
-    """Raises Missing if it was found missing in the last hour."""
+    """Raise MissingFileError if it was missing in the last hour."""
     marker = path.with_suffix(".lost")
     try:
         if time.time() - marker.stat().st_mtime < LOST_FOR:

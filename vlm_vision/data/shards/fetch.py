@@ -1,4 +1,4 @@
-"""A file by URL, fetched whole: http and https by the standard library, any other protocol that fsspec has (s3, gs, hf)."""
+"""A file by URL, fetched whole: http and https by the standard library, any other protocol of fsspec (s3, gs, hf)."""
 
 import http.client
 import io
@@ -14,39 +14,39 @@ from typing import BinaryIO, NamedTuple
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS = (1, 2, 4, 8, 16, 32, 64)
-"""Seconds before each new attempt; the count begins again whenever more of the file has come than before."""
+"""Seconds before each new attempt; the count begins again after progress."""
 TIMEOUT = 60
-"""Seconds without a byte after which a connection is given up."""
+"""Seconds without a byte after which a connection is closed."""
 CHUNK_BYTES = 1 << 20
 RETRYABLE_STATUS = (408, 425, 429)
-"""Answers of a server below 500 that may be others later."""
+"""Status codes below 500 after which a retry may succeed."""
 
 
 class MissingFileError(ValueError):
-    """There is no such file, or it may not be read: to ask again is of no use."""
+    """The file does not exist or may not be read: a retry cannot succeed."""
 
 
 class UnreachableError(OSError):
-    """A file that may well be there cannot be fetched now, or there is no room for it: stop, and go on later."""
+    """A file cannot be fetched now, or there is no room for it: stop, and resume later."""
 
 
 class _Source(NamedTuple):
     file: BinaryIO
     start: int
-    """Bytes of the whole file before the first one of `file`."""
+    """Offset of `file` in the whole file, in bytes."""
     size: int | None
-    """Of the whole file."""
+    """Bytes of the whole file; None if unknown."""
     version: str
-    """Of the file; empty: not told."""
+    """Version of the file; empty if unknown."""
 
 
 def fetch(url: str, out: BinaryIO) -> None:
-    """Copy a file to an empty `out`; after a broken connection go on where it broke, if the server can.
+    """Copy a file to an empty `out`; after a broken connection continue there, if the server can.
 
     Raises:
-        Missing: HTTP 404 and the like.
-        Unreachable: no connection, and no more of the file after `RETRY_DELAYS`.
-        ValueError: a protocol that fsspec has not, or not without another package.
+        MissingFileError: HTTP 404 and the like.
+        UnreachableError: no connection, and no progress after `RETRY_DELAYS`.
+        ValueError: a protocol that fsspec lacks, or that needs another package.
     """
     version, furthest, failures = "", 0, 0
     while True:
@@ -67,7 +67,7 @@ def fetch(url: str, out: BinaryIO) -> None:
         if out.tell() > furthest:
             furthest, failures = out.tell(), 0
         if failures == len(RETRY_DELAYS):
-            raise UnreachableError(f"{url} cannot be fetched ({reason}): start again when it can, and the run goes on")
+            raise UnreachableError(f"{url} cannot be fetched ({reason}): start again later, and the run resumes")
         log.info("%s: %s; trying again in %s s", url, reason, RETRY_DELAYS[failures])
         time.sleep(RETRY_DELAYS[failures])
         failures += 1
@@ -81,7 +81,7 @@ def fetch_temporary(url: str) -> bytes:
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a file; None where they are not told."""
+    """Bytes of a file; None if unknown."""
     try:
         if not _is_http(url):
             file_system, path = _file_system(url)
@@ -97,16 +97,16 @@ def size_of(url: str) -> int | None:
 
 @contextmanager
 def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
-    """The file from `start` on, or from 0 where that cannot be had of the same version."""
+    """The file from `start` on, or from 0 if the version differs or the server cannot."""
     if not _is_http(url):
         file_system, path = _file_system(url)
         try:
             about = file_system.info(path)
             with file_system.open(path, "rb") as file:
-                told = str(about.get("ETag") or about.get("mtime") or about.get("size"))
-                start = start if told == version else 0
+                current = str(about.get("ETag") or about.get("mtime") or about.get("size"))
+                start = start if current == version else 0
                 file.seek(start)
-                yield _Source(file, start, about.get("size"), told)
+                yield _Source(file, start, about.get("size"), current)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise MissingFileError(f"{url} is missing ({type(error).__name__})") from None
         return
@@ -122,8 +122,8 @@ def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
     with closing(response):
         start = start if response.status == 206 else 0
         length, tag = _length(response), response.headers.get("ETag", "")
-        told = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-        yield _Source(response, start, None if length is None else start + length, told)
+        current = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+        yield _Source(response, start, None if length is None else start + length, current)
 
 
 def _is_http(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a shard holds: tar files of `key.jpg` with `key.json`, `key.txt`, `key.cls`, as img2dataset writes them."""
+"""Content of a shard, a tar file of `key.jpg` with `key.json`, `key.txt`, `key.cls`, as img2dataset writes them."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vlm_vision.data.shards.tar import TarMember, read_at
 
 
 class SampleOffsets(NamedTuple):
-    """Where a sample lies in its shard, in bytes; a member that it lacks has size 0."""
+    """Offsets of a sample in its shard, in bytes; a missing member has size 0."""
 
     image: int
     image_size: int
@@ -24,7 +24,7 @@ class SampleOffsets(NamedTuple):
 
 
 def index_of(samples: Mapping[str, Mapping[str, TarInfo]]) -> tuple[list[str], list[SampleOffsets], list[str]]:
-    """Names of the images and places of the samples of a shard; keys that have no image."""
+    """Names of the images and offsets of the samples of a shard; keys without an image."""
     names, places, without = [], [], []
     for key, members in samples.items():
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
@@ -49,7 +49,7 @@ def caption_at(file: BinaryIO, places: SampleOffsets, image: TarMember) -> str:
 
 
 def label_at(file: BinaryIO, places: SampleOffsets, image: TarMember) -> str | None:
-    """The text of its class; None: it has none."""
+    """The text of its class; None for none."""
     if not places.label_size:
         return None
     return read_at(file, places.label, places.label_size, image).decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""How many samples each shard has: told by JSON beside the shards, or counted."""
+"""Number of samples of each shard: read from JSON in the folder of the shards, or counted."""
 
 import json
 import os
@@ -18,26 +18,28 @@ from vlm_vision.data.shards.tar import braces, expand_pattern, members_by_key, o
 
 SIZES = "sizes.json"
 AT_ONCE = 16
-"""Files that are asked for at the same time; shards a quarter of it."""
+"""Files that are fetched at the same time; for shards a quarter of it."""
 
 
 def shard_urls(source: str) -> list[str]:
-    """`https://host/{000..099}.tar` -> its URLs. Raises ValueError for what is no .tar."""
+    """`https://host/{000..099}.tar` -> its URLs. Raises ValueError for a URL other than .tar."""
     urls = braces(source)
     for url in urls:
         if not urlsplit(url).path.endswith(".tar"):
-            raise ValueError(f"{url} is no shard: expected .tar files by URL, as https://host/{{00000..00099}}.tar")
+            raise ValueError(
+                f"{url} is not a shard: expected .tar files by URL, such as https://host/{{00000..00099}}.tar"
+            )
     return urls
 
 
 def sizes_of(source: str, cache: ShardCache) -> dict[str, int]:
-    """Samples of each shard by URL, kept in the cache, so that a run that goes on finds the same.
+    """Samples of each shard by URL, kept in the cache, so that a resumed run reads the same.
 
     They are read from webdataset's `sizes.json` in the folder of the shards, {"00000.tar": 9973, ...}, or from "successes" of
-    img2dataset's `00000_stats.json` beside each.
+    img2dataset's `00000_stats.json` of each.
 
     Raises:
-        ValueError: a shard of which neither tells it.
+        ValueError: a shard in neither of them.
     """
     urls = shard_urls(source)
     lock = cache.beside(urls[0], "sizes.lock")
@@ -46,8 +48,10 @@ def sizes_of(source: str, cache: ShardCache) -> dict[str, int]:
         kept = _kept(urls, cache)
         known = dict(kept)
         tables = {url: _sibling(url, SIZES) for url in urls if url not in known}
-        told = {table: _record(table) for table in set(tables.values())}
-        known |= {url: size for url, table in tables.items() if (size := _number(told[table], _name(url))) is not None}
+        records = {table: _record(table) for table in set(tables.values())}
+        known |= {
+            url: size for url, table in tables.items() if (size := _number(records[table], _name(url))) is not None
+        }
         unknown = [url for url in urls if url not in known]
         stats = [_sibling(url, f"{_name(url).removesuffix('.tar')}_stats.json") for url in unknown]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -57,8 +61,8 @@ def sizes_of(source: str, cache: ShardCache) -> dict[str, int]:
         lost = [url for url in unknown if url not in known]
         if lost:
             raise ValueError(
-                f"{lost[0]} does not tell how many samples it has, as {len(lost)} of {len(urls)} shards: expected {SIZES} or "
-                f"{_name(stats[unknown.index(lost[0])])} beside it; count them with vlm-vision sizes '{source}'"
+                f"the numbers of samples of {len(lost)} of {len(urls)} shards are unknown, such as {lost[0]}: expected {SIZES} or "
+                f"{_name(stats[unknown.index(lost[0])])} in its folder; count them with vlm-vision sizes '{source}'"
             )
         _keep({url: size for url, size in known.items() if url not in kept}, cache)
     return {url: known[url] for url in urls}
@@ -67,14 +71,14 @@ def sizes_of(source: str, cache: ShardCache) -> dict[str, int]:
 def count_samples(source: str, cache: ShardCache) -> list[Path]:
     """Count the samples of shards, each of which is read once, and write sizes.json.
 
-    It is written beside local shards; those by URL are fetched, and it is written in the cache, where `sizes_of` looks first.
-    There a count that was stopped goes on where it was, and a shard that is missing has 0.
+    For local shards it is written to their folder; shards by URL are fetched, and it is written to the cache, which `sizes_of`
+    reads first. There a stopped count resumes, and a missing shard has 0.
 
     Returns:
         The files written, one for each folder of shards.
 
     Raises:
-        ValueError: these are no shards; a local one is damaged or missing.
+        ValueError: not shards, or a damaged or missing local one.
     """
     if "://" not in source:
         sizes: dict[Path, dict[str, int]] = {}
@@ -131,7 +135,7 @@ def _number(record: dict[str, Any], key: str) -> int | None:
 
 
 def _kept(urls: Iterable[str], cache: ShardCache) -> dict[str, int]:
-    """Sizes that the cache knows."""
+    """Sizes in the cache."""
     tables = {url: cache.beside(url, SIZES) for url in urls}
     read = {table: json.loads(table.read_text()) for table in set(tables.values()) if table.exists()}
     return {url: read[table][_name(url)] for url, table in tables.items() if _name(url) in read.get(table, {})}

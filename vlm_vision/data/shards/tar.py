@@ -39,7 +39,7 @@ def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.Tar
     """The members of a shard by their key, their name up to its first dot, and by suffix in lower case.
 
     Raises:
-        ValueError: the shard is compressed, damaged or cut short.
+        ValueError: the shard is compressed, damaged or truncated.
     """
     samples, damage = whole_members(path, file)
     if damage:
@@ -48,7 +48,7 @@ def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.Tar
 
 
 def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], str]:
-    """As `members_by_key`, those before any damage to the shard; what that damage is, empty for none."""
+    """As `members_by_key`, for members before any damage of the shard; and the damage, empty for none."""
     members, damage = [], ""
     file.seek(0)
     try:
@@ -58,9 +58,11 @@ def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfil
             end = tar.offset
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            damage = f"{path} ends after {end} bytes without the end mark of a tar file: it was cut short, get it anew"
+            damage = (
+                f"{path} ends after {end} bytes without the end mark of a tar file: it was cut short, download it again"
+            )
     except tarfile.TarError as error:
-        damage = f"{path} is no complete, uncompressed tar file ({error}): write or download it again"
+        damage = f"{path} is not a complete, uncompressed tar file ({error}): write or download it again"
     size = file.seek(0, os.SEEK_END)
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in members:
@@ -72,7 +74,7 @@ def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfil
 
 
 def open_shard(path: str) -> BinaryIO:
-    """Raises ValueError if the file cannot be opened."""
+    """Open a shard. Raises ValueError if the file cannot be opened."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -91,7 +93,7 @@ def read_at(file: BinaryIO, offset: int, size: int, image: TarMember) -> bytes:
 def expand_pattern(pattern: str) -> list[str]:
     """Files that a pattern names, wildcards in sorted order."""
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise ValueError(f"{pattern} is no local file: shards are read by random access, so download them first")
+        raise ValueError(f"{pattern} is not a local file: shards are read by random access, so download them first")
     paths = []
     for path in [pattern] if os.path.exists(pattern) else braces(pattern):
         paths += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]

@@ -1,1 +1,1 @@
-"""What goes over the wire: openpi's websocket and OpenVLA's `/act`."""
+"""Protocols of the server: openpi's websocket and OpenVLA's `/act`."""

@@ -1,4 +1,4 @@
-"""Arrays out of messages of strangers: numbers only, and exactly as many as their shape says."""
+"""Arrays from untrusted messages: numbers only, as many as the shape needs."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_VALUES = 100_000
-"""Values in all lists and maps of a message, arrays being one each: reading a message must take a moment only."""
+"""Largest number of values in all lists and maps of a message, where an array counts as one: a limit on the time of reading."""
 _NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
 
 

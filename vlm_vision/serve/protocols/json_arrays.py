@@ -39,12 +39,12 @@ def _dumped(value: object) -> dict[str, object]:
     if isinstance(value, np.ndarray):
         data = base64.b64encode(value.tobytes()).decode("ascii")
         return {"__numpy__": data, "dtype": value.dtype.str, "shape": value.shape}
-    raise TypeError(f"{type(value).__name__} has no place in a message")
+    raise TypeError(f"{type(value).__name__} cannot be sent in a message")
 
 
 def _loaded(found: dict) -> object:
     if "__numpy__" not in found:
         return found
     if not isinstance(found["__numpy__"], str):
-        raise ValueError("an array has no base64 text")
+        raise ValueError("an array has no base64 text in __numpy__")
     return array(base64.b64decode(found["__numpy__"], validate=True), found.get("dtype"), found.get("shape"))

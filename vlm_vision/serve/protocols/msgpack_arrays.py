@@ -1,4 +1,4 @@
-"""Messages of openpi's client: msgpack, in which an array is a map with marks of its own.
+"""Messages of openpi's client: msgpack, in which an array is a map with special keys.
 
 {b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [...]}, and {b"__npgeneric__": True, b"data": number,
 b"dtype": "<f4"} for a numpy scalar (openpi-client, msgpack_numpy).
@@ -13,7 +13,7 @@ import numpy as np
 from vlm_vision.serve.protocols.arrays import MOST_VALUES, array, number_type
 
 _MOST_ITEMS = 4096
-"""Of one list or map."""
+"""Largest number of items in one list or map."""
 
 
 def pack(message: object) -> bytes:
@@ -63,13 +63,13 @@ def _packed(value: object) -> dict[bytes, object]:
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise TypeError(f"{type(value).__name__} has no place in a message")
+    raise TypeError(f"{type(value).__name__} cannot be sent in a message")
 
 
 def _unpacked(found: dict) -> object:
     if b"__ndarray__" in found:
         if not isinstance(found.get(b"data"), bytes):
-            raise ValueError("an array has no bytes")
+            raise ValueError("an array has no bytes in data")
         return array(found[b"data"], found.get(b"dtype"), found.get(b"shape"))
     if b"__npgeneric__" in found:
         return number_type(found.get(b"dtype")).type(found.get(b"data"))

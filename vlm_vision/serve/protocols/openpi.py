@@ -21,7 +21,7 @@ from vlm_vision.serve.protocols.msgpack_arrays import pack, unpack
 
 
 async def serve_websocket(socket: WebSocket, handler: RequestHandler) -> None:
-    """One client, from its coming to its going."""
+    """The connection of one client."""
     try:
         await handler.admit(socket)
     except RequestError as request_error:

@@ -1,4 +1,4 @@
-"""The HTTP of OpenVLA's server (openvla and openvla-oft, vla-scripts/deploy.py).
+"""HTTP interface of OpenVLA's server (openvla and openvla-oft, vla-scripts/deploy.py).
 
 POST /act with an observation as JSON. One with the key `image` gets one action, the first of its chunk, as OpenVLA's
 clients expect; any other a list of the chunk's actions, as OFT's do. Times are in the header Server-Timing.
@@ -48,7 +48,7 @@ class _ActRequest:
         if isinstance(message, dict) and "encoded" in message:
             if len(message) > 1 or not isinstance(message["encoded"], str):
                 raise ValueError(
-                    "a request with the key encoded has others, or no text there: expected that text alone"
+                    "a request with the key encoded has other keys, or a value that is not text: expected one text alone"
                 )
             self._encoded, message = True, loads(message["encoded"])
         if not isinstance(message, dict):
@@ -64,7 +64,7 @@ class _ActRequest:
     def _check_statistics(self, name: object) -> None:
         known = self._handler.settings.statistics
         if name is not None and name != known:
-            says = f"{known!r}, which is the one known" if known else "statistics without a name: leave unnorm_key out"
+            says = f"{known!r}: send this name" if known else "statistics without a name: remove unnorm_key"
             raise ValueError(f"unnorm_key is {str(name)[:80]!r}: this policy was started with {says}")
 
 

@@ -1,4 +1,4 @@
-"""The micro-batches of every step, read by worker processes where there are any."""
+"""The micro-batches of each step, read by worker processes if the settings ask for them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

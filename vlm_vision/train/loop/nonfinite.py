@@ -1,4 +1,4 @@
-"""Where a loss or a gradient stopped being a number."""
+"""Search for the module whose loss or gradient is not finite."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ ADVICE = "lower the learning rate, or train in float32"
 
 @torch.no_grad()
 def first_bad_module(model: nn.Module, forwards: Iterable[Callable[[], Any]]) -> str:
-    """The first module whose output holds NaN or infinity, in any process; "the loss itself" where none does.
+    """The first module whose output holds NaN or infinity, in any process; "the loss itself" if no module does.
 
     Args:
         model: whose modules are watched.

@@ -1,4 +1,4 @@
-"""Shards of the steps to come are fetched while others are learned from."""
+"""Download of the next shards while the run trains on the present ones."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ class Prefetcher(Sampler[list[int]]):
 
     Args:
         order: with shards in groups.
-        fetch: brings a shard near.
-        number: shards to have near, those that are drawn from now among them.
+        fetch: downloads a shard.
+        number: shards to keep on disk, those of the present step among them.
     """
 
     def __init__(self, order: StepBatches, fetch: Callable[[int], None], *, number: int):
@@ -48,4 +48,4 @@ class Prefetcher(Sampler[list[int]]):
                 try:
                     self.fetch(shard)
                 except (ValueError, OSError) as error:  # who wants a sample of it meets the error again, and tells it
-                    log.debug("shard %d was not fetched ahead: %s", shard, error)
+                    log.debug("shard %d was not downloaded in advance: %s", shard, error)

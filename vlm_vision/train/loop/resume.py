@@ -1,8 +1,8 @@
-"""Checkpoints from which a run goes on as if it had not stopped.
+"""Checkpoints from which a run resumes as if it had not stopped.
 
 A checkpoint holds what training changes: weights that train and their averages (`EmaTeacher`), the optimizer's state, the
-schedule, the gradient scaler and each process's random state. Weights that are frozen come from where they came from.
-Sharded or not, the tensors are written by torch.distributed.checkpoint, each process its part.
+schedule, the gradient scaler and each process's random state. Frozen weights are not stored: they are loaded from their source.
+torch.distributed.checkpoint writes the tensors, sharded or not; each process writes its part.
 """
 
 import json
@@ -38,11 +38,11 @@ class RunState:
     """What a checkpoint keeps."""
 
     model: nn.Module
-    """Sharded or not, without the wrapper of DDP."""
+    """Model without the wrapper of DDP; it may be sharded."""
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
     run: dict[str, Any]
-    """What must be the same to go on, as JSON; kept to be compared."""
+    """Settings that must be equal when the run resumes, as JSON."""
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, *, step: int) -> None:
@@ -83,7 +83,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: RunState, *, 
 def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> int:
     """Restore the newest checkpoint in `folder` and return its step; 0 if there is none. Every process must call it.
 
-    With another number of processes the run goes on too, but what is drawn at random (dropout) is drawn anew.
+    A run also resumes with another number of processes, but then its random numbers (dropout) differ.
 
     Raises:
         ValueError: the checkpoint is of a run with other settings; they are named.
@@ -96,9 +96,9 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> 
     before: dict[str, Any] = {RENAMED.get(name) or name: value for name, value in about["run"].items()}
     changed = [name for name in sorted(run.keys() | before.keys()) if run.get(name) != before.get(name)]
     if changed:
-        told = ", ".join(f"{name} was {before.get(name)!r} and is {run.get(name)!r}" for name in changed[:3])
+        changes = ", ".join(f"{name} was {before.get(name)!r} and is {run.get(name)!r}" for name in changed[:3])
         raise ValueError(
-            f"{newest} belongs to another run: {told}; restore the settings, or choose another output folder"
+            f"{newest} belongs to another run: {changes}; restore the settings, or choose another output folder"
         )
     tensors, moments = _tensors(state.model), _empty_moments(newest, state.model)
     flat = {f"optimizer.{name}.{key}": value for (name, key), value in moments.items()}
@@ -116,7 +116,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, state: RunState) -> 
     drawn = newest / f"random-{accelerator.process_index}.pt"
     if drawn.is_file() and len(list(newest.glob("random-*.pt"))) == accelerator.num_processes:
         _set_random_state(torch.load(drawn, weights_only=True))
-    log.info("going on from %s", newest)
+    log.info("resuming from %s", newest)
     return about["step"]
 
 

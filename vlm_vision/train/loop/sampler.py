@@ -1,4 +1,4 @@
-"""The order in which records are seen: a function of the seed alone, so that a run can stop and go on anywhere."""
+"""The order of records: a function of the seed alone, so that a run can stop and resume at any step."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Fully sharded data parallel training (FSDP2): each process keeps its part of weights, gradients and optimizer state.
 
-torch's own `fully_shard`. Each layer is gathered when its turn comes and let go again; what is between them is gathered with
-the model. A frozen encoder is small beside a language model and stays whole in every process.
+It calls `fully_shard` of torch. Each layer is gathered for its forward or backward pass and freed again; weights between the layers
+are gathered with the model. A frozen encoder is small compared with a language model and stays whole in every process.
 """
 
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""One optimizer step over micro-batches and processes, and what it reports."""
+"""One optimizer step over micro-batches and processes, with its figures."""
 
 import json
 import time
@@ -29,35 +29,35 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step was."""
+    """Result of one step."""
 
     loss: Tensor
-    """Mean over the terms of the step, all processes together."""
+    """Mean loss over the terms of the step in all processes."""
     terms: Tensor
     gradients: dict[str, Tensor]
-    """Norm for each group of parameters, before clipping."""
+    """Norm of the gradient of each group of parameters, before clipping."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a step does, beside what the settings say."""
+    """Definition of a step: its loss, its terms, and the weights that train."""
 
     loss: Callable[[nn.Module, Batch], Tensor]
-    """(model, wrapped as it trains; micro-batch) -> sum of the loss over the terms of the micro-batch, a scalar."""
+    """Function (wrapped model, micro-batch) -> sum of the loss over the terms of the micro-batch, a scalar."""
     terms: Callable[[Batch], Tensor]
-    """How many terms a micro-batch has. The step's loss is a mean over all of them, however they are cut."""
+    """Number of terms in a micro-batch. The loss of a step is the mean over the terms of all its micro-batches."""
     unit: str
-    """What a term is called in figures."""
+    """Name of a term in figures."""
     parts: Callable[[nn.Module], dict[str, nn.Module]]
     """Modules of the model whose gradients are reported, by name."""
     groups: Callable[[nn.Module], list[dict]]
     """AdamW groups of the model."""
     layers: Collection[str]
-    """Names of the classes that are sharded one by one."""
+    """Names of the layer classes that are sharded one by one."""
     aside: Collection[nn.Module] = ()
     """Modules of the model that do not train and stay whole in every process."""
     lr_end: float = 0.0
-    """Part of every learning rate that is left in the end; 1 keeps them after the warm-up."""
+    """Final learning rate as a share of the peak; 1 for a constant rate after the warm-up."""
 
 
 class Step:
@@ -210,7 +210,7 @@ class Step:
 class Progress:
     """The bar, and figures for the tracker by step.
 
-    A run that goes on shows no figure twice: TensorBoard drops what an earlier process wrote after `first_step` steps.
+    A resumed run shows no figure twice: TensorBoard drops what an earlier process wrote after `first_step` steps.
     """
 
     def __init__(self, step: Step, *, name: str, first_step: int):

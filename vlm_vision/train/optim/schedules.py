@@ -1,4 +1,4 @@
-"""Values that change while a run goes on, as functions of the step alone; and their way into an optimizer.
+"""Schedules: values as functions of the step alone, and their use in an optimizer.
 
 momentum = cosine(step, start=0.992, end=1.0, steps=steps)
 temperature = linear(step, start=0.04, end=0.07, steps=warmup_steps)
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 Schedule = Callable[[int], float]
-"""From the steps done to the value for the next."""
+"""(number of finished steps) -> value for the next step."""
 
 
 def linear(step: int, *, start: float, end: float, steps: int) -> float:

@@ -16,7 +16,7 @@ from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
 
 LARGEST_SCALE = math.log(100)
-"""Of the logits, as a logarithm, in CLIP (Radford et al. 2021, section 2.5)."""
+"""Largest logarithm of the logit scale in CLIP (Radford et al. 2021, section 2.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class ContrastiveLossSettings:
     chunk_size: int = 1024
     """Images that the siglip loss compares at a time: fewer take less memory."""
     exchange: Exchange = "ring"
-    """How the siglip loss gets the texts of other processes: from neighbor to neighbor (ring), or all at once (gather)."""
+    """Exchange of texts between processes for the siglip loss: from neighbor to neighbor (ring), or all at once (gather)."""
     rows: Literal["local", "global"] = "local"
-    """Logits that a process computes for the clip loss: those of its own rows (local) or of all rows (global)."""
+    """Logits that a process computes for the clip loss: those of its part of the rows (local) or of all rows (global)."""
 
 
 class PairWithLoss(nn.Module):
@@ -79,11 +79,13 @@ def contrastive_step(
     share = settings.micro_batch_size * accelerator.num_processes
     if settings.batch_size != share:
         raise ValueError(
-            f"batch_size {settings.batch_size} is cut into pieces of {share}, which would not be compared with each other: "
+            f"batch_size {settings.batch_size} is cut into pieces of {share}, but the loss compares all pairs of a batch: "
             f"set micro_batch_size to {settings.batch_size // accelerator.num_processes}; gradient_checkpointing saves memory"
         )
     if contrast.loss == "siglip" and pair.logit_bias is None:
-        raise ValueError("the siglip loss needs a pair with a logit_bias: begin with a SigLIP, or choose the loss clip")
+        raise ValueError(
+            "the siglip loss needs a pair with a logit_bias: start from a SigLIP model, or choose the loss clip"
+        )
     for name, part in _parts(pair).items():
         part.requires_grad_(name in rates)
     pair.image.model.gradient_checkpointing = pair.text.model.gradient_checkpointing = settings.gradient_checkpointing

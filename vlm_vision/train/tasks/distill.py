@@ -1,4 +1,4 @@
-"""Distillation of several frozen teachers' features as a task for `Step`, and how near a student is to them."""
+"""Distillation of several frozen teachers' features as a task for `Step`, and the similarity of a student to them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Teacher:
     image_size: int = 0
     """Side in pixels to which the teacher resizes images; 0 for its own."""
     tap_layer: int = -1
-    """Block whose tokens are learned, -1 for the last, with which the pooled vector is learned too."""
+    """Block whose tokens the student learns; -1 for the last, which adds the pooled vector."""
     tap_norm: bool = True
     """Apply the final norm to the tokens."""
     weight: float = 1.0
@@ -52,7 +52,9 @@ class Teacher:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"weight of teacher {self.source} is {self.weight}: it must be positive, or leave it out")
+            raise ValueError(
+                f"weight of teacher {self.source} is {self.weight}: it must be positive; remove the teacher if you do not need it"
+            )
 
     @property
     def called(self) -> str:
@@ -66,7 +68,7 @@ class Teacher:
         """
         tower = load(self.source, tap=Tap(self.tap_layer, self.tap_norm), image_size=self.image_size or None)
         if not isinstance(tower, Encoder):
-            raise ValueError(f"teacher {self.source} is several towers: give each of them its own entry in teachers")
+            raise ValueError(f"teacher {self.source} has several towers: write an entry in teachers for each of them")
         square_side(tower, f"teacher {self.source}")
         return tower.requires_grad_(False).eval()
 
@@ -78,16 +80,16 @@ class StudentWithLoss(nn.Module):
         super().__init__()
         self.student, self.weights = student, tuple(weights)
 
-    def forward(self, pixels: Tensor, told: Sequence[VisionOutput]) -> Tensor:
+    def forward(self, pixels: Tensor, targets: Sequence[VisionOutput]) -> Tensor:
         """The weighted sum over teachers, a mean over images.
 
         Args:
             pixels: (B, 3, H, W), as the student sees them.
-            told: of each teacher.
+            targets: output of each teacher.
         """
-        seen = self.student.encode(pixels)
-        each = zip(self.weights, self.student.each(), told, strict=True)
-        return torch.stack([weight * heads.loss(seen, one) for weight, heads, one in each]).sum()
+        output = self.student.encode(pixels)
+        each = zip(self.weights, self.student.each(), targets, strict=True)
+        return torch.stack([weight * heads.loss(output, one) for weight, heads, one in each]).sum()
 
 
 def distill_step(
@@ -163,7 +165,7 @@ def teacher_cosine(
 ) -> dict[str, float]:
     """Mean cosine similarity to what the teachers give for images, in their own units and on their grids.
 
-    Beside it that of the best constant: of all vectors that do not depend on image and place, the one nearest to the
+    With it, that of the best constant: of all vectors that do not depend on image and place, the one nearest to the
     teacher's. Every process must call it and sees its share. An image that cannot be decoded gives way to the next.
 
     Args:
@@ -207,11 +209,13 @@ def teacher_features(name: str, teacher: Encoder) -> TeacherFeatures:
     )
 
 
-def square_side(encoder: Encoder, who: str) -> int:
+def square_side(encoder: Encoder, name: str) -> int:
     """Pixels along a side of what it sees. Raises ValueError where that is no square of one size."""
     size = encoder.preprocess.output_size
     if size is None or size[0] != size[1]:
-        raise ValueError(f"{who} sees {size or 'any size'}: expected one square size, as views are; give image_size")
+        raise ValueError(
+            f"{name} takes images of {size or 'any size'}: expected one square size, as views have; set image_size"
+        )
     return size[0]
 
 

@@ -21,20 +21,20 @@ from vlm_vision.objectives.distill import feature_distillation_loss
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """Where a teacher's features lie."""
+    """Name and widths of a teacher's features."""
 
     name: str
     width: int
     """Channels of its patch tokens."""
     summary: int
-    """Channels of its vector for the whole image: pooled, else CLS; 0 where it has none."""
+    """Channels of its vector for the whole image, pooled or else CLS; 0 if it has neither."""
 
 
 class TeacherHead(nn.Module):
     """(..., D) of a student to (..., E) of a teacher, standardized: two linear layers with a norm and GELU between.
 
     Standardized means that each channel has mean 0 and deviation 1 over images: teachers whose features differ in size a
-    hundredfold then weigh alike, and so do their channels, few of which would be heard otherwise. It takes two vectors
+    hundredfold then have equal weight, and so have their channels, few of which would count otherwise. It takes two vectors
     and is undone by them. PHI-S (Ranzinger et al. 2024, arXiv:2410.01680), which rotates the channels and gives them one
     common scale, keeps their proportions; the simpler one is done here.
     """
@@ -137,7 +137,7 @@ class AgglomerativeStudent(nn.Module):
         return [heads for heads in self.heads if isinstance(heads, TeacherHeads)]
 
     def save(self, folder: Path) -> None:
-        """Write the encoder, for transformers and `vlm_vision.load`, and beside it heads.safetensors and heads.json."""
+        """Write the encoder, for transformers and `vlm_vision.load`, and heads.safetensors and heads.json in the same folder."""
         with whole(folder) as staging:
             self.encoder.save_pretrained(staging)
             save_file(self.heads.state_dict(), staging / "heads.safetensors")
@@ -148,18 +148,18 @@ class AgglomerativeStudent(nn.Module):
         """What `save` wrote, in evaluation mode.
 
         Raises:
-            ValueError: a folder without heads, or with others than its heads.json tells.
+            ValueError: a folder without heads, or with others than heads.json describes.
         """
         folder = Path(folder)
         described = read_json(folder / "heads.json")
         encoder = load(str(folder))
         if not isinstance(encoder, Encoder):
-            raise ValueError(f"{folder} holds several towers: a student is one")
+            raise ValueError(f"{folder} holds several towers: expected one, the student")
         try:
             student = cls(encoder, [TeacherFeatures(**one) for one in described["teachers"]])
             student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         except (KeyError, TypeError, RuntimeError, OSError):
-            raise ValueError(f"the heads in {folder} are not those of its heads.json: save the student again") from None
+            raise ValueError(f"the heads in {folder} do not fit its heads.json: save the student again") from None
         return student.eval()
 
 

@@ -1,4 +1,4 @@
-"""Masked-autoencoder training as a task for `Step`, and the loss on images that are not trained on."""
+"""Masked-autoencoder training as a task for `Step`, and the loss on test images."""
 
 from collections.abc import Sequence
 

@@ -40,11 +40,11 @@ class LossWeights:
     ibot: float = 1.0
     """Weight of the loss on masked patches."""
     koleo: float = 0.1
-    """Weight of KoLeo, which spreads class tokens, for each of the two large crops."""
+    """Weight of the KoLeo loss, which spreads class tokens apart, for each of the two large crops."""
     gram: float = 0.0
     """Weight of Gram anchoring, which needs gram.teacher; 2.0 in DINOv3."""
     small: float = 1.0
-    """Another factor on dino's pairs with a small crop; 0.5 in DINOv3 from Gram anchoring on."""
+    """Additional factor on the dino loss of pairs with a small crop; 0.5 in DINOv3 with Gram anchoring."""
 
     def __post_init__(self) -> None:
         if min(self.dino, self.ibot, self.koleo, self.gram, self.small) < 0 or not self.dino + self.ibot > 0:
@@ -77,29 +77,29 @@ class DinoHeadSettings:
 
 @dataclass(frozen=True)
 class BlockMaskSettings:
-    """Which patches of the large crops the student does not see: blocks, as `vlm_vision.objectives.masks.block_mask` draws them."""
+    """Masks of the large crops for the student: blocks of patches, as `vlm_vision.objectives.masks.block_mask` draws them."""
 
     share: float = 0.5
     """Probability that a large crop is masked."""
     ratios: tuple[float, float] = (0.1, 0.5)
-    """Least and greatest share of the patches of a masked crop that are masked."""
+    """Smallest and largest share of masked patches in a masked crop."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.ratios[0] <= self.ratios[1] <= 1):
-            raise ValueError(f"{self}: expected shares from 0 to 1, the least ratio before the greatest")
+            raise ValueError(f"{self}: expected shares from 0 to 1, the smaller ratio first")
 
 
 class NetworkOutput(NamedTuple):
-    """What a network makes of the crops of B images."""
+    """Outputs of a network for the crops of B images."""
 
     cls_token: Tensor
-    """(2B, D), of the large crops, first those of the first view."""
+    """Class tokens (2B, D) of the large crops, those of the first view first."""
     patch_tokens: Tensor
-    """(2B, N, D), of the same; empty where they are not wanted."""
+    """Patch tokens (2B, N, D) of the large crops; empty if they are not needed."""
     crops: Tensor
     """Logits (2 + S, B, K) of two large crops and S small ones."""
     patches: Tensor | None
-    """Logits (M, K) of the patches that were asked for, or None."""
+    """Logits (M, K) of the requested patches, or None."""
 
 
 class StudentNetwork(nn.Module):
@@ -178,7 +178,7 @@ class SelfDistillation(nn.Module):
     """
 
     loss_parts: dict[str, Tensor]
-    """Parts of the last forward's loss, without their weights."""
+    """Parts of the loss of the last forward pass, without their weights."""
 
     def __init__(
         self,
@@ -336,7 +336,7 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def prepare(step: Step, index: int, weight_decay: Schedule) -> None:
-    """Set what step `index` has beside its learning rate: weight decay, and no rate for last layers that are frozen yet."""
+    """Set weight decay for step `index`, and learning rate 0 for last layers that are still frozen."""
     for group in step.optimizer.param_groups:
         if group["decays"]:
             group["weight_decay"] = weight_decay(index)
@@ -354,7 +354,7 @@ def tensors(
     """What the networks see of each image: two large views, the small ones, and masks where there are to be any.
 
     Args:
-        earlier: who sees the last two views; none where these are small ones too.
+        earlier: earlier teacher, which sees the last two views; None if these are small crops too.
     """
     large, small, last = drawn.views[:2], drawn.views[2:], ()
     if earlier is not None:

@@ -1,4 +1,4 @@
-"""The earlier teacher of Gram anchoring: which one, what it sees, where its patches lie."""
+"""The earlier teacher of Gram anchoring: its source, its crops, and the grid of its patches."""
 
 from dataclasses import dataclass
 
@@ -18,14 +18,14 @@ class GramSettings:
     """Gram anchoring, which keeps the similarities of patches near those of an earlier teacher: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), section 4."""
 
     teacher: str = ""
-    """Earlier teacher to load, an argument of vlm_vision.load, for weights.gram above 0."""
+    """Earlier teacher to load, an argument of vlm_vision.load; needed for weights.gram above 0."""
     image_size: int = 0
-    """Side in pixels of a large crop for the earlier teacher, without distortions, whose features are resized to the student's
-    patches; twice the student's in DINOv3. 0 for the student's crop in the earlier teacher's own size, with as many patches."""
+    """Side in pixels of a large crop for the earlier teacher, without distortions; twice the student's in DINOv3. The features are
+    resized to the student's grid. 0 for the student's crop in the earlier teacher's own size, with equally many patches."""
     refresh: int = 0
     """Steps between copies of the present teacher to the earlier one; 0 for none, 10,000 in DINOv3."""
     refreshes: int = 0
-    """Most copies of the present teacher to the earlier one; 0 for no limit, 3 in DINOv3."""
+    """Largest number of copies of the present teacher to the earlier one; 0 for no limit, 3 in DINOv3."""
     negatives: Negatives = "clip"
     """Treatment of negative similarities in vlm_vision.objectives.gram.gram_loss: keep in DINOv3."""
 
@@ -33,7 +33,7 @@ class GramSettings:
         if min(self.image_size, self.refresh, self.refreshes) < 0:
             raise ValueError(f"{self}: expected image_size, refresh and refreshes of at least 0")
         if not self.teacher and any((self.image_size, self.refresh, self.refreshes)):
-            raise ValueError("gram has settings and no teacher: give gram.teacher, an earlier teacher, or none of them")
+            raise ValueError("gram has settings but no teacher: set gram.teacher, or remove the settings")
 
     def due(self, steps: int) -> bool:
         """Whether the earlier teacher is to be refreshed after so many steps."""
@@ -51,11 +51,12 @@ def earlier_teacher(gram: GramSettings, encoder: Encoder) -> Encoder:
     source, grid = gram.teacher, encoder.config.grid
     earlier = load(source, tap=Tap())
     if not isinstance(earlier, Encoder):
-        raise ValueError(f"gram.teacher {source} is several towers: expected one")
-    found = earlier.grid(*(earlier.preprocess.output_size or encoder.config.image_size))
-    if not gram.image_size and found != grid:
+        raise ValueError(f"gram.teacher {source} has several towers: expected one")
+    earlier_grid = earlier.grid(*(earlier.preprocess.output_size or encoder.config.image_size))
+    if not gram.image_size and earlier_grid != grid:
         raise ValueError(
-            f"gram.teacher {source} has {found} patches and the student {grid}: expected equally many, or gram.image_size"
+            f"gram.teacher {source} has {earlier_grid} patches and the student {grid}: expected equal grids; set "
+            "gram.image_size"
         )
     if not gram.refresh:
         return earlier

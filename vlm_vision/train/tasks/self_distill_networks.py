@@ -1,4 +1,4 @@
-"""Student, teacher, heads and centers of a finished self-distillation, in one file from which another run begins."""
+"""Student, teacher, heads and centers of a finished self-distillation, in one file from which another run starts."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from vlm_vision.nn.position import PositionTable
 from vlm_vision.train.tasks.self_distill import SelfDistillation, student_of
 
 NAME = "networks.safetensors"
-"""In a run's folder."""
+"""Name of the file in the folder of a run."""
 
 
 def save_networks(model: SelfDistillation, folder: Path) -> None:
@@ -39,14 +39,14 @@ def load_networks(
     """
     path = Path(run) / NAME
     if not path.is_file():
-        raise ValueError(f"start {run} has no {NAME}: give the folder of a finished run of recipes.self_distill")
+        raise ValueError(f"start {run} has no {NAME}: pass the folder of a finished run of recipes.self_distill")
     stored, own = WeightFiles(path), _own(model)
     odd = sorted(own.keys() ^ stored.shapes.keys())
     if odd:
         side = "the run lacks" if odd[0] in own else "only the run has"
         raise ValueError(
-            f"start {run} is of another model: {side} {odd[0]}; give student.fields, heads, teacher and "
-            "weights the form that they had there"
+            f"start {run} is of another model: {side} {odd[0]}; set student.fields, heads, teacher and "
+            "weights as in that run"
         )
     config, found = student_of(model).encoder.config, {}
     for name, value in own.items():

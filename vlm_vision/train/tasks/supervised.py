@@ -26,12 +26,12 @@ from vlm_vision.train.optim.layer_decay import layer_groups
 from vlm_vision.train.settings import Training
 
 PLAIN = {"vit": "vit", "deit": "deit", "vit_mae": "vit"}
-"""Families whose classifier reads CLS without a pooler, and the family that has it (transformers has none for MAE)."""
+"""Families whose classifier reads CLS without a pooler -> family of the classifier (transformers has none for MAE)."""
 
 
 @dataclass(frozen=True)
 class DistillLossSettings:
-    """How a student learns from a teacher. Touvron et al. 2021, "Training data-efficient image transformers", section 4.
+    """Settings of distillation from a teacher. Touvron et al. 2021, "Training data-efficient image transformers", section 4.
 
     Raises:
         ValueError: alpha outside 0..1, or a temperature that is not positive.
@@ -143,12 +143,16 @@ def classifier(encoder: Encoder, num_classes: int, changes: ViTFields) -> Encode
     kept = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     new = {name for name in own.keys() - kept.keys() if not name.startswith(("head.", "head_dist."))}
     if new:
-        raise ValueError(f"changes {changes} of a loaded encoder need other weights, as {min(new)}: leave them out")
+        raise ValueError(
+            f"changes {changes} of a loaded encoder need new weights such as {min(new)}: remove these changes"
+        )
     model.load_state_dict(kept, strict=False)
     if model.head_dist is not None:
         family = "deit"
     hf_files(model, own, family, encoder.preprocess)  # tells now what could not be written after days
-    return Encoder(model, preprocess=encoder.preprocess, origin=Origin(family, encoder.origin.reference))
+    made = Encoder(model, preprocess=encoder.preprocess, origin=Origin(family, encoder.origin.reference))
+    made.hub_id = encoder.hub_id
+    return made
 
 
 def read_teacher(source: str, num_classes: int) -> Encoder:

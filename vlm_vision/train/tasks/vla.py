@@ -1,4 +1,4 @@
-"""Learning to act as a task for `Step`: the loss of a head, the groups that train, windows of recordings as batches."""
+"""Training of a policy as a task for `Step`: the loss of a head, the groups that train, windows of recordings as batches."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +26,7 @@ def vla_step(
 
     Args:
         model: on any device; its `vlm` of `set_trainable`.
-        rates: learning rate of vision, projector, language and hands (the head, and the state's token).
+        rates: learning rate of vision, projector, language and "action" (the head, and the state's token).
     """
     head, vlm = model.head, model.plain_vlm
 

@@ -1,4 +1,4 @@
-"""What every action head is: a module that learns actions from a prefix, and gives them."""
+"""The action head: a module that learns to predict actions from a prefix."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,16 +14,16 @@ class ActionHead(nn.Module):
 
     name: ClassVar[str]
     reads_state: ClassVar[bool] = False
-    """Whether it takes the robot's state itself; for other heads the state is one more token of the prompt."""
+    """True if the head reads the robot's state itself; for other heads the state is one more token of the prompt."""
 
     bounded: ClassVar[bool] = False
-    """Whether it gives numbers from -1 to 1 and no others."""
+    """True if the head predicts numbers from -1 to 1 only."""
 
     random_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of what `draws` gives."""
+    """Names of the random inputs that `draws` returns."""
 
     tail_ids: tuple[int, ...] = ()
-    """Words that stand behind the actions."""
+    """Ids of tokens that follow the actions."""
 
     def __init__(self, *, action_dim: int, chunk: int, **options: Any):
         super().__init__()
@@ -36,7 +36,7 @@ class ActionHead(nn.Module):
 
     @staticmethod
     def draws(seeds: Sequence[int], chunk: int, action_dim: int) -> dict[str, Tensor]:
-        """What `loss` wants drawn at random, each row a function of its seed, so that a batch may be cut anywhere."""
+        """Random inputs of `loss`; each row is a function of its seed, so that a batch may be cut anywhere."""
         return {}
 
     def loss(self, prefix: Prefix, actions: Tensor, padded: Tensor, **draws: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class ActionHead(nn.Module):
         return (~padded).sum() * self.action_dim
 
     def prefill(self, prefix: Prefix) -> Any:
-        """What the language model makes of the prompt, for `decode`."""
+        """Output of the language model for the prompt, the input of `decode`."""
         raise NotImplementedError
 
     def decode(self, held: Any) -> Tensor:

@@ -21,7 +21,7 @@ def new_head(name: str, vlm: VisionLanguageModel, spec: PolicySpec, **options: A
     """A head with random weights, as wide as the language model needs it.
 
     Args:
-        options: of the head; what follows from the model is not given.
+        options: of the head, without those that follow from the model.
 
     Raises:
         ValueError: an unknown name or option, or a language model that the head cannot use.
@@ -43,6 +43,6 @@ def new_head(name: str, vlm: VisionLanguageModel, spec: PolicySpec, **options: A
 def check_head_options(name: str, options: Iterable[str]) -> None:
     """Raise ValueError unless there is a head of this name that takes these options."""
     if name not in HEADS:
-        raise ValueError(f"there is no action head {name!r}: choose one of {', '.join(HEADS)}")
+        raise ValueError(f"action head {name!r} does not exist: choose one of {', '.join(HEADS)}")
     known = [option for option in inspect.signature(HEADS[name]).parameters if option not in ("action_dim", "chunk")]
     check_names(f"action head {name!r}", options, known)

@@ -1,4 +1,4 @@
-"""An action expert: a small transformer whose layers look into those of a language model through its cache (pi0, Black et
+"""An action expert: a small transformer that attends to the cache of a language model layer by layer (pi0, Black et
 al. 2024, arXiv:2410.24164).
 
 Layer i of the expert attends to the keys and values that layer i of the language model keeps of the prompt, and to its own.
@@ -35,7 +35,7 @@ class Shape:
         heads = getattr(config, "num_attention_heads", None)
         if not heads or not getattr(config, "num_hidden_layers", None):
             raise ValueError(
-                f"a {config.model_type} has no layers of attention that an action expert could look into: choose another head"
+                f"a {config.model_type} has no attention layers that an action expert can attend to: choose another head"
             )
         kept = getattr(config, "num_key_value_heads", None) or heads
         return cls(
@@ -48,12 +48,12 @@ class PromptCache:
     """A prompt that the language model has read."""
 
     keys: list[Tensor]
-    """For each layer (B, G, T, K), rotated where the language model rotates."""
+    """Keys of each layer (B, G, T, K), with the language model's rotary positions if it has them."""
     values: list[Tensor]
     mask: Tensor
-    """(B, T)."""
+    """Mask (B, T), 0 for padding."""
     rotary: Any
-    """The language model's table of angles, or None."""
+    """Rotary embedding of the language model, or None."""
 
     @classmethod
     def of(cls, prefix: Prefix, *, detach: bool) -> "PromptCache":
@@ -67,13 +67,13 @@ class PromptCache:
         layers = getattr(output_cache(out), "layers", None)
         if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
             raise ValueError(
-                f"{type(decoder).__name__} keeps no keys and values to look into: switch gradient checkpointing off, or "
+                f"{type(decoder).__name__} keeps no cache of keys and values: turn gradient checkpointing off, or "
                 "choose another head"
             )
         kept: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in layers]
         if any(keys.shape[2] != prefix.mask.shape[1] for keys, _ in kept):
             raise ValueError(
-                f"{type(decoder).__name__} forgets the beginning of a prompt of {prefix.mask.shape[1]} tokens in some "
+                f"{type(decoder).__name__} does not keep the beginning of a prompt of {prefix.mask.shape[1]} tokens in some "
                 "layers: choose another head"
             )
         if detach:
@@ -102,14 +102,14 @@ def _rotary(decoder: Any) -> Any:
     module = getattr(decoder, "rotary_emb", None)
     if module is not None and "layer_type" in inspect.signature(module.forward).parameters:
         raise ValueError(
-            f"{type(decoder).__name__} rotates differently from layer to layer, which the action expert does not: choose "
+            f"{type(decoder).__name__} has different rotary positions in different layers, which the action expert does not support: choose "
             "another head"
         )
     return module
 
 
 class ActionExpert(nn.Module):
-    """Tokens (B, Q, D) -> (B, Q, D), each layer looking into that of the language model.
+    """Tokens (B, Q, D) -> (B, Q, D), each layer attends to the same layer of the language model.
 
     Blocks are those of Gemma: RMSNorm, attention without biases, a gated MLP with the tanh GELU.
     """

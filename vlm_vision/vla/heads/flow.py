@@ -14,11 +14,11 @@ from vlm_vision.vla.heads.prefix import Prefix
 
 @dataclass(frozen=True)
 class FlowCache:
-    """What the steps of the flow start from."""
+    """Input of the steps of the flow."""
 
     read: PromptCache
     state: Tensor | None
-    """(B, S), normalized."""
+    """Normalized state (B, S)."""
 
 
 class FlowHead(ActionHead):

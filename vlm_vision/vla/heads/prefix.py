@@ -1,4 +1,4 @@
-"""What an action head starts from, and who sees whom when it adds to it.
+"""The embedded prompt that an action head reads, and attention masks for tokens that follow it.
 
 Shapes: B batch, T tokens of the prompt, Q tokens of the head, W width of the language model.
 """
@@ -18,13 +18,13 @@ class Prefix:
     """A prompt with its images, embedded; rows are padded on the left, so that all end at the same place."""
 
     vlm: VisionLanguageModel
-    """Without peft's wrapper, with adapters in its layers or not."""
+    """Model without peft's wrapper; its layers may have adapters."""
     embeds: Tensor
-    """(B, T, W)."""
+    """Embeddings (B, T, W)."""
     mask: Tensor
-    """(B, T) int64, 0 where a row is padded."""
+    """Mask (B, T) int64, 0 for padding."""
     state: Tensor | None = None
-    """(B, S), normalized, for heads that read it themselves."""
+    """Normalized state (B, S), for heads that read it themselves."""
 
     def extended_with(self, embeds: Tensor) -> "Prefix":
         """The same with (B, Q, W) after it."""
@@ -37,8 +37,8 @@ class Prefix:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
     def hidden(self, seen: Tensor) -> Tensor:
-        """Hidden states (B, T, W) of the language model, final norm included, where `seen` (B, T, T) bool says who sees
-        whom."""
+        """Hidden states (B, T, W) of the language model, final norm included; `seen` (B, T, T) bool is the
+        attention mask."""
         decoder: Any = self.vlm.get_decoder()
         given = (
             {"position_ids": self.position_ids}
@@ -61,8 +61,7 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def open_end(mask: Tensor, length: int) -> Tensor:
-    """Who sees whom, (B, T, T) bool, where the last `length` tokens see each other and all before them, and those before see
-    what is before them.
+    """Attention mask (B, T, T) bool: the last `length` tokens see all tokens, the others see those before them.
 
     Args:
         mask: (B, T), 0 where a row is padded.

@@ -21,7 +21,7 @@ class TokenCache:
     prefix: Prefix
     cache: Any
     logits: Tensor
-    """(B, words), of the first number."""
+    """Logits (B, words) of the first number."""
 
 
 class TokenHead(ActionHead):

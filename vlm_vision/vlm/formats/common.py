@@ -1,4 +1,4 @@
-"""What the layouts of LLaVA and Prismatic have in common: a tower at one size, a language model inside a larger file."""
+"""Common parts of the layouts of LLaVA and Prismatic: a tower at one size, a language model inside a larger file."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +38,10 @@ an initial value."""
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A model in a foreign layout, not yet written."""
+    """A model in a foreign layout, before it is written."""
 
     tensors: State
-    """By their names on disk."""
+    """Weights by their names on disk."""
     config: Json
     """Content of config.json."""
     files: dict[str, Json]
@@ -51,27 +51,27 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A model out of a foreign layout: what `VisionLanguageModel.from_parts` joins."""
+    """A model from a foreign layout: the parts that `VisionLanguageModel.from_parts` joins."""
 
     encoder: Encoder | FusedEncoder
     projector: projectors.Projector
     language_model: PreTrainedModel
     layout: Layout
     tokenizer: Any
-    """None where the folder has no tokenizer's files."""
+    """Tokenizer; None if the folder has none."""
     image_token_id: int
-    """Stands for an image in `input_ids` where there is no tokenizer."""
+    """Id of an image token in `input_ids`, for a model without a tokenizer."""
     newline: Tensor | None = None
-    """(D,), after each row of tiles, for a layout with newlines."""
+    """Newline token (D,) after each row of tiles, for a layout that has one."""
 
 
 def canvas(spec: Preprocess, what: str) -> int:
     """Side in pixels of the square that every image becomes. Raises ValueError if there is none."""
     size = spec.output_size
     if size is None or size[0] != size[1]:
-        found = "of any size" if size is None else f"of {size[0]}x{size[1]} pixels"
+        sizes = "images of any size" if size is None else f"images of {size[0]}x{size[1]} pixels"
         raise ValueError(
-            f"{what} takes square images of one size, this encoder's preprocessing gives some {found}: load the "
+            f"{what} takes square images of one size, but this encoder's preprocessing makes {sizes}: load the "
             "encoder with image_size=..."
         )
     return size[0]
@@ -88,8 +88,8 @@ def tower_at(encoder: Encoder, side: int, *, pool: bool) -> tuple[ViTConfig, Sta
     config, state = encoder.config, dict(encoder.model.state_dict())
     if (rows, columns) != (side // config.patch_size,) * 2:
         raise ValueError(
-            f'remainder="pad" makes {rows}x{columns} patches of {side} pixels, which no foreign layout does: choose '
-            "image_size as a multiple of the patch"
+            f'remainder="pad" makes {rows}x{columns} patches of {side} pixels, which no foreign layout supports: set '
+            "image_size to a multiple of the patch size"
         )
     if encoder.model.position is not None:
         with torch.no_grad():
@@ -107,7 +107,7 @@ def tower_at(encoder: Encoder, side: int, *, pool: bool) -> tuple[ViTConfig, Sta
     with torch.device("meta"):
         kept = VisionTransformer(config).state_dict()
     if lacking := sorted(kept.keys() - state.keys()):
-        raise ValueError(f"the tower lacks {lacking[0]}: weights packed for the CPU cannot be exported, nor adapters")
+        raise ValueError(f"the tower lacks {lacking[0]}: export a model without packed weights and without adapters")
     return config, {name: state[name].detach() for name in kept}
 
 
@@ -147,7 +147,7 @@ def load_language_model(
             shape, a damaged file.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{source} has the language model {config.model_type!r}, which is no causal language model")
+        raise ValueError(f"{source} has the language model {config.model_type!r}, which is not a causal language model")
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     own = {"model.language_model.": f"{kind.base_model_prefix}.", "language_model.": "", "lm_head.": "lm_head."}
     state = {}
@@ -161,13 +161,15 @@ def load_language_model(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the language model in {source} cannot be read ({error}): get the folder anew") from None
+        raise ValueError(
+            f"the language model in {source} cannot be read ({error}): download the folder again"
+        ) from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(problem):
-            found = ", ".join(map(str, sorted(info[problem], key=str)[:5]))
+            names = ", ".join(map(str, sorted(info[problem], key=str)[:5]))
             raise ValueError(
-                f"the language model in {source} has {problem.replace('_', ' ')}: {found}; its configuration is for "
-                "another model, or the folder is incomplete"
+                f"the language model in {source} has {problem.replace('_', ' ')}: {names}; its configuration is for "
+                "another model, or the folder is incomplete: download it again"
             )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)

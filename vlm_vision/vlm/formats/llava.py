@@ -26,7 +26,7 @@ from vlm_vision.vlm.layout import AnyRes, Layout, Whole
 from vlm_vision.vlm.processor import IMAGE_TOKEN
 
 PROCESSORS: dict[str, Any] = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}
-"""model_type -> transformers' processor."""
+"""model_type -> processor of transformers."""
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -81,12 +81,12 @@ def read_llava(
     checkpoint = Checkpoint(path)
     encoder = load(checkpoint, tap=_tap(config, path), dtype=dtype, device=device)
     assert isinstance(encoder, Encoder)
-    strategy, wanted = config.vision_feature_select_strategy, "default" if encoder.config.class_token else "full"
-    if strategy != wanted:
+    strategy, expected = config.vision_feature_select_strategy, "default" if encoder.config.class_token else "full"
+    if strategy != expected:
         what = "keeps CLS among the patches" if strategy == "full" else "drops the first patch"
         raise ValueError(
             f"{path} has vision_feature_select_strategy {strategy!r}, which {what} of a {encoder.origin.family}: "
-            f"expected {wanted!r}"
+            f"expected {expected!r}"
         )
     weights = checkpoint.weights
     projector = _projector(config, path, weights, dtype, device)
@@ -101,7 +101,7 @@ def read_llava(
     if layout.newline:
         stored = {name.removeprefix("model."): name for name in weights.shapes}
         if "image_newline" not in stored:
-            raise ValueError(f"{path} lacks the weight image_newline of a LLaVA-NeXT: download the folder again")
+            raise ValueError(f"{path} lacks the weight image_newline of LLaVA-NeXT: download the folder again")
         newline = weights.get(stored["image_newline"]).to(device=device, dtype=dtype)
     return Parts(
         encoder=encoder,
@@ -122,7 +122,7 @@ def _config(path: Path) -> Any:
         return AutoConfig.for_model(**described)
     except Exception as error:  # each configuration checks itself in its own way
         raise ValueError(
-            f"{path / 'config.json'} is no configuration of transformers ({error}): get it anew"
+            f"{path / 'config.json'} is not a configuration of transformers ({error}): download it again"
         ) from error
 
 
@@ -131,7 +131,7 @@ def _tap(config: Any, path: Path) -> Tap:
     layer = config.vision_feature_layer
     if not isinstance(layer, int) or layer == 0:
         raise ValueError(
-            f"{path} has vision_feature_layer {layer!r}: expected one whole number but 0, the output of one block"
+            f"{path} has vision_feature_layer {layer!r}: expected one whole number other than 0, the output of one block"
         )
     return Tap(layer if layer < 0 else layer - 1, norm=False)
 
@@ -161,12 +161,12 @@ def _tokenizer(config: Any, source: str | Path, path: Path, revision: str | None
     try:
         processor = PROCESSORS[config.model_type].from_pretrained(source, revision=revision or "main")
     except Exception as error:  # each file fails in its own way; tokenizers raise plain Exception
-        raise ValueError(f"the processor's files in {path} cannot be read ({error}): get them anew") from error
+        raise ValueError(f"the processor's files in {path} cannot be read ({error}): download them again") from error
     tokenizer, image_token_id = processor.tokenizer, config.image_token_index
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
         raise ValueError(
             f"{path} has image_token_index {image_token_id}, which is {tokenizer.convert_ids_to_tokens(image_token_id)!r} "
-            f"to its tokenizer, expected {IMAGE_TOKEN}"
+            f"in its tokenizer, expected {IMAGE_TOKEN}"
         )
     template = processor.chat_template or tokenizer.chat_template
     tokenizer.chat_template = template.removeprefix(FLATTEN) if isinstance(template, str) else template

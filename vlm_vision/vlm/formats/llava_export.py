@@ -1,4 +1,4 @@
-"""A `VisionLanguageModel` as a folder for LLaVA or LLaVA-NeXT of unmodified transformers, and the proof that it is one."""
+"""Export of a `VisionLanguageModel` to a folder for LLaVA or LLaVA-NeXT of transformers, with its verification."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -35,12 +35,12 @@ IMAGE_PROCESSORS = {"clip_vision_model": "CLIPImageProcessor", "siglip_vision_mo
 """Families of towers that the format takes -> image processor."""
 
 _NEUTRAL: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1}
-"""Fields of language models that act after the head, where LLaVA's class has nothing -> value without effect."""
+"""Fields of language models that change logits after the head, which LLaVA's class ignores -> value without effect."""
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """What transformers calls its parts."""
+    """Classes of transformers."""
 
     config: Any
     model: Any
@@ -111,10 +111,10 @@ def to_folder(vlm: VisionLanguageModel) -> Folder:
 
 
 def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.MlpProjector]:
-    """Tower and projector. Raises ValueError for parts that the format has no way to say."""
+    """Tower and projector. Raises ValueError for parts that the format cannot express."""
     encoder, projector = vlm.encoder, vlm.projector
     if isinstance(encoder, FusedEncoder):
-        raise ValueError('LLaVA has one tower, this model has fused ones: export them as "prismatic"')
+        raise ValueError('LLaVA has one tower, but this model has several: export it as "prismatic"')
     if encoder.origin.family not in IMAGE_PROCESSORS:
         raise ValueError(
             f"LLaVA takes CLIP and SigLIP towers of one size, not {encoder.origin.family}: attach another encoder, or keep "
@@ -122,12 +122,12 @@ def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.MlpProjector]:
         )
     if not isinstance(projector, projectors.MlpProjector) or projector.depth != 2:
         raise ValueError(
-            f"LLaVA's projector is two linear layers, this one is {projectors.describe(projector)}: attach the encoder with "
+            f"LLaVA's projector has two linear layers, but this one is {projectors.describe(projector)}: attach the encoder with "
             'projector="mlp"'
         )
     if encoder.tap.norm:
         raise ValueError(
-            "LLaVA reads its tower before the final norm, this encoder is tapped after it: attach it with "
+            "LLaVA reads its tower before the final norm, but this encoder is tapped after it: attach it with "
             "tap=vv.Tap(-2, norm=False)"
         )
     if type(vlm.layout) not in (Whole, AnyRes):
@@ -187,20 +187,22 @@ def _check_head(llm: Any) -> None:
     """Raise ValueError if LLaVA's class, whose head is one matrix, would leave out a part of the language model's."""
     head, name = llm.get_output_embeddings(), type(llm).__name__
     if getattr(head, "bias", None) is not None:
-        raise ValueError(f"the head of {name} has a bias, which LLaVA's class has not: use another language model")
+        raise ValueError(
+            f"the head of {name} has a bias, but that of LLaVA's class has none: use another language model"
+        )
     for field, neutral in _NEUTRAL.items():
         value = getattr(llm.config, field, None)
         if value is not None and value != neutral:
             raise ValueError(
-                f"{name} changes its logits after the head ({field}={value}), which LLaVA's class does not: use another "
+                f"{name} changes its logits after the head ({field}={value}), which LLaVA's class does not do: use another "
                 "language model"
             )
     if getattr(llm, "lm_head", None) is not head:
-        raise ValueError(f"the head of {name} is not called lm_head, as LLaVA's is: use another language model")
+        raise ValueError(f"the head of {name} is not called lm_head as in LLaVA: use another language model")
     if llm.config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens"):
         raise ValueError(
-            f"the head of {name} is its word embeddings, and LLaVA's class looks for those in embed_tokens, which it has "
-            "not: use another language model"
+            f"the head of {name} is its word embeddings, which LLaVA's class expects in embed_tokens, but they have another "
+            "name: use another language model"
         )
 
 
@@ -217,12 +219,12 @@ def verify(vlm: VisionLanguageModel, folder: Path) -> None:
         theirs, info = names.model.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except Exception as error:  # each language model fails in its own way
         raise ValueError(
-            f"transformers cannot load {type(vlm.language_model).__name__} inside LLaVA ({type(error).__name__}: {error})"
+            f"transformers cannot load {type(vlm.language_model).__name__} inside LLaVA ({type(error).__name__}: {error}): use another language model"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise ValueError(
-                f"in LLaVA's layout {type(vlm.language_model).__name__} has {kind.replace('_', ' ')}: {sorted(info[kind])[:5]}"
+                f"in LLaVA's layout {type(vlm.language_model).__name__} has {kind.replace('_', ' ')}: {sorted(info[kind])[:5]}; use another language model"
             )
     assert vlm.processor is not None
     side = canvas(vlm.encoder.preprocess, "LLaVA")  # type: ignore[arg-type]
@@ -231,14 +233,16 @@ def verify(vlm: VisionLanguageModel, folder: Path) -> None:
     ours, other = vlm.processor(**given), processor(**given, return_tensors="pt")
     if not torch.equal(ours["input_ids"], other["input_ids"]):
         raise ValueError(
-            f"transformers' processor makes {other['input_ids'].shape[1]} other input_ids than this model's, which makes "
-            f"{ours['input_ids'].shape[1]}"
+            f"the processor of transformers makes other input_ids ({other['input_ids'].shape[1]}) than this model's "
+            f"({ours['input_ids'].shape[1]}): use another tokenizer"
         )
     pixels = other["pixel_values"].flatten(0, -4)  # LLaVA-NeXT has (1, tiles + 1, C, H, W)
     alike = ours["pixel_values"].shape == pixels.shape
     gap = float((ours["pixel_values"] - pixels).abs().max()) if alike else float("inf")
     if gap > 1e-5:
-        raise ValueError(f"transformers' processor makes pixel_values that differ by up to {gap:.1e} from this model's")
+        raise ValueError(
+            f"the processor of transformers makes pixel_values that differ by up to {gap:.1e} from this model's"
+        )
     training = vlm.training
     logits = vlm.eval()(**ours.to(vlm.device)).logits
     again = theirs.to(vlm.device)(**other.to(vlm.device)).logits

@@ -1,4 +1,4 @@
-"""Prismatic and OpenVLA folders as models: one or two timm towers, an MLP, a language model; `prismatic_export` writes them.
+"""Reader of Prismatic and OpenVLA folders: one or two timm towers, an MLP, a language model; `prismatic_export` writes them.
 
 Karamcheti et al. 2024 (arXiv:2402.07865), Kim et al. 2024 (arXiv:2406.09246). On disk: `vision_backbone.featurizer.*` and
 `.fused_featurizer.*` by timm's names with LayerScale as `scale_factor`, `projector.fc{1,2,3}.*`, `language_model.*`.
@@ -68,14 +68,14 @@ def read_prismatic(
     text = config.get("text_config")
     if config.get("model_type") not in towers.MODEL_TYPES or not isinstance(text, dict):
         raise ValueError(
-            f"{path} is no Prismatic or OpenVLA folder of HuggingFace's form: its config.json needs model_type "
+            f"{path} is not a Prismatic or OpenVLA folder in HuggingFace's form: its config.json needs model_type "
             f"{' or '.join(towers.MODEL_TYPES)} and a text_config"
         )
     checkpoint = Checkpoint(path)
     weights = weights_of(checkpoint)
     if stray := [name for name in weights.shapes if not name.startswith(PARTS)]:
         raise ValueError(
-            f"{path} holds {stray[0]}, which no Prismatic or OpenVLA model has: expected {', '.join(PARTS)}"
+            f"{path} holds {stray[0]}, which is not a weight of Prismatic or OpenVLA: expected {', '.join(PARTS)}"
         )
     encoder = load(checkpoint, dtype=dtype, device=device)
     projector = load_projector(checkpoint, dtype=dtype, device=device)
@@ -86,7 +86,9 @@ def read_prismatic(
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main")
         except Exception as error:  # tokenizers raise plain Exception
-            raise ValueError(f"the tokenizer's files in {path} cannot be read ({error}): get them anew") from error
+            raise ValueError(
+                f"the tokenizer's files in {path} cannot be read ({error}): download them again"
+            ) from error
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
     last = text_config.vocab_size - 1
     return Parts(
@@ -104,5 +106,5 @@ def _text_config(path: Path, described: Json) -> Any:
         return AutoConfig.for_model(**({"model_type": "llama"} | described))
     except Exception as error:  # each configuration checks itself in its own way
         raise ValueError(
-            f"{path / 'config.json'} has a text_config that transformers cannot read ({error}): get it anew"
+            f"{path / 'config.json'} has a text_config that transformers cannot read ({error}): download it again"
         ) from error

@@ -1,4 +1,4 @@
-"""A `VisionLanguageModel` as a folder in Prismatic's layout, and the proof that it is one.
+"""Export of a `VisionLanguageModel` to a folder in Prismatic's layout, with its verification.
 
 The format has no place for an image in the prompt: its reader takes one image for each prompt and puts the patches right
 after the first token. A model exported from here gives the same numbers there for a prompt that begins with `<image>`.
@@ -72,7 +72,7 @@ LANGUAGE_MODELS = {
     "mistral": ("mistral-v0.1-7b-pure", "mistralai/Mistral-7B-v0.1"),
     "phi": ("phi-2-3b", "microsoft/phi-2"),
 }
-"""model_type of the language model -> (llm_backbone_id, hf_llm_id); text_config says what differs."""
+"""model_type of the language model -> (llm_backbone_id, hf_llm_id); text_config states the differences."""
 
 
 def to_folder(vlm: VisionLanguageModel) -> Folder:
@@ -123,45 +123,47 @@ def to_folder(vlm: VisionLanguageModel) -> Folder:
 
 
 def _check(vlm: VisionLanguageModel, encoders: Sequence[Encoder]) -> list[int]:
-    """Sides of the towers' images. Raises ValueError for what the format has no way to say."""
+    """Sides of the towers' images. Raises ValueError for a model that the format cannot express."""
     if type(vlm.layout) is not Whole:
         raise ValueError(
-            f"Prismatic gives each image one canvas, this model has the layout {vlm.layout.name!r}: attach the encoder with "
+            f"Prismatic has one canvas per image, but this model has the layout {vlm.layout.name!r}: attach the encoder with "
             "Whole()"
         )
     families = tuple(one.origin.family for one in encoders)
     if families not in BACKBONES:
         known = "; ".join(" + ".join(names) for names in BACKBONES)
-        raise ValueError(f"Prismatic has no pair or tower {' + '.join(families)}, in channel order: expected {known}")
+        raise ValueError(
+            f"Prismatic does not have the towers {' + '.join(families)} in this channel order: expected {known}"
+        )
     for one in encoders:
         if one.config.mlp == "swiglu":
             raise ValueError(
-                f"no backbone of Prismatic has SwiGLU blocks, {one.origin.family} here has: choose another tower"
+                f"no backbone of Prismatic has SwiGLU blocks, but this {one.origin.family} has: choose another tower"
             )
         if one.tap.norm or one.tap.block(one.config.depth) != one.config.depth - 2:
             raise ValueError(
-                f"Prismatic reads every tower after its second to last block without norm, {one.origin.family} is tapped "
+                f"Prismatic reads every tower after its second to last block without norm, but {one.origin.family} is tapped "
                 f"at {one.tap}: attach the encoder with tap=vv.Tap(-2, norm=False)"
             )
     fits = projectors.describe(vlm.projector)
-    wanted = "fused_mlp" if len(encoders) > 1 else "mlp"
-    plain = {"name": wanted, "in_dim": fits["in_dim"], "out_dim": fits["out_dim"]}
+    expected = "fused_mlp" if len(encoders) > 1 else "mlp"
+    plain = {"name": expected, "in_dim": fits["in_dim"], "out_dim": fits["out_dim"]}
     with torch.device("meta"):
         plain = projectors.describe(projectors.build(**plain))
     if fits != plain:
         raise ValueError(
-            f"Prismatic's projector for {len(encoders)} tower{'s' * (len(encoders) > 1)} is {wanted!r}, this one is {fits}: "
-            f"attach the encoder with projector={wanted!r}"
+            f"Prismatic's projector for {len(encoders)} tower{'s' * (len(encoders) > 1)} is {expected!r}, but this one is {fits}: "
+            f"attach the encoder with projector={expected!r}"
         )
     if vlm.language_model.config.model_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"Prismatic's readers know the language models {', '.join(LANGUAGE_MODELS)}, not "
-            f"{vlm.language_model.config.model_type}"
+            f"Prismatic has no language model {vlm.language_model.config.model_type}: "
+            f"expected one of {', '.join(LANGUAGE_MODELS)}"
         )
     sides = [canvas(one.preprocess, "Prismatic") for one in encoders]
     if len(set(sides)) > 1:
         raise ValueError(
-            f"Prismatic stacks the images of its towers, these have sides of {sides} pixels: load them with one "
+            f"Prismatic stacks the images of its towers, but these have sides of {sides} pixels: load them with one "
             "image_size=..."
         )
     return sides
@@ -188,7 +190,7 @@ def _named(architecture: str) -> tuple[int, ...]:
 
 
 def _tower(encoder: Encoder, side: int, architecture: str) -> tuple[State, Json, str | None]:
-    """(weights, arguments beside timm's name, activation that is not the name's)."""
+    """(weights, arguments in addition to timm's name, activation if it differs from the name's)."""
     family = encoder.origin.family
     config, state = tower_at(encoder, side, pool=True)
     config, state = timm_write.to_timm_state(family, config, state)
@@ -226,13 +228,13 @@ def _preprocessor(specs: Sequence[Preprocess], sides: Sequence[int]) -> tuple[st
             return strategy, config | {"image_resize_strategy": strategy}
     if any(spec.camera is not None for spec in specs):
         raise ValueError(
-            "Prismatic's folder has no place for what a camera's image goes through before (with_evaluation): take it away by "
-            'encoder.preprocess = encoder.preprocess.with_evaluation("none", crop=False) and give it again when you load'
+            "Prismatic's folder cannot store the preparation of a camera's image (with_evaluation): remove it with "
+            'encoder.preprocess = encoder.preprocess.with_evaluation("none", crop=False) and set it again after loading'
         )
-    given = ", ".join(f"resize={spec.resize!r} to {spec.resize_to}, crop={spec.crop}" for spec in specs)
+    settings = ", ".join(f"resize={spec.resize!r} to {spec.resize_to}, crop={spec.crop}" for spec in specs)
     raise ValueError(
-        f"Prismatic prepares the images of all towers alike: resize='squash' without a crop, letterbox with the mean of the "
-        f"last tower, or shortest_edge with a crop of that size and half_even rounding; these have {given}. Set the towers' "
+        f"Prismatic prepares the images of all towers equally: resize='squash' without a crop, letterbox with the mean of the "
+        f"last tower, or shortest_edge with a crop of that size and half_even rounding; these have {settings}. Set the towers' "
         "preprocess to replace(preprocess, resize='squash', resize_to=(side, side), crop=None) before training"
     )
 
@@ -250,10 +252,10 @@ def verify(vlm: VisionLanguageModel, folder: Path) -> None:
     batch = vlm.processor(text=f"{IMAGE_TOKEN}What is in the image?", images=[noise])
     pixels = again.processor.image_processor.preprocess(noise)["pixel_values"]
     if not torch.allclose(pixels, batch["pixel_values"], atol=1e-5):
-        raise ValueError("the preprocessing that was written makes other pixel values")
+        raise ValueError("the written preprocessing makes other pixel values than the model's")
     training = vlm.training
     logits = vlm.eval()(**batch.to(vlm.device)).logits
     gap = float((logits - again(**batch.to(vlm.device)).logits).abs().max() / logits.abs().max())
     vlm.train(training)
     if not gap <= (1e-4 if vlm.dtype in (torch.float32, torch.float64) else 5e-2):
-        raise ValueError(f"read back, the logits differ by {gap:.1e} of their scale from this model's")
+        raise ValueError(f"after reading the folder, the logits differ by {gap:.1e} of their scale from this model's")

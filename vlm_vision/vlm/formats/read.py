@@ -1,4 +1,4 @@
-"""Public checkpoints of other projects, read part by part: what `VisionLanguageModel.from_pretrained` joins."""
+"""Reader of public checkpoints of other projects, for `VisionLanguageModel.from_pretrained`."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def read_parts(source: str | Path, *, model_type: str, **options: Any) -> Parts:
     """
     if unknown := sorted(options.keys() - {"dtype", "device", "revision"}):
         raise ValueError(
-            f"{source} is a {model_type} checkpoint and is read with dtype, device and revision alone, got {', '.join(unknown)}: "
+            f"{source} is a {model_type} checkpoint, which takes dtype, device and revision alone, got {', '.join(unknown)}: "
             "load it, save it with save_pretrained, and load that folder with all options"
         )
     return read_llava(source, **options) if model_type in PROCESSORS else read_prismatic(source, **options)

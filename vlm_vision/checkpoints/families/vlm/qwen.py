@@ -7,7 +7,7 @@ from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.fields import ACTIVATIONS, HALF, OPENAI, activation, activation_back
 from vlm_vision.checkpoints.keys import ONE_FRAME, Key, TensorLayout, key, layer
 from vlm_vision.nn.config import Activation, ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -54,11 +54,11 @@ def rope_theta(config: Json, default: float = 10000.0) -> float:
 
 
 def check_head_dim(config: Json) -> None:
-    """Raise ValueError for a head_dim beside which transformers' own towers do not run."""
+    """Raise ValueError for a head_dim with which transformers' own towers do not run."""
     heads, given = config["num_heads"], config.get("head_dim")
     if given and given * heads != config["hidden_size"]:
         raise ValueError(
-            f"head_dim is {given} beside hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
+            f"head_dim is {given} with hidden_size {config['hidden_size']} and {heads} heads: expected their ratio"
         )
 
 
@@ -105,8 +105,8 @@ def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConf
 
 def gated(config: Json, field: str = "hidden_act") -> Activation:
     """Our gated MLP for the activation that their `field` names."""
-    names: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
-    act = activation({"hidden_act": config[field]})
+    names: dict[Activation, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+    act = ACTIVATIONS.get(config[field])
     if act not in names:
         raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
     return names[act]
@@ -220,7 +220,6 @@ def processor(patch: int = 14, statistics: Mapping = OPENAI, least: int = 56 * 5
 
 _DEFAULTS: Json = dict(
     depth=32, num_heads=16, in_channels=3, patch_size=14, spatial_merge_size=2, temporal_patch_size=2,
-    out_hidden_size=3584,
 )  # fmt: skip
 _SHARED: Json = dict(
     landmarks=("patch_embed.proj.weight",),
@@ -239,8 +238,9 @@ QWEN2_VL = Family(
     keys=partial(_keys, fc1="mlp.fc1", fc2="mlp.fc2"),
     preprocessor=lambda config: processor(config.patch_size),
     image_processors={
-        "Qwen2VLImageProcessor": OPENAI
+        f"{name}ImageProcessor": OPENAI
         | dict(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, patch_size=14, merge_size=2, resample=3)
+        for name in ("Qwen2VL", "CohereCompass")
     },
     **_SHARED,
 )
@@ -259,7 +259,7 @@ QWEN2_5_VL = Family(
         intermediate_size=3420,
         hidden_act="silu",
         window_size=112,
-        fullatt_block_indexes=(7, 15, 23, 31),
+        fullatt_block_indexes=[7, 15, 23, 31],
     ),
     read_config=_qwen2_5,
     write_config=_qwen2_5_back,
@@ -295,6 +295,7 @@ EXAONE4_5 = replace(
 _QWEN3: Json = _DEFAULTS | dict(
     depth=27, hidden_size=1152, hidden_act="gelu_pytorch_tanh", intermediate_size=4304, patch_size=16,
     num_position_embeddings=2304,
+    out_hidden_size=3584,
 )  # fmt: skip
 
 QWEN3_VL = Family(
@@ -307,7 +308,7 @@ QWEN3_VL = Family(
     ),
     aliases={"qwen3_vl_moe_vision": {}, "cohere_compass_vision": {}},
     architecture="Qwen3VLVisionModel",
-    defaults=_QWEN3 | dict(deepstack_visual_indexes=(8, 16, 24)),
+    defaults=_QWEN3 | dict(deepstack_visual_indexes=[8, 16, 24]),
     read_config=_qwen3,
     write_config=_qwen3_back,
     keys=partial(_keys, **_QWEN3_NAMES),

@@ -1,10 +1,13 @@
 """The tower of SAM, and of the readers of documents that were trained from it: padded windows, decomposed relative positions."""
 
+import re
 from dataclasses import replace
+from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
+    HALF,
     IMAGENET,
     OPENAI,
     activation,
@@ -21,7 +24,7 @@ BLOCKS = BlockNames(
 )  # fmt: skip
 
 
-def _config(config: Json, names: frozenset[str]) -> ViTConfig:
+def _config(config: Json, names: frozenset[str], *, resize: str = "native") -> ViTConfig:
     mlp_dim = config.get("mlp_dim")
     if config["use_rel_pos"] and len(set(common(config)["image_size"])) > 1:
         raise ValueError(
@@ -34,7 +37,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         qkv_bias=config["qkv_bias"],
         class_token=False,
         position="learned" if config["use_abs_pos"] else "none",
-        position_resize="native",
+        position_resize=resize,
         window=config["window_size"],
         full_blocks=tuple(sorted({i for i in config["global_attn_indexes"] if 0 <= i < config["num_hidden_layers"]})),
         window_padding=True,
@@ -70,7 +73,7 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
 _DEFAULTS: Json = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_channels=3, image_size=1024, patch_size=16,
     hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True, use_abs_pos=True, use_rel_pos=True, window_size=14,
-    global_attn_indexes=(2, 5, 8, 11),
+    global_attn_indexes=[2, 5, 8, 11],
 )  # fmt: skip
 
 
@@ -140,3 +143,30 @@ PP_FORMULANET = replace(
     image_processors={},
 )
 """Towers of PP-FormulaNet (arXiv:2503.18382) and SLANeXt."""
+
+
+def _spelling(name: str) -> str:
+    """Of SAM's own names, under which a stage is saved."""
+    name = re.sub(
+        r"^blocks\.(\d+)\.(norm)?", lambda found: f"layers.{found[1]}.{'layer_norm' if found[2] else ''}", name
+    )
+    return name.replace("patch_embed.proj.", "patch_embed.projection.")
+
+
+SAM_STAGE = replace(
+    GOT_OCR2,
+    name="unlimited_ocr_sam_vision_model",
+    aliases={"deepseek_ocr2_sam_vision_model": {}},
+    whole_models=(),
+    architecture="UnlimitedOcrSamVisionEncoder",
+    landmarks=("patch_embed.projection.weight", "patch_embed.proj.weight"),
+    connector=("neck.", "proj.", "net_"),
+    spelling=_spelling,
+    read_config=partial(_config, resize="bicubic_antialias"),
+    preprocessor=lambda config: (
+        dict(image_processor_type="CLIPImageProcessor", do_center_crop=False, size=square(config)) | HALF
+    ),
+    image_processors={},
+    resize={"transformers": "bicubic_antialias"},
+)
+"""The first stage of the towers of DeepSeek-OCR 2 and Unlimited-OCR, saved alone. It takes images of any size."""

@@ -1,0 +1,201 @@
+"""Towers that differ from SigLIP's in names, or in the resize of their positions: Janus, GLM-Image, Granite-Docling, Cosmos 3 Edge."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
+from vlm_vision.checkpoints.families.fields import (
+    activation,
+    activation_back,
+    common,
+    common_back,
+    square,
+)
+from vlm_vision.checkpoints.families.siglip import DEFAULTS, SIGLIP, SIGLIP2, siglip_keys
+from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.nn.config import ViTConfig
+
+NAMES = BlockNames(
+    stem="encoder.layers.{}",
+    norm1="layer_norm1",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    proj="self_attn.out_proj",
+    norm2="layer_norm2",
+    fc1="mlp.fc1",
+    fc2="mlp.fc2",
+)
+"""Those of SigLIP's blocks."""
+
+
+def mlp_ratio(config: ViTConfig) -> float:
+    """The number whose product with the width, rounded down, is the width of the MLP."""
+    ratio = config.mlp_dim / config.embed_dim
+    return ratio if int(config.embed_dim * ratio) == config.mlp_dim else ratio + 1e-9
+
+
+def _janus_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    if config["use_qk_norm"]:
+        raise ValueError("use_qk_norm is True: expected False, as transformers norms heads there by their total width")
+    return ViTConfig(
+        **common(config),
+        mlp_dim=int(config["hidden_size"] * config["mlp_ratio"]),
+        mlp=activation(config),
+        class_token=False,
+        qkv_bias=config["attention_bias"],
+        pool="none",
+    )
+
+
+def _janus_config_back(config: ViTConfig) -> Json:
+    return common_back(config) | dict(
+        hidden_act=activation_back(config.mlp),
+        mlp_ratio=mlp_ratio(config),
+        attention_bias=config.qkv_bias,
+        use_qk_norm=False,
+        num_image_tokens=config.grid[0] * config.grid[1],
+    )
+
+
+def _janus_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
+    return [
+        key("position.table", "embeddings.position_embedding.weight", drop=1),
+        *layer("patch_embed", "embeddings.patch_embedding"),
+        *layer("norm", "post_layernorm"),
+        *replace(NAMES, proj="self_attn.projection_layer").rows(config),
+    ]
+
+
+JANUS = Family(
+    name="janus_vision_model",
+    whole_models=(WholeModel(model_type="janus"),),
+    architecture="JanusVisionModel",
+    landmarks=("embeddings.position_embedding.weight",),
+    defaults=DEFAULTS
+    | dict(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=384,
+        hidden_act="gelu",
+        mlp_ratio=4.0,
+        attention_bias=True,
+        use_qk_norm=False,
+    ),
+    read_config=_janus_config,
+    write_config=_janus_config_back,
+    keys=_janus_keys,
+    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    resize={"transformers": "bicubic"},
+)
+"""Chen et al. 2025 (arXiv:2501.17811)."""
+
+
+def _glm_image_config(config: Json, names: frozenset[str]) -> ViTConfig:
+    fields = {"num_hidden_layers": config["depth"], "num_attention_heads": config["num_heads"]}
+    return ViTConfig(
+        **common(config | fields | {"num_channels": config["in_channels"]}),
+        mlp_dim=config["intermediate_size"],
+        mlp=activation(config),
+        class_token=False,
+        position_resize="bilinear",
+        qkv_bias=config["attention_bias"],
+        proj_bias=config["attention_bias"],
+        final_norm=False,
+        pool="none",
+    )
+
+
+def _glm_image_config_back(config: ViTConfig) -> Json:
+    theirs = {"num_hidden_layers": "depth", "num_attention_heads": "num_heads", "num_channels": "in_channels"}
+    back = {theirs.get(name, name): value for name, value in common_back(config).items()}
+    return back | dict(
+        intermediate_size=config.mlp_dim, hidden_act=activation_back(config.mlp), attention_bias=config.qkv_bias
+    )
+
+
+def _glm_image_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
+    names = BlockNames(
+        stem="blocks.{}", norm1="norm1", qkv="attn.qkv", proj="attn.proj", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"
+    )
+    return [
+        key("position.table", "embeddings.position_embedding.weight", drop=1),
+        *layer("patch_embed", "patch_embed.proj"),
+        *names.rows(config),
+    ]
+
+
+GLM_IMAGE = Family(
+    name="glm_image_vision",
+    whole_models=(WholeModel(model_type="glm_image"),),
+    architecture="GlmImageVisionModel",
+    landmarks=("patch_embed.proj.weight",),
+    defaults=dict(
+        depth=40,
+        hidden_size=1536,
+        hidden_act="gelu",
+        attention_bias=True,
+        num_heads=16,
+        in_channels=3,
+        image_size=2048,
+        patch_size=16,
+        intermediate_size=6144,
+        layer_norm_eps=1e-6,
+    ),
+    read_config=_glm_image_config,
+    write_config=_glm_image_config_back,
+    keys=_glm_image_keys,
+    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    resize={"transformers": "bilinear"},
+)
+"""The tower of GLM-Image, whose positions are read bilinearly."""
+
+GRANITE_DOCLING = replace(
+    SIGLIP,
+    name="granite_docling_vision",
+    whole_models=(WholeModel(model_type="granite_docling"),),
+    connector=("connector.",),
+    architecture="GraniteDoclingVisionModel",
+    classifier="",
+    beside=(),
+    prefix="",
+    defaults=DEFAULTS | dict(image_size=512),
+    read_config=lambda config, names: SIGLIP.read_config(config | {"vision_use_head": False}, names),
+    write_config=lambda config: {k: v for k, v in SIGLIP.write_config(config).items() if k != "vision_use_head"},
+    image_processors={},
+    resize={"transformers": "bicubic"},
+    timm=None,
+    presets=(),
+)
+"""SigLIP without head; its connector lies inside the vision part."""
+
+
+def _cosmos3_spelling(name: str) -> str:
+    """transformers 5 writes the tower of a whole model under the names of the language model's public file."""
+    name = re.sub(r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj.", name)
+    return name.replace(".mlp.up_proj.", ".mlp.fc1.").replace(".mlp.down_proj.", ".mlp.fc2.")
+
+
+COSMOS3_EDGE = replace(
+    SIGLIP2,
+    name="cosmos3_edge_vision",
+    whole_models=(WholeModel(model_type="cosmos3_edge"),),
+    architecture="Cosmos3EdgeVisionModel",
+    classifier="",
+    beside=(),
+    prefix="",
+    defaults=SIGLIP2.defaults
+    | dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16),
+    read_config=lambda config, names: replace(
+        SIGLIP2.read_config(config | {"vision_use_head": False}, names), frames="apart"
+    ),
+    write_config=lambda config: {k: v for k, v in SIGLIP2.write_config(config).items() if k != "vision_use_head"},
+    keys=partial(siglip_keys, linear=True),
+    spelling=_cosmos3_spelling,
+    image_processors={},
+    resize={"transformers": "bilinear_antialias"},
+    timm=None,
+    presets=(),
+)
+"""SigLIP 2 NaFlex without head, for videos too, each frame on its own."""
