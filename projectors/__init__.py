@@ -16,6 +16,9 @@ from projectors.frame_merger import FrameMerger
 from projectors.fused_mlp import FusedMLP
 from projectors.gated_merger import GatedMerger
 from projectors.linear import LinearProjector
+from projectors.mergers.conv_downsample import ConvDownsample
+from projectors.mergers.merge_mlp import MergeMLP
+from projectors.mergers.visual_vocabulary import VisualVocabulary
 from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
@@ -30,11 +33,13 @@ __all__ = [
     "AttentionPool2d",
     "AvgPool",
     "CAbstractor",
+    "ConvDownsample",
     "FrameMerger",
     "FusedMLP",
     "GatedMerger",
     "Grid",
     "LinearProjector",
+    "MergeMLP",
     "MlpProjector",
     "PatchMerger",
     "Perceiver",
@@ -43,6 +48,7 @@ __all__ = [
     "Projector",
     "QFormer",
     "QueryAttention",
+    "VisualVocabulary",
     "build",
     "check_options",
     "describe",
@@ -56,6 +62,9 @@ PROJECTORS: dict[str, type[Projector]] = {
     "patch_merger": PatchMerger,
     "gated_merger": GatedMerger,
     "frame_merger": FrameMerger,
+    "merge_mlp": MergeMLP,
+    "conv_downsample": ConvDownsample,
+    "visual_vocabulary": VisualVocabulary,
     "avg_pool": AvgPool,
     "pooled_linear": PooledLinear,
     "attention_pool": AttentionPool2d,

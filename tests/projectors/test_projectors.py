@@ -15,6 +15,7 @@ GRIDS = [(4, 4), (2, 6)]
 SMALL = {
     "perceiver": dict(num_latents=5, depth=2, num_heads=4, num_kv_heads=2, head_dim=8),
     "qformer": dict(num_queries=5, width=32, depth=3, num_heads=4),
+    "visual_vocabulary": dict(words=64, indicators=5),
     "c_abstractor": dict(num_queries=9, hidden_dim=20, depth=2, positions=4),
 }
 
