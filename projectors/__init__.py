@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from projectors.attention_pool import AttentionPool2d
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
+from projectors.conv_neck import ConvNeck
 from projectors.frame_merger import FrameMerger
 from projectors.fused_mlp import FusedMLP
 from projectors.gated_merger import GatedMerger
+from projectors.latent_attention import LatentAttention
 from projectors.linear import LinearProjector
 from projectors.mergers.conv_downsample import ConvDownsample
 from projectors.mergers.merge_mlp import MergeMLP
@@ -34,10 +36,12 @@ __all__ = [
     "AvgPool",
     "CAbstractor",
     "ConvDownsample",
+    "ConvNeck",
     "FrameMerger",
     "FusedMLP",
     "GatedMerger",
     "Grid",
+    "LatentAttention",
     "LinearProjector",
     "MergeMLP",
     "MlpProjector",
@@ -72,6 +76,9 @@ PROJECTORS: dict[str, type[Projector]] = {
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,
+    "pooled_linear": PooledLinear,
+    "conv_neck": ConvNeck,
+    "latent_attention": LatentAttention,
 }
 """Name -> class."""
 

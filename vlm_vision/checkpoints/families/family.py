@@ -22,7 +22,7 @@ class WholeModel:
     outer_fields: Json = field(default_factory=dict)
     """Fields of the tower that config.json states outside vision_config, with transformers' default."""
     around: str = ""
-    """Name of the part of config.json that has the vision_config; "" for the top level."""
+    """Name of the part of config.json that has the vision_config, with dots if it lies deeper; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
     older_part: str = ""
