@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Iterable
 
+from projectors.attention_pool import AttentionPool2d
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
 from projectors.conv_neck import ConvNeck
@@ -17,6 +18,9 @@ from projectors.fused_mlp import FusedMLP
 from projectors.gated_merger import GatedMerger
 from projectors.latent_attention import LatentAttention
 from projectors.linear import LinearProjector
+from projectors.mergers.conv_downsample import ConvDownsample
+from projectors.mergers.merge_mlp import MergeMLP
+from projectors.mergers.visual_vocabulary import VisualVocabulary
 from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
@@ -24,11 +28,14 @@ from projectors.pixel_shuffle import PixelShuffle
 from projectors.pooled_linear import PooledLinear
 from projectors.projector import Grid, Projector
 from projectors.qformer import QFormer
+from projectors.query_attention import QueryAttention
 
 __all__ = [
     "PROJECTORS",
+    "AttentionPool2d",
     "AvgPool",
     "CAbstractor",
+    "ConvDownsample",
     "ConvNeck",
     "FrameMerger",
     "FusedMLP",
@@ -36,6 +43,7 @@ __all__ = [
     "Grid",
     "LatentAttention",
     "LinearProjector",
+    "MergeMLP",
     "MlpProjector",
     "PatchMerger",
     "Perceiver",
@@ -43,6 +51,8 @@ __all__ = [
     "PooledLinear",
     "Projector",
     "QFormer",
+    "QueryAttention",
+    "VisualVocabulary",
     "build",
     "check_options",
     "describe",
@@ -56,7 +66,13 @@ PROJECTORS: dict[str, type[Projector]] = {
     "patch_merger": PatchMerger,
     "gated_merger": GatedMerger,
     "frame_merger": FrameMerger,
+    "merge_mlp": MergeMLP,
+    "conv_downsample": ConvDownsample,
+    "visual_vocabulary": VisualVocabulary,
     "avg_pool": AvgPool,
+    "pooled_linear": PooledLinear,
+    "attention_pool": AttentionPool2d,
+    "query_attention": QueryAttention,
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,

@@ -13,10 +13,16 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * sigmoid(1.702 * x)
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2. So et al. 2021 (arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "relu_squared": relu_squared,
     "silu": F.silu,
     "quick_gelu": quick_gelu,
 }

@@ -2,80 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.connectors import mergers, necks
+from vlm_vision.checkpoints.connectors.candidate import Candidate, ProjectorSpec, Reader
+from vlm_vision.checkpoints.connectors.candidate import count as _count
+from vlm_vision.checkpoints.connectors.candidate import shape_of as _shape
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
-from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "quick_gelu": "quick_gelu",
-}
-"""transformers' name of an activation -> ours."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A projector in a checkpoint, recognized by the name of one weight."""
-
-    checkpoint: Checkpoint
-    weights: WeightSource
-    """All of the checkpoint."""
-    before: str
-    """Prefix of its names before those of the form, such as "model."."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json; empty for a file alone."""
-        return self.checkpoint.config
-
-    def part(self, prefix: str, *extra: str) -> TowerWeights:
-        """The weights under the prefix, and the extra ones under their whole names."""
-        return TowerWeights(self.weights, self.before + prefix, extra=extra)
-
-    def section(self, name: str) -> dict[str, Any]:
-        """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
-        if not self.config:
-            raise ValueError(
-                f"{self.checkpoint} does not state the heads of its projector: pass the folder with config.json"
-            )
-        return self.config.get(name) or {}
-
-    def merge_size(self) -> int:
-        """Side of the squares of patches that the image processor says become one; 1 where it is silent."""
-        for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-            if self.checkpoint.has(name):
-                described = self.checkpoint.json(name)
-                return int(((described.get(part) or {}) if part else described).get("merge_size") or 1)
-        return 1
-
-    def activation(self, config: dict[str, Any], name: str, default: str) -> str:
-        """Our name of the activation that the configuration calls `name`."""
-        theirs = config.get(name) or default
-        if theirs not in ACTIVATIONS:
-            raise ValueError(f"{self.checkpoint} has {name} {theirs!r}, expected one of {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[theirs]
-
-
-@dataclass(frozen=True)
-class ProjectorSpec:
-    """A projector in a checkpoint: what to build, and its weights."""
-
-    name: str
-    options: dict[str, Any]
-    """Arguments of `projectors.build`, with `name`."""
-    keys: list[Key]
-    weights: TowerWeights
+from vlm_vision.checkpoints.towers import TowerWeights
 
 
 def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> ProjectorSpec:
@@ -304,144 +239,37 @@ def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
     return replace(found, name="avg_pool", options=found.options | {"factor": merge, "how": "bilinear"}, keys=rows)
 
 
-def _gemma4(candidate: Candidate) -> ProjectorSpec:
-    config = candidate.section("vision_config")
-    shift, gain = (f"{candidate.before}vision_tower.std_{name}" for name in ("bias", "scale"))
-    part = candidate.part("embed_vision.", shift, gain)
-    out_dim, in_dim = _shape(part, "embedding_projection.weight", 2)
-    options = {
-        "in_dim": in_dim,
-        "out_dim": out_dim,
-        "factor": config.get("pooling_kernel_size", 3),
-        "eps": float(config.get("rms_norm_eps", 1e-6)),
-        "weighted": False,
-        "standardize": shift in part.shapes,
+FORMS: dict[str, Reader] = (
+    mergers.FORMS
+    | necks.FORMS
+    | {
+        "projector.fc3.weight": lambda it: _stack(
+            "fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"
+        ),  # OpenVLA, OFT
+        "projector.fc2.weight": lambda it: _stack(
+            "mlp", it.part("projector."), "fc1", "fc2"
+        ),  # the same with one tower
+        "projector.projector.4.weight": lambda it: _stack("fused_mlp", it.part("projector.projector."), "0", "2", "4"),
+        "projector.projector.2.weight": lambda it: _stack(
+            "mlp", it.part("projector.projector."), "0", "2"
+        ),  # Prismatic's own
+        "multi_modal_projector.linear_2.weight": _llava,  # LLaVA in transformers
+        "mm_projector.0.weight": _llava_own,
+        "mm_projector.weight": _llava_linear,
+        "multi_modal_projector.linear.weight": lambda it: _stack("linear", it.part("multi_modal_projector."), "linear"),
+        "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
+        "connector.perceiver_resampler.latents": _idefics2,
+        "query_tokens": _qformer,  # BLIP-2
+        "merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL, Qwen3-Omni, dots3
+        "adapter.mlp.2.weight": lambda it: _merger(it.part("adapter."), "ln_q", "mlp.0", "mlp.2"),  # dots3 on the hub
+        "merger.linear_fc2.weight": lambda it: _merger(
+            it.part("merger."), "norm", "linear_fc1", "linear_fc2"
+        ),  # Qwen3-VL
+        "projector.pre_norm.weight": lambda it: _paddle(it.part("projector.")),
+        "mlp_AR.pre_norm.weight": lambda it: _paddle(it.part("mlp_AR.")),
+        "merger.post_projection_norm.weight": _glm,
+        "resampler_model.mlp.weight": _ernie,
+        "projector.readout.2.weight": _video_llama_3,
     }
-    rows = [key("shift", shift), key("gain", gain)] if shift in part.shapes else []
-    return ProjectorSpec("pooled_linear", options, rows + layer("fc1", "embedding_projection", bias=False), part)
-
-
-def _minicpm(candidate: Candidate) -> ProjectorSpec:
-    part = candidate.part("merger.mlp.")
-    if rounds := candidate.config.get("merger_times", 1) - 1:
-        raise ValueError(
-            f"{candidate.checkpoint} has merger_times {rounds + 1}, expected 1: one merger of 2 x 2 tokens"
-        )
-    sides = list(candidate.config.get("merge_kernel_size") or (2, 2))
-    if sides != [2, 2]:
-        raise ValueError(f"{candidate.checkpoint} has merge_kernel_size {sides}, expected [2, 2]")
-    out_dim, channels = _shape(part, "0.linear_2.weight", 2)
-    options = {"in_dim": channels // 4, "out_dim": out_dim, "merge": 2, "norm": "layer_after"}
-    rows = layer("norm", "0.pre_norm") + layer("fc1", "0.linear_1") + layer("fc2", "0.linear_2")
-    return ProjectorSpec("patch_merger", options, rows, part)
-
-
-def _neck(
-    candidate: Candidate, *, stem: str = "", down: tuple[str, ...] = (), linear: tuple[str, ...] = ()
-) -> ProjectorSpec:
-    """SAM's neck under `stem`, and the convolutions and linear maps behind it, by their names after the stem's first part."""
-    beside = [f"{candidate.before}{name}.{part}" for name in (*down, *linear) for part in ("weight", "bias")]
-    part = candidate.part(f"{stem}neck.", *beside)
-    width, in_dim, *_ = _shape(part, "conv1.weight", 4)
-    rows = [
-        row for i in (1, 2) for row in layer(f"conv{i}", f"conv{i}", bias=False) + layer(f"norm{i}", f"layer_norm{i}")
-    ]
-    widths = []
-    for i, name in enumerate(down):
-        widths.append(_shape(part, f"{candidate.before}{name}.weight", 4)[0])
-        rows += layer(f"down.{i}", f"{candidate.before}{name}", bias=False)
-    out_dim = (widths or [width])[-1]
-    for i, name in enumerate(linear):
-        out_dim, _ = _shape(part, f"{candidate.before}{name}.weight", 2)
-        rows += layer(f"fc.{i}", f"{candidate.before}{name}")
-    options = {"in_dim": in_dim, "out_dim": out_dim, "width": width, "down": widths, "linear": len(linear)}
-    return ProjectorSpec("conv_neck", options, rows, part)
-
-
-def _got_ocr2(candidate: Candidate) -> ProjectorSpec:
-    down = ("multi_modal_projector.conv_upsampler1", "multi_modal_projector.conv_upsampler2")
-    linear = ("multi_modal_projector.multimodal_projector",)
-    return _neck(candidate, stem="vision_tower.", down=down, linear=linear)
-
-
-def _pp_formulanet(candidate: Candidate) -> ProjectorSpec:
-    down = ("multi_modal_projector.conv1", "multi_modal_projector.conv2")
-    return _neck(candidate, down=down, linear=("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"))
-
-
-def _kosmos(candidate: Candidate) -> ProjectorSpec:
-    config = candidate.section("text_config")
-    part = candidate.part("image_to_text_projection.")
-    out_dim, in_dim = _shape(part, "dense.weight", 2)
-    num_latents, _ = _shape(part, "latent_query", 2)
-    options = {"in_dim": in_dim, "out_dim": out_dim, "num_latents": num_latents}
-    options["num_heads"] = config.get("attention_heads", 16)
-    rows = [key("latents", "latent_query"), *layer("fc1", "dense")]
-    for ours, theirs in (("q_proj", "q_proj"), ("k_proj", "k_proj"), ("v_proj", "v_proj"), ("o_proj", "out_proj")):
-        rows += layer(f"attn.{ours}", f"x_attn.{theirs}")
-    return ProjectorSpec("latent_attention", options, rows, part)
-
-
-def _shape(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
-    shape = part.shapes[name]
-    if len(shape) != dims:
-        raise ValueError(
-            f"{name} has shape {list(shape)}, expected {dims} dimensions: this is not a projector of its form"
-        )
-    return shape
-
-
-def _count(part: TowerWeights, pattern: str) -> int:
-    """Number of different indices that the pattern matches at the beginning of names."""
-    return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
-
-
-Reader = Callable[[Candidate], ProjectorSpec]
-
-FORMS: dict[str, Reader] = {
-    "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
-    "projector.fc2.weight": lambda it: _stack("mlp", it.part("projector."), "fc1", "fc2"),  # the same with one tower
-    "projector.projector.4.weight": lambda it: _stack("fused_mlp", it.part("projector.projector."), "0", "2", "4"),
-    "projector.projector.2.weight": lambda it: _stack(
-        "mlp", it.part("projector.projector."), "0", "2"
-    ),  # Prismatic's own
-    "multi_modal_projector.conv_upsampler2.weight": _got_ocr2,  # and PP-Chart2Table
-    "multi_modal_projector.conv2.weight": _pp_formulanet,
-    "post_conv.weight": lambda it: _neck(it, stem="vision_tower.", down=("post_conv",)),
-    "vision_encoder.neck.conv2.weight": lambda it: _neck(it, stem="vision_encoder."),  # SAM, HQ-SAM
-    "embed_vision.embedding_projection.weight": _gemma4,
-    "merger.mlp.0.linear_2.weight": _minicpm,
-    "image_to_text_projection.latent_query": _kosmos,
-    "multi_modal_projector.linear_2.weight": _llava,  # LLaVA in transformers
-    "mm_projector.0.weight": _llava_own,
-    "mm_projector.weight": _llava_linear,
-    "multi_modal_projector.linear.weight": lambda it: _stack("linear", it.part("multi_modal_projector."), "linear"),
-    "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
-    "connector.perceiver_resampler.latents": _idefics2,
-    "query_tokens": _qformer,  # BLIP-2
-    "merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL, Qwen3-Omni, dots3
-    "adapter.mlp.2.weight": lambda it: _merger(it.part("adapter."), "ln_q", "mlp.0", "mlp.2"),  # dots3 on the hub
-    "merger.linear_fc2.weight": lambda it: _merger(it.part("merger."), "norm", "linear_fc1", "linear_fc2"),  # Qwen3-VL
-    "projector.pre_norm.weight": lambda it: _paddle(it.part("projector.")),
-    "mlp_AR.pre_norm.weight": lambda it: _paddle(it.part("mlp_AR.")),
-    "merger.post_projection_norm.weight": _glm,
-    "resampler_model.mlp.weight": _ernie,
-    "projector.readout.2.weight": _video_llama_3,
-}
+)
 """Weight that identifies a form -> its reader."""
-
-
-def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
-    """The projector in a checkpoint, among all its weights.
-
-    Raises:
-        ValueError: no projector of a known form, or one that cannot be expressed here.
-    """
-    for mark, read in FORMS.items():
-        for name in weights.shapes:
-            before = name.removesuffix(mark)
-            if before != name and (not before or before.endswith(".")):
-                return read(Candidate(checkpoint, weights, before))
-    raise ValueError(
-        f"{checkpoint} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
-    )

@@ -1,9 +1,23 @@
 """InternVL and Qianfan-OCR."""
 
+from torch import Tensor, nn
+
 from support.census.case import Case
 from support.census.inputs import pixels
 
-_SHARED = dict(tower="vision_tower", reference=pixels(prefix=1, resize=False), sizes=((64, 64), (32, 96)))
+
+def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    shuffled = whole.pixel_shuffle(tokens.unflatten(1, grid), scale_factor=whole.config.downsample_ratio)
+    return whole.multi_modal_projector(shuffled.flatten(1, 2))
+
+
+_SHARED = dict(
+    tower="vision_tower",
+    reference=pixels(prefix=1, resize=False),
+    sizes=((64, 64), (32, 96)),
+    connector=connector,
+    wide_connector=True,
+)
 
 
 def _case(label: str = "", model_type: str = "internvl", **vision) -> Case:

@@ -13,7 +13,11 @@ def radio(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(tower(x).features)
 
 
-_SHARED = dict(reference=radio, sizes=((64, 64), (32, 96), (128, 64)))
+def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return whole.project_vision_features(tokens, *grid)
+
+
+_SHARED = dict(reference=radio, connector=connector, wide_connector=True, sizes=((64, 64), (32, 96), (128, 64)))
 
 CASES = (
     Case(
@@ -37,7 +41,7 @@ CASES = (
                 max_img_size=96, video_temporal_patch_size=2, use_swiglu_ffn=True, qkv_bias=False, num_cls_tokens=2,
                 summary_idxs=[1], mlp_ratio=3.3,
             ),
-            "text_config": {"num_hidden_layers": 2},
+            "text_config": {"num_hidden_layers": 2, "num_nextn_predict_layers": 1},
             "vision_hidden_size": 64,
         },
         **_SHARED,

@@ -73,6 +73,48 @@ def minimax(tower: nn.Module, x: Tensor, *, merge: int = 2, temporal: int = 2) -
     return grid_thw(merge=merge, temporal=temporal, names=("pixel_values", "grid_thw"))(Flat(), x)
 
 
+def in_squares(tokens: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+    """(B * N, D) in squares of merge x merge tokens."""
+    h, w = grid
+    return rearrange(tokens, "b (h i w j) d -> (b h w i j) d", h=h // merge, i=merge, w=w // merge, j=merge)
+
+
+def of_llama4(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return whole.multi_modal_projector(whole.vision_model.vision_adapter(tokens))
+
+
+def of_step3p7(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tower = whole.vision_model
+    x = tower.downsampler2(tower.downsampler1(tokens.mT.unflatten(2, grid)))
+    return whole.multi_modal_projector(x.flatten(2).mT)
+
+
+def of_inkling2(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    merge = whole.config.vision_config.spatial_merge_size
+    rows = in_squares(tokens, grid, merge).unflatten(0, (-1, merge**2)).flatten(1)
+    return whole.vision_tower.merger(rows).unflatten(0, (len(tokens), -1))
+
+
+def of_muse(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    x = whole.vision_tower.pixel_shuffle(tokens.flatten(0, 1), torch.tensor([[1, *grid]] * len(tokens)))
+    x = whole.perception_emb_norm(whole.vision_projection(whole.vision_adapter(x)))
+    return x.unflatten(0, (len(tokens), -1))
+
+
+def of_kimi(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    x = whole.vision_tower.temporal_merge(tokens.flatten(0, 1), torch.tensor([[1, *grid]] * len(tokens)), 2, 2)
+    return whole.mm_projector(x)[:, 0].unflatten(0, (len(tokens), -1))
+
+
+def of_minimax(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    rows = in_squares(tokens, grid, whole.config.vision_config.spatial_merge_size)
+    return whole.multi_modal_projector(rows).unflatten(0, (len(tokens), -1))
+
+
+_CONNECTORS = {
+    "llama4": of_llama4, "step3p7": of_step3p7, "inkling2": of_inkling2, "muse": of_muse, "kimi": of_kimi,
+    "minimax": of_minimax,
+}  # fmt: skip
 _WIDE = ((64, 64), (48, 112))
 _LLAMA4 = dict(intermediate_size=256, projector_input_dim=40, projector_output_dim=40, vision_output_dim=40)
 _MUSE = dict(pos_emb_height=4, pos_emb_width=4, layer_types=["window_attention", "full_attention", "window_attention"])
@@ -80,12 +122,16 @@ _KIMI = dict(pos_emb_height=6, pos_emb_width=6)
 
 
 def _case(model_type: str, tower: str, reference, label: str = "", **vision) -> Case:
-    frames = {"muse": 4, "kimi": 3, "minimax": 4}.get(model_type.split("_")[0], 0)
+    kind = model_type.split("_")[0]
+    frames = {"muse": 4, "kimi": 3, "minimax": 4}.get(kind, 0)
     sizes = ((64, 64),) if model_type == "llama4" else _WIDE
+    around = {"audio_config": {"num_hidden_layers": 4, "hidden_sizes": [16] * 4}} if model_type == "muse_spark" else {}
+    around |= {"out_hidden_size": 256, "projector_hidden_size": 48} if kind == "muse" else {}
+    around |= {"projection_hidden_size": 64} if kind == "kimi" else {}
     return Case(
+        connector=_CONNECTORS[kind], wide_connector=model_type != "llama4",
         model_type=model_type, label=label, tower=tower, reference=reference, sizes=sizes, frames=frames,
-        changes=({"vision_config": vision} if vision else {})
-        | ({"audio_config": {"num_hidden_layers": 4, "hidden_sizes": [16] * 4}} if model_type == "muse_spark" else {}),
+        changes=around | ({"vision_config": vision} if vision else {}),
     )  # fmt: skip
 
 

@@ -25,8 +25,10 @@ class WholeModel:
     """Name of the part of config.json that has the vision_config, with dots if it lies deeper; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
+    older_part: str = ""
+    """Name of that part in older files."""
     always: bool = False
-    """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
+    """The tower is this one, whatever name vision_config has for it: public files name one of their own code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False

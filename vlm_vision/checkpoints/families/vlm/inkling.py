@@ -4,7 +4,7 @@ import re
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import BASE, HALF, activation, activation_back, common, common_back, square
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back, square
 from vlm_vision.checkpoints.families.rotary import channel_order
 from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, layer
@@ -96,8 +96,8 @@ INKLING2 = Family(
     landmarks=("embeddings.cls_position_embedding",),
     connector=("merger.",),
     spelling=_spelling,
-    defaults=BASE
-    | dict(
+    defaults=dict(
+        num_channels=3,
         hidden_size=1024,
         num_hidden_layers=23,
         num_attention_heads=16,

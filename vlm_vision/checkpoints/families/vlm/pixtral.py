@@ -14,7 +14,7 @@ from vlm_vision.nn.rope import Rope
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
     return ViTConfig(
-        **common(config),
+        **common(config | {"layer_norm_eps": 1e-5}),
         mlp_dim=config["intermediate_size"],
         mlp=gated(config),
         norm="rms",
@@ -96,7 +96,6 @@ PIXTRAL = Family(
         image_size=1024,
         patch_size=16,
         hidden_act="gelu",
-        layer_norm_eps=1e-5,
     ),
     read_config=_config,
     write_config=_config_back,

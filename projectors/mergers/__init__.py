@@ -1,0 +1,1 @@
+"""Projectors that make one token of neighboring ones, in the forms of published models."""
