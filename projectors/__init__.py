@@ -76,7 +76,6 @@ PROJECTORS: dict[str, type[Projector]] = {
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,
-    "pooled_linear": PooledLinear,
     "conv_neck": ConvNeck,
     "latent_attention": LatentAttention,
 }

@@ -309,6 +309,13 @@ REFUSED: dict[str, str] = dict.fromkeys(
     "granite4_vision": "it has several projectors, for several blocks of its language model: expected one",
     "granite_docling": "its projector adds positions to merged tokens, which no projector here does",
     "kosmos-2": "its projector reads the class token with the patches, which no projector here does",
+    "pix2struct": "its decoder reads the tokens by attention in each block: expected a model with a projector of patch tokens",
+    "mllama": "its language model reads tiles by attention in several blocks: expected a model with a projector of patch tokens",
+    "unlimited_ocr": "its projector reads both stages of a tower that does not load: expected a model with one tower",
+    **dict.fromkeys(
+        ("sam3", "sam3_lite_text", "sam3_tracker", "sam3_tracker_video", "sam3_video"),
+        "its neck makes several feature maps, and it has no language model: expected a model with a projector of patch tokens",
+    ),
     "idefics": "its language model reads the tokens by attention in several blocks: expected a model with a projector of patch tokens",
     "instructblip": "its Q-Former reads the question with the image, which a projector cannot: expected BLIP-2's",
     "instructblipvideo": "its Q-Former reads the question with the image, which a projector cannot: expected BLIP-2's",

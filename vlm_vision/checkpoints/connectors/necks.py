@@ -9,13 +9,14 @@ def _gemma4(candidate: Candidate) -> ProjectorSpec:
     shift, gain = (f"{candidate.before}vision_tower.std_{name}" for name in ("bias", "scale"))
     part = candidate.part("embed_vision.", shift, gain)
     out_dim, in_dim = shape_of(part, "embedding_projection.weight", 2)
+    eps, standardize = float(config.get("rms_norm_eps", 1e-6)), shift in part.shapes
     options = {
         "in_dim": in_dim,
         "out_dim": out_dim,
         "factor": config.get("pooling_kernel_size", 3),
-        "eps": float(config.get("rms_norm_eps", 1e-6)),
+        "eps": eps if standardize else eps / in_dim,  # the norm undoes the factor before it, but for eps
         "weighted": False,
-        "standardize": shift in part.shapes,
+        "standardize": standardize,
     }
     rows = [key("shift", shift), key("gain", gain)] if shift in part.shapes else []
     return ProjectorSpec("pooled_linear", options, rows + layer("fc1", "embedding_projection", bias=False), part)
