@@ -61,7 +61,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
     _SQUARE: {"image_num_channels"},
-    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
+    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id", "small_image_upsize"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     _PIXTRAL: {"do_pad"},
@@ -364,6 +364,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     if name in areas.AREAS:
         return areas.AREAS[name].resize, areas.bounds(name, values)
     if name in _SQUARES:
+        if name in _MINICPM and values.get("small_image_upsize", "always") != "always":
+            raise _unsupported("small_image_upsize", values["small_image_upsize"])
         if name in _MINICPM:
             return "near_area", (values["scale_resolution"],) * 2
         return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)
