@@ -78,6 +78,8 @@ def test_minicpm_ocr_keeps_no_small_image_small():
         from_hf(usual | {"small_image_upsize": "never"})
 
 
-def test_a_question_above_the_image_is_refused():
-    with pytest.raises(ValueError, match="is_vqa"):
-        from_hf(transformers.Pix2StructImageProcessorPil(is_vqa=True).to_dict())
+def test_pix2struct_takes_square_patches_and_leaves_the_question_out():
+    described = transformers.Pix2StructImageProcessorPil(is_vqa=True).to_dict()
+    assert from_hf(described) == from_hf(described | {"is_vqa": False})
+    with pytest.raises(ValueError, match="patch_size="):
+        from_hf(described | {"patch_size": {"height": 16, "width": 8}})

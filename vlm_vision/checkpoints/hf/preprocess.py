@@ -73,10 +73,10 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
 
 
 def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
-    """Of Pix2Struct: each image by its own mean and deviation. A question above the image is not of the image."""
+    """Of Pix2Struct: each image by its own mean and deviation. The question that is_vqa draws above the image is left out."""
     height, width = _height_width("patch_size", values["patch_size"])
-    if values.get("is_vqa") or height != width:
-        raise _unsupported("is_vqa, patch_size", (values.get("is_vqa"), (height, width)))
+    if height != width:
+        raise _unsupported("patch_size", values["patch_size"])
     plain = {"do_rescale": False, "do_normalize": False, "do_standardize": values["do_normalize"]}
     return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
 
