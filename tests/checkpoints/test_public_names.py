@@ -13,7 +13,9 @@ from transformers import AutoModelForImageTextToText, RadioConfig, RadioModel
 import vlm_vision as vv
 
 
-@pytest.mark.parametrize("name", ["qianfan_ocr", "kimi_k25", "minimax_m3_vl, two heads", "step3p7, wide", "mistral_large4"])
+@pytest.mark.parametrize(
+    "name", ["qianfan_ocr", "kimi_k25", "minimax_m3_vl, two heads", "step3p7, wide", "mistral_large4"]
+)
 @torch.inference_mode()
 def test_public_names_are_read(name, tmp_path):
     case = CASES[name]

@@ -26,7 +26,7 @@ class WholeModel:
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
     always: bool = False
-    """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
+    """True for a tower that is this one under any name in vision_config: public files have a name from other code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False
