@@ -134,11 +134,15 @@ SIBLINGS: tuple[str, ...] = tuple(sorted({prefix for family in ALL for prefix in
 
 _CONVOLUTIONAL = "its tower is convolutional ({}): there is no vision transformer to load"
 _HIERARCHICAL = "its tower is hierarchical ({}): there is no vision transformer of one width to load"
+_PE = "its tower is a Perception Encoder of timm ({}), inside TimmWrapperModel: expected a tower that transformers itself has"
 _TILES = "its tower takes the tiles of an image together, in blocks with gates: expected a tower that takes images one by one"
 _TWO = "its tower is a SAM whose feature map a CLIP reads: expected one stack of blocks; its sam_encoder loads, saved alone"
 
 REFUSED: dict[str, str] = {
     "mllama": _TILES,
+    "perception_lm": _PE.format("vit_pe_lang and vit_pe_core"),
+    "pe_video_encoder": _PE.format("vit_pe_core"),
+    "pe_video": _PE.format("vit_pe_core"),
     "mllama_vision_model": _TILES,
     "unlimited_ocr": _TWO,
     "unlimited_ocr_vision": _TWO,

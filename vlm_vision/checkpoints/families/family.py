@@ -28,7 +28,7 @@ class WholeModel:
     older_part: str = ""
     """Name of that part in older files."""
     always: bool = False
-    """The tower is this one, whatever name vision_config has for it: public files name one of their own code."""
+    """True for a tower that is this one under any name in vision_config: public files have a name from other code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False

@@ -25,6 +25,7 @@ AREAS: dict[str, Area] = {
     "Qwen2VLImageProcessor": Area(),
     "CohereCompassImageProcessor": Area(),
     "VideoLlama3ImageProcessor": Area(),
+    "MiniMaxM3VLImageProcessor": Area(),
     "Ernie4_5_VLMoeImageProcessor": Area(pixels=False),
     "Ernie4_5_VL_MoeImageProcessor": Area(pixels=False),
     "PaddleOCRVLImageProcessor": Area(resize="rounded_area"),
@@ -37,6 +38,9 @@ AREAS: dict[str, Area] = {
 
 RESIZES = {area.resize for area in AREAS.values()}
 """What they do."""
+
+_MINIMAX_M3 = {"shortest_edge": 4 * 28 * 28, "longest_edge": 451584}
+"""What transformers puts in the place of the size in MiniMax M3's public file."""
 
 _TOKENS = ("min_image_tokens", "max_image_tokens")
 
@@ -66,7 +70,8 @@ def bounds(name: str, values: Json) -> tuple[int, int]:
     if area.tokens:
         side = values["patch_size"] * values["merge_size"]
         return values[_TOKENS[0]] * side**2, values[_TOKENS[1]] * side**2
-    size = dict(values["size"])
+    stated = values["size"]
+    size = dict(_MINIMAX_M3 if stated == [672, 672] and name == "MiniMaxM3VLImageProcessor" else stated)
     if area.pixels:
         given = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
         size |= {edge: pixels for edge, pixels in given.items() if pixels is not None}

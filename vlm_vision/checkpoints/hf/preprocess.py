@@ -47,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of transformers' class of that name for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
+_OWN_STEPS |= {"Inkling2", "Kimi_K25", "MuseGlimmer", "NemotronH_Omni_Reasoning_V3"}
 """Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
 _WITHOUT_EFFECT = set(
@@ -67,6 +68,8 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _PIXTRAL: {"do_pad"},
     "Ovis2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid"},
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
+    "Llama4ImageProcessor": {"max_patches", "resize_to_max_canvas"},
+    "Step3p7ImageProcessor": {"patch_size", "max_image_size"},
     **areas.IGNORED,
 }
 """Keys about several canvases for one image, by class: the preprocessing of each canvas is read."""

@@ -39,18 +39,20 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 def _config_back(config: ViTConfig) -> Json:
     gated = config.mlp == "swiglu"
     hidden = config.mlp_dim * 3 // 2 if gated else config.mlp_dim
-    back = common_back(config) | dict(
+    tokens = max((1, *(i + 1 for i in config.pool_tokens)))
+    return common_back(config) | dict(
         mlp_ratio=ratio(hidden, config.embed_dim),
         hidden_act="gelu" if gated else activation_back(config.mlp),
         use_swiglu_ffn=gated,
         qkv_bias=config.qkv_bias,
-        num_cls_tokens=max((1, *(i + 1 for i in config.pool_tokens))),
+        num_cls_tokens=tokens,
+        num_registers=config.num_prefix_tokens - tokens,
         max_img_size=config.table_grid[0] * config.patch_size,
         layerscale_value=1.0 if config.layer_scale is None else config.layer_scale,
         drop_path_rate=config.drop_path,
         summary_idxs=list(config.pool_tokens),
+        **({"head_dim": config.head_width} if config.head_width else {}),
     )
-    return back | dict(num_registers=config.num_prefix_tokens - back["num_cls_tokens"])
 
 
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
