@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,9 @@ _AFTER_FIRST = TensorLayout(
 _BLOCKS = replace(NAMES, stem="layers.{}", proj="self_attn.o_proj")
 
 
-def _config(config: Json, names: frozenset[str], *, rules: dict[str, str], frames: str) -> ViTConfig:
+def _config(
+    config: Json, names: frozenset[str], *, rules: dict[str, str], frames: Literal["none", "apart"]
+) -> ViTConfig:
     mode = config["interpolate_mode"]
     if mode not in rules:
         raise ValueError(f"interpolate_mode is {mode!r}: expected one of {', '.join(rules)}")
@@ -68,7 +71,7 @@ def _spelling(name: str) -> str:
 
 
 _RULES = {"bilinear": "bilinear", "bicubic": "bicubic"}
-_MOVED = {"bilinear": "bilinear_offset_always", "bicubic": "bicubic_offset_always"}
+_MOVED = {"bilinear": "bilinear_offset", "bicubic": "bicubic_offset_always"}
 _DEFAULTS: Json = dict(
     hidden_act="gelu",
     hidden_size=1152,
@@ -117,6 +120,6 @@ HY_V4_VL = replace(
     image_processors={"HYV4VLImageProcessor": _PROCESSOR},
     read_config=partial(_config, rules=_MOVED, frames="apart"),
     write_config=partial(_config_back, rules=_MOVED),
-    resize={"transformers": "bilinear_offset_always"},
+    resize={"transformers": "bilinear_offset"},
 )
 """HunYuan-VL's for videos too, each frame on its own, whose positions are resized by a scale that is 0.1 patches too large."""
