@@ -1,6 +1,7 @@
 """One vision tower with its architecture, weights, preprocessing, tap and origin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints.hf.card import encoder_card
 from vlm_vision.checkpoints.save import save_tower
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -168,3 +170,15 @@ def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
             f"{where} was saved with preprocessing {saved} and now describes {preprocess.fingerprint}: "
             "the encoder would see other pixels than it was trained on; restore the file, or change encoder.preprocess in code"
         )
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -19,7 +19,8 @@ from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import Remainder, Tap, ViTConfig
+from vlm_vision.nn.config import Remainder, ViTConfig
+from vlm_vision.nn.output import Tap
 from vlm_vision.preprocess.spec import Preprocess
 
 Size = int | tuple[int, int]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import PositionTable
 from vlm_vision.nn.rope import Grid
 

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import projectors
 from vlm_vision.nn.blocks import Block, outer_norm
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.film import FilmBlock, check_condition
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
 from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos
 from vlm_vision.nn.rope import Grid

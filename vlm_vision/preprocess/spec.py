@@ -6,18 +6,18 @@ processors, timm and open_clip do.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -153,10 +153,10 @@ class Preprocess:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
-            _check_name(field, getattr(self, field), get_args(allowed))
+            check_name(field, getattr(self, field), get_args(allowed))
         least = 0 if self.resize in ("none", *COUNTED) else 1
         pixels = "positive whole numbers of pixels"
-        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
+        resize_to = checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
         if self.resize in ("none", *COUNTED):
             expected = (0, 0)
         elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
@@ -167,15 +167,15 @@ class Preprocess:
             raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
         object.__setattr__(self, "resize_to", resize_to)
         if self.crop is not None:
-            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
+            object.__setattr__(self, "crop", checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
         factor = "finite numbers, a factor not zero"
-        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
-        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
-        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
-        color = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
+        object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
+        object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
+        color = checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
             whole = "whole numbers in 0..255"
-            color = _checked("fill", color, _whole, 3, lambda c: True, whole)
+            color = checked("fill", color, whole_number, 3, lambda c: True, whole)
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
@@ -425,32 +425,3 @@ class Preprocess:
 
 
 _FIELDS = dataclasses.fields(Preprocess)
-
-
-def _whole(value: float) -> int:
-    """Raises TypeError, as `operator.index`, for a part of a number."""
-    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
-
-
-def _is_factor(value: float) -> bool:
-    return math.isfinite(value) and value != 0
-
-
-def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
-
-
-def _checked(
-    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
-) -> tuple:
-    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
-    try:
-        values = tuple(convert(value) for value in given)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != count or not all(map(valid, values)):
-        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
-    return values
