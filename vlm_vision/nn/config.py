@@ -253,7 +253,9 @@ class ViTConfig:
             raise ValueError(
                 f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
             )
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
+        }
         if isinstance(state.get("rope"), dict):
             values["rope"] = Rope(**state["rope"])
         return cls(**values)

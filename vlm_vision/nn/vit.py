@@ -34,12 +34,12 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, prefix = config.embed_dim, config.num_prefix_tokens
-        kernel = (config.patch_size,) * 2
+        side = config.patch_size
         if config.temporal_patch > 1:
-            kernel = (config.temporal_patch, *kernel)
-            self.patch_embed = nn.Conv3d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
+            clip = (config.temporal_patch, side, side)
+            self.patch_embed = nn.Conv3d(config.channels, dim, clip, clip, bias=config.patch_bias)
         else:
-            self.patch_embed = nn.Conv2d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
+            self.patch_embed = nn.Conv2d(config.channels, dim, side, side, bias=config.patch_bias)
         self.patch_norm = outer_norm(config) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
@@ -266,7 +266,7 @@ class VisionTransformer(nn.Module):
             )
         frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
         height, width = pixels.shape[-2:]
-        if torch.jit.is_tracing():  # a trace is of one size: its numbers are constants, not nodes
+        if torch._C._is_tracing():  # a trace is of one size: its numbers are constants, not nodes
             height, width = int(height), int(width)
         return self.config.grid_of(height, width), frames
 
