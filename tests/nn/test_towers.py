@@ -23,6 +23,7 @@ SWITCHES = {
     "wide norm": dict(qk_norm="width", norm="rms"),
     "gemma": dict(position="axes", axis_length=20, rope=Rope(base=100.0), qk_norm="head", value_norm=True, post_norm=True,
                   attention_scale=1.0, norm="rms", mlp="geglu_tanh", unit_pixels=True),
+    "clipped": dict(clipped=True, mlp="geglu", num_kv_heads=2),
     "sam": dict(window=3, full_blocks=(1,), window_padding=True, relative_position=True),
     "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_grid=(5, 5),
                  position_resize="tile", pre_norm=True),
@@ -112,6 +113,22 @@ def test_a_table_smaller_than_the_image_is_tiled():
     assert model.position.table.shape == (1, 9, 32)
     small = model.position.table.unflatten(1, (3, 3))
     torch.testing.assert_close(model.position((8, 8))[1].unflatten(1, (8, 8)), small.tile(1, 3, 3, 1)[:, :8, :8])
+
+
+def test_bounds_clip_what_linear_maps_take_and_give():
+    plain, model = tower(mlp="geglu"), tower(mlp="geglu", clipped=True)
+    pixels = torch.randn(1, 3, 24, 40)
+    torch.testing.assert_close(model(pixels).patch_tokens, plain(pixels).patch_tokens)  # no bounds are infinite ones
+    gate, value = (torch.tensor([-0.1, 0.2, -0.3, 0.1]), torch.tensor([-2.0, 2.0, 0.0, 0.5]))
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.bounds.copy_(torch.cat([gate, value]))
+    x = torch.randn(5, 32)
+    weights, biases = fc1.weight.chunk(2), fc1.bias.chunk(2)
+    both = [
+        (x.clamp(b[0], b[1]) @ w.T + c).clamp(b[2], b[3])
+        for w, c, b in zip(weights, biases, (gate, value), strict=True)
+    ]
+    torch.testing.assert_close(fc1(x), torch.cat(both, dim=-1))
 
 
 @pytest.mark.parametrize("name", SWITCHES)

@@ -98,6 +98,8 @@ class ViTConfig:
     """Kind of that norm; "same" for the block's."""
     qk_eps: float = 0.0
     """Epsilon of that norm; 0 for norm_eps."""
+    clipped: bool = False
+    """Input and output of each linear map in the blocks are clipped to stored bounds (Gemma 4)."""
     value_norm: bool = False
     """An RMSNorm without weights of each value head."""
     attention_scale: float | None = None
@@ -394,7 +396,7 @@ class VisionOutput:
 
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "window_padding", "relative_position",
+    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
     "time_position", "unit_pixels",
 )  # fmt: skip
 _AT_LEAST_ONE = (

@@ -1,1 +1,1 @@
-"""Readers of published models' connectors, in files by kind."""
+"""Projectors of published models that are known by the model type of their config.json."""

@@ -14,11 +14,11 @@ class Area:
 
     resize: ResizeMode = "area"
     pixels: bool = True
-    """Whether min_pixels and max_pixels count above `size`."""
+    """min_pixels and max_pixels count above `size`."""
     frames: bool = False
-    """Whether the bounds are of the pixels of all frames that one patch spans."""
+    """The bounds are of the pixels of all frames that one patch spans."""
     tokens: bool = False
-    """Whether the bounds are numbers of squares, min_image_tokens and max_image_tokens, and no `size`."""
+    """The bounds are numbers of squares, min_image_tokens and max_image_tokens, and no `size`."""
 
 
 AREAS: dict[str, Area] = {

@@ -62,7 +62,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
     _SQUARE: {"image_num_channels"},
-    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
+    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id", "small_image_upsize"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     _PIXTRAL: {"do_pad"},
@@ -76,10 +76,10 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
 
 
 def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
-    """Of Pix2Struct: each image by its own mean and deviation. A question above the image is not of the image."""
+    """Of Pix2Struct: each image by its own mean and deviation. The question that is_vqa draws above the image is left out."""
     height, width = _height_width("patch_size", values["patch_size"])
-    if values.get("is_vqa") or height != width:
-        raise _unsupported("is_vqa, patch_size", (values.get("is_vqa"), (height, width)))
+    if height != width:
+        raise _unsupported("patch_size", values["patch_size"])
     plain = {"do_rescale": False, "do_normalize": False, "do_standardize": values["do_normalize"]}
     return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
 
@@ -367,6 +367,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     if name in areas.AREAS:
         return areas.AREAS[name].resize, areas.bounds(name, values)
     if name in _SQUARES:
+        if name in _MINICPM and values.get("small_image_upsize", "always") != "always":
+            raise _unsupported("small_image_upsize", values["small_image_upsize"])
         if name in _MINICPM:
             return "near_area", (values["scale_resolution"],) * 2
         return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)

@@ -114,8 +114,10 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
         return *_known(checkpoint, model_type, config), None
     else:
         whole = CONTAINER
-    around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
+    around: Any = config
+    for name in whole.around.split(".") if whole.around else ():
+        around = around.get(name) or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or around.get(whole.older_part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(
             f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"

@@ -8,8 +8,8 @@ import torch
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import activation, activation_back, common, common_back
+from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.families.vlm.qwen import processor
-from vlm_vision.checkpoints.families.vlm.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
 from vlm_vision.nn.config import ViTConfig
 
