@@ -238,7 +238,9 @@ def load_projector(
     not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
     SmolVLM, SmolVLA, BLIP-2, Qwen2-VL to Qwen3.5 and the models around their towers, GLM-4V to GLM-5, ERNIE 4.5 VL (images),
     PaddleOCR-VL, VideoLLaMA 3, dots3. It takes what their tower gives: the tokens after the final norm for
-    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens. Also
+    Gemma 3, Aya Vision, Command A Vision, LFM2-VL, DeepSeek-VL, Janus, ViP-LLaVA, Aria, Molmo2, Phi-4 multimodal, GIT,
+    HunYuan-VL, Cosmos 3 Edge, ModernVBERT. Molmo2 and ViP-LLaVA take the tokens of several blocks side by side.
 
     What follows the projector is part of the model: PaliGemma and pi0 divide its output by the square root of the
     language model's width.

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vlm_vision as vv
-from vlm_vision.nn.position import RESIZE
+from vlm_vision.nn.position import RESIZE, PositionTable
 from vlm_vision.nn.rope import Rope
 
 BASE = vv.ViTConfig(
@@ -225,3 +226,11 @@ def test_clips_of_one_frame_are_images():
 def test_a_configuration_goes_through_json():
     config = dataclasses.replace(BASE, **SWITCHES["windows"])
     assert vv.ViTConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_a_rule_that_always_moves_positions_moves_them_on_the_native_grid_too():
+    table = PositionTable(prefix=0, grid=(4, 4), dim=8, resize="bicubic_offset_always")
+    square = table.table.detach().unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    moved = F.interpolate(square, scale_factor=(4.1 / 4, 4.1 / 4), mode="bicubic", align_corners=False)
+    assert torch.allclose(table((4, 4))[1], moved.flatten(2).mT, atol=1e-6)
+    assert not torch.allclose(table((4, 4))[1], table.table, atol=1e-4)

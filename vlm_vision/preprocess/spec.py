@@ -36,15 +36,16 @@ from vlm_vision.preprocess.resize import (
     size_within_budget,
     with_bars,
 )
+from vlm_vision.preprocess.sizes import SIZES
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
-    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within",
-    "between",
+    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "square", "cover", "fit", "within",
+    "scaled_within", "between", "edges_rounded", "edges_floored", "edges_divided", "half_area",
 ]  # fmt: skip
 COUNTED = ("max_patches", "fill_patches", "whole_patches")
 """Resizes to a number of patches."""
-AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area")
+AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area", "half_area")
 """Resizes to an area, or within two, in whole squares of patches."""
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
@@ -57,6 +58,8 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "float": ("bilinear", "bicubic"),
     "point": ("bilinear",),
     "point_float": ("bilinear",),
+    "point_rounded": ("bilinear",),
+    "gaussian": ("bilinear",),
     "torch": ("bilinear", "bicubic"),
 }
 
@@ -93,17 +96,24 @@ class Preprocess:
     padded_area: at the top left of a black canvas, whose sides are multiples of `patch_size`, each as little above the
         image's as that allows; where the canvas's area is outside `resize_to`, the image is scaled first (GLM-5).
     near_area: scaled to the area of `resize_to`, each side then rounded to a multiple of `patch_size` (MiniCPM-V 4.6).
+    half_area: half the size, each side rounded to a multiple of `patch_size`, the edges within the roots of `resize_to`
+        (GLM-Image).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
+    square: made square by zeros below or at the right, then `resize_to` (OWLv2).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
     within: as fit, both edges rounded down after a division by the larger ratio (resize_with_pad of openpi, LeRobot).
     scaled_within: as fit, both edges rounded down after a product with the smaller ratio (transformers' max_height).
     between: an image whose longer edge is above `resize_to[1]` to that edge, the aspect ratio kept, the shorter edge
         rounded down; then each edge below `resize_to[0]` to that (Idefics2).
+    edges_rounded, edges_floored: the longer edge to `resize_to[1]`, the shorter by the same factor, rounded to even (Janus)
+        or down (Aria), but at least `resize_to[0]`.
+    edges_divided: the shorter edge to `resize_to[0]`, or the longer to `resize_to[1]` if it were above; then both down to
+        multiples of `patch_size` (BridgeTower).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; the least and the
-    most of an edge for between; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
+    """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; two edges for between and
+    edges_...; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -128,7 +138,9 @@ class Preprocess:
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
     point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
     point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
+    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2; bilinear.
     torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
+    gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2; bilinear.
     """
     crop_place: CropPlace = "centre"
     """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
@@ -167,7 +179,10 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (("patch_size", (*COUNTED, *AREAS, "within_patches")), ("max_patches", COUNTED)):
+        for field, modes in (
+            ("patch_size", (*COUNTED, *AREAS, "within_patches", "edges_divided")),
+            ("max_patches", COUNTED),
+        ):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
                 allowed = "a positive whole number" if needed else "0"
@@ -252,6 +267,9 @@ class Preprocess:
             image = self.camera(image)
         if self.resize == "letterbox":
             image = with_bars(image, self.fill)
+        if self.resize == "square":
+            edge = max(image.size)
+            image = Image.fromarray(crop_array(np.asarray(image), (edge, edge), (0, 0, 0), "floor", "top_left"))
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
@@ -271,6 +289,8 @@ class Preprocess:
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image of this height and width is resized."""
         to_height, to_width = self.resize_to
+        if self.resize in SIZES:
+            return SIZES[self.resize](height, width, *self.resize_to, self.patch_size)
         if self.resize == "max_patches":
             return size_within_budget(height, width, self.patch_size, self.max_patches)
         if self.resize == "fill_patches":
@@ -317,7 +337,7 @@ class Preprocess:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of the pixels; None when it depends on the image."""
-        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox") else None)
+        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox", "square") else None)
 
     def at(self, height: int, width: int) -> Self:
         """The same kind of preprocessing for another output size, in pixels.

@@ -133,7 +133,9 @@ CASES = (
     Case(
         model_type="aimv2",
         label="aimv2-biased",
-        changes={"vision_config": dict(qkv_bias=True, mlp_bias=True, use_head=False, is_native=True)},
+        changes={
+            "vision_config": dict(qkv_bias=True, mlp_bias=True, use_head=False, is_native=True, hidden_act="gelu")
+        },
         **_SIGLIP | _NATIVE,
     ),
     Case(model_type="vision-text-dual-encoder", **_SIGLIP | dict(reference=pixels(prefix=1))),
@@ -239,7 +241,7 @@ CASES = (
     Case(
         model_type="hy_v4_vl",
         label="hy_v4_vl-bicubic",
-        changes={"vision_config": dict(max_image_size=80, interpolate_mode="bicubic", hidden_act="gelu_pytorch_tanh")},
+        changes={"vision_config": dict(max_image_size=64, interpolate_mode="bicubic", hidden_act="gelu_pytorch_tanh")},
         tower="vision_tower",
         reference=_ROWS,
     ),

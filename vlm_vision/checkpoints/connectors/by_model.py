@@ -49,8 +49,7 @@ def _merger(
 def _aya_vision(it: Candidate) -> ProjectorSpec:
     eps = float(it.config.get("adapter_layer_norm_eps", 1e-6))
     part, merge = it.part("multi_modal_projector."), it.config.get("downsample_factor", 2)
-    named = dict(norm="layernorm", eps=eps, activation="silu", gated=True)
-    return _merger(it, part, merge, "linear_1", "linear_2", **named)
+    return _merger(it, part, merge, "linear_1", "linear_2", norm="layernorm", eps=eps, activation="silu", gated=True)
 
 
 def _cohere2_vision(it: Candidate) -> ProjectorSpec:

@@ -28,9 +28,13 @@ AREAS: dict[str, Area] = {
     "MiniMaxM3VLImageProcessor": Area(),
     "Ernie4_5_VLMoeImageProcessor": Area(pixels=False),
     "Ernie4_5_VL_MoeImageProcessor": Area(pixels=False),
+    "HunYuanVLImageProcessor": Area(),
+    "HYV4VLImageProcessor": Area(),
+    "GlmImageImageProcessor": Area(resize="half_area"),
     "PaddleOCRVLImageProcessor": Area(resize="rounded_area"),
     "Glm4vImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "Glm46VImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
+    "Cosmos3EdgeImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "GlmgaImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "Glm5NextImageProcessor": Area(resize="padded_area", pixels=False, tokens=True),
 }

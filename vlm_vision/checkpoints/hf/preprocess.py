@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
-from vlm_vision.checkpoints.hf import areas
+from vlm_vision.checkpoints.hf import areas, canvases
 from vlm_vision.preprocess.resize import crop_offset
 from vlm_vision.preprocess.spec import AREAS, COUNTED, Kernel, Preprocess, ResizeMode
 
@@ -20,7 +20,7 @@ _STEPS: dict[str, set[str]] = {
 """Switch of each step, and the keys that the step needs; resizing also needs those of `_SIZE_KEYS`."""
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
-_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor", "UltraVBertImageProcessor")
 _BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
 _SQUARE = "IdeficsImageProcessor"
 """The class that states a side, image_size, above `size`."""
@@ -35,6 +35,7 @@ _SIZE_KEYS = {
     **dict.fromkeys(_TILED, {"max_image_size"}),
     **areas.SIZE_KEYS,
     _PIXTRAL: {"patch_size", "size"},
+    **canvases.SIZE_KEYS,
 }
 """Where the class takes the size from, if not from `size`."""
 
@@ -46,7 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Defaults of transformers' class of that name for a missing key."""
 
-_OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
+_OWN_STEPS = {"ConvNext", "Levit", "Perceiver", "PoolFormer", "VideoMAE"}
 _OWN_STEPS |= {"Inkling2", "Kimi_K25", "MuseGlimmer", "NemotronH_Omni_Reasoning_V3"}
 """Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
@@ -71,6 +72,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     "Llama4ImageProcessor": {"max_patches", "resize_to_max_canvas"},
     "Step3p7ImageProcessor": {"patch_size", "max_image_size"},
     **areas.IGNORED,
+    **{name: keys | (_OF_TILES if name in _TILED else set()) for name, keys in canvases.IGNORED.items()},
 }
 """Keys about several canvases for one image, by class: the preprocessing of each canvas is read."""
 
@@ -130,7 +132,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if name.removesuffix("ImageProcessor") in _OWN_STEPS:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
-    given = {key: value for key, value in config.items() if value is not None}
+    given = {key: value for key, value in config.items() if value is not None} | canvases.FORCED.get(name, {})
     if name == _SQUARE and isinstance(given.get("image_size"), int):
         given["size"] = [given.pop("image_size")] * 2
     read = {"default_to_square", *steps}.union(*steps.values())
@@ -158,25 +160,31 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     resample = values.get("resample", Image.Resampling.BILINEAR)
     if resample not in _FILTERS:
         raise _unsupported("resample", resample)
-    resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
+    own: dict[str, Any] = canvases.READERS[name](values) if name in canvases.READERS and values["do_resize"] else {}
+    if own:
+        resize, resize_to = own["resize"], own["resize_to"]
+    else:
+        resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
     if name in _SQUARES:
         values |= _SQUARES[name](values)
     if name in (_PADDED, _SAM):
         return _padded(values, resize, resize_to, kernel)
-    return Preprocess(
+    cropped = values["do_center_crop"] and not own
+    fields: dict[str, Any] = dict(
         resize=resize,
         resize_to=resize_to,
         resample=_FILTERS[resample],
-        crop=_height_width("crop_size", values["crop_size"]) if values["do_center_crop"] else None,
+        crop=_height_width("crop_size", values["crop_size"]) if cropped else None,
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") else 0,
+        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") and not own else 0,
         max_patches=values["max_num_patches"] if resize in COUNTED else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
+    return Preprocess(**fields | own)
 
 
 def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int], kernel: Kernel) -> Preprocess:
@@ -331,10 +339,14 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
     if spec.resize == "between" and spec.crop is not None:
         return "transformers has no crop after this resize (between)"
-    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "square") or spec.resize.startswith(
+        "edges_"
+    ):
         return f"transformers has no resize {spec.resize!r}"
-    if spec.kernel in ("point", "point_float"):
+    if spec.kernel in ("point", "point_float", "point_rounded"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
+    if spec.kernel == "gaussian":
+        return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
     if spec.kernel == "torch":
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import activation, activation_back, common, common_back, square
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back, square
 from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key
 from vlm_vision.nn.config import ViTConfig
@@ -101,7 +101,8 @@ MOLMO2 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    preprocessor=lambda config: dict(image_processor_type="Molmo2ImageProcessor", size=square(config)),
+    image_processors={"Molmo2ImageProcessor": HALF | dict(size=[378, 378], resample=2, kernel="point_rounded")},
     resize={"transformers": "native"},
 )
 """Clark et al. 2026 (arXiv:2601.10611)."""
