@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Iterable
 
+from projectors.attention_pool import AttentionPool2d
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
 from projectors.frame_merger import FrameMerger
@@ -19,11 +20,14 @@ from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
+from projectors.pooled_linear import PooledLinear
 from projectors.projector import Grid, Projector
 from projectors.qformer import QFormer
+from projectors.query_attention import QueryAttention
 
 __all__ = [
     "PROJECTORS",
+    "AttentionPool2d",
     "AvgPool",
     "CAbstractor",
     "FrameMerger",
@@ -35,8 +39,10 @@ __all__ = [
     "PatchMerger",
     "Perceiver",
     "PixelShuffle",
+    "PooledLinear",
     "Projector",
     "QFormer",
+    "QueryAttention",
     "build",
     "check_options",
     "describe",
@@ -51,6 +57,9 @@ PROJECTORS: dict[str, type[Projector]] = {
     "gated_merger": GatedMerger,
     "frame_merger": FrameMerger,
     "avg_pool": AvgPool,
+    "pooled_linear": PooledLinear,
+    "attention_pool": AttentionPool2d,
+    "query_attention": QueryAttention,
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,

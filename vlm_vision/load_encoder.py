@@ -11,8 +11,8 @@ import projectors
 from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.projectors import find
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of

@@ -344,19 +344,3 @@ FORMS: dict[str, Reader] = {
     "projector.readout.2.weight": _video_llama_3,
 }
 """Weight that identifies a form -> its reader."""
-
-
-def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
-    """The projector in a checkpoint, among all its weights.
-
-    Raises:
-        ValueError: no projector of a known form, or one that cannot be expressed here.
-    """
-    for mark, read in FORMS.items():
-        for name in weights.shapes:
-            before = name.removesuffix(mark)
-            if before != name and (not before or before.endswith(".")):
-                return read(Candidate(checkpoint, weights, before))
-    raise ValueError(
-        f"{checkpoint} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
-    )
