@@ -50,7 +50,7 @@ class Encoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Channels of patch_tokens."""
-        return self.config.embed_dim
+        return self.config.embed_dim * (1 + len(self.tap.more))
 
     @property
     def dtype(self) -> torch.dtype:

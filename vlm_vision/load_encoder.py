@@ -13,6 +13,7 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
@@ -137,7 +138,7 @@ def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
     names = sidecar.get("towers", ["a"])
     if not wrong and not (names and all(isinstance(name, str) and Path(name).name == name for name in names)):
         wrong = ["towers"]
-    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() != {"layer", "norm"}:
+    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() - {"more"} != {"layer", "norm"}:
         wrong = ["tap"]
     if not wrong and sidecar.get("family", "vit") not in RESIZE_BY_FAMILY:
         wrong = ["family"]
@@ -254,7 +255,7 @@ def load_projector(
     Raises:
         ValueError: no projector of a known form in it, or a weight that is missing or unused.
     """
-    checkpoint = Checkpoint.at(source, revision)
+    checkpoint = described(Checkpoint.at(source, revision))
     try:
         found = find(checkpoint, weights_of(checkpoint))
     except MALFORMED_ERRORS as error:

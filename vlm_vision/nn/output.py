@@ -13,21 +13,31 @@ class Tap:
 
     layer: int = -1
     norm: bool = True
+    more: tuple[int, ...] = ()
+    """More blocks, whose tokens follow those of `layer` in the channels, in this order."""
 
     def __post_init__(self):
         if not isinstance(self.layer, int) or not isinstance(self.norm, bool):
             raise ValueError(
                 f"Tap takes a whole number and True or False, got layer={self.layer!r}, norm={self.norm!r}"
             )
+        if not isinstance(self.more, list | tuple) or not all(isinstance(layer, int) for layer in self.more):
+            raise ValueError(f"Tap takes whole numbers of blocks in more, got {self.more!r}")
+        object.__setattr__(self, "more", tuple(self.more))
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """Indices of the tapped blocks, 0-based, in the order of their channels. Raises ValueError if there is no such block."""
+        layers = (self.layer, *self.more)
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise ValueError(
+                    f"Tap(layer={layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
+                )
+        return tuple(layer % depth for layer in layers)
 
     def block(self, depth: int) -> int:
-        """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
-        index = self.layer + depth if self.layer < 0 else self.layer
-        if not 0 <= index < depth:
-            raise ValueError(
-                f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
-            )
-        return index
+        """Index of the last tapped block, 0-based. Raises ValueError if there is no such block."""
+        return max(self.blocks(depth))
 
 
 @dataclass

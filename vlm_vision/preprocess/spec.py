@@ -37,6 +37,7 @@ from vlm_vision.preprocess.resize import (
     with_bars,
 )
 from vlm_vision.preprocess.sizes import SIZES
+from vlm_vision.preprocess.steps import ImageStep, after
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
@@ -61,6 +62,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "point_rounded": ("bilinear",),
     "gaussian": ("bilinear",),
     "torch": ("bilinear", "bicubic"),
+    "torchvision": ("bilinear", "bicubic"),
 }
 
 
@@ -68,7 +70,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 class Preprocess:
     """The steps from an image to the pixels of an encoder, in this order.
 
-    pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
+    pixels = (crop(resize(before(camera(rgb)))) * rescale - mean) / std
 
     A field without effect keeps its default, so that equal steps have equal fingerprints.
 
@@ -138,8 +140,9 @@ class Preprocess:
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
     point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
     point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
-    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2; bilinear.
-    torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
+    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2 and MolmoAct2; bilinear.
+    torch: antialiased, in whole numbers by torch, as torchvision.transforms.v2 and transformers' PI0 processor; bilinear or bicubic.
+    torchvision: antialiased, rounded to 8 bits at the end, as torchvision.transforms.functional (EVO-1); bilinear or bicubic.
     gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2; bilinear.
     """
     crop_place: CropPlace = "centre"
@@ -148,6 +151,8 @@ class Preprocess:
     """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
     camera: CameraPath | None = None
     """Steps on a camera's image before all others, which the training images went through. None for none."""
+    before: tuple[ImageStep, ...] = ()
+    """Resizes and crops by a robot's policy before its image processor."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
@@ -179,6 +184,9 @@ class Preprocess:
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
+        if not isinstance(self.before, list | tuple) or not all(isinstance(step, ImageStep) for step in self.before):
+            raise ValueError(f"before is {self.before!r}: expected a tuple of ImageStep")
+        object.__setattr__(self, "before", tuple(self.before))
         for field, modes in (
             ("patch_size", (*COUNTED, *AREAS, "within_patches", "edges_divided")),
             ("max_patches", COUNTED),
@@ -195,6 +203,11 @@ class Preprocess:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
+        means = [step.kernel == "mean" for step in self.before]
+        if any(means) and (any(means[:-1]) or (self.kernel != "float" and self.resize != "none")):
+            raise ValueError(
+                f"before is {self.before}: expected a step of kernel 'mean', which does not round, as the last, and kernel 'float'"
+            )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
         if self.crop is not None and self.resize in (*COUNTED, *AREAS):
@@ -265,19 +278,26 @@ class Preprocess:
     def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
         if self.camera is not None:
             image = self.camera(image)
-        if self.resize == "letterbox":
+        if self.before:
+            return self._resize_and_crop_after(after(image, self.before))
+        return self._resize_and_crop_after(image)
+
+    def _resize_and_crop_after(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """The steps after those of the camera and the policy."""
+        if self.resize == "letterbox" and isinstance(image, Image.Image):
             image = with_bars(image, self.fill)
         if self.resize == "square":
-            edge = max(image.size)
+            edge = max(image.size) if isinstance(image, Image.Image) else max(image.shape[:2])
             image = Image.fromarray(crop_array(np.asarray(image), (edge, edge), (0, 0, 0), "floor", "top_left"))
+        height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
+            pixels = resize_array(image, self._size(height, width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":
-            _, canvas = size_on_canvas(image.height, image.width, self.patch_size, *self.resize_to)
+            _, canvas = size_on_canvas(height, width, self.patch_size, *self.resize_to)
             pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
@@ -398,7 +418,8 @@ class Preprocess:
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        return plain | ({} if self.camera is None else {"camera": self.camera.to_dict()})
+        plain |= {} if self.camera is None else {"camera": self.camera.to_dict()}
+        return plain | ({"before": [step.to_dict() for step in self.before]} if self.before else {})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -415,6 +436,8 @@ class Preprocess:
         given = dict(fields)
         if given.get("camera") is not None:
             given["camera"] = CameraPath.from_dict(given["camera"])
+        if given.get("before") is not None:
+            given["before"] = tuple(ImageStep.from_dict(step) for step in given["before"])
         return cls(**given)
 
     @property

@@ -202,9 +202,9 @@ def teacher_cosine(
 def teacher_features(name: str, teacher: Encoder) -> TeacherFeatures:
     """Its widths at its tap."""
     config = teacher.config
-    pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
+    pooled = config.pool != "none" and teacher.tap.blocks(config.depth) == (config.depth - 1,)
     return TeacherFeatures(
-        name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token
+        name, teacher.embed_dim, config.pooled_dim if pooled else teacher.embed_dim * config.class_token
     )
 
 
