@@ -81,7 +81,7 @@ def save_into(
     read = {file.name for file in checkpoint.weights.files.values()}
     if stale := [name for name in others if name not in read]:
         warnings.warn(
-            f"{out} also holds {', '.join(stale)}, which may have the tower as it was: remove what nobody reads",
+            f"{out} also holds {', '.join(stale)}, which may have the tower as it was: remove the files that you do not use",
             stacklevel=3,
         )
 
