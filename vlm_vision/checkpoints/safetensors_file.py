@@ -109,4 +109,5 @@ def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             assert (tuple(tensor.shape), tensor.dtype) == (stored.shapes[name], stored.dtypes[name])
             file.seek(stored.places[name][0])
-            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+            numbers: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+            file.write(numbers)

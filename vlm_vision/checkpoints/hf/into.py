@@ -15,6 +15,7 @@ from projectors import Projector
 from vlm_vision.checkpoints import keys, sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES
+from vlm_vision.checkpoints.keys import Key
 from vlm_vision.checkpoints.projectors import find
 from vlm_vision.checkpoints.safetensors_file import overwrite
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
@@ -62,8 +63,7 @@ def save_into(
     tensors: dict[str, Tensor] = {}
     for ours, tower in zip(towers, theirs, strict=True):
         _check_tower(ours, tower, checkpoint, out)
-        state = keys.write(tower.keys, stored_state(ours.model))
-        tensors |= _placed(state, tower.weights, checkpoint, "tower")
+        tensors |= _placed(tower.keys, stored_state(ours.model), tower.weights, checkpoint, "tower")
     if projector is not None:
         tensors |= _projector(projector, checkpoint)
     changed: dict[str, dict[str, Tensor]] = {}
@@ -128,11 +128,13 @@ def _projector(projector: Projector, checkpoint: Checkpoint) -> dict[str, Tensor
     ]
     if differ:
         raise ValueError(f"{checkpoint} has another projector: {', '.join(differ)}; expected the same")
-    return _placed(keys.write(theirs.keys, projector.state_dict()), theirs.weights, checkpoint, "projector")
+    return _placed(theirs.keys, projector.state_dict(), theirs.weights, checkpoint, "projector")
 
 
-def _placed(state: Mapping[str, Tensor], part: WeightSource, checkpoint: Checkpoint, what: str) -> dict[str, Tensor]:
-    """The weights of a part under their names in the files, in the dtypes that they have there.
+def _placed(
+    table: Sequence[Key], ours: Mapping[str, Tensor], part: WeightSource, checkpoint: Checkpoint, what: str
+) -> dict[str, Tensor]:
+    """Our weights of a part under their names in the files, in the dtypes that they have there.
 
     Raises:
         ValueError: weights that are not plain tensors of safetensors files, that have no place or another shape, or that
@@ -141,6 +143,7 @@ def _placed(state: Mapping[str, Tensor], part: WeightSource, checkpoint: Checkpo
     files = checkpoint.weights
     if not isinstance(part, TowerWeights) or part.source is not files:
         raise ValueError(f"{checkpoint} does not store its {what} as plain weights: expected a folder of transformers")
+    state, unread = keys.write(table, ours), _unread(table, ours)
     if strange := sorted(set(state) ^ set(part.shapes)):
         raise ValueError(f"{checkpoint} and the {what} do not have the same weights: {', '.join(strange[:5])}")
     placed = {}
@@ -158,8 +161,18 @@ def _placed(state: Mapping[str, Tensor], part: WeightSource, checkpoint: Checkpo
             raise ValueError(
                 f"{stored} has values past the range of {dtype}, which {file} stores it in: train fewer steps"
             )
-        placed[stored] = cast
+        placed[stored] = torch.where(unread[name], part.get(name), cast) if name in unread else cast
     return placed
+
+
+def _unread(table: Sequence[Key], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers of the files that no weight of ours stands for, as masks: they stay as they are."""
+    found = {}
+    for row in table:
+        if row.layout is not None and keys.ZEROS not in row.theirs:
+            filled = keys.write([row], {name: torch.ones(ours[name].shape) for name in row.ours})
+            found |= {name: value == 0 for name, value in filled.items() if not value.all()}
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,7 +29,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into",
         metavar="FOLDER",
-        help="whole model of transformers: DST becomes its copy, with the tower of SRC in place of its own",
+        help="whole model of transformers: DST becomes its copy, with the tower of SRC",
     )
     parser.add_argument(
         "--into-part", metavar="PREFIX", help="prefix of the tower's weights in FOLDER, if it has several"
