@@ -15,7 +15,7 @@ from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.lerobot import sizes
 from vlm_vision.checkpoints.lerobot.images import preprocess_of
 from vlm_vision.checkpoints.towers import Hints, Tower, only
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 
 Json = dict[str, Any]
 
