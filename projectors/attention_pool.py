@@ -22,6 +22,7 @@ class AttentionPool2d(Projector):
             width / num_heads.
         hidden_dim: of the perceptron; 0 for 4 * out_dim.
         activation: of the perceptron, a key of `projectors.activation.ACTIVATIONS`.
+        masked: whether squares at the edges are of fewer neighbors; else they are whole, with zeros (MolmoAct2).
         attention_bias, mlp_bias: whether the maps of the attention, and the first two of the perceptron, have a bias.
 
     Weights start normal with the deviation that keeps the scale of the tokens.
@@ -44,6 +45,7 @@ class AttentionPool2d(Projector):
         activation: str = "silu",
         attention_bias: bool = True,
         mlp_bias: bool = False,
+        masked: bool = True,
     ):
         super().__init__(in_dim, out_dim)
         width, heads = width or in_dim, num_kv_heads or num_heads
@@ -53,7 +55,8 @@ class AttentionPool2d(Projector):
         if num_heads % heads:
             raise ValueError(f"attention_pool has {num_heads} heads, no multiple of its num_kv_heads {heads}")
         self._options = sizes | dict(hidden_dim=hidden, activation=activation)
-        self._options |= dict(attention_bias=attention_bias, mlp_bias=mlp_bias)
+        self._options |= dict(attention_bias=attention_bias, mlp_bias=mlp_bias, masked=masked)
+        self.masked = masked
         self.pool, self.head_dim, self.grouped = pool, head_dim, heads != num_heads
         self.act = activation_called(activation)
         self.q_proj = nn.Linear(in_dim, num_heads * head_dim, bias=attention_bias)
@@ -104,4 +107,4 @@ class AttentionPool2d(Projector):
         valid = F.pad(torch.ones(1, *grid, 1, dtype=torch.bool, device=tokens.device), edges)
         pattern = "b (h p) (w q) d -> (b h w) (p q) d"
         valid = rearrange(valid.expand(len(tokens), -1, -1, -1), pattern, p=pool, q=pool)[..., 0]
-        return rearrange(tokens, pattern, p=pool, q=pool), valid
+        return rearrange(tokens, pattern, p=pool, q=pool), valid if self.masked else torch.ones_like(valid)

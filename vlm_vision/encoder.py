@@ -1,6 +1,7 @@
 """One vision tower with its architecture, weights, preprocessing, tap and origin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card
+from vlm_vision.checkpoints.hf.into import TunedTower, check_alone, save_into
 from vlm_vision.checkpoints.save import save_tower
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -48,7 +52,7 @@ class Encoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Channels of patch_tokens."""
-        return self.config.embed_dim
+        return self.config.embed_dim * (1 + len(self.tap.more))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,19 +131,38 @@ class Encoder(nn.Module):
             origin=Origin(state["family"], state["reference"]),
         )
 
-    def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
-        """Write the tower to `folder` in the public layout of its family.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        format: str = "hf",
+        *,
+        into: str | Path | None = None,
+        projector: Projector | None = None,
+        part: str | None = None,
+    ) -> None:
+        """Write the tower to `folder`: in the public layout of its family, or inside the whole model that it came from.
 
         Args:
             folder: made if absent.
             format: "hf" writes what transformers reads, "timm" what timm reads: config.json and model.safetensors.
+            into: folder of a whole model of transformers (Qwen2.5-VL, LLaVA, CLIP, ...) that has a tower of this
+                architecture. `folder` becomes a copy of it in which the tower's weights are this encoder's, in the
+                precision of the files; every other byte stays. `into` itself is changed only if `folder` is the same.
+            projector: the whole model's projector, as `load_projector` makes it, whose weights are written there as well.
+            part: prefix of the tower's weights in `into`, where it has several towers.
 
         A small vlm_vision.json next to them keeps the tap, the reference, the preprocessing's fingerprint, and the exact
-        preprocessing where the public file cannot express it; a warning states what that file contains instead.
+        preprocessing where the public file cannot express it; a warning states what that file contains instead. With
+        `into`, configuration and preprocessing stay those of the whole model.
 
         Raises:
-            ValueError: unknown format, or an architecture that the family's layout cannot express.
+            ValueError: unknown format, or an architecture that the family's layout cannot express; with `into`, a tower or
+                projector there that is another one, or a `folder` that exists.
         """
+        if into is not None:
+            save_into(Path(into), Path(folder), [self.tuned()], projector=projector, part=part)
+            return
+        check_alone(projector, part)
         save_tower(
             Path(folder),
             format,
@@ -149,6 +172,10 @@ class Encoder(nn.Module):
             sidecar=self.sidecar(),
             card=encoder_card(self.to_dict(), self, [self.hub_id], format=format),
         )
+
+    def tuned(self) -> TunedTower:
+        """The tower as it is written into a whole model."""
+        return TunedTower(self.model, self.origin.family, self.preprocess)
 
     def sidecar(self) -> dict[str, Any]:
         """Content of vlm_vision.json, for which a public layout has no place."""
@@ -168,3 +195,15 @@ def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
             f"{where} was saved with preprocessing {saved} and now describes {preprocess.fingerprint}: "
             "the encoder would see other pixels than it was trained on; restore the file, or change encoder.preprocess in code"
         )
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

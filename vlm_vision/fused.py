@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card, write_card
+from vlm_vision.checkpoints.hf.into import check_alone, save_into
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
 from vlm_vision.nn.blocks import Block
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.film import FilmBlock
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -226,8 +229,23 @@ class FusedEncoder(nn.Module):
         """A fused encoder with random weights from `to_dict`."""
         return cls([Encoder.from_dict(tower) for tower in state["towers"]])
 
-    def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
-        """Write each tower to a subfolder of `folder`, as `Encoder.save_pretrained`; `vlm_vision.load(folder)` fuses them again."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        format: str = "hf",
+        *,
+        into: str | Path | None = None,
+        projector: Projector | None = None,
+    ) -> None:
+        """Write each tower to a subfolder of `folder`, as `Encoder.save_pretrained`; `vlm_vision.load(folder)` fuses them again.
+
+        With `into`, a folder of OpenVLA or Prismatic for transformers, `folder` becomes its copy with these towers, and with
+        the projector if it is passed.
+        """
+        if into is not None:
+            save_into(Path(into), Path(folder), [tower.tuned() for tower in self._towers], projector=projector)
+            return
+        check_alone(projector, None)
         names = [f"tower_{i}" for i in range(len(self.towers))]
         with whole(Path(folder)) as staging:
             for name, tower in zip(names, self._towers, strict=True):

@@ -66,6 +66,9 @@ def test_a_tower_is_exact(name, tmp_path):
     if case.bare:
         tower.save_pretrained(tmp_path / "bare")
         assert_same(case, tower, vv.load(tmp_path / "bare"))
+    encoder.save_pretrained(tmp_path / "back", into=tmp_path / "whole", part=case.part)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "back" / file.name).read_bytes(), file.name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its preprocessing may be one that transformers has only a near one of
         encoder.save_pretrained(tmp_path / "written", format="hf")

@@ -42,5 +42,5 @@ def test_video_llava_has_two_towers_and_says_so(tmp_path):
     image, video = (vv.load(tmp_path, part=part) for part in ("image_tower", "video_tower.vision_model"))
     x = torch.randn(1, 3, 64, 64)
     assert not torch.allclose(image(x).patch_tokens, video(x).patch_tokens)
-    with pytest.raises(ValueError, match='image_tower.*: say which one by part="..."'):
+    with pytest.raises(ValueError, match='image_tower.*part="..."'):
         vv.load(tmp_path)

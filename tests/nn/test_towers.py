@@ -234,3 +234,25 @@ def test_a_rule_that_always_moves_positions_moves_them_on_the_native_grid_too():
     moved = F.interpolate(square, scale_factor=(4.1 / 4, 4.1 / 4), mode="bicubic", align_corners=False)
     assert torch.allclose(table((4, 4))[1], moved.flatten(2).mT, atol=1e-6)
     assert not torch.allclose(table((4, 4))[1], table.table, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_more_tapped_blocks_follow_in_the_channels():
+    model = vv.VisionTransformer(
+        vv.ViTConfig(image_size=(16, 16), patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_dim=48, num_registers=1)
+    ).eval()
+    x = torch.randn(2, 3, 16, 16)
+    for norm in (True, False):
+        both = model(x, tap=vv.Tap(-1, norm, more=(-3, 0)))
+        each = [model(x, tap=vv.Tap(layer, norm)) for layer in (3, 1, 0)]
+        for name in ("patch_tokens", "cls_token", "register_tokens"):
+            assert torch.equal(getattr(both, name), torch.cat([getattr(out, name) for out in each], -1))
+        assert both.pooled is None and torch.equal(
+            model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0].cls_token, both.cls_token[:1]
+        )
+        assert torch.equal(model(x, tap=vv.Tap(-1, norm, (-3, 0)), patches=False).cls_token, both.cls_token)
+    assert vv.Tap(layer=1, more=(2, 0)).blocks(4) == (1, 2, 0) and vv.Tap(layer=1, more=(2, 0)).block(4) == 2
+    with pytest.raises(ValueError, match=r"Tap\(layer=4\) is outside this encoder of 4 blocks"):
+        model(x, tap=vv.Tap(more=(4,)))
+    with pytest.raises(ValueError, match="whole numbers of blocks in more"):
+        vv.Tap(more=(1.5,))  # type: ignore[arg-type]

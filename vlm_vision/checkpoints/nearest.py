@@ -17,7 +17,7 @@ def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict
     Raises:
         ValueError: the size of the result depends on the image, and none of them fits.
     """
-    direct = replace(spec, camera=None)
+    direct = replace(spec, camera=None, before=())
     candidates = [spec, direct, replace(direct, kernel="pillow", standardize=False)]
     if spec.crop and spec.crop_place == "centre":
         other: Any = "floor" if spec.crop_rounding == "half_even" else "half_even"

@@ -4,6 +4,7 @@ import json
 import math
 import mmap
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _MOST = 100_000_000
 class SafetensorsFile:
     """Tensors by name. The file is mapped, not read: only the pages of a requested tensor are loaded.
 
+    `places` maps each name to the first byte of its tensor and the one after the last.
+
     Raises:
         ValueError: a truncated file, or a header that does not describe its bytes.
     """
@@ -45,7 +48,7 @@ class SafetensorsFile:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | None] = {}
-        self._places: dict[str, tuple[int, int]] = {}
+        self.places: dict[str, tuple[int, int]] = {}
         try:
             self._file = path.open("rb")
             weakref.finalize(self, self._file.close)
@@ -69,9 +72,9 @@ class SafetensorsFile:
             if dtype is not None and math.prod(shape) * dtype.itemsize != last - first:
                 raise ValueError(f"{name} has {last - first} bytes, and its shape {list(shape)} needs another number")
             self.shapes[name], self.dtypes[name] = shape, dtype
-            self._places[name] = (start + first, start + last)
+            self.places[name] = (start + first, start + last)
         reached = start
-        for first, last in sorted(self._places.values()):
+        for first, last in sorted(self.places.values()):
             if first != reached:
                 raise ValueError("its tensors overlap, or leave a gap")
             reached = last
@@ -83,7 +86,7 @@ class SafetensorsFile:
 
         keep: False for a tensor that is copied at once: it has its own memory, without a page of the mapped file.
         """
-        dtype, shape, (first, last) = self.dtypes[name], self.shapes[name], self._places[name]
+        dtype, shape, (first, last) = self.dtypes[name], self.shapes[name], self.places[name]
         if dtype is None:
             raise ValueError(f"{self.path}: {name} has an unknown dtype, expected one of {', '.join(DTYPES)}")
         if first == last:
@@ -97,3 +100,14 @@ class SafetensorsFile:
         if self._file.readinto(target) != last - first:
             raise ValueError(f"{self.path} is shorter than its header states: download it again")
         return own
+
+
+def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors over those of the same names, shapes and dtypes in a file: every other byte stays as it is."""
+    stored = SafetensorsFile(path)
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            assert (tuple(tensor.shape), tensor.dtype) == (stored.shapes[name], stored.dtypes[name])
+            file.seek(stored.places[name][0])
+            numbers: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+            file.write(numbers)

@@ -48,9 +48,7 @@ def save_tower(
     """See `Encoder.save_pretrained`."""
     if format not in FORMATS:
         raise ValueError(f"cannot save as {format!r}: expected {' or '.join(map(repr, FORMATS))}")
-    state = model.state_dict()
-    if model.config.position == "sincos2d" and model.config.position_resize == "recompute":
-        del state["position.table"]  # computed, never stored
+    state = stored_state(model)
     write = hf_files if format == "hf" else _timm
     tensors, files, written = write(model, state, family, preprocess)
     if written != preprocess:
@@ -61,6 +59,14 @@ def save_tower(
             write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
         write_card(staging, card)
+
+
+def stored_state(model: VisionTransformer) -> Json:
+    """The weights that checkpoints have."""
+    state = model.state_dict()
+    if model.config.position == "sincos2d" and model.config.position_resize == "recompute":
+        del state["position.table"]  # computed, never stored
+    return state
 
 
 def hf_files(model: VisionTransformer, state: Json, family: str, spec: Preprocess) -> tuple[Json, Json, Preprocess]:
@@ -124,13 +130,18 @@ def _with_class_row(state: Json, config: ViTConfig) -> tuple[Json, ViTConfig]:
 
 def _check(library: str, ours: ViTConfig, theirs: ViTConfig) -> None:
     """Raise ValueError if the written configuration would be read as another architecture."""
-    unread = set() if ours.num_classes or theirs.num_classes else {"class_input"}
-    differ = [
-        f"{field.name} {getattr(ours, field.name)!r} would become {getattr(theirs, field.name)!r}"
-        for field in fields(ViTConfig)
-        if field.name not in _TRAINING_ONLY_FIELDS | unread and getattr(ours, field.name) != getattr(theirs, field.name)
-    ]
+    differ = [f"{name} {mine!r} would become {other!r}" for name, mine, other in differences(ours, theirs)]
     if (ours.layer_scale is None) != (theirs.layer_scale is None):
         differ.append("layer_scale (fold_layer_scale() takes it into the weights)")
     if differ:
         raise ValueError(f"{library} cannot express this architecture: {', '.join(differ)}")
+
+
+def differences(ours: ViTConfig, theirs: ViTConfig) -> list[tuple[str, object, object]]:
+    """(field, value in `ours`, value in `theirs`) where the two are different architectures, apart from layer_scale."""
+    unread = set() if ours.num_classes or theirs.num_classes else {"class_input"}
+    return [
+        (field.name, getattr(ours, field.name), getattr(theirs, field.name))
+        for field in fields(ViTConfig)
+        if field.name not in _TRAINING_ONLY_FIELDS | unread and getattr(ours, field.name) != getattr(theirs, field.name)
+    ]

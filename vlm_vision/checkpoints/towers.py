@@ -10,7 +10,8 @@ from torch import Tensor
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.nn.config import Tap, ViTConfig
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import sincos_2d
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
@@ -29,7 +30,7 @@ class WeightSource(Protocol):
 
 
 class TowerWeights:
-    """The tensors of `weights` under a prefix, by their names without it.
+    """The tensors of `weights` under a prefix, by their names without it. `stored` maps these to the names in `source`.
 
     Args:
         extra: names outside the prefix that belong to the part as well.
@@ -49,14 +50,14 @@ class TowerWeights:
     ):
         stored = {rename(name.removeprefix(prefix)): name for name in weights.shapes if name.startswith(prefix)}
         stored |= {name: name for name in extra if name in weights.shapes}
-        self._weights = weights
-        self._stored = {
+        self.source = weights
+        self.stored = {
             name: theirs for name, theirs in stored.items() if not ignored(name) and 0 not in weights.shapes[theirs]
         }
-        self.shapes = {name: weights.shapes[theirs] for name, theirs in self._stored.items()}
+        self.shapes = {name: weights.shapes[theirs] for name, theirs in self.stored.items()}
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
-        return self._weights.get(self._stored[name], keep=keep)
+        return self.source.get(self.stored[name], keep=keep)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from vlm_vision.files import read_json
 class WeightFiles:
     """All tensors of a checkpoint folder, or of one file, read one at a time; each file is opened once.
 
-    `shapes` and `dtypes` map each stored name to its shape and dtype; `get(name)` reads that tensor. Safetensors are
+    `shapes`, `dtypes` and `files` map each stored name to its shape, its dtype and its file; `get(name)` reads that tensor. Safetensors are
     memory-mapped; PyTorch pickles are read with weights_only=True, so that code in them never runs.
     """
 
@@ -24,14 +24,14 @@ class WeightFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | None] = {}
         self._home: dict[str, SafetensorsFile | _Pickle] = {}
-        self._file: dict[str, Path] = {}
+        self.files: dict[str, Path] = {}
         for file in _files(path):
             home = SafetensorsFile(file) if file.suffix == ".safetensors" else _Pickle(file)
             for name, shape in home.shapes.items():
                 if name in self.shapes:
                     raise ValueError(f"{path} holds the weight {name} twice: remove the wrong file")
                 self.shapes[name], self.dtypes[name] = shape, home.dtypes[name]
-                self._home[name], self._file[name] = home, file
+                self._home[name], self.files[name] = home, file
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The tensor called `name`, in its stored dtype.

@@ -95,7 +95,7 @@ def _sampled(mode: str, outside: str):
 
 def _zeros_outside_transposed(table: Tensor, grid: Grid) -> Tensor:
     # Muse resizes to columns x rows, and adds the result row by row all the same: on a grid that is not square it mixes places.
-    return _sampled("bilinear", "zeros")(table, grid[::-1]).flatten(2).unflatten(2, grid)
+    return _sampled("bilinear", "zeros")(table, (grid[1], grid[0])).flatten(2).unflatten(2, grid)
 
 
 def _crop(table: Tensor, grid: Grid) -> Tensor:

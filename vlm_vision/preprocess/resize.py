@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 CropRounding = Literal["floor", "half_even"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
-Kernel = Literal["pillow", "float", "point", "point_float", "point_rounded", "torch", "gaussian"]
+Kernel = Literal["pillow", "float", "point", "point_float", "point_rounded", "torch", "torchvision", "gaussian"]
 RGB = tuple[float, float, float]
 
 
@@ -170,21 +170,23 @@ def size_near_area(height: int, width: int, square: int, edge: int) -> tuple[int
     return max(round(tall / square) * square, square), max(round(wide / square) * square, square)
 
 
-def resize_array(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
-    """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
+def resize_array(
+    image: Image.Image | np.ndarray, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel
+) -> np.ndarray:
+    """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round, which take that too."""
     if kernel == "pillow":
+        assert isinstance(image, Image.Image)
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
     if kernel == "gaussian":
         pixels = np.asarray(image, dtype=np.float64)
         rows, columns = (_smoothed(*sides) for sides in zip(pixels.shape, size, strict=False))
         return np.einsum("ih,hwc,jw->ijc", rows, pixels, columns, optimize=True).astype(np.float32)
-    if kernel in ("float", "point_float", "point_rounded", "torch"):
+    if kernel in ("float", "point_float", "point_rounded", "torch", "torchvision"):
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         planes = planes if kernel == "torch" else planes.float()
-        smooth = kernel in ("float", "torch")
+        smooth = kernel in ("float", "torch", "torchvision")
         planes = torch.nn.functional.interpolate(planes, size, mode=resample, align_corners=False, antialias=smooth)
-        if kernel == "point_rounded":
-            planes = planes.round().clamp(0, 255).to(torch.uint8)
+        planes = planes.clamp(0, 255).round().byte() if kernel in ("point_rounded", "torchvision") else planes
         return planes[0].permute(1, 2, 0).numpy()
     # a + (b - a) * weight in float32 keeps a flat area at its very value, which truncation would else lower by one
     pixels = np.asarray(image, dtype=np.float32)

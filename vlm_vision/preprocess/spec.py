@@ -6,18 +6,18 @@ processors, timm and open_clip do.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -37,6 +37,7 @@ from vlm_vision.preprocess.resize import (
     with_bars,
 )
 from vlm_vision.preprocess.sizes import SIZES, size_bounded, size_of_shape, size_shrunk
+from vlm_vision.preprocess.steps import ImageStep, after
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
@@ -64,6 +65,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "point_rounded": ("bilinear",),
     "gaussian": ("bilinear",),
     "torch": ("bilinear", "bicubic"),
+    "torchvision": ("bilinear", "bicubic"),
 }
 
 
@@ -71,7 +73,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 class Preprocess:
     """The steps from an image to the pixels of an encoder, in this order.
 
-    pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
+    pixels = (crop(resize(before(camera(rgb)))) * rescale - mean) / std
 
     A field without effect keeps its default, so that equal steps have equal fingerprints.
 
@@ -149,8 +151,9 @@ class Preprocess:
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
     point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
     point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
-    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2; bilinear.
-    torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
+    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2 and MolmoAct2; bilinear.
+    torch: antialiased, in whole numbers by torch, as torchvision.transforms.v2 and transformers' PI0 processor; bilinear or bicubic.
+    torchvision: antialiased, rounded to 8 bits at the end, as torchvision.transforms.functional (EVO-1); bilinear or bicubic.
     gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2; bilinear.
     """
     crop_place: CropPlace = "centre"
@@ -159,15 +162,17 @@ class Preprocess:
     """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
     camera: CameraPath | None = None
     """Steps on a camera's image before all others, which the training images went through. None for none."""
+    before: tuple[ImageStep, ...] = ()
+    """Resizes and crops by a robot's policy before its image processor."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
-            _check_name(field, getattr(self, field), get_args(allowed))
+            check_name(field, getattr(self, field), get_args(allowed))
         least = 0 if self.resize in ("none", *COUNTED) else 1
         pixels = "positive whole numbers of pixels"
-        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
+        resize_to = checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
         if self.resize in ("none", *COUNTED):
             expected = (0, 0)
         elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area", "shrunk_patches"):
@@ -178,19 +183,22 @@ class Preprocess:
             raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
         object.__setattr__(self, "resize_to", resize_to)
         if self.crop is not None:
-            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
+            object.__setattr__(self, "crop", checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
         factor = "finite numbers, a factor not zero"
-        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
-        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
-        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
+        object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
+        object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
+        object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
         darkest = -1 if self.multiple else 0  # Inkling 2 fills up with one below black
-        color = _checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
+        color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
             whole = f"whole numbers in {darkest}..255"
-            color = _checked("fill", color, _whole, 3, lambda c: True, whole)
+            color = checked("fill", color, whole_number, 3, lambda c: True, whole)
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
+        if not isinstance(self.before, list | tuple) or not all(isinstance(step, ImageStep) for step in self.before):
+            raise ValueError(f"before is {self.before!r}: expected a tuple of ImageStep")
+        object.__setattr__(self, "before", tuple(self.before))
         for field, modes in (
             ("patch_size", (*COUNTED, *AREAS, *_SIDED, "within_patches", "edges_divided")),
             ("max_patches", (*COUNTED, "shrunk_patches")),
@@ -207,6 +215,11 @@ class Preprocess:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
+        means = [step.kernel == "mean" for step in self.before]
+        if any(means) and (any(means[:-1]) or (self.kernel != "float" and self.resize != "none")):
+            raise ValueError(
+                f"before is {self.before}: expected a step of kernel 'mean', which does not round, as the last, and kernel 'float'"
+            )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
         if not isinstance(self.multiple, int) or self.multiple < (self.resize in _SIDED):
@@ -282,23 +295,30 @@ class Preprocess:
     def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
         if self.camera is not None:
             image = self.camera(image)
-        if self.resize == "letterbox":
+        if self.before:
+            return self._resize_and_crop_after(after(image, self.before))
+        return self._resize_and_crop_after(image)
+
+    def _resize_and_crop_after(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """The steps after those of the camera and the policy."""
+        if self.resize == "letterbox" and isinstance(image, Image.Image):
             image = with_bars(image, self.fill)
         if self.resize == "square":
-            edge = max(image.size)
+            edge = max(image.size) if isinstance(image, Image.Image) else max(image.shape[:2])
             image = Image.fromarray(crop_array(np.asarray(image), (edge, edge), (0, 0, 0), "floor", "top_left"))
+        height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
+            pixels = resize_array(image, self._size(height, width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":
-            _, canvas = size_on_canvas(image.height, image.width, self.patch_size, *self.resize_to)
+            _, canvas = size_on_canvas(height, width, self.patch_size, *self.resize_to)
             pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
         if self.multiple:
-            height, width = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
-            pixels = crop_array(pixels, (height, width), self.fill, "floor", "top_left")
+            tall, wide = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
+            pixels = crop_array(pixels, (tall, wide), self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
@@ -424,7 +444,8 @@ class Preprocess:
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        return plain | ({} if self.camera is None else {"camera": self.camera.to_dict()})
+        plain |= {} if self.camera is None else {"camera": self.camera.to_dict()}
+        return plain | ({"before": [step.to_dict() for step in self.before]} if self.before else {})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -441,6 +462,8 @@ class Preprocess:
         given = dict(fields)
         if given.get("camera") is not None:
             given["camera"] = CameraPath.from_dict(given["camera"])
+        if given.get("before") is not None:
+            given["before"] = tuple(ImageStep.from_dict(step) for step in given["before"])
         return cls(**given)
 
     @property
@@ -451,32 +474,3 @@ class Preprocess:
 
 
 _FIELDS = dataclasses.fields(Preprocess)
-
-
-def _whole(value: float) -> int:
-    """Raises TypeError, as `operator.index`, for a part of a number."""
-    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
-
-
-def _is_factor(value: float) -> bool:
-    return math.isfinite(value) and value != 0
-
-
-def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
-
-
-def _checked(
-    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
-) -> tuple:
-    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
-    try:
-        values = tuple(convert(value) for value in given)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != count or not all(map(valid, values)):
-        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
-    return values

@@ -9,7 +9,14 @@ from vlm_vision.checkpoints.families.idefics import IDEFICS3, PHI4, SMOLVLM
 from vlm_vision.checkpoints.families.kin.blip import BLIP, BLIP2
 from vlm_vision.checkpoints.families.kin.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
 from vlm_vision.checkpoints.families.kin.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.kin.internvl import INTERNVL
+from vlm_vision.checkpoints.families.kin.llama4 import LLAMA4
+from vlm_vision.checkpoints.families.kin.minicpm import MINICPM
 from vlm_vision.checkpoints.families.kin.molmo import MOLMO2
+from vlm_vision.checkpoints.families.kin.ovis import OVIS2
+from vlm_vision.checkpoints.families.kin.radio import RADIO
+from vlm_vision.checkpoints.families.kin.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
+from vlm_vision.checkpoints.families.kin.sam3 import SAM3
 from vlm_vision.checkpoints.families.kin.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
@@ -18,13 +25,9 @@ from vlm_vision.checkpoints.families.vlm.ernie import DOTS3, ERNIE4_5_VL
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
 from vlm_vision.checkpoints.families.vlm.inkling import INKLING2
-from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
 from vlm_vision.checkpoints.families.vlm.kimi import KIMI_K25
-from vlm_vision.checkpoints.families.vlm.llama4 import LLAMA4
-from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
 from vlm_vision.checkpoints.families.vlm.minimax import MINIMAX_M3
 from vlm_vision.checkpoints.families.vlm.muse import MUSE
-from vlm_vision.checkpoints.families.vlm.ovis import OVIS2
 from vlm_vision.checkpoints.families.vlm.paddleocr import PADDLEOCR_VL, VIDEO_LLAMA_3
 from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
 from vlm_vision.checkpoints.families.vlm.pixtral import PIXTRAL
@@ -37,9 +40,6 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
     QWEN3_OMNI,
     QWEN3_VL,
 )
-from vlm_vision.checkpoints.families.vlm.radio import RADIO
-from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
-from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
 from vlm_vision.checkpoints.families.vlm.step import STEP3
 
 ENCODERS: tuple[Family, ...] = (

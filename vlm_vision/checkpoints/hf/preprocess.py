@@ -352,14 +352,16 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
 
 def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
-    if spec.resize == "longest_edge" and spec.camera is None and spec.kernel == "pillow":
+    if spec.resize == "longest_edge" and spec.camera is None and not spec.before and spec.kernel == "pillow":
         around = tuple(mean / spec.rescale for mean in spec.mean)
         if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
             return None
         return "SAM's class adds zeros at the right and below, after the normalization"
-    if spec.resize == "whole_patches" and spec.camera is None:
+    if spec.resize == "whole_patches" and spec.camera is None and not spec.before:
         plain = (spec.rescale, spec.mean, spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
         return None if plain and spec.resample == "bilinear" else "Pix2Struct's class has neither mean nor rescale"
+    if spec.before:
+        return "transformers has no resize or crop before the resize (before)"
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
     if spec.multiple or spec.resize == "shaped_patches":
@@ -379,7 +381,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
     if spec.kernel == "gaussian":
         return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
-    if spec.kernel == "torch":
+    if spec.kernel in ("torch", "torchvision"):
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"

@@ -71,7 +71,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     default = whole.preprocessor if whole is not None else None
-    preprocess = _preprocess(checkpoint, default or family.preprocessor(vit))
+    preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
     if family.pixel_statistics:
         bare = TowerWeights(weights, prefix, rename=family.spelling)
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
@@ -179,7 +179,7 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
     )
 
 
-def _preprocess(checkpoint: Checkpoint, default: Json) -> Preprocess:
+def preprocess_of(checkpoint: Checkpoint, default: Json) -> Preprocess:
     """From preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
     name, described = "preprocessor_config.json", None
     if checkpoint.has(name):

@@ -50,7 +50,7 @@ MINICPM = Family(
     architecture="MiniCPMV4_6VisionModel",
     landmarks=(LANDMARK,),
     connector=("vit_merger.",),
-    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=(2, 2)),
+    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=[2, 2]),
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
