@@ -32,7 +32,7 @@ def crop_array(
     inside = pixels[max(top, 0) : top + crop_height, max(left, 0) : left + crop_width]
     if inside.shape[:2] == crop:
         return inside
-    whole = all(value == int(value) for value in fill)
+    whole = all(value == int(value) >= 0 for value in fill)
     canvas = np.full((*crop, 3), fill, dtype=pixels.dtype if whole else np.float32)
     row, column = max(-top, 0), max(-left, 0)
     canvas[row : row + inside.shape[0], column : column + inside.shape[1]] = inside

@@ -3,6 +3,7 @@ floating point results."""
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 
 def edges_rounded(height: int, width: int, least: int, longest: int, divisor: int) -> tuple[int, int]:
@@ -48,6 +49,55 @@ def half_area(height: int, width: int, least: int, most: int, divisor: int) -> t
         above = max(sides) / longest
         sides = [max(divisor, int(math.floor((side / above) / divisor)) * divisor) for side in sides]
     return sides[0], sides[1]
+
+
+def size_of_shape(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
+    """Sides of whole patches, at most `most` in all, whose ratio is nearest to the image's (Muse)."""
+    tall, wide = height / patch, width / patch
+    if tall * wide > most:
+        ratio = wide / tall
+        tall = (most / ratio) ** 0.5
+        wide = tall * ratio
+    sides = list(set(product((math.floor(tall), math.ceil(tall)), (math.floor(wide), math.ceil(wide)))))
+    sides = [grid for grid in sides if min(grid) >= 1 and grid[0] * grid[1] <= most]
+    sides = sides or [(max(1, round(tall)), max(1, round(wide)))]
+    rows, columns = min(sides, key=lambda grid: abs(grid[0] / grid[1] - height / width))
+    return rows * patch, columns * patch
+
+
+def size_shrunk(height: int, width: int, patch: int, most: int, edge: int) -> tuple[int, int]:
+    """The image scaled down to at most `most` patches and edges of at most `edge` pixels (Kimi K2.5)."""
+    count = max(1.0, height // patch) * max(1.0, width // patch)
+    scale = min(1.0, math.sqrt(most / count), edge / height, edge / width)
+    tall, wide = (min(max(1, int(side * scale)), edge) for side in (height, width))
+    return tall, wide
+
+
+def size_bounded(height: int, width: int, patch: int, multiple: int, least: int, most: int) -> tuple[int, int]:
+    """Sides that are multiples of `multiple`, about the image's, with about `least` to `most` patches (Nemotron Omni).
+
+    Raises:
+        ValueError: an image so narrow that no patch is left.
+    """
+    rows, columns = round(height / patch + 0.5), round(width / patch + 0.5)
+    factor = min(math.sqrt(most / (rows * columns)), 1.0)
+    rows, columns = math.floor(factor * rows), math.floor(factor * columns)
+    if not rows * columns:
+        raise ValueError(f"an image of {height}x{width} pixels does not keep one patch of {patch} pixels: crop it")
+    if most > least and rows * columns < least:
+        factor = math.sqrt(least / (rows * columns))
+        rows, columns = math.ceil(factor * rows), math.ceil(factor * columns)
+    merge = multiple // patch
+    rows = _merged(rows, columns, merge, most)
+    return rows * patch, _merged(columns, rows, merge, most) * patch
+
+
+def _merged(side: int, other: int, merge: int, most: int) -> int:
+    """A side, in patches, up to a multiple of `merge` if no more than `most` patches come of it, else down."""
+    if not side % merge:
+        return side
+    above = side + merge - side % merge
+    return above if above * other <= most else max(merge, side - side % merge)
 
 
 SIZES: dict[str, Callable[[int, int, int, int, int], tuple[int, int]]] = {

@@ -36,16 +36,19 @@ from vlm_vision.preprocess.resize import (
     size_within_budget,
     with_bars,
 )
-from vlm_vision.preprocess.sizes import SIZES
+from vlm_vision.preprocess.sizes import SIZES, size_bounded, size_of_shape, size_shrunk
 from vlm_vision.preprocess.steps import ImageStep, after
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
     "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "square", "cover", "fit", "within",
     "scaled_within", "between", "edges_rounded", "edges_floored", "edges_divided", "half_area",
+    "shaped_patches", "shrunk_patches", "bounded_patches",
 ]  # fmt: skip
-COUNTED = ("max_patches", "fill_patches", "whole_patches")
+COUNTED = ("max_patches", "fill_patches", "whole_patches", "shaped_patches")
 """Resizes to a number of patches."""
+_SIDED = ("shrunk_patches", "bounded_patches")
+"""Resizes that `multiple` goes with."""
 AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area", "half_area")
 """Resizes to an area, or within two, in whole squares of patches."""
 
@@ -91,6 +94,12 @@ class Preprocess:
     whole_patches: the same, but at least one patch in each direction and no more for that in the other (Pix2Struct).
     within_patches: an image larger than `resize_to` as within; then each side rounded up to a multiple of `patch_size`
         (Pixtral).
+    shaped_patches: an image of more than `max_patches` patches scaled to that area; then each side rounded down or up to a
+        multiple of `patch_size`, whichever sides come nearest to its aspect ratio (Muse).
+    shrunk_patches: an image of more than `max_patches` patches, or with an edge above `resize_to`, scaled down to both, each
+        side rounded down; then filled up to multiples of `multiple` (Kimi K2.5).
+    bounded_patches: each side rounded up to a multiple of `patch_size`; scaled so that the number of patches is within
+        `resize_to`; each side then changed to a multiple of `multiple` (Nemotron Omni).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
     floored_area, rounded_area: as area, but an image with a side below `patch_size` is enlarged first: until it has none,
@@ -114,7 +123,7 @@ class Preprocess:
         multiples of `patch_size` (BridgeTower).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; two edges for between and
+    """(height, width) in pixels; the least and the most patches for bounded_patches; the edge twice for shortest_edge, longest_edge, near_area, shrunk_patches and letterbox; two edges for between and
     edges_...; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
@@ -130,6 +139,8 @@ class Preprocess:
     """Pixels along a patch's side, or of a square of patches that are merged, for numbers of patches and areas; else 0."""
     max_patches: int = 0
     """Most patches, or squares, of an image; 0 where `resize` does not count them."""
+    multiple: int = 0
+    """Pixels that divide each side: after the resize, `fill` is added at the right and below; 0 for none."""
     fill: tuple[float, float, float] = (0, 0, 0)
     """RGB in 0..255 of pixels that letterbox (whole numbers) or a crop larger than the image adds."""
     crop_rounding: CropRounding = "floor"
@@ -164,7 +175,7 @@ class Preprocess:
         resize_to = checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
         if self.resize in ("none", *COUNTED):
             expected = (0, 0)
-        elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
+        elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area", "shrunk_patches"):
             expected = (resize_to[0], resize_to[0])
         else:
             expected = resize_to
@@ -177,9 +188,10 @@ class Preprocess:
         object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
         object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
         object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
-        color = checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        darkest = -1 if self.multiple else 0  # Inkling 2 fills up with one below black
+        color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
-            whole = "whole numbers in 0..255"
+            whole = f"whole numbers in {darkest}..255"
             color = checked("fill", color, whole_number, 3, lambda c: True, whole)
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
@@ -188,8 +200,8 @@ class Preprocess:
             raise ValueError(f"before is {self.before!r}: expected a tuple of ImageStep")
         object.__setattr__(self, "before", tuple(self.before))
         for field, modes in (
-            ("patch_size", (*COUNTED, *AREAS, "within_patches", "edges_divided")),
-            ("max_patches", COUNTED),
+            ("patch_size", (*COUNTED, *AREAS, *_SIDED, "within_patches", "edges_divided")),
+            ("max_patches", (*COUNTED, "shrunk_patches")),
         ):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
@@ -210,7 +222,12 @@ class Preprocess:
             )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
-        if self.crop is not None and self.resize in (*COUNTED, *AREAS):
+        if not isinstance(self.multiple, int) or self.multiple < (self.resize in _SIDED):
+            least = "a positive" if self.resize in _SIDED else "a"
+            raise ValueError(
+                f"multiple is {self.multiple!r} for resize {self.resize!r}: expected {least} number of pixels"
+            )
+        if self.crop is not None and (self.resize in (*COUNTED, *AREAS, *_SIDED) or self.multiple):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
@@ -224,9 +241,9 @@ class Preprocess:
                 f"crop_place is {self.crop_place!r} but crop is {self.crop} and crop_rounding {self.crop_rounding!r}: "
                 "expected 'centre', or a crop with crop_rounding 'floor', which has no effect there"
             )
-        if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
+        if self.crop is None and not self.multiple and self.resize != "letterbox" and self.fill != (0, 0, 0):
             raise ValueError(
-                f"fill is {self.fill} but nothing is added to the image: expected (0, 0, 0), a crop or "
+                f"fill is {self.fill} but nothing is added to the image: expected (0, 0, 0), a crop, a multiple or "
                 "resize='letterbox'"
             )
 
@@ -299,6 +316,9 @@ class Preprocess:
         if self.resize == "padded_area":
             _, canvas = size_on_canvas(height, width, self.patch_size, *self.resize_to)
             pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
+        if self.multiple:
+            tall, wide = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
+            pixels = crop_array(pixels, (tall, wide), self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
@@ -317,6 +337,12 @@ class Preprocess:
             return size_filling(height, width, self.patch_size, self.max_patches)
         if self.resize == "whole_patches":
             return size_in_rows_and_columns(height, width, self.patch_size, self.max_patches)
+        if self.resize == "shaped_patches":
+            return size_of_shape(height, width, self.patch_size, self.max_patches)
+        if self.resize == "shrunk_patches":
+            return size_shrunk(height, width, self.patch_size, self.max_patches, to_height)
+        if self.resize == "bounded_patches":
+            return size_bounded(height, width, self.patch_size, self.multiple, *self.resize_to)
         if self.resize == "near_area":
             return size_near_area(height, width, self.patch_size, to_height)
         if self.resize == "within_patches":

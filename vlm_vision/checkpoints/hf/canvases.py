@@ -64,6 +64,40 @@ def _lfm2(values: Json) -> Json:
     return {"resize": "area", "resize_to": bounds, "patch_size": square}
 
 
+def _kimi(values: Json) -> Json:
+    match values["size"]:
+        case {"max_height": int(side), "max_width": int(width)} if side == width:
+            patch = values["patch_size"]
+        case size:
+            raise ValueError(
+                f"size is {size!r} in the preprocessor config: expected equal max_height and max_width, in patches"
+            )
+    own = {"resize": "shrunk_patches", "resize_to": (side * patch,) * 2, "patch_size": patch}
+    return own | {"max_patches": values["max_patches"], "multiple": patch * values["merge_size"]}
+
+
+def _muse(values: Json) -> Json:
+    own = {"resize": "shaped_patches", "resize_to": (0, 0), "max_patches": values["max_image_tokens"]}
+    return own | {"patch_size": values["patch_size"] * values["merge_size"]}
+
+
+def _nemotron_omni(values: Json) -> Json:
+    """One image of a call: with several, each has at least min_num_patches."""
+    merge, least = round(1 / values["downsample_ratio"]), values["min_num_patches"]
+    most = max((values["max_model_len"] - 4) * merge**2, least)
+    most = max(min(most, values["max_num_patches"] or most), least)
+    own: Json = {"resize": "bounded_patches", "resize_to": (least, most), "patch_size": values["patch_size"]}
+    statistics = {
+        ours: values[theirs] for theirs, ours in (("norm_mean", "mean"), ("norm_std", "std")) if theirs in values
+    }
+    return own | {"multiple": values["patch_size"] * merge} | statistics
+
+
+def _inkling2(values: Json) -> Json:
+    """The image as it is, filled up to whole tokens with one below black."""
+    return {"resize": "none", "resize_to": (0, 0), "multiple": _side("size", values["size"]), "fill": (-1, -1, -1)}
+
+
 READERS: dict[str, Callable[[Json], Json]] = {
     "JanusImageProcessor": _centred,
     "DeepseekVLImageProcessor": _centred,
@@ -73,12 +107,25 @@ READERS: dict[str, Callable[[Json], Json]] = {
     "BridgeTowerImageProcessor": _bridgetower,
     "Owlv2ImageProcessor": _owlv2,
     "Lfm2VlImageProcessor": _lfm2,
+    "Kimi_K25ImageProcessor": _kimi,
+    "MuseGlimmerImageProcessor": _muse,
+    "NemotronH_Omni_Reasoning_V3ImageProcessor": _nemotron_omni,
+    "Inkling2ImageProcessor": _inkling2,
 }
 """Class -> fields of `Preprocess` from its values."""
 
 SIZE_KEYS: dict[str, set[str]] = {
     "AriaImageProcessor": {"max_image_size", "min_image_size"},
     "Lfm2VlImageProcessor": {"encoder_patch_size", "downsample_factor", "min_image_tokens", "max_image_tokens"},
+    "Kimi_K25ImageProcessor": {"size", "max_patches", "patch_size", "merge_size"},
+    "MuseGlimmerImageProcessor": {"max_image_tokens", "patch_size", "merge_size"},
+    "NemotronH_Omni_Reasoning_V3ImageProcessor": {
+        "patch_size",
+        "downsample_ratio",
+        "min_num_patches",
+        "max_num_patches",
+        "max_model_len",
+    },
 }
 """Where a class takes the size from, if not from `size`."""
 
@@ -95,6 +142,8 @@ IGNORED: dict[str, set[str]] = {
     "Phi4MultimodalImageProcessor": {"patch_size", "dynamic_hd"},
     "BridgeTowerImageProcessor": {"do_pad", "size_divisor"},
     "Owlv2ImageProcessor": {"do_pad"},
+    "MuseGlimmerImageProcessor": {"size", "temporal_patch_size"},
+    "NemotronH_Omni_Reasoning_V3ImageProcessor": {"norm_mean", "norm_std", "size", "_downsample_factor"},
     "Lfm2VlImageProcessor": {
         "size", "do_image_splitting", "min_tiles", "max_tiles", "use_thumbnail", "tile_size", "max_pixels_tolerance",
         "do_pad", "return_row_col_info", "max_num_patches",

@@ -48,7 +48,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of transformers' class of that name for a missing key."""
 
 _OWN_STEPS = {"ConvNext", "Levit", "Perceiver", "PoolFormer", "VideoMAE"}
-_OWN_STEPS |= {"Inkling2", "Kimi_K25", "MuseGlimmer", "NemotronH_Omni_Reasoning_V3"}
 """Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
 _WITHOUT_EFFECT = set(
@@ -180,7 +179,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
         patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") and not own else 0,
-        max_patches=values["max_num_patches"] if resize in COUNTED else 0,
+        max_patches=values["max_num_patches"] if resize in COUNTED and not own else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
@@ -228,6 +227,8 @@ def to_hf(
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
+    if spec.multiple and spec.resize == "none" and image_processor_type is None:
+        return _plainly("Inkling2ImageProcessor", spec, size={"height": spec.multiple, "width": spec.multiple})
     if spec.resize in _WRITTEN and image_processor_type is None:
         return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
     if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
@@ -313,6 +314,30 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
         "is_vqa": False,
     },
     "longest_edge": _sam_back,
+    "shaped_patches": lambda spec, patch: _plainly(
+        "MuseGlimmerImageProcessor",
+        spec,
+        max_image_tokens=spec.max_patches,
+        patch_size=patch,
+        merge_size=spec.patch_size // patch,
+    ),
+    "shrunk_patches": lambda spec, patch: _plainly(
+        "Kimi_K25ImageProcessor",
+        spec,
+        size=dict.fromkeys(("max_height", "max_width"), spec.resize_to[0] // spec.patch_size),
+        max_patches=spec.max_patches,
+        patch_size=spec.patch_size,
+        merge_size=spec.multiple // spec.patch_size,
+    ),
+    "bounded_patches": lambda spec, patch: _plainly(
+        "NemotronH_Omni_Reasoning_V3ImageProcessor",
+        spec,
+        patch_size=spec.patch_size,
+        downsample_ratio=spec.patch_size / spec.multiple,
+        min_num_patches=spec.resize_to[0],
+        max_num_patches=spec.resize_to[1],
+        max_model_len=spec.resize_to[1] + 4,
+    ),
     "within_patches": lambda spec, patch: _plainly(
         _PIXTRAL,
         spec,
@@ -339,6 +364,13 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return "transformers has no resize or crop before the resize (before)"
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.multiple or spec.resize == "shaped_patches":
+        kernels = {"shaped_patches": "pillow", "shrunk_patches": "torch", "bounded_patches": "float", "none": "pillow"}
+        fill = (-1, -1, -1) if spec.resize == "none" else (0, 0, 0)
+        alike = kernels.get(spec.resize) == spec.kernel and spec.fill == fill
+        return (
+            None if alike and not spec.standardize else "transformers' class for this resize has another kernel or fill"
+        )
     if spec.resize == "between" and spec.crop is not None:
         return "transformers has no crop after this resize (between)"
     if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "square") or spec.resize.startswith(

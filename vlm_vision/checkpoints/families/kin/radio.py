@@ -4,7 +4,16 @@ import re
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import BASE, activation, activation_back, common, common_back, ratio, square
+from vlm_vision.checkpoints.families.fields import (
+    BASE,
+    OPENAI,
+    activation,
+    activation_back,
+    common,
+    common_back,
+    ratio,
+    square,
+)
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, key
 from vlm_vision.nn.config import ViTConfig
 
@@ -97,7 +106,14 @@ def _spelling(name: str) -> str:
 
 RADIO = Family(
     name="radio",
-    whole_models=(WholeModel(model_type="nemotron_h_omni", tower="radio", always=True),),
+    whole_models=(
+        WholeModel(
+            model_type="nemotron_h_omni",
+            tower="radio",
+            always=True,
+            preprocessor=dict(image_processor_type="NemotronH_Omni_Reasoning_V3ImageProcessor"),
+        ),
+    ),
     architecture="RadioModel",
     landmarks=("embeddings.cls_register_token", "radio_model.model.patch_generator.cls_token.token"),
     connector=("embeddings.video_patch_projection.", "input_conditioner.", "summary_idxs"),
@@ -128,6 +144,18 @@ RADIO = Family(
     ),
     class_row=False,
     pixel_statistics=("input_conditioner.norm_mean", "input_conditioner.norm_std"),
+    image_processors={
+        "NemotronH_Omni_Reasoning_V3ImageProcessor": OPENAI
+        | dict(
+            patch_size=16,
+            downsample_ratio=0.5,
+            min_num_patches=1024,
+            max_num_patches=13312,
+            max_model_len=16384,
+            resample=3,
+            kernel="float",
+        ),
+    },
     resize={"transformers": "bilinear_crop"},
 )
 """Ranzinger et al. 2023 (arXiv:2312.06709)."""
