@@ -48,7 +48,7 @@ def load(
         source: "mini", the small SigLIP that the package contains; or hub id, local folder (transformers, timm,
             open_clip, OpenVLA, OpenVLA-OFT and Prismatic, LeRobot, openpi) or file (`.pth` and `.pt` of the original code,
             big_vision's `.npz`). "a + b" loads several and fuses them, channels in the order written. Of a whole model
-            (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA) only the vision part is read, with the
+            (CLIP, SigLIP, LLaVA, PaliGemma, SmolVLM, OpenVLA, pi0, SmolVLA, GR00T) only the vision part is read, with the
             preprocessing of that model's code; `with_evaluation` adds that of an evaluation script. Or a
             `vlm_vision.checkpoints.checkpoint.Checkpoint`, whose files are opened once for all that is loaded from it.
         tap: the tokens that calls return: default the last block with the family's final norm, or where the model around
@@ -239,10 +239,8 @@ def load_projector(
     LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
     not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
     SmolVLM, SmolVLA, BLIP-2, Qwen2-VL to Qwen3.5 and the models around their towers, GLM-4V to GLM-5, ERNIE 4.5 VL (images),
-    PaddleOCR-VL, VideoLLaMA 3, dots3. It takes what their tower gives: the tokens after the final norm for
-    BLIP-2, whose class token is left out here, and those before any for the two Qwens. Also
-    Gemma 3, Aya Vision, Command A Vision, LFM2-VL, DeepSeek-VL, Janus, ViP-LLaVA, Aria, Molmo2, Phi-4 multimodal, GIT,
-    HunYuan-VL, Cosmos 3 Edge, ModernVBERT. Molmo2 and ViP-LLaVA take the tokens of several blocks side by side.
+    PaddleOCR-VL, VideoLLaMA 3, dots3, and LeRobot's policies around such a model. It takes what their tower gives: the tokens after the final norm for
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
 
     What follows the projector is part of the model: PaliGemma and pi0 divide its output by the square root of the
     language model's width.

@@ -5,10 +5,13 @@ lerobot itself save them.
 """
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.census.inputs import grid_thw, merger, pixels
 from support.census.siglip_kin import molmo2_pool
 from support.vla_folders import policy_folder
@@ -94,7 +97,8 @@ def test_tower_and_merger_are_exact_and_nothing_else_is_read(policy, tmp_path, a
 @pytest.mark.parametrize("policy", REFERENCES)
 def test_one_tower_is_saved_and_loaded_again(policy, tmp_path):
     encoder = vv.load(policy_folder(policy, tmp_path / "policy").path)
-    with pytest.warns(UserWarning):  # transformers has no such preprocessing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers has no such preprocessing, but for EO-1's
         encoder.save_pretrained(tmp_path / "tower")
     again = vv.load(tmp_path / "tower")
     assert again.tap == encoder.tap and again.preprocess == encoder.preprocess and again.config == encoder.config
@@ -201,7 +205,9 @@ def test_preprocessing_is_that_of_the_policy(tmp_path):
     wall = preprocess("wall_x", tmp_path / "e")
     assert wall.before == (ImageStep(kind="longest_edge", size=(256, 256)),) and wall.mean == OPENAI[0]
     eo1 = preprocess("eo1", tmp_path / "f")
-    assert eo1.resize_to == (64 * 28 * 28, 128 * 28 * 28) and not eo1.before
+    assert eo1.resize_to == (64 * 28 * 28, 128 * 28 * 28) and not eo1.before and eo1.kernel == "pillow"
+    fast = preprocess("eo1", tmp_path / "j", image_min_pixels=3136, image_max_pixels=6272, use_fast_processor=True)
+    assert (fast.resize_to, fast.kernel) == ((3136, 6272), "torch")
     evo1 = preprocess("evo1", tmp_path / "g", image_resolution=[32, 32])
     assert (evo1.resize_to, evo1.kernel, evo1.mean) == ((32, 32), "torchvision", IMAGENET[0])
     molmo = preprocess("molmoact2", tmp_path / "h")
@@ -210,6 +216,43 @@ def test_preprocessing_is_that_of_the_policy(tmp_path):
         preprocess("evo1", tmp_path / "i", image_resolution=448)
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     assert groot(image).shape == (1, 3, 256, 256) and jepa(image).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("policy", "base"), [("groot", "base_model_path"), ("molmoact2", "checkpoint_path")])
+@torch.inference_mode()
+def test_the_folder_that_a_policy_starts_from_gives_the_same(policy, base, tmp_path):
+    """GR00T's and MolmoAct2's own form: model_type, names without the policy's, and processor_config.json."""
+    folder = policy_folder(policy, tmp_path / "policy").path
+    described = json.loads((folder / "config.json").read_text())
+    source, prefix = Path(described[base]), {"groot": "_groot_model.", "molmoact2": "model."}[policy]
+    weights = {name.removeprefix(prefix): value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, source / "model.safetensors")
+    processor = {
+        "image_processor": {
+            "image_processor_type": "MolmoAct2ImageProcessor",
+            "size": {"height": 56, "width": 56},
+            "max_crops": 8,
+        }
+    }
+    if policy == "groot":
+        processor = {
+            "processor_kwargs": {
+                "image_target_size": [64, 64],
+                "image_crop_size": [48, 48],
+                "letter_box_transform": True,
+            }
+        }
+    (source / "processor_config.json").write_text(json.dumps(processor))
+    ours, theirs = vv.load(folder), vv.load(source)
+    assert (ours.preprocess, ours.tap) == (theirs.preprocess, theirs.tap)
+    if policy == "groot":
+        assert [step.kind for step in theirs.preprocess.before] == ["square", "squash", "crop", "squash"]
+    x = torch.randn(1, 3, 56, 56) if policy == "molmoact2" else torch.randn(1, 3, 32, 32)
+    assert torch.equal(ours(x).patch_tokens, theirs(x).patch_tokens)
+    out = theirs(x)
+    assert torch.equal(
+        vv.load_projector(source)(out.patch_tokens, out.grid), vv.load_projector(folder)(out.patch_tokens, out.grid)
+    )
 
 
 def test_steps_are_refused_that_cannot_be():

@@ -47,10 +47,10 @@ class Checkpoint:
             self._json[name] = read_json(self.path / name)
         return self._json[name]
 
-    def described_by(self, config: Json) -> "Checkpoint":
-        """The same folder, opened as it is, with another content of config.json."""
+    def described_by(self, files: dict[str, Json]) -> "Checkpoint":
+        """The same folder, opened as it is, with another content of the JSON files of these names."""
         same = Checkpoint(self.path, self.hub_id)
-        same._json, same._weights, same._others = self._json | {"config.json": config}, self._weights, self._others
+        same._json, same._weights, same._others = self._json | files, self._weights, self._others
         return same
 
     @property

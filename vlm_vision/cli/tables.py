@@ -20,7 +20,7 @@ _COLUMNS = {
     "open_clip": "open_clip",
     "big_vision": "big_vision `.npz`",
     "openvla": "Prismatic, OpenVLA",
-    "lerobot": "LeRobot, openpi (pi0, SmolVLA)",
+    "lerobot": "LeRobot (pi0, SmolVLA, GR00T N1.7, VLA-JEPA, WALL-OSS, EO-1, EVO-1, MolmoAct2), openpi",
 }
 
 

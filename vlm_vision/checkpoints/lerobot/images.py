@@ -103,10 +103,10 @@ def _wall_x(files: PolicyFiles) -> Preprocess:
 
 
 def _eo1(files: PolicyFiles) -> Preprocess:
-    """Qwen2.5-VL's between bounds of the policy."""
+    """Qwen2.5-VL's between bounds of the policy, by Pillow unless it asks for the fast processor."""
     options = files.policy.config | files.step("eo1_qwen_processor")
     bounds = [options.get(name, side * 28 * 28) for name, side in (("image_min_pixels", 64), ("image_max_pixels", 128))]
-    spec = replace(files.usual, kernel="torch")
+    spec = replace(files.usual, kernel="torch" if options.get("use_fast_processor") else "pillow")
     if None in bounds:  # a bound alone has no effect
         return spec
     return replace(spec, resize_to=_pair(str(files.policy), "image_min_pixels and image_max_pixels", bounds))

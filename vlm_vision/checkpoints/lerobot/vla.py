@@ -70,8 +70,10 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     only(checkpoint, hints, "num_heads")
     known = described(checkpoint, hints.num_heads)
     [tower] = hf.read(known, Hints())
-    usual = hf.preprocess_of(base, {}) if (base := base_folder(checkpoint)) and _has_images(base) else tower.preprocess
-    preprocess = preprocess_of(name, checkpoint, base_folder(checkpoint), usual, tower.config)
+    base, usual = base_folder(checkpoint), tower.preprocess
+    if base is not None and _has_images(base):
+        usual = hf.preprocess_of(base, {})
+    preprocess = preprocess_of(name, checkpoint, base, usual, tower.config)
     return [replace(tower, format="lerobot", tap=_tap(name, known, tower), preprocess=preprocess)]
 
 
@@ -95,7 +97,10 @@ def described(checkpoint: Checkpoint, num_heads: int | None = None) -> Checkpoin
         given = base.config if base is not None else None
     if given is None:
         given = _public(checkpoint, policy, num_heads)
-    return checkpoint.described_by(sizes.as_molmo2(given) if name == "molmoact2" else given)
+    config = sizes.as_molmo2(given) if name == "molmoact2" else given
+    return checkpoint.described_by(
+        {"config.json": config, "processor_config.json": {}}
+    )  # that one is of the policy's own form
 
 
 def base_folder(checkpoint: Checkpoint) -> Checkpoint | None:
@@ -122,10 +127,13 @@ def base_folder(checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _has_images(base: Checkpoint) -> bool:
-    """Whether a folder describes the preprocessing of images as transformers does."""
+    """Whether a folder describes the preprocessing of images by a class of transformers."""
+    described: Json = {}
     if base.has("preprocessor_config.json"):
-        return "image_processor_type" in base.json("preprocessor_config.json")
-    return base.has("processor_config.json") and "image_processor" in base.json("processor_config.json")
+        described = base.json("preprocessor_config.json")
+    elif base.has("processor_config.json"):
+        described = base.json("processor_config.json").get("image_processor") or {}
+    return "image_processor_type" in described and described["image_processor_type"] != "MolmoAct2ImageProcessor"
 
 
 def _public(checkpoint: Checkpoint, policy: PolicyKind, num_heads: int | None) -> Json:
