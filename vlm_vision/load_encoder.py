@@ -236,11 +236,11 @@ def load_projector(
 ) -> Projector:
     """The projector of a published model.
 
-    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it is
-    not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
-    SmolVLM, SmolVLA, BLIP-2, Qwen2-VL to Qwen3.5 and the models around their towers, GLM-4V to GLM-5, ERNIE 4.5 VL (images),
-    PaddleOCR-VL, VideoLLaMA 3, dots3, and LeRobot's policies around such a model. It takes what their tower gives: the tokens after the final norm for
-    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+    LLaVA (in transformers, and its own linear and mlpNx_gelu), Prismatic, OpenVLA (and OpenVLA-OFT, with its adapter where it
+    is not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics, SmolVLM, SmolVLA, BLIP-2, LeRobot's policies
+    around a vision-language model, and the mergers of the towers that docs/census.md lists. It takes the tokens of their
+    tower: after the final norm for BLIP-2, whose class token is left out here; before any norm for Qwen2-VL and Qwen2.5-VL; of
+    several blocks in the channels for Molmo2 and ViP-LLaVA.
 
     What follows the projector is part of the model: PaliGemma and pi0 divide its output by the square root of the
     language model's width.
