@@ -8,6 +8,7 @@ No GPU, no network. The language models around the towers and the action heads a
 tokens and of the projected tokens, relative to the largest value, and of the pixels of four images, as they are.
 """
 
+# pyright: reportMissingImports=false
 import argparse
 import os
 import subprocess
@@ -116,7 +117,8 @@ def write(folder: Path) -> None:
     for policy in (groot, groot_opencv, vla_jepa, wall_x, eo1, evo1, molmoact2, xvla):
         torch.manual_seed(0)
         results = policy(folder)
-        np.savez(folder / f"{policy.__name__}.npz", **{name: np.asarray(value) for name, value in results.items()})
+        arrays: Json = {name: np.asarray(value) for name, value in results.items()}
+        np.savez(folder / f"{policy.__name__}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def images() -> list[np.ndarray]:

@@ -7,6 +7,7 @@ lerobot itself save them.
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,8 @@ def test_a_model_that_is_nowhere_described_needs_its_heads(policy, tmp_path):
     folder = policy_folder(policy, tmp_path / "policy", base=False)
     with pytest.raises(ValueError, match=r"not public: pass num_heads=\.\.\.; config.json names 'someone/tiny'"):
         vv.load(folder.path)
-    assert vv.load(folder.path, num_heads=2).config.num_heads == 2
+    encoder = vv.load(folder.path, num_heads=2)
+    assert isinstance(encoder, vv.Encoder) and encoder.config.num_heads == 2
 
 
 def test_deep_features_of_a_model_that_is_nowhere_described_are_refused(tmp_path):
@@ -162,6 +164,26 @@ def test_deep_features_of_a_model_that_is_nowhere_described_are_refused(tmp_path
         ValueError, match="which of its blocks give deep features cannot be known; config.json names 'someone/tiny'"
     ):
         vv.load(folder.path, num_heads=2)
+
+
+def test_values_of_the_wrong_kind_are_one_sentence(tmp_path):
+    cases: Any = (
+        (
+            "groot",
+            "has a value of the wrong kind",
+            {"pipeline": [{"registry_name": "groot_n1_7_vlm_encode_v1", "config": 3}]},
+        ),
+        ("vla_jepa", "has resize_images_to 7", {"resize_images_to": 7}),
+        ("eo1", "image_min_pixels and image_max_pixels", {"image_min_pixels": "few"}),
+    )
+    for i, (policy, says, options) in enumerate(cases):
+        with pytest.raises(ValueError, match=says):
+            vv.load(policy_folder(policy, tmp_path / str(i), **options).path)
+    folder = policy_folder("molmoact2", tmp_path / "molmo").path
+    base = tmp_path / "molmo_base" / "config.json"
+    base.write_text(json.dumps(json.loads(base.read_text()) | {"adapter_config": {"vit_layers": "last"}}))
+    with pytest.raises(ValueError, match="has vit_layers 'last': expected a list of blocks"):
+        vv.load(folder)
 
 
 def test_x_vla_is_refused_in_one_sentence(tmp_path):
@@ -246,6 +268,7 @@ def test_the_folder_that_a_policy_starts_from_gives_the_same(policy, base, tmp_p
     ours, theirs = vv.load(folder), vv.load(source)
     assert (ours.preprocess, ours.tap) == (theirs.preprocess, theirs.tap)
     if policy == "groot":
+        assert isinstance(theirs, vv.Encoder)
         assert [step.kind for step in theirs.preprocess.before] == ["square", "squash", "crop", "squash"]
     x = torch.randn(1, 3, 56, 56) if policy == "molmoact2" else torch.randn(1, 3, 32, 32)
     assert torch.equal(ours(x).patch_tokens, theirs(x).patch_tokens)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     InternVLConfig,
     InternVLModel,
@@ -41,7 +41,7 @@ class Folder:
     """A policy's folder, and the model that it is built around."""
 
     path: Path
-    model: nn.Module
+    model: Any
     """The whole vision-language model of transformers."""
     tower: dict[str, Tensor]
     """Weights of the tower by their stored names."""

@@ -14,7 +14,7 @@ from vlm_vision.checkpoints.families.all import REFUSED
 from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.lerobot import sizes
 from vlm_vision.checkpoints.lerobot.images import preprocess_of
-from vlm_vision.checkpoints.towers import Hints, Tower, only
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, only
 from vlm_vision.nn.output import Tap
 
 Json = dict[str, Any]
@@ -73,7 +73,12 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     base, usual = base_folder(checkpoint), tower.preprocess
     if base is not None and _has_images(base):
         usual = hf.preprocess_of(base, {})
-    preprocess = preprocess_of(name, checkpoint, base, usual, tower.config)
+    try:
+        preprocess = preprocess_of(name, checkpoint, base, usual, tower.config)
+    except MALFORMED_ERRORS as error:
+        raise ValueError(
+            f"{checkpoint} has a value of the wrong kind in its preprocessing ({error!r}): save it again"
+        ) from None
     return [replace(tower, format="lerobot", tap=_tap(name, known, tower), preprocess=preprocess)]
 
 

@@ -1,5 +1,7 @@
 """The tower of SAM 3: padded windows with rotary positions, a small table of positions tiled over the image."""
 
+from dataclasses import replace
+
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
@@ -82,17 +84,17 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     ]
 
 
-_AROUND: Json = dict(around="vision_config", part="backbone_config", tower="sam3_vit_model")
+_AROUND = WholeModel(model_type="", around="vision_config", part="backbone_config", tower="sam3_vit_model")
 
 SAM3 = Family(
     name="sam3_vit_model",
     whole_models=(
         *(
-            WholeModel(model_type=name, **_AROUND)
+            replace(_AROUND, model_type=name)
             for name in ("sam3", "sam3_lite_text", "sam3_tracker")
         ),
-        WholeModel(model_type="sam3_tracker_video", **(_AROUND | {"outer_fields": {"image_size": 1008}})),
-        WholeModel(model_type="sam3_video", **(_AROUND | {"around": "detector_config.vision_config"})),
+        replace(_AROUND, model_type="sam3_tracker_video", outer_fields={"image_size": 1008}),
+        replace(_AROUND, model_type="sam3_video", around="detector_config.vision_config"),
         WholeModel(model_type="sam3_vision_model", part="backbone_config", tower="sam3_vit_model"),
     ),
     architecture="Sam3ViTModel",
