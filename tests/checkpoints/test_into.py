@@ -242,6 +242,7 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(tmp_path):
         ("has no config.json", dict(into=tmp_path / "full")),
         ("full already exists", dict(into=tmp_path / "whole", folder=tmp_path / "full")),
         ("which is copied", dict(into=tmp_path / "whole", folder=tmp_path / "whole/new")),
+        ("format is 'timm' with into=", dict(into=tmp_path / "whole", format="timm")),
         ("needs into=", dict(projector=projector)),
         ("needs into=", dict(part="vision_tower")),
         ("another projector: name", dict(into=tmp_path / "whole", projector=vv.load_projector(tmp_path / "qwen"))),

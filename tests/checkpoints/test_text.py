@@ -124,7 +124,9 @@ def test_the_text_side_of_the_kin_of_clip_is_exact(name, changes, tmp_path):
     assert error(out.text_embeds, theirs.text_embeds) < TOLERANCE
     assert error(out.image_embeds, theirs.image_embeds) < TOLERANCE
     assert error(out.logits_per_image, theirs.logits_per_image) < TOLERANCE
-    save_file(model.state_dict(), tmp_path / "whole/model.safetensors", metadata={"format": "pt"})  # its names in memory
+    save_file(
+        model.state_dict(), tmp_path / "whole/model.safetensors", metadata={"format": "pt"}
+    )  # its names in memory
     assert torch.equal(load_pair(tmp_path / "whole")(pixels, ids).logits_per_image, out.logits_per_image)
     model.text_model.save_pretrained(tmp_path / "bare")
     bare, alone = load_text(tmp_path / "bare"), model.text_model(input_ids=ids, attention_mask=mask)

@@ -35,6 +35,12 @@ class TunedTower(NamedTuple):
     preprocess: Preprocess
 
 
+def check_format(format: str) -> None:
+    """Raise ValueError for a format other than that of whole models."""
+    if format != "hf":
+        raise ValueError(f"format is {format!r} with into=, whose folder keeps its own format: leave format= out")
+
+
 def check_alone(projector: Projector | None, part: str | None) -> None:
     """Raise ValueError for what is written into a whole model alone, where there is none."""
     if projector is not None or part is not None:
@@ -57,6 +63,8 @@ def save_into(
     if not in_place and out.resolve().is_relative_to(into.resolve()):
         raise ValueError(f"{out} lies in {into}, which is copied: choose a folder outside it")
     checkpoint = Checkpoint(into)
+    if not checkpoint.has("config.json"):
+        raise ValueError(f"{into} has no config.json: expected the folder of a whole model of transformers")
     theirs = sniff.towers(checkpoint, Hints(format="hf", part=part))
     if len(theirs) != len(towers):
         raise ValueError(f"{into} holds {len(theirs)} towers, expected {len(towers)}, those of the encoder")
@@ -154,7 +162,11 @@ def _placed(
             raise ValueError(
                 f"{file} is not a safetensors file: save the model again with transformers, then write into it"
             )
-        if tuple(value.shape) != shape or dtype is None:
+        if dtype is None or not dtype.is_floating_point:
+            raise ValueError(
+                f"{file} has {stored} as {dtype}, expected floating point numbers: write into the model that was quantized"
+            )
+        if tuple(value.shape) != shape:
             raise ValueError(f"{checkpoint} has {stored} of shape {list(shape)}, and the {what} {list(value.shape)}")
         cast = value.detach().to(device="cpu", dtype=dtype)
         if not cast.float().isfinite().all() and value.isfinite().all():
