@@ -220,7 +220,8 @@ def main() -> None:
     parser.add_argument("--alone", nargs=3, metavar=("TOWER", "CASE", "CONTESTANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        print(_peak(*options.alone, options))
+        name, case, contestant = options.alone
+        print(_peak(name, case, contestant, options))
         return
     print(f"{machine(options.device)}; {options.depth or 'all'} blocks\n")
     if options.memory:

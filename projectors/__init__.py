@@ -9,11 +9,14 @@ import difflib
 import inspect
 from collections.abc import Iterable
 
+from projectors.attention_pool import AttentionPool2d
 from projectors.avg_pool import AvgPool
 from projectors.c_abstractor import CAbstractor
+from projectors.conv_neck import ConvNeck
 from projectors.frame_merger import FrameMerger
 from projectors.fused_mlp import FusedMLP
 from projectors.gated_merger import GatedMerger
+from projectors.latent_attention import LatentAttention
 from projectors.linear import LinearProjector
 from projectors.mergers.conv_downsample import ConvDownsample
 from projectors.mergers.merge_mlp import MergeMLP
@@ -22,26 +25,33 @@ from projectors.mlp import MlpProjector
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
+from projectors.pooled_linear import PooledLinear
 from projectors.projector import Grid, Projector
 from projectors.qformer import QFormer
+from projectors.query_attention import QueryAttention
 
 __all__ = [
     "PROJECTORS",
+    "AttentionPool2d",
     "AvgPool",
     "CAbstractor",
     "ConvDownsample",
+    "ConvNeck",
     "FrameMerger",
     "FusedMLP",
     "GatedMerger",
     "Grid",
+    "LatentAttention",
     "LinearProjector",
     "MergeMLP",
     "MlpProjector",
     "PatchMerger",
     "Perceiver",
     "PixelShuffle",
+    "PooledLinear",
     "Projector",
     "QFormer",
+    "QueryAttention",
     "VisualVocabulary",
     "build",
     "check_options",
@@ -60,9 +70,14 @@ PROJECTORS: dict[str, type[Projector]] = {
     "conv_downsample": ConvDownsample,
     "visual_vocabulary": VisualVocabulary,
     "avg_pool": AvgPool,
+    "pooled_linear": PooledLinear,
+    "attention_pool": AttentionPool2d,
+    "query_attention": QueryAttention,
     "perceiver": Perceiver,
     "qformer": QFormer,
     "c_abstractor": CAbstractor,
+    "conv_neck": ConvNeck,
+    "latent_attention": LatentAttention,
 }
 """Name -> class."""
 

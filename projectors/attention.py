@@ -32,11 +32,11 @@ class CrossAttention(nn.Module):
         projections += sum(weight_flops(layer, context) for layer in (self.k_proj, self.v_proj))
         return projections + 4 * queries * context * self.num_heads * self.head_dim
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, Q, width), (B, K, context_width) -> (B, Q, width)"""
+    def forward(self, x: Tensor, context: Tensor, values: Tensor | None = None) -> Tensor:
+        """(B, Q, width), (B, K, context_width) -> (B, Q, width); `values` are read in place of those in the context."""
         q, k, v = (
             projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-            for projected in (self.q_proj(x), self.k_proj(context), self.v_proj(context))
+            for projected in (self.q_proj(x), self.k_proj(context), self.v_proj(context if values is None else values))
         )
         mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -8,7 +8,7 @@ from torch import Tensor
 from projectors.mlp import MlpProjector
 from projectors.projector import Grid, Projector, at_least_one
 
-How = Literal["mean", "bilinear"]
+How = Literal["mean", "bilinear", "mean_mirrored"]
 
 
 class AvgPool(Projector):
@@ -19,7 +19,9 @@ class AvgPool(Projector):
 
     Args:
         factor: rows, and columns, that become one.
-        how: "mean", or "bilinear": between the two in the middle, as VideoLLaMA 3 (Zhang et al. 2025, arXiv:2501.13106).
+        how: "mean"; "bilinear": between the two in the middle, as VideoLLaMA 3 (Zhang et al. 2025, arXiv:2501.13106); or
+            "mean_mirrored": the mean, where a side that the factor does not divide is mirrored at the last patch, as Phi-4
+            multimodal (arXiv:2503.01743).
 
     Raises:
         ValueError: a factor below 1, an unknown `how`.
@@ -46,7 +48,10 @@ class AvgPool(Projector):
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
         image, size = tokens.mT.unflatten(2, grid), self.out_grid(grid)
-        if self.how == "mean":
+        if self.how == "mean_mirrored":
+            missing = [n * self.factor - has for n, has in zip(size, grid, strict=True)]
+            pooled = F.avg_pool2d(F.pad(image, (0, missing[1], 0, missing[0]), mode="reflect"), self.factor)
+        elif self.how == "mean":
             pooled = F.adaptive_avg_pool2d(image, size)
         else:
             pooled = F.interpolate(image, size, mode="bilinear")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.census.build import build
 from support.doc_pages import RUN, SHOWN, Block, Page, blocks
 
 from vlm_vision.mae import DecoderConfig, new_mae
@@ -32,6 +33,8 @@ REPLACED = {
     "facebook/dinov2-small": "mini",
     "google/siglip-base-patch16-224": "mini",
     "openai/clip-vit-large-patch14": "mini",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "language_model",
     "facebook/vit-mae-base": "masked_autoencoder",
     "demo.yaml": "demo.yaml --steps 2 --data.test_limit 8 --eval_limit 8 --eval_batch_size 8 --cache_features false",
@@ -75,6 +78,9 @@ def prepared(tmp_path_factory) -> Path:
     tower = dict(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, position_prefix=1)
     decoder = DecoderConfig(embed_dim=16, depth=1, num_heads=2, mlp_dim=32)
     new_mae(tower, decoder).save_pretrained(folder / "masked_autoencoder")
+    sizes = {"qwen3_vl": dict(num_position_embeddings=36, deepstack_visual_indexes=[0, 2]), "qwen2_5_vl": {}}
+    for name, vision in sizes.items():
+        build(name, {"vision_config": vision}).save_pretrained(folder / name)
     for number in range(3):
         _record(folder / "recordings" / f"episode_{number}", random)
     (folder / "recipes").symlink_to(ROOT / "recipes")

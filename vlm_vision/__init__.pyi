@@ -6,9 +6,9 @@ from vlm_vision.fused import FusedEncoder as FusedEncoder
 from vlm_vision.load_encoder import load as load
 from vlm_vision.load_encoder import load_projector as load_projector
 from vlm_vision.mae import load_mae as load_mae
-from vlm_vision.nn.config import Tap as Tap
-from vlm_vision.nn.config import VisionOutput as VisionOutput
 from vlm_vision.nn.config import ViTConfig as ViTConfig
+from vlm_vision.nn.output import Tap as Tap
+from vlm_vision.nn.output import VisionOutput as VisionOutput
 from vlm_vision.nn.text import TextConfig as TextConfig
 from vlm_vision.nn.text import TextOutput as TextOutput
 from vlm_vision.nn.text import TextTransformer as TextTransformer

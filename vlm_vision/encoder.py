@@ -1,6 +1,7 @@
 """One vision tower with its architecture, weights, preprocessing, tap and origin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card
 from vlm_vision.checkpoints.hf.into import TunedTower, check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import save_tower
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Channels of patch_tokens."""
-        return self.config.embed_dim
+        return self.config.embed_dim * (1 + len(self.tap.more))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,3 +196,15 @@ def check_fingerprint(preprocess: Preprocess, saved: str, where: str) -> None:
             f"{where} was saved with preprocessing {saved} and now describes {preprocess.fingerprint}: "
             "the encoder would see other pixels than it was trained on; restore the file, or change encoder.preprocess in code"
         )
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

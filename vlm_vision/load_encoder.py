@@ -11,15 +11,17 @@ import projectors
 from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.hub import resolve
-from vlm_vision.checkpoints.projectors import find
+from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import Remainder, Tap, ViTConfig
+from vlm_vision.nn.config import Remainder, ViTConfig
+from vlm_vision.nn.output import Tap
 from vlm_vision.preprocess.spec import Preprocess
 
 Size = int | tuple[int, int]
@@ -136,7 +138,7 @@ def _sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
     names = sidecar.get("towers", ["a"])
     if not wrong and not (names and all(isinstance(name, str) and Path(name).name == name for name in names)):
         wrong = ["towers"]
-    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() != {"layer", "norm"}:
+    if not wrong and sidecar.get("tap", {"layer": 0, "norm": 0}).keys() - {"more"} != {"layer", "norm"}:
         wrong = ["tap"]
     if not wrong and sidecar.get("family", "vit") not in RESIZE_BY_FAMILY:
         wrong = ["family"]
@@ -238,7 +240,9 @@ def load_projector(
     not merged), PaliGemma, pi0 (LeRobot's, openpi's, transformers'), Idefics2, Idefics3,
     SmolVLM, SmolVLA, BLIP-2, Qwen2-VL to Qwen3.5 and the models around their towers, GLM-4V to GLM-5, ERNIE 4.5 VL (images),
     PaddleOCR-VL, VideoLLaMA 3, dots3. It takes what their tower gives: the tokens after the final norm for
-    BLIP-2, whose class token is left out here, and those before any for the two Qwens.
+    BLIP-2, whose class token is left out here, and those before any for the two Qwens. Also
+    Gemma 3, Aya Vision, Command A Vision, LFM2-VL, DeepSeek-VL, Janus, ViP-LLaVA, Aria, Molmo2, Phi-4 multimodal, GIT,
+    HunYuan-VL, Cosmos 3 Edge, ModernVBERT. Molmo2 and ViP-LLaVA take the tokens of several blocks side by side.
 
     What follows the projector is part of the model: PaliGemma and pi0 divide its output by the square root of the
     language model's width.
@@ -251,7 +255,7 @@ def load_projector(
     Raises:
         ValueError: no projector of a known form in it, or a weight that is missing or unused.
     """
-    checkpoint = Checkpoint.at(source, revision)
+    checkpoint = described(Checkpoint.at(source, revision))
     try:
         found = find(checkpoint, weights_of(checkpoint))
     except MALFORMED_ERRORS as error:

@@ -37,7 +37,8 @@ from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.attention import Context
 from vlm_vision.nn.blocks import Block, norm
-from vlm_vision.nn.config import DecoderConfig, Tap, ViTConfig
+from vlm_vision.nn.config import DecoderConfig, ViTConfig
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import RESIZE, Grid, PositionTable
 from vlm_vision.objectives.masks import random_masking
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from vlm_vision.encoder import Encoder, Origin
-from vlm_vision.nn.config import Tap, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.fields import TextFields, ViTFields, check_names, did_you_mean, text_config, vit_config
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.text import TextTransformer
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.pair import Pair, TextEncoder

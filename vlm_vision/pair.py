@@ -23,7 +23,7 @@ from vlm_vision.checkpoints.save_pair import save_pair
 from vlm_vision.checkpoints.text_towers import TextTower, build
 from vlm_vision.encoder import Encoder
 from vlm_vision.load_encoder import known_device, known_dtype, load
-from vlm_vision.nn.config import Tap, VisionOutput
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.text import TextConfig, TextOutput, TextTransformer
 from vlm_vision.preprocess.spec import ImageInput
 from vlm_vision.preprocess.tokenizer import TextTokenizer

@@ -98,7 +98,7 @@ def test_patches_are_merged_as_the_image_processor_says(tmp_path):
 REFUSED = {
     "a window below a square": ("qwen2_5_vl", dict(window_size=15), "window_size is 15: expected at least a square of 2 x 2"),
     "another rope_type": ("qwen2_vl", dict(rope_parameters={"rope_type": "linear"}), "rope_type is 'linear'"),
-    "another head_dim": ("qwen3_vl", dict(head_dim=12), "head_dim is 12 beside hidden_size 64 and 4 heads"),
+    "another head_dim": ("qwen3_vl", dict(head_dim=12), "head_dim is 12 with hidden_size 64 and 4 heads"),
     "no square table": ("qwen3_vl", dict(num_position_embeddings=35), "num_position_embeddings is 35"),
     "a gate that is not known": ("glm4v", dict(hidden_act="relu"), "hidden_act is 'relu' in a gated MLP: expected silu"),
     "no activation": ("ernie4_5_vl_moe", dict(hidden_act="mish"), "hidden_act 'mish', expected one of gelu"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.golden import golden_case, source
+from support.vla_folders import policy_folder
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.checkpoint import Checkpoint
@@ -87,6 +88,18 @@ def test_so_does_a_load_of_lerobot_and_of_openpi(tmp_path):
     stored = load_file(folder / "model.safetensors")
     save_file({name.removeprefix("model."): value for name, value in stored.items()}, openpi / "model.safetensors")
     assert _OPENS.of(openpi, lambda: vv.load(openpi, num_heads=2)) == {"model.safetensors": 1}
+
+
+def test_a_policy_and_the_description_of_its_model_are_opened_once_each(tmp_path):
+    folder = policy_folder("vla_jepa", tmp_path / "policy").path
+
+    def both():
+        checkpoint = Checkpoint(folder)
+        vv.load(checkpoint)
+        vv.load_projector(checkpoint)
+
+    opened = {"policy/config.json": 1, "policy/model.safetensors": 1, "policy_base/config.json": 1}
+    assert _OPENS.of(tmp_path, both) == opened
 
 
 def test_an_adapter_and_its_base_are_opened_once_each(tmp_path):

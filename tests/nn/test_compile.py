@@ -78,7 +78,7 @@ def test_dropped_patches_compile_in_training(family, backend):
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (2, 3), (5, 16)])
-@pytest.mark.parametrize("rule", ["bicubic_antialias", "bilinear_antialias", "bicubic_offset"])
+@pytest.mark.parametrize("rule", ["bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear_offset"])
 def test_a_resize_is_the_same_compiled(rule, grid):
     table = torch.randn(1, 4, 5, 7)
     compiled = torch.compile(position.RESIZE[rule], fullgraph=True, backend="eager", dynamic=True)

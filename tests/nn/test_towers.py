@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vlm_vision as vv
-from vlm_vision.nn.position import RESIZE
+from vlm_vision.nn.position import RESIZE, PositionTable
 from vlm_vision.nn.rope import Rope
 
 BASE = vv.ViTConfig(
@@ -23,6 +24,7 @@ SWITCHES = {
     "wide norm": dict(qk_norm="width", norm="rms"),
     "gemma": dict(position="axes", axis_length=20, rope=Rope(base=100.0), qk_norm="head", value_norm=True, post_norm=True,
                   attention_scale=1.0, norm="rms", mlp="geglu_tanh", unit_pixels=True),
+    "clipped": dict(clipped=True, mlp="geglu", num_kv_heads=2),
     "sam": dict(window=3, full_blocks=(1,), window_padding=True, relative_position=True),
     "sam3": dict(window=4, full_blocks=(2,), window_padding=True, rope=Rope(span=4), position_grid=(5, 5),
                  position_resize="tile", pre_norm=True),
@@ -112,6 +114,22 @@ def test_a_table_smaller_than_the_image_is_tiled():
     assert model.position.table.shape == (1, 9, 32)
     small = model.position.table.unflatten(1, (3, 3))
     torch.testing.assert_close(model.position((8, 8))[1].unflatten(1, (8, 8)), small.tile(1, 3, 3, 1)[:, :8, :8])
+
+
+def test_bounds_clip_what_linear_maps_take_and_give():
+    plain, model = tower(mlp="geglu"), tower(mlp="geglu", clipped=True)
+    pixels = torch.randn(1, 3, 24, 40)
+    torch.testing.assert_close(model(pixels).patch_tokens, plain(pixels).patch_tokens)  # no bounds are infinite ones
+    gate, value = (torch.tensor([-0.1, 0.2, -0.3, 0.1]), torch.tensor([-2.0, 2.0, 0.0, 0.5]))
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.bounds.copy_(torch.cat([gate, value]))
+    x = torch.randn(5, 32)
+    weights, biases = fc1.weight.chunk(2), fc1.bias.chunk(2)
+    both = [
+        (x.clamp(b[0], b[1]) @ w.T + c).clamp(b[2], b[3])
+        for w, c, b in zip(weights, biases, (gate, value), strict=True)
+    ]
+    torch.testing.assert_close(fc1(x), torch.cat(both, dim=-1))
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -208,3 +226,33 @@ def test_clips_of_one_frame_are_images():
 def test_a_configuration_goes_through_json():
     config = dataclasses.replace(BASE, **SWITCHES["windows"])
     assert vv.ViTConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_a_rule_that_always_moves_positions_moves_them_on_the_native_grid_too():
+    table = PositionTable(prefix=0, grid=(4, 4), dim=8, resize="bicubic_offset_always")
+    square = table.table.detach().unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    moved = F.interpolate(square, scale_factor=(4.1 / 4, 4.1 / 4), mode="bicubic", align_corners=False)
+    assert torch.allclose(table((4, 4))[1], moved.flatten(2).mT, atol=1e-6)
+    assert not torch.allclose(table((4, 4))[1], table.table, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_more_tapped_blocks_follow_in_the_channels():
+    model = vv.VisionTransformer(
+        vv.ViTConfig(image_size=(16, 16), patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_dim=48, num_registers=1)
+    ).eval()
+    x = torch.randn(2, 3, 16, 16)
+    for norm in (True, False):
+        both = model(x, tap=vv.Tap(-1, norm, more=(-3, 0)))
+        each = [model(x, tap=vv.Tap(layer, norm)) for layer in (3, 1, 0)]
+        for name in ("patch_tokens", "cls_token", "register_tokens"):
+            assert torch.equal(getattr(both, name), torch.cat([getattr(out, name) for out in each], -1))
+        assert both.pooled is None and torch.equal(
+            model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0].cls_token, both.cls_token[:1]
+        )
+        assert torch.equal(model(x, tap=vv.Tap(-1, norm, (-3, 0)), patches=False).cls_token, both.cls_token)
+    assert vv.Tap(layer=1, more=(2, 0)).blocks(4) == (1, 2, 0) and vv.Tap(layer=1, more=(2, 0)).block(4) == 2
+    with pytest.raises(ValueError, match=r"Tap\(layer=4\) is outside this encoder of 4 blocks"):
+        model(x, tap=vv.Tap(more=(4,)))
+    with pytest.raises(ValueError, match="whole numbers of blocks in more"):
+        vv.Tap(more=(1.5,))  # type: ignore[arg-type]

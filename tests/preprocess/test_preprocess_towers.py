@@ -70,6 +70,16 @@ def test_the_file_of_it_is_written_and_read_back(name, options):
     assert from_hf(to_hf(spec)) == spec
 
 
-def test_a_question_above_the_image_is_refused():
-    with pytest.raises(ValueError, match="is_vqa"):
-        from_hf(transformers.Pix2StructImageProcessorPil(is_vqa=True).to_dict())
+def test_minicpm_ocr_keeps_no_small_image_small():
+    usual = {"image_processor_type": "MiniCPMOcrImageProcessor", "small_image_upsize": "always"}
+    spec = from_hf(usual)
+    assert (spec.resize, spec.patch_size, spec.kernel) == ("near_area", 28, "torch")
+    with pytest.raises(ValueError, match="small_image_upsize='never'"):
+        from_hf(usual | {"small_image_upsize": "never"})
+
+
+def test_pix2struct_takes_square_patches_and_leaves_the_question_out():
+    described = transformers.Pix2StructImageProcessorPil(is_vqa=True).to_dict()
+    assert from_hf(described) == from_hf(described | {"is_vqa": False})
+    with pytest.raises(ValueError, match="patch_size="):
+        from_hf(described | {"patch_size": {"height": 16, "width": 8}})

@@ -195,7 +195,7 @@ def test_default_sizes_are_those_of_the_papers():
     [
         ("mlp", {"depth": 0}, "mlp has depth 0, expected a whole number of at least 1"),
         ("mlp", {"activation": "gelu_than"}, "did you mean 'gelu_tanh'"),
-        ("patch_merger", {"norm": "batch"}, "norm 'batch', expected one of layer, rms, layer_after"),
+        ("patch_merger", {"norm": "batch"}, "norm 'batch', expected one of none, layer, rms, layer_after"),
         ("gated_merger", {"limit": -1.0}, "limit -1.0, expected a positive number, or None"),
         ("frame_merger", {"merge": 0}, "merge 0"),
         ("avg_pool", {"how": "nearest"}, "how 'nearest', expected one of mean, bilinear"),

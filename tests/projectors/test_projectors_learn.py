@@ -14,6 +14,8 @@ SMALL = {
     "perceiver": dict(num_latents=8, depth=1, num_heads=4, num_kv_heads=2, head_dim=12, hidden_dim=48),
     "qformer": dict(num_queries=8, width=32, depth=2, num_heads=4),
     "c_abstractor": dict(num_queries=4, hidden_dim=32, depth=1, positions=4),
+    "latent_attention": dict(num_latents=8, num_heads=4),
+    "conv_neck": dict(width=48, down=(), linear=0),
 }
 QUESTIONS, COLORS, QUARTERS = (3, 4), (5, 6, 7, 8), (9, 10, 11, 12)
 

@@ -47,6 +47,12 @@ class Checkpoint:
             self._json[name] = read_json(self.path / name)
         return self._json[name]
 
+    def described_by(self, config: Json) -> "Checkpoint":
+        """The same folder, opened as it is, with another content of config.json."""
+        same = Checkpoint(self.path, self.hub_id)
+        same._json, same._weights, same._others = self._json | {"config.json": config}, self._weights, self._others
+        return same
+
     @property
     def config(self) -> Json:
         """config.json; empty where there is none."""

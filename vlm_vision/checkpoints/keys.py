@@ -70,8 +70,8 @@ def key(
     sizes: tuple[int, ...] = (),
 ) -> Key:
     """A `Key`; a single name need not be a tuple."""
-    names = ((name,) if isinstance(name, str) else name for name in (ours, theirs))
-    return Key(*names, drop, layout, sizes)
+    mine, other = ((name,) if isinstance(name, str) else name for name in (ours, theirs))
+    return Key(mine, other, drop, layout, sizes)
 
 
 def layer(ours: str, theirs: str | tuple[str, ...], *, bias: bool = True) -> list[Key]:

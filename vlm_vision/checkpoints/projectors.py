@@ -5,13 +5,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.connectors import mergers
+from vlm_vision.checkpoints.connectors import mergers, necks
 from vlm_vision.checkpoints.connectors.candidate import Candidate, ProjectorSpec, Reader
 from vlm_vision.checkpoints.connectors.candidate import count as _count
 from vlm_vision.checkpoints.connectors.candidate import shape_of as _shape
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
-from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
+from vlm_vision.checkpoints.towers import TowerWeights
 
 
 def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> ProjectorSpec:
@@ -240,43 +239,37 @@ def _video_llama_3(candidate: Candidate) -> ProjectorSpec:
     return replace(found, name="avg_pool", options=found.options | {"factor": merge, "how": "bilinear"}, keys=rows)
 
 
-FORMS: dict[str, Reader] = mergers.FORMS | {
-    "projector.fc3.weight": lambda it: _stack("fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"),  # OpenVLA, OFT
-    "projector.fc2.weight": lambda it: _stack("mlp", it.part("projector."), "fc1", "fc2"),  # the same with one tower
-    "projector.projector.4.weight": lambda it: _stack("fused_mlp", it.part("projector.projector."), "0", "2", "4"),
-    "projector.projector.2.weight": lambda it: _stack(
-        "mlp", it.part("projector.projector."), "0", "2"
-    ),  # Prismatic's own
-    "multi_modal_projector.linear_2.weight": _llava,  # LLaVA in transformers
-    "mm_projector.0.weight": _llava_own,
-    "mm_projector.weight": _llava_linear,
-    "multi_modal_projector.linear.weight": lambda it: _stack("linear", it.part("multi_modal_projector."), "linear"),
-    "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
-    "connector.perceiver_resampler.latents": _idefics2,
-    "query_tokens": _qformer,  # BLIP-2
-    "merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL, Qwen3-Omni, dots3
-    "adapter.mlp.2.weight": lambda it: _merger(it.part("adapter."), "ln_q", "mlp.0", "mlp.2"),  # dots3 on the hub
-    "merger.linear_fc2.weight": lambda it: _merger(it.part("merger."), "norm", "linear_fc1", "linear_fc2"),  # Qwen3-VL
-    "projector.pre_norm.weight": lambda it: _paddle(it.part("projector.")),
-    "mlp_AR.pre_norm.weight": lambda it: _paddle(it.part("mlp_AR.")),
-    "merger.post_projection_norm.weight": _glm,
-    "resampler_model.mlp.weight": _ernie,
-    "projector.readout.2.weight": _video_llama_3,
-}
+FORMS: dict[str, Reader] = (
+    mergers.FORMS
+    | necks.FORMS
+    | {
+        "projector.fc3.weight": lambda it: _stack(
+            "fused_mlp", it.part("projector."), "fc1", "fc2", "fc3"
+        ),  # OpenVLA, OFT
+        "projector.fc2.weight": lambda it: _stack(
+            "mlp", it.part("projector."), "fc1", "fc2"
+        ),  # the same with one tower
+        "projector.projector.4.weight": lambda it: _stack("fused_mlp", it.part("projector.projector."), "0", "2", "4"),
+        "projector.projector.2.weight": lambda it: _stack(
+            "mlp", it.part("projector.projector."), "0", "2"
+        ),  # Prismatic's own
+        "multi_modal_projector.linear_2.weight": _llava,  # LLaVA in transformers
+        "mm_projector.0.weight": _llava_own,
+        "mm_projector.weight": _llava_linear,
+        "multi_modal_projector.linear.weight": lambda it: _stack("linear", it.part("multi_modal_projector."), "linear"),
+        "connector.modality_projection.proj.weight": _idefics3,  # SmolVLM, SmolVLA
+        "connector.perceiver_resampler.latents": _idefics2,
+        "query_tokens": _qformer,  # BLIP-2
+        "merger.mlp.2.weight": _qwen2_vl,  # and Qwen2.5-VL, Qwen3-Omni, dots3
+        "adapter.mlp.2.weight": lambda it: _merger(it.part("adapter."), "ln_q", "mlp.0", "mlp.2"),  # dots3 on the hub
+        "merger.linear_fc2.weight": lambda it: _merger(
+            it.part("merger."), "norm", "linear_fc1", "linear_fc2"
+        ),  # Qwen3-VL
+        "projector.pre_norm.weight": lambda it: _paddle(it.part("projector.")),
+        "mlp_AR.pre_norm.weight": lambda it: _paddle(it.part("mlp_AR.")),
+        "merger.post_projection_norm.weight": _glm,
+        "resampler_model.mlp.weight": _ernie,
+        "projector.readout.2.weight": _video_llama_3,
+    }
+)
 """Weight that identifies a form -> its reader."""
-
-
-def find(checkpoint: Checkpoint, weights: WeightSource) -> ProjectorSpec:
-    """The projector in a checkpoint, among all its weights.
-
-    Raises:
-        ValueError: no projector of a known form, or one that cannot be expressed here.
-    """
-    for mark, read in FORMS.items():
-        for name in weights.shapes:
-            before = name.removesuffix(mark)
-            if before != name and (not before or before.endswith(".")):
-                return read(Candidate(checkpoint, weights, before))
-    raise ValueError(
-        f"{checkpoint} holds no projector of a known form: expected a weight ending in one of {', '.join(FORMS)}"
-    )

@@ -10,7 +10,8 @@ from torch import Tensor
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.nn.config import Tap, ViTConfig
+from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import sincos_2d
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess

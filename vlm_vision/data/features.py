@@ -12,10 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_vision.data.stored_image import ImageSource, StoredImage, open_stored_images
-from vlm_vision.encoder import Encoder
+from vlm_vision.encoder import Encoder, eval_mode
 from vlm_vision.files import whole
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.modes import eval_mode
 
 log = logging.getLogger(__name__)
 

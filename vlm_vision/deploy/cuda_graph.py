@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import VisionOutput
+from vlm_vision.nn.output import VisionOutput
 from vlm_vision.nn.position import PositionTable
 
 _WARM_UP = 3

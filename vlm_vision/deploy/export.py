@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import PositionTable
 from vlm_vision.nn.rope import Grid
 
@@ -113,14 +113,15 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     side = model.config.patch_size
     model.config = replace(model.config, image_size=(rows * side, columns * side))
     model.mask_token = None
-    last = tap.block(model.config.depth)
+    first, *others = tap.blocks(model.config.depth)
+    last = max(first, *others) if others else first
     model.blocks = model.blocks[: last + 1]
-    if not pool or last < model.config.depth - 1:
+    if not pool or others or last < model.config.depth - 1:
         model.pool = model.pool_head = model.head = model.head_dist = None
         model.pool_norm = nn.Identity()
         if not tap.norm:
             model.norm = nn.Identity()
-    encoder.tap = Tap(last, tap.norm)
+    encoder.tap = Tap(first, tap.norm, tuple(others))
 
 
 def export_program(

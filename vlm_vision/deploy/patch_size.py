@@ -44,6 +44,11 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
             f"with_patch_size takes one tower, got {type(encoder).__name__}: pass each of the towers, and fuse the results"
         )
     old = encoder.config
+    if old.temporal_patch > 1 or old.position == "axes" or old.window_padding:
+        raise ValueError(
+            "the patch size changes for towers of images with one table of positions or rotary ones: this one has a temporal "
+            "patch, tables for rows and columns, or padded windows"
+        )
     if image_size is None:
         rows, columns = old.grid
         size = (rows * patch_size, columns * patch_size)
@@ -53,9 +58,10 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
     made = copy.deepcopy(encoder)
     model = made.model
     model.config = new
-    model.patch_embed = _conv(encoder.model.patch_embed, new)
-    if encoder.model.position is not None:
-        model.position = _positions(encoder.model.position, new.grid)
+    assert isinstance(model.patch_embed, nn.Conv2d)
+    model.patch_embed = _conv(model.patch_embed, new)
+    if isinstance(model.position, PositionTable):
+        model.position = _positions(model.position, new.grid)
     made.preprocess = _preprocess(encoder.preprocess, old, new, by_grid=image_size is None)
     return made
 

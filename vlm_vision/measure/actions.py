@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vlm_vision.nn.modes import eval_mode
+from vlm_vision.encoder import eval_mode
 from vlm_vision.robot.window import Window
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.model import VisionLanguageActionModel

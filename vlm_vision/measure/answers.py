@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.stored_image import ImageSource, open_stored_images
-from vlm_vision.nn.modes import eval_mode
+from vlm_vision.encoder import eval_mode
 from vlm_vision.vlm.model import VisionLanguageModel
 
 PatchTokens = Callable[[Sequence[ImageSource]], Tensor]

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.data.features import FeatureCache
+from vlm_vision.encoder import eval_mode
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
-from vlm_vision.nn.modes import eval_mode
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules
 from vlm_vision.vlm.model import VisionLanguageModel

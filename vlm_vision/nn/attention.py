@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_vision.nn.linear import Linear, QKVLinear
+from vlm_vision.nn.linear import ClippedLinear, Linear, QKVLinear
 from vlm_vision.nn.rope import Grid, rotate
 
 Runs = tuple[tuple[int, int], ...]
@@ -45,6 +45,8 @@ class AttentionConfig(Protocol):
     def qk_eps(self) -> float: ...
     @property
     def value_norm(self) -> bool: ...
+    @property
+    def clipped(self) -> bool: ...
     @property
     def attention_scale(self) -> float | None: ...
 
@@ -84,9 +86,13 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.kv_heads, self.scale = config.num_heads, config.kv_heads, config.attention_scale
         widths = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-        linear = Linear if config.key_bias or not config.qkv_bias else QKVLinear
-        self.qkv = linear(config.embed_dim, widths[0] + 2 * widths[1], bias=config.qkv_bias)
-        self.proj = Linear(widths[0], config.embed_dim, bias=config.proj_bias)
+        if config.clipped:
+            self.qkv = ClippedLinear(config.embed_dim, *widths, widths[1], bias=config.qkv_bias)
+            self.proj = ClippedLinear(widths[0], config.embed_dim, bias=config.proj_bias)
+        else:
+            linear = Linear if config.key_bias or not config.qkv_bias else QKVLinear
+            self.qkv = linear(config.embed_dim, widths[0] + 2 * widths[1], bias=config.qkv_bias)
+            self.proj = Linear(widths[0], config.embed_dim, bias=config.proj_bias)
         self.norms = None
         if config.qk_norm != "none":
             widths = (config.head_dim,) * 2 if config.qk_norm == "head" else widths

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlm_vision.nn.attention import Attention, AttentionConfig, Context, norm_of, select_tokens
 from vlm_vision.nn.config import GATED, Activation, ViTConfig
-from vlm_vision.nn.linear import FUSED, Linear, by_onednn, onednn
+from vlm_vision.nn.linear import FUSED, ClippedLinear, Linear, by_onednn, onednn
 
 
 class BlockConfig(AttentionConfig, Protocol):
@@ -102,12 +102,13 @@ class Mlp(nn.Module):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.fc1 = Linear(config.embed_dim, config.mlp_dim * (2 if config.mlp in GATED else 1), bias=config.mlp_bias)
+        linear, hidden = ClippedLinear if config.clipped else Linear, [config.mlp_dim] * (1 + (config.mlp in GATED))
+        self.fc1 = linear(config.embed_dim, *(hidden if config.clipped else [sum(hidden)]), bias=config.mlp_bias)
         self.kind: Activation = config.mlp
         self.act = ACTIVATIONS[config.mlp]
         if config.mlp_limit is not None:
             self.act = partial(limited, act=self.act, limit=config.mlp_limit)
-        self.fc2 = Linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
+        self.fc2 = linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = type(self.fc1) is Linear and not self.fc1._forward_hooks and not self.fc1._forward_pre_hooks
@@ -116,7 +117,7 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
-        recorded = torch.is_grad_enabled() or torch.jit.is_tracing()
+        recorded = torch.is_grad_enabled() or torch._C._is_tracing()
         inplace = not recorded and not self.fc1._forward_hooks
         return self.fc2(self.act(x, inplace))
 

@@ -1,11 +1,9 @@
-"""The architecture of an encoder, the block that is read, and its output: `ViTConfig`, `Tap`, `VisionOutput`."""
+"""The architecture of an encoder: `ViTConfig`; and of the decoder of a masked autoencoder: `DecoderConfig`."""
 
 import difflib
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from torch import Tensor
 
 from vlm_vision.nn.position import RESIZE
 from vlm_vision.nn.rope import DINOV3, Grid, Rope
@@ -98,6 +96,8 @@ class ViTConfig:
     """Kind of that norm; "same" for the block's."""
     qk_eps: float = 0.0
     """Epsilon of that norm; 0 for norm_eps."""
+    clipped: bool = False
+    """Input and output of each linear map in the blocks are clipped to stored bounds (Gemma 4)."""
     value_norm: bool = False
     """An RMSNorm without weights of each value head."""
     attention_scale: float | None = None
@@ -253,7 +253,9 @@ class ViTConfig:
             raise ValueError(
                 f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
             )
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
+        }
         if isinstance(state.get("rope"), dict):
             values["rope"] = Rope(**state["rope"])
         return cls(**values)
@@ -345,56 +347,9 @@ class ViTConfig:
         return frames // self.temporal_patch
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Which tokens to read: the output of block `layer` (-1 is the last), with the family's final norm or without."""
-
-    layer: int = -1
-    norm: bool = True
-
-    def __post_init__(self):
-        if not isinstance(self.layer, int) or not isinstance(self.norm, bool):
-            raise ValueError(
-                f"Tap takes a whole number and True or False, got layer={self.layer!r}, norm={self.norm!r}"
-            )
-
-    def block(self, depth: int) -> int:
-        """Index of the tapped block, 0-based. Raises ValueError if there is no such block."""
-        index = self.layer + depth if self.layer < 0 else self.layer
-        if not 0 <= index < depth:
-            raise ValueError(
-                f"Tap(layer={self.layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
-            )
-        return index
-
-
-@dataclass
-class VisionOutput:
-    """Output of an encoder, by name. All tokens come from the same tap."""
-
-    patch_tokens: Tensor
-    """(B, N, D), N == frames * h * w, frame by frame and row-major: patches only."""
-    grid: Grid
-    """(h, w)"""
-    frames: int = 1
-    """Frames of tokens: 1 for an image."""
-    cls_token: Tensor | None = None
-    """(B, D)"""
-    register_tokens: Tensor | None = None
-    """(B, R, D)"""
-    pooled: Tensor | None = None
-    """(B, E), the family's own vector for the image; only from the last block."""
-    logits: Tensor | None = None
-    """(B, classes); only from the last block of a model with a classification head."""
-    kept: Tensor | None = None
-    """(B, K) indices of the patches that were encoded, where some were dropped: then patch_tokens is (B, K, D)."""
-    deepstack: tuple[Tensor, ...] = ()
-    """(B, M, E) each: deep features after their own mergers, for towers with DeepStack; of the blocks up to the tap."""
-
-
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "window_padding", "relative_position",
+    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
     "time_position", "unit_pixels",
 )  # fmt: skip
 _AT_LEAST_ONE = (

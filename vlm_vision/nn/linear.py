@@ -40,7 +40,7 @@ def takes_bfloat16() -> bool:
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes the product: plain tensors on such a CPU, with nothing recorded, traced or cast."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a trace has one graph, with gradients or without
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # a trace has one graph, with gradients or without
         return False
     return (
         not torch.is_grad_enabled()
@@ -68,6 +68,30 @@ class Linear(nn.Linear):
         if by_onednn(input, self.weight):
             return onednn(input, self.weight, self.bias)
         return F.linear(input, self.weight, self.bias)
+
+
+class ClippedLinear(nn.Linear):
+    """Several linear maps of one input, each with stored bounds that its input and its output are clipped to (Gemma 4).
+
+    Args:
+        sizes: output channels of each map.
+    """
+
+    bounds: Tensor
+    """(4 for each map,): least and most of the input, least and most of the output."""
+
+    def __init__(self, in_features: int, *sizes: int, bias: bool = True):
+        super().__init__(in_features, sum(sizes), bias=bias)
+        self.sizes = sizes
+        self.register_buffer("bounds", torch.tensor([-torch.inf, torch.inf] * 2).tile(len(sizes)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        bounds = self.bounds.unflatten(0, (-1, 4))
+        biases = [None] * len(self.sizes) if self.bias is None else self.bias.split(self.sizes)
+        outputs = []
+        for weight, bias, (low, high, least, most) in zip(self.weight.split(self.sizes), biases, bounds, strict=True):
+            outputs.append(F.linear(input.clamp(low, high), weight, bias).clamp(least, most))
+        return torch.cat(outputs, dim=-1)
 
 
 class QKVLinear(nn.Linear):

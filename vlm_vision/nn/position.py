@@ -27,7 +27,7 @@ def _offset(mode: str, kernel: Callable[[Tensor], Tensor]):
     # The +0.1 of the original DINOv2 code: the kernel takes its coordinates from the scale, so every value moves.
     def resize(table: Tensor, grid: Grid) -> Tensor:
         if torch.compiler.is_compiling():  # a scale, unlike a size, would be a constant: one graph for each grid
-            return _by_matrices(table, grid, 0.1, kernel, antialias=False)
+            return _by_matrices(table, grid, 0.1, kernel, antialias=False, copies=mode == "bilinear")
         scale = ((grid[0] + 0.1) / table.shape[-2], (grid[1] + 0.1) / table.shape[-1])
         return F.interpolate(table, scale_factor=scale, mode=mode, align_corners=False)
 
@@ -35,16 +35,28 @@ def _offset(mode: str, kernel: Callable[[Tensor], Tensor]):
 
 
 def _by_matrices(
-    table: Tensor, grid: Grid, offset: float, kernel: Callable[[Tensor], Tensor], *, antialias: bool = True
+    table: Tensor,
+    grid: Grid,
+    offset: float,
+    kernel: Callable[[Tensor], Tensor],
+    *,
+    antialias: bool = True,
+    copies: bool = False,
 ) -> Tensor:
-    """The resize of PyTorch's kernels as two matrix products, in plain tensor operations: equal up to rounding."""
+    """The resize of PyTorch's kernels as two matrix products, in plain tensor operations: equal up to rounding.
+
+    Args:
+        offset: what the scale is too large by, in patches.
+        copies: whether an axis of equal size is copied, as PyTorch's bilinear kernel for CPUs does.
+    """
     edge = 0 if antialias else 2  # rows repeated past the border; with antialiasing weights past it are left out
     if edge:
         table = F.pad(table, (edge,) * 4, mode="replicate")
     weights = []
     for axis, n in ((-2, grid[0]), (-1, grid[1])):
         size = table.shape[axis]
-        step = (size - 2 * edge) / (torch.arange(n, n + 1, dtype=torch.float32, device=table.device) + offset)
+        sides = torch.arange(n, n + 1, dtype=torch.float32, device=table.device)
+        step = (size - 2 * edge) / (sides + offset * (sides != size - 2 * edge) if copies else sides + offset)
         centers = (torch.arange(n, dtype=torch.float32, device=table.device) + 0.5) * step + edge
         distance = torch.arange(size, dtype=torch.float32, device=table.device) + 0.5 - centers[:, None]
         weight = kernel((distance / step.clamp(min=1) if antialias else distance).abs())
@@ -83,7 +95,7 @@ def _sampled(mode: str, outside: str):
 
 def _zeros_outside_transposed(table: Tensor, grid: Grid) -> Tensor:
     # Muse resizes to columns x rows, and adds the result row by row all the same: on a grid that is not square it mixes places.
-    return _sampled("bilinear", "zeros")(table, grid[::-1]).flatten(2).unflatten(2, grid)
+    return _sampled("bilinear", "zeros")(table, (grid[1], grid[0])).flatten(2).unflatten(2, grid)
 
 
 def _crop(table: Tensor, grid: Grid) -> Tensor:
@@ -115,7 +127,7 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
     "bicubic_offset": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),  # facebookresearch/dinov2 without registers
     "bicubic_offset_always": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),
-    "bilinear_offset_always": _offset("bilinear", lambda x: _triangle(x)),  # HY-V4-VL
+    "bilinear_offset": _offset("bilinear", lambda x: _triangle(x)),  # HY-V4-VL
     "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import projectors
 from vlm_vision.nn.blocks import Block, outer_norm
-from vlm_vision.nn.config import Tap, VisionOutput, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.film import FilmBlock, check_condition
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
 from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos
 from vlm_vision.nn.rope import Grid
@@ -33,12 +34,12 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, prefix = config.embed_dim, config.num_prefix_tokens
-        kernel = (config.patch_size,) * 2
+        side = config.patch_size
         if config.temporal_patch > 1:
-            kernel = (config.temporal_patch, *kernel)
-            self.patch_embed = nn.Conv3d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
+            clip = (config.temporal_patch, side, side)
+            self.patch_embed = nn.Conv3d(config.channels, dim, clip, clip, bias=config.patch_bias)
         else:
-            self.patch_embed = nn.Conv2d(config.channels, dim, kernel, kernel, bias=config.patch_bias)
+            self.patch_embed = nn.Conv2d(config.channels, dim, side, side, bias=config.patch_bias)
         self.patch_norm = outer_norm(config) if config.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
         self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
@@ -131,16 +132,16 @@ class VisionTransformer(nn.Module):
                 of images or of another number of frames than whole temporal patches, a tap that does not exist, a mask
                 of another shape or for a model without mask token.
         """
-        last = self._last(tap)
+        taken = self._taken(tap)
         if keep is None and self.training and self.config.patch_drop > 0:
             keep = self._draw(pixels)
         x, part = self.embed(pixels, mask=mask, keep=keep)
-        pool = pool and last == self.config.depth - 1
+        pool = pool and taken == (self.config.depth - 1,)
         places, prefix = None, self.config.num_prefix_tokens
-        if prefix and not patches and not (pool and self._pools_patches):
+        if prefix and not patches and len(taken) == 1 and not (pool and self._pools_patches):
             places = torch.arange(prefix, device=x.device).expand(len(x), -1)
         condition = check_condition(condition, self.config.film_dim, x)
-        x, [part], deep = self._run(x, [part._replace(count=1)], last, places, keep=keep, condition=condition)
+        x, [part], deep = self._run(x, [part._replace(count=1)], taken, places, keep=keep, condition=condition)
         out = self._output(x, part, tap, pool)
         out.kept, out.deepstack = keep, tuple(features for [features] in deep)
         if not patches:
@@ -193,7 +194,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        last = self._last(tap)
+        taken = self._taken(tap)
         if not batches:
             return []
         if self.config.film_dim:
@@ -203,8 +204,8 @@ class VisionTransformer(nn.Module):
             return [self(b, tap=tap, mask=mask, pool=pool) for b, mask in zip(batches, masks, strict=True)]
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
         sequence = torch.cat([x.flatten(0, 1) for x, _ in embedded])[None]
-        x, parts, deep = self._run(sequence, [part for _, part in embedded], last, packed=True)
-        pool, prefix = pool and last == self.config.depth - 1, self.config.num_prefix_tokens
+        x, parts, deep = self._run(sequence, [part for _, part in embedded], taken, packed=True)
+        pool, prefix = pool and taken == (self.config.depth - 1,), self.config.num_prefix_tokens
         sizes = [part.count * (prefix + part.frames * part.grid[0] * part.grid[1]) for part in parts]
         outputs = []
         for i, (rows, part) in enumerate(zip(x[0].split(sizes), parts, strict=True)):
@@ -250,10 +251,13 @@ class VisionTransformer(nn.Module):
         x = embed(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
         return x if pixels.ndim == 4 else x.unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
-    def _last(self, tap: Tap) -> int:
+    def _taken(self, tap: Tap) -> tuple[int, ...]:
         if not isinstance(tap, Tap):
             raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
-        return tap.block(self.config.depth)
+        taken, merged = tap.blocks(self.config.depth), self.config.merge_after
+        if 0 <= merged and min(taken) < merged <= max(taken):
+            raise ValueError(f"{tap} is of blocks before and after the merger of tokens: tap blocks on one side of it")
+        return taken
 
     def _grid(self, pixels: Tensor) -> tuple[Grid, int]:
         """The patch grid and the frames of tokens of a batch."""
@@ -265,7 +269,7 @@ class VisionTransformer(nn.Module):
             )
         frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
         height, width = pixels.shape[-2:]
-        if torch.jit.is_tracing():  # a trace is of one size: its numbers are constants, not nodes
+        if torch._C._is_tracing():  # a trace is of one size: its numbers are constants, not nodes
             height, width = int(height), int(width)
         return self.config.grid_of(height, width), frames
 
@@ -280,19 +284,19 @@ class VisionTransformer(nn.Module):
         self,
         x: Tensor,
         parts: list[Part],
-        last: int,
+        taken: tuple[int, ...],
         places: Tensor | None = None,
         *,
         packed: bool = False,
         keep: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, list[Part], list[list[Tensor]]]:
-        """Blocks up to `last`, which computes the tokens at `places` alone if they are given.
+        """Blocks up to the last taken, which computes the tokens at `places` alone if they are given.
 
         Returns:
-            The last block's output, the parts of its sequence, and for each block with deep features those of each part.
+            The outputs of those taken, side by side, the parts of its sequence, and for each block with deep features those of each part.
         """
-        config, deep = self.config, []
+        config, deep, last, outputs = self.config, [], max(taken), {}
         how = plan(config, parts, packed=packed, device=x.device, keep=keep, condition=condition)
         x = how.inward(x)
         for i, block in enumerate(islice(self.blocks, last + 1)):
@@ -309,11 +313,13 @@ class VisionTransformer(nn.Module):
             if self.merge is not None and i == config.merge_after:
                 x, parts = self.merge(x, parts)
                 how = plan(config, parts, packed=packed, device=x.device)
-        return how.outward(x), parts, deep
+            if i in taken:
+                outputs[i] = how.outward(x)
+        return torch.cat([outputs[i] for i in taken], -1) if len(taken) > 1 else outputs[last], parts, deep
 
     def _output(self, x: Tensor, part: Part, tap: Tap, pool: bool) -> VisionOutput:
-        """The tapped block's output x (B, P + F N, D), named; pooled if asked for."""
-        tokens = self.norm(x) if tap.norm else x
+        """The tapped blocks' output x (B, P + F N, K D), named; pooled if asked for."""
+        tokens = self.norm(x.unflatten(-1, (-1, self.config.embed_dim))).flatten(-2) if tap.norm else x
         prefix, registers = self.config.num_prefix_tokens, self.config.num_registers
         out = VisionOutput(
             patch_tokens=tokens[:, prefix:],

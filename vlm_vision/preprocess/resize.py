@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 CropRounding = Literal["floor", "half_even"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
-Kernel = Literal["pillow", "float", "point", "point_float", "torch"]
+Kernel = Literal["pillow", "float", "point", "point_float", "point_rounded", "torch", "torchvision", "gaussian"]
 RGB = tuple[float, float, float]
 
 
@@ -32,7 +32,7 @@ def crop_array(
     inside = pixels[max(top, 0) : top + crop_height, max(left, 0) : left + crop_width]
     if inside.shape[:2] == crop:
         return inside
-    whole = all(value == int(value) for value in fill)
+    whole = all(value == int(value) >= 0 for value in fill)
     canvas = np.full((*crop, 3), fill, dtype=pixels.dtype if whole else np.float32)
     row, column = max(-top, 0), max(-left, 0)
     canvas[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
@@ -170,15 +170,23 @@ def size_near_area(height: int, width: int, square: int, edge: int) -> tuple[int
     return max(round(tall / square) * square, square), max(round(wide / square) * square, square)
 
 
-def resize_array(image: Image.Image, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel) -> np.ndarray:
-    """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round."""
+def resize_array(
+    image: Image.Image | np.ndarray, size: tuple[int, int], resample: ResampleFilter, kernel: Kernel
+) -> np.ndarray:
+    """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round, which take that too."""
     if kernel == "pillow":
+        assert isinstance(image, Image.Image)
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
-    if kernel in ("float", "point_float", "torch"):
+    if kernel == "gaussian":
+        pixels = np.asarray(image, dtype=np.float64)
+        rows, columns = (_smoothed(*sides) for sides in zip(pixels.shape, size, strict=False))
+        return np.einsum("ih,hwc,jw->ijc", rows, pixels, columns, optimize=True).astype(np.float32)
+    if kernel in ("float", "point_float", "point_rounded", "torch", "torchvision"):
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         planes = planes if kernel == "torch" else planes.float()
-        smooth = kernel != "point_float"
+        smooth = kernel in ("float", "torch", "torchvision")
         planes = torch.nn.functional.interpolate(planes, size, mode=resample, align_corners=False, antialias=smooth)
+        planes = planes.clamp(0, 255).round().byte() if kernel in ("point_rounded", "torchvision") else planes
         return planes[0].permute(1, 2, 0).numpy()
     # a + (b - a) * weight in float32 keeps a flat area at its very value, which truncation would else lower by one
     pixels = np.asarray(image, dtype=np.float32)
@@ -195,3 +203,33 @@ def _neighbors(size: int, to_size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     below = np.floor(center)
     low, high = np.maximum(below, 0).astype(int), np.minimum(np.ceil(center), size - 1).astype(int)
     return low, high, center - below
+
+
+def _smoothed(size: int, to_size: int) -> np.ndarray:
+    """(to_size, size): a Gauss filter of deviation (size / to_size - 1) / 2, cut at four of it, then linear interpolation.
+
+    Pixels past an edge are mirrored at the last one: scipy.ndimage's gaussian_filter and zoom with mode "mirror".
+    """
+    step = size / to_size
+    deviation = max(0.0, (step - 1) / 2)
+
+    def mirrored(places: np.ndarray) -> np.ndarray:
+        period = max(2 * (size - 1), 1)
+        places = np.abs(places) % period
+        return np.where(places > size - 1, period - places, places)
+
+    centers = mirrored((np.arange(to_size) + 0.5) * step - 0.5)
+    low = np.minimum(np.floor(centers).astype(int), max(size - 2, 0))
+    weight, near = centers - low, np.arange(to_size)
+    linear = np.zeros((to_size, size))
+    np.add.at(linear, (near, low), 1 - weight)
+    np.add.at(linear, (near, np.minimum(low + 1, size - 1)), weight)
+    if deviation < 1e-15:
+        return linear
+    reach = int(4 * deviation + 0.5)
+    offsets = np.arange(-reach, reach + 1)
+    bell = np.exp(-0.5 * (offsets / deviation) ** 2)
+    smooth = np.zeros((size, size))
+    rows = np.arange(size)[:, None]
+    np.add.at(smooth, (np.broadcast_to(rows, (size, len(bell))), mirrored(rows + offsets)), bell / bell.sum())
+    return linear @ smooth

@@ -6,18 +6,18 @@ processors, timm and open_clip do.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -36,15 +36,20 @@ from vlm_vision.preprocess.resize import (
     size_within_budget,
     with_bars,
 )
+from vlm_vision.preprocess.sizes import SIZES, size_bounded, size_of_shape, size_shrunk
+from vlm_vision.preprocess.steps import ImageStep, after
 
 ResizeMode = Literal[
     "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
-    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "cover", "fit", "within", "scaled_within",
-    "between",
+    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "square", "cover", "fit", "within",
+    "scaled_within", "between", "edges_rounded", "edges_floored", "edges_divided", "half_area",
+    "shaped_patches", "shrunk_patches", "bounded_patches",
 ]  # fmt: skip
-COUNTED = ("max_patches", "fill_patches", "whole_patches")
+COUNTED = ("max_patches", "fill_patches", "whole_patches", "shaped_patches")
 """Resizes to a number of patches."""
-AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area")
+_SIDED = ("shrunk_patches", "bounded_patches")
+"""Resizes that `multiple` goes with."""
+AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area", "half_area")
 """Resizes to an area, or within two, in whole squares of patches."""
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
@@ -57,7 +62,10 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "float": ("bilinear", "bicubic"),
     "point": ("bilinear",),
     "point_float": ("bilinear",),
+    "point_rounded": ("bilinear",),
+    "gaussian": ("bilinear",),
     "torch": ("bilinear", "bicubic"),
+    "torchvision": ("bilinear", "bicubic"),
 }
 
 
@@ -65,7 +73,7 @@ _KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
 class Preprocess:
     """The steps from an image to the pixels of an encoder, in this order.
 
-    pixels = (crop(resize(camera(rgb))) * rescale - mean) / std
+    pixels = (crop(resize(before(camera(rgb)))) * rescale - mean) / std
 
     A field without effect keeps its default, so that equal steps have equal fingerprints.
 
@@ -86,6 +94,12 @@ class Preprocess:
     whole_patches: the same, but at least one patch in each direction and no more for that in the other (Pix2Struct).
     within_patches: an image larger than `resize_to` as within; then each side rounded up to a multiple of `patch_size`
         (Pixtral).
+    shaped_patches: an image of more than `max_patches` patches scaled to that area; then each side rounded down or up to a
+        multiple of `patch_size`, whichever sides come nearest to its aspect ratio (Muse).
+    shrunk_patches: an image of more than `max_patches` patches, or with an edge above `resize_to`, scaled down to both, each
+        side rounded down; then filled up to multiples of `multiple` (Kimi K2.5).
+    bounded_patches: each side rounded up to a multiple of `patch_size`; scaled so that the number of patches is within
+        `resize_to`; each side then changed to a multiple of `multiple` (Nemotron Omni).
     area: each side rounded to a multiple of `patch_size`; where the area is then outside `resize_to`, scaled into it first,
         the aspect ratio kept (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
     floored_area, rounded_area: as area, but an image with a side below `patch_size` is enlarged first: until it has none,
@@ -93,17 +107,24 @@ class Preprocess:
     padded_area: at the top left of a black canvas, whose sides are multiples of `patch_size`, each as little above the
         image's as that allows; where the canvas's area is outside `resize_to`, the image is scaled first (GLM-5).
     near_area: scaled to the area of `resize_to`, each side then rounded to a multiple of `patch_size` (MiniCPM-V 4.6).
+    half_area: half the size, each side rounded to a multiple of `patch_size`, the edges within the roots of `resize_to`
+        (GLM-Image).
     letterbox: made square by equal bars of `fill` on both sides, then `resize_to` (OpenVLA).
+    square: made square by zeros below or at the right, then `resize_to` (OWLv2).
     cover, fit: the aspect ratio kept, the smallest size that covers `resize_to`, or the largest within it, both edges
         rounded (timm's ResizeKeepRatio).
     within: as fit, both edges rounded down after a division by the larger ratio (resize_with_pad of openpi, LeRobot).
     scaled_within: as fit, both edges rounded down after a product with the smaller ratio (transformers' max_height).
     between: an image whose longer edge is above `resize_to[1]` to that edge, the aspect ratio kept, the shorter edge
         rounded down; then each edge below `resize_to[0]` to that (Idefics2).
+    edges_rounded, edges_floored: the longer edge to `resize_to[1]`, the shorter by the same factor, rounded to even (Janus)
+        or down (Aria), but at least `resize_to[0]`.
+    edges_divided: the shorter edge to `resize_to[0]`, or the longer to `resize_to[1]` if it were above; then both down to
+        multiples of `patch_size` (BridgeTower).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the edge twice for shortest_edge, longest_edge, near_area and letterbox; the least and the
-    most of an edge for between; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
+    """(height, width) in pixels; the least and the most patches for bounded_patches; the edge twice for shortest_edge, longest_edge, near_area, shrunk_patches and letterbox; two edges for between and
+    edges_...; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -118,6 +139,8 @@ class Preprocess:
     """Pixels along a patch's side, or of a square of patches that are merged, for numbers of patches and areas; else 0."""
     max_patches: int = 0
     """Most patches, or squares, of an image; 0 where `resize` does not count them."""
+    multiple: int = 0
+    """Pixels that divide each side: after the resize, `fill` is added at the right and below; 0 for none."""
     fill: tuple[float, float, float] = (0, 0, 0)
     """RGB in 0..255 of pixels that letterbox (whole numbers) or a crop larger than the image adds."""
     crop_rounding: CropRounding = "floor"
@@ -128,7 +151,10 @@ class Preprocess:
     float: antialiased, not rounded, as transformers' DINOv3 processor; bilinear or bicubic.
     point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
     point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
-    torch: antialiased, rounded to 8 bits by torch, as torchvision and transformers' PI0 processor; bilinear or bicubic.
+    point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2 and MolmoAct2; bilinear.
+    torch: antialiased, in whole numbers by torch, as torchvision.transforms.v2 and transformers' PI0 processor; bilinear or bicubic.
+    torchvision: antialiased, rounded to 8 bits at the end, as torchvision.transforms.functional (EVO-1); bilinear or bicubic.
+    gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2; bilinear.
     """
     crop_place: CropPlace = "centre"
     """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
@@ -136,18 +162,20 @@ class Preprocess:
     """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
     camera: CameraPath | None = None
     """Steps on a camera's image before all others, which the training images went through. None for none."""
+    before: tuple[ImageStep, ...] = ()
+    """Resizes and crops by a robot's policy before its image processor."""
 
     def __post_init__(self) -> None:
         names = {"resize": ResizeMode, "resample": ResampleFilter, "crop_rounding": CropRounding, "kernel": Kernel}
         names["crop_place"] = CropPlace
         for field, allowed in names.items():
-            _check_name(field, getattr(self, field), get_args(allowed))
+            check_name(field, getattr(self, field), get_args(allowed))
         least = 0 if self.resize in ("none", *COUNTED) else 1
         pixels = "positive whole numbers of pixels"
-        resize_to = _checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
+        resize_to = checked("resize_to", self.resize_to, operator.index, 2, lambda size: size >= least, pixels)
         if self.resize in ("none", *COUNTED):
             expected = (0, 0)
-        elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area"):
+        elif self.resize in ("shortest_edge", "longest_edge", "letterbox", "near_area", "shrunk_patches"):
             expected = (resize_to[0], resize_to[0])
         else:
             expected = resize_to
@@ -155,19 +183,26 @@ class Preprocess:
             raise ValueError(f"resize_to is {resize_to} but resize is {self.resize!r}: expected {expected}")
         object.__setattr__(self, "resize_to", resize_to)
         if self.crop is not None:
-            object.__setattr__(self, "crop", _checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
+            object.__setattr__(self, "crop", checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
         factor = "finite numbers, a factor not zero"
-        object.__setattr__(self, "rescale", *_checked("rescale", [self.rescale], float, 1, _is_factor, factor))
-        object.__setattr__(self, "mean", _checked("mean", self.mean, float, 3, math.isfinite, factor))
-        object.__setattr__(self, "std", _checked("std", self.std, float, 3, _is_factor, factor))
-        color = _checked("fill", self.fill, float, 3, lambda c: 0 <= c <= 255, "numbers in 0..255")
+        object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
+        object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
+        object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
+        darkest = -1 if self.multiple else 0  # Inkling 2 fills up with one below black
+        color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
-            whole = "whole numbers in 0..255"
-            color = _checked("fill", color, _whole, 3, lambda c: True, whole)
+            whole = f"whole numbers in {darkest}..255"
+            color = checked("fill", color, whole_number, 3, lambda c: True, whole)
         object.__setattr__(self, "fill", color)
         if self.camera is not None and not isinstance(self.camera, CameraPath):
             raise ValueError(f"camera is {self.camera!r}: expected a CameraPath or None; see with_evaluation")
-        for field, modes in (("patch_size", (*COUNTED, *AREAS, "within_patches")), ("max_patches", COUNTED)):
+        if not isinstance(self.before, list | tuple) or not all(isinstance(step, ImageStep) for step in self.before):
+            raise ValueError(f"before is {self.before!r}: expected a tuple of ImageStep")
+        object.__setattr__(self, "before", tuple(self.before))
+        for field, modes in (
+            ("patch_size", (*COUNTED, *AREAS, *_SIDED, "within_patches", "edges_divided")),
+            ("max_patches", (*COUNTED, "shrunk_patches")),
+        ):
             value, needed = getattr(self, field), self.resize in modes
             if not isinstance(value, int) or (value < 1 if needed else value != 0):
                 allowed = "a positive whole number" if needed else "0"
@@ -180,9 +215,19 @@ class Preprocess:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
             raise ValueError(f"kernel is {self.kernel!r} but resize is 'none': expected 'pillow', or a resize")
+        means = [step.kernel == "mean" for step in self.before]
+        if any(means) and (any(means[:-1]) or (self.kernel != "float" and self.resize != "none")):
+            raise ValueError(
+                f"before is {self.before}: expected a step of kernel 'mean', which does not round, as the last, and kernel 'float'"
+            )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
-        if self.crop is not None and self.resize in (*COUNTED, *AREAS):
+        if not isinstance(self.multiple, int) or self.multiple < (self.resize in _SIDED):
+            least = "a positive" if self.resize in _SIDED else "a"
+            raise ValueError(
+                f"multiple is {self.multiple!r} for resize {self.resize!r}: expected {least} number of pixels"
+            )
+        if self.crop is not None and (self.resize in (*COUNTED, *AREAS, *_SIDED) or self.multiple):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
@@ -196,9 +241,9 @@ class Preprocess:
                 f"crop_place is {self.crop_place!r} but crop is {self.crop} and crop_rounding {self.crop_rounding!r}: "
                 "expected 'centre', or a crop with crop_rounding 'floor', which has no effect there"
             )
-        if self.crop is None and self.resize != "letterbox" and self.fill != (0, 0, 0):
+        if self.crop is None and not self.multiple and self.resize != "letterbox" and self.fill != (0, 0, 0):
             raise ValueError(
-                f"fill is {self.fill} but nothing is added to the image: expected (0, 0, 0), a crop or "
+                f"fill is {self.fill} but nothing is added to the image: expected (0, 0, 0), a crop, a multiple or "
                 "resize='letterbox'"
             )
 
@@ -250,17 +295,30 @@ class Preprocess:
     def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
         if self.camera is not None:
             image = self.camera(image)
-        if self.resize == "letterbox":
+        if self.before:
+            return self._resize_and_crop_after(after(image, self.before))
+        return self._resize_and_crop_after(image)
+
+    def _resize_and_crop_after(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """The steps after those of the camera and the policy."""
+        if self.resize == "letterbox" and isinstance(image, Image.Image):
             image = with_bars(image, self.fill)
+        if self.resize == "square":
+            edge = max(image.size) if isinstance(image, Image.Image) else max(image.shape[:2])
+            image = Image.fromarray(crop_array(np.asarray(image), (edge, edge), (0, 0, 0), "floor", "top_left"))
+        height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self._size(image.height, image.width), self.resample, self.kernel)
+            pixels = resize_array(image, self._size(height, width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":
-            _, canvas = size_on_canvas(image.height, image.width, self.patch_size, *self.resize_to)
+            _, canvas = size_on_canvas(height, width, self.patch_size, *self.resize_to)
             pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
+        if self.multiple:
+            tall, wide = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
+            pixels = crop_array(pixels, (tall, wide), self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
@@ -271,12 +329,20 @@ class Preprocess:
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image of this height and width is resized."""
         to_height, to_width = self.resize_to
+        if self.resize in SIZES:
+            return SIZES[self.resize](height, width, *self.resize_to, self.patch_size)
         if self.resize == "max_patches":
             return size_within_budget(height, width, self.patch_size, self.max_patches)
         if self.resize == "fill_patches":
             return size_filling(height, width, self.patch_size, self.max_patches)
         if self.resize == "whole_patches":
             return size_in_rows_and_columns(height, width, self.patch_size, self.max_patches)
+        if self.resize == "shaped_patches":
+            return size_of_shape(height, width, self.patch_size, self.max_patches)
+        if self.resize == "shrunk_patches":
+            return size_shrunk(height, width, self.patch_size, self.max_patches, to_height)
+        if self.resize == "bounded_patches":
+            return size_bounded(height, width, self.patch_size, self.multiple, *self.resize_to)
         if self.resize == "near_area":
             return size_near_area(height, width, self.patch_size, to_height)
         if self.resize == "within_patches":
@@ -317,7 +383,7 @@ class Preprocess:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of the pixels; None when it depends on the image."""
-        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox") else None)
+        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox", "square") else None)
 
     def at(self, height: int, width: int) -> Self:
         """The same kind of preprocessing for another output size, in pixels.
@@ -378,7 +444,8 @@ class Preprocess:
             field.name: getattr(self, field.name) for field in _FIELDS if getattr(self, field.name) != field.default
         }
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        return plain | ({} if self.camera is None else {"camera": self.camera.to_dict()})
+        plain |= {} if self.camera is None else {"camera": self.camera.to_dict()}
+        return plain | ({"before": [step.to_dict() for step in self.before]} if self.before else {})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -395,6 +462,8 @@ class Preprocess:
         given = dict(fields)
         if given.get("camera") is not None:
             given["camera"] = CameraPath.from_dict(given["camera"])
+        if given.get("before") is not None:
+            given["before"] = tuple(ImageStep.from_dict(step) for step in given["before"])
         return cls(**given)
 
     @property
@@ -405,32 +474,3 @@ class Preprocess:
 
 
 _FIELDS = dataclasses.fields(Preprocess)
-
-
-def _whole(value: float) -> int:
-    """Raises TypeError, as `operator.index`, for a part of a number."""
-    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
-
-
-def _is_factor(value: float) -> bool:
-    return math.isfinite(value) and value != 0
-
-
-def _check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
-
-
-def _checked(
-    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
-) -> tuple:
-    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
-    try:
-        values = tuple(convert(value) for value in given)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != count or not all(map(valid, values)):
-        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
-    return values

@@ -9,10 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vlm_vision.encoder import Encoder
+from vlm_vision.encoder import Encoder, eval_mode
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
-from vlm_vision.nn.config import Tap
-from vlm_vision.nn.modes import eval_mode
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import Grid
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.preprocess.spec import Preprocess

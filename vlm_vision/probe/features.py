@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vlm_vision.data.stored_image import StoredImage, open_stored_images
-from vlm_vision.encoder import Encoder
+from vlm_vision.encoder import Encoder, eval_mode
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import Tap, VisionOutput
-from vlm_vision.nn.modes import eval_mode
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.pair import Pair
 from vlm_vision.preprocess.images import ImageInput
 

@@ -11,7 +11,7 @@ from vlm_vision.checkpoints.hub import TOKENIZER_FILES, hub_id, resolve
 from vlm_vision.files import read_json
 from vlm_vision.load_encoder import load, load_projector
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 from vlm_vision.train.settings import VlmSettings
 from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
 from vlm_vision.vlm.layout import layout_from_dict

@@ -36,6 +36,10 @@ class LanguageMixin:
         """Input embeddings (B, T, width), see `VisionLanguageModel.embed`."""
         raise NotImplementedError
 
+    def words(self, input_ids: Tensor) -> Tensor:
+        """Embeddings of text, see `VisionMixin.words`."""
+        raise NotImplementedError
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder, FusedPreprocess
-from vlm_vision.nn.config import VisionOutput
+from vlm_vision.nn.output import VisionOutput
 from vlm_vision.preprocess.images import ImageInput, load_image
 from vlm_vision.preprocess.spec import Preprocess
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.nn.config import VisionOutput
+from vlm_vision.nn.output import VisionOutput
 from vlm_vision.vlm.deepstack import DeepStack
 from vlm_vision.vlm.layout import Layout, Size, Whole
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from support.census.case import Case, Reference
-from support.census.inputs import pixels
+import vlm_vision as vv
+from support.census.case import Case, Json, Reference
+from support.census.inputs import connector, pixels
 
 
 def normed(name: str = "post_layernorm", *, prefix: int = 1) -> Callable[[nn.Module, Tensor], Reference]:
@@ -23,8 +24,10 @@ def bridgetower(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(tower(x, interpolate_pos_encoding=True)[-1][:, 1:])
 
 
-_CLIP = dict(tower="vision_model", reference=normed())
-_VLM = dict(tower="vision_tower", reference=normed())
+_CLIP: Json = dict(tower="vision_model", reference=normed())
+_VLM: Json = dict(
+    tower="vision_tower", reference=normed(), connector=connector("multi_modal_projector"), wide_connector=True
+)
 
 CASES = (
     Case(model_type="clip", **_CLIP),
@@ -44,16 +47,28 @@ CASES = (
     Case(model_type="clipseg", **_CLIP),
     Case(model_type="clipseg", label="clipseg-silu", changes={"vision_config": dict(hidden_act="silu")}, **_CLIP),
     Case(model_type="kosmos-2", **_CLIP),
-    Case(model_type="git", tower="image_encoder", reference=pixels(prefix=1)),
+    Case(
+        model_type="git",
+        tower="image_encoder",
+        reference=pixels(prefix=1),
+        connector=connector("visual_projection"),
+        wide_connector=True,
+    ),
     Case(model_type="llava", **_VLM),
     Case(model_type="llava_next", **_VLM),
     Case(model_type="llava_next_video", **_VLM),
-    Case(model_type="vipllava", **_VLM),
+    Case(
+        model_type="vipllava",
+        changes=dict(vision_feature_layer=[-2, -3, 1], projector_layernorm_eps=1e-3, projector_hidden_act="silu"),
+        connector_taps=tuple(vv.Tap(layer, norm=False) for layer in (-2, -3, 0)),
+        **_VLM,
+    ),
     Case(model_type="video_llava", **_VLM | dict(tower="image_tower", part="image_tower")),
     Case(model_type="video_llava", label="video_llava-video", **_VLM | dict(tower="video_tower", part="video_tower")),
     Case(
         model_type="granite4_vision",
-        **_VLM,
+        tower="vision_tower",
+        reference=normed(),
         changes=dict(downsample_rate="1/2", deepstack_layer_map=[[-2, 0], [-1, 1]], spatial_target_layers=[0, 1, 2, 3]),
     ),
     Case(model_type="blip", **_CLIP | dict(reference=pixels(prefix=1))),

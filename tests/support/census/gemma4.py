@@ -26,6 +26,19 @@ def reference(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(out.last_hidden_state)
 
 
+def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The pooling, the scale and shift of some towers, and the linear map after a norm."""
+    whole = getattr(whole, "encoder", whole)
+    tower, side = whole.vision_tower, whole.config.vision_config.pooling_kernel_size
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    places = torch.stack([columns.flatten(), rows.flatten()], dim=-1).expand(len(tokens), -1, -1)
+    padding = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    pooled, _ = tower.pooler(tokens, places, padding, tokens.shape[1] // side**2)
+    if tower.config.standardize:
+        pooled = (pooled - tower.std_bias) * tower.std_scale
+    return whole.embed_vision(pooled)
+
+
 VISION: Json = dict(model_type="gemma4_vision", hidden_size=64, intermediate_size=96, num_hidden_layers=3,
                     num_attention_heads=4, num_key_value_heads=4, head_dim=16, patch_size=PATCH,
                     position_embedding_size=40)  # fmt: skip
@@ -41,6 +54,8 @@ def _case(model_type: str, label: str = "", **vision) -> Case:
         reference=reference,
         tower="encoder.vision_tower" if model_type == "diffusion_gemma" else "vision_tower",
         sizes=((96, 96), (48, 144)),
+        connector=connector,
+        wide_connector=True,
     )
 
 
@@ -54,6 +69,7 @@ CASES = (
         standardize=True,
         hidden_activation="silu",
     ),
+    _case("gemma4", "gemma4: clipped", use_clipped_linears=True, num_key_value_heads=1),
     _case("diffusion_gemma", standardize=True),
     _case("embedding_gemma2", pooling_kernel_size=2),
 )

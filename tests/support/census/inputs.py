@@ -22,6 +22,16 @@ def pixels(*, prefix: int = 0, resize: bool = True, **options: Any) -> Callable[
     return reference
 
 
+def connector(name: str) -> Callable[[nn.Module, Tensor, tuple[int, int]], Tensor]:
+    """The module of that name in the whole model, which takes patch tokens and gives (B, M, E) or (B, h, w, E)."""
+
+    def project(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        out = attrgetter(name)(whole)(tokens)
+        return out.reshape(len(tokens), -1, out.shape[-1])
+
+    return project
+
+
 def naflex(*, patch: int = 8, **options: Any) -> Callable[[nn.Module, Tensor], Reference]:
     """SigLIP 2's towers of any size, which take rows of patches, their mask and their grid."""
 

@@ -16,6 +16,10 @@ def reference(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(tower(row, target_sizes=grids).last_hidden_state[0].unflatten(0, (len(x), -1)))
 
 
+def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return torch.stack(whole.merger(tokens.flatten(0, 1)[None], torch.tensor([grid] * len(tokens))))
+
+
 def _case(model_type: str, label: str = "", after: int = 1, **vision) -> Case:
     return Case(
         model_type=model_type,
@@ -23,6 +27,8 @@ def _case(model_type: str, label: str = "", after: int = 1, **vision) -> Case:
         tower="vision_tower",
         reference=reference,
         sizes=((64, 64), (32, 96)),
+        connector=connector,
+        wide_connector=True,
         changes={"insert_layer_id": after, "vision_config": {"patch_size": PATCH} | vision},
     )
 

@@ -1,6 +1,7 @@
 """Pix2Struct and Kosmos-2.5."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -17,6 +18,11 @@ def reference(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(tower(rows).last_hidden_state)
 
 
+def latents(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Kosmos-2.5's projection of tokens of length 1."""
+    return whole.image_to_text_projection(F.normalize(tokens, dim=-1))[0]
+
+
 def _case(model_type: str, tower: str, label: str = "", model: str = "", **vision) -> Case:
     return Case(
         model_type=model_type,
@@ -24,6 +30,8 @@ def _case(model_type: str, tower: str, label: str = "", model: str = "", **visio
         model=model,
         tower=tower,
         reference=reference,
+        connector=latents if model_type == "kosmos-2.5" else None,
+        wide_connector=True,
         changes={"vision_config": {"patch_embed_hidden_size": 3 * PATCH**2, "hidden_size": 64} | vision},
     )
 

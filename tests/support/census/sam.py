@@ -14,6 +14,17 @@ def reference(tower: nn.Module, x: Tensor) -> Reference:
     return Reference(tokens.flatten(1, 2))
 
 
+def connector(whole: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The neck, and what follows it in front of a language model."""
+    model = getattr(whole, "backbone", getattr(whole, "model", whole))
+    tower = next(getattr(model, name) for name in ("vision_encoder", "vision_tower", "encoder") if hasattr(model, name))
+    image = tower.neck(tokens.unflatten(1, grid))
+    if hasattr(model, "post_conv"):
+        image = model.post_conv(image)
+    after = getattr(model, "multi_modal_projector", getattr(tower, "multi_modal_projector", None))
+    return image.flatten(2).mT if after is None else after(image)
+
+
 def _case(model_type: str, tower: str = "vision_encoder", label: str = "", model: str = "", **vision) -> Case:
     small = dict(window_size=3, global_attn_indexes=[1], mlp_dim=96, output_channels=24) | vision
     return Case(
@@ -22,6 +33,7 @@ def _case(model_type: str, tower: str = "vision_encoder", label: str = "", model
         model=model,
         tower=tower,
         reference=reference,
+        connector=connector,
         sizes=((vision.get("image_size", 64),) * 2,),
         changes={"vision_config": small},
     )

@@ -3,16 +3,17 @@
 from support.census.case import Case
 from support.census.inputs import pixels
 
+_SMALL = dict(window_size=3, global_attn_indexes=[1], pretrain_image_size=40, num_attention_heads=4)
+
 
 def _case(model_type: str, label: str = "", tower: str = "vision_encoder", **backbone) -> Case:
-    small = dict(window_size=3, global_attn_indexes=[1], pretrain_image_size=40, num_attention_heads=4) | backbone
     return Case(
         model_type=model_type,
         label=label,
         tower=tower,
         reference=pixels(resize=False),
         sizes=((64, 64),),
-        changes={"image_size": 64, "vision_config": {"backbone_config": small}},
+        changes={"image_size": 64, "vision_config": {"backbone_config": _SMALL | backbone}},
     )
 
 
@@ -23,4 +24,11 @@ CASES = (
     _case("sam3_lite_text"),
     _case("sam3_tracker"),
     _case("sam3_tracker_video"),
+    Case(
+        model_type="sam3_video",
+        tower="detector_model.vision_encoder",
+        reference=pixels(resize=False),
+        sizes=((64, 64),),
+        changes={"detector_config": {"vision_config": {"backbone_config": _SMALL}}},
+    ),
 )  # fmt: skip

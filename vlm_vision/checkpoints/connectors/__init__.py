@@ -1,1 +1,1 @@
-"""How published models store their connectors, in files by kind."""
+"""Readers of published models' connectors, in files by kind."""

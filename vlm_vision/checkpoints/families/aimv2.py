@@ -10,16 +10,18 @@ from vlm_vision.checkpoints.families.fields import (
     square,
 )
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.config import Activation, ViTConfig
+
+_GATES: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
-    if config["hidden_act"] != "silu":
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}: expected 'silu'")
+    if config["hidden_act"] not in _GATES:
+        raise ValueError(f"hidden_act is {config['hidden_act']!r}: expected one of {', '.join(_GATES)}")
     return ViTConfig(
         **common(config | {"layer_norm_eps": config["rms_norm_eps"]}),
         mlp_dim=config["intermediate_size"],
-        mlp="swiglu",
+        mlp=_GATES[config["hidden_act"]],
         norm="rms",
         class_token=False,
         patch_norm=True,
@@ -37,7 +39,7 @@ def _config_back(config: ViTConfig) -> Json:
     return {name: value for name, value in back.items() if name != "layer_norm_eps"} | dict(
         rms_norm_eps=config.norm_eps,
         intermediate_size=config.mlp_dim,
-        hidden_act="silu",
+        hidden_act={mlp: name for name, mlp in _GATES.items()}[config.mlp],
         qkv_bias=config.qkv_bias,
         mlp_bias=config.mlp_bias,
         is_native=config.position == "sincos2d",

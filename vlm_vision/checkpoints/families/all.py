@@ -6,24 +6,28 @@ from vlm_vision.checkpoints.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from vlm_vision.checkpoints.families.dinov3 import DINOV3
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.families.idefics import IDEFICS3, PHI4, SMOLVLM
+from vlm_vision.checkpoints.families.kin.blip import BLIP, BLIP2
+from vlm_vision.checkpoints.families.kin.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
+from vlm_vision.checkpoints.families.kin.hunyuan import HUNYUAN_VL, HY_V4_VL
+from vlm_vision.checkpoints.families.kin.internvl import INTERNVL
+from vlm_vision.checkpoints.families.kin.llama4 import LLAMA4
+from vlm_vision.checkpoints.families.kin.minicpm import MINICPM
+from vlm_vision.checkpoints.families.kin.molmo import MOLMO2
+from vlm_vision.checkpoints.families.kin.ovis import OVIS2
+from vlm_vision.checkpoints.families.kin.radio import RADIO
+from vlm_vision.checkpoints.families.kin.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
+from vlm_vision.checkpoints.families.kin.sam3 import SAM3
+from vlm_vision.checkpoints.families.kin.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 from vlm_vision.checkpoints.families.siglip import SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.families.tips import TIPSV2
 from vlm_vision.checkpoints.families.vit import DEIT, DINO, IJEPA, MAE, VIT
-from vlm_vision.checkpoints.families.vlm.blip import BLIP, BLIP2
-from vlm_vision.checkpoints.families.vlm.clip_like import BRIDGETOWER, IDEFICS, OWLVIT
 from vlm_vision.checkpoints.families.vlm.ernie import DOTS3, ERNIE4_5_VL
 from vlm_vision.checkpoints.families.vlm.gemma4 import GEMMA4
 from vlm_vision.checkpoints.families.vlm.glm import GLM4V, GLM5_NEXT, GLM_OCR
-from vlm_vision.checkpoints.families.vlm.hunyuan import HUNYUAN_VL, HY_V4_VL
 from vlm_vision.checkpoints.families.vlm.inkling import INKLING2
-from vlm_vision.checkpoints.families.vlm.internvl import INTERNVL
 from vlm_vision.checkpoints.families.vlm.kimi import KIMI_K25
-from vlm_vision.checkpoints.families.vlm.llama4 import LLAMA4
-from vlm_vision.checkpoints.families.vlm.minicpm import MINICPM
 from vlm_vision.checkpoints.families.vlm.minimax import MINIMAX_M3
-from vlm_vision.checkpoints.families.vlm.molmo import MOLMO2
 from vlm_vision.checkpoints.families.vlm.muse import MUSE
-from vlm_vision.checkpoints.families.vlm.ovis import OVIS2
 from vlm_vision.checkpoints.families.vlm.paddleocr import PADDLEOCR_VL, VIDEO_LLAMA_3
 from vlm_vision.checkpoints.families.vlm.pix2struct import KOSMOS_2_5, PIX2STRUCT
 from vlm_vision.checkpoints.families.vlm.pixtral import PIXTRAL
@@ -36,10 +40,6 @@ from vlm_vision.checkpoints.families.vlm.qwen import (
     QWEN3_OMNI,
     QWEN3_VL,
 )
-from vlm_vision.checkpoints.families.vlm.radio import RADIO
-from vlm_vision.checkpoints.families.vlm.sam import GOT_OCR2, PP_FORMULANET, SAM, SAM_STAGE
-from vlm_vision.checkpoints.families.vlm.sam3 import SAM3
-from vlm_vision.checkpoints.families.vlm.siglip_like import COSMOS3_EDGE, GLM_IMAGE, GRANITE_DOCLING, JANUS
 from vlm_vision.checkpoints.families.vlm.step import STEP3
 
 ENCODERS: tuple[Family, ...] = (
@@ -134,11 +134,15 @@ SIBLINGS: tuple[str, ...] = tuple(sorted({prefix for family in ALL for prefix in
 
 _CONVOLUTIONAL = "its tower is convolutional ({}): there is no vision transformer to load"
 _HIERARCHICAL = "its tower is hierarchical ({}): there is no vision transformer of one width to load"
+_PE = "its tower is a Perception Encoder of timm ({}), inside TimmWrapperModel: expected a tower that transformers itself has"
 _TILES = "its tower takes the tiles of an image together, in blocks with gates: expected a tower that takes images one by one"
 _TWO = "its tower is a SAM whose feature map a CLIP reads: expected one stack of blocks; its sam_encoder loads, saved alone"
 
 REFUSED: dict[str, str] = {
     "mllama": _TILES,
+    "perception_lm": _PE.format("vit_pe_lang and vit_pe_core"),
+    "pe_video_encoder": _PE.format("vit_pe_core"),
+    "pe_video": _PE.format("vit_pe_core"),
     "mllama_vision_model": _TILES,
     "unlimited_ocr": _TWO,
     "unlimited_ocr_vision": _TWO,

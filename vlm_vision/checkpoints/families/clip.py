@@ -109,7 +109,10 @@ CLIP = Family(
         size={"shortest_edge": min(config.image_size)},
         crop_size=square(config),
     ),
-    image_processors=dict.fromkeys(("CLIPImageProcessor", "LlavaNextImageProcessor"), CLIP_PROCESSOR),
+    image_processors=dict.fromkeys(
+        ("CLIPImageProcessor", "LlavaNextImageProcessor", "ChineseCLIPImageProcessor", "VideoLlavaImageProcessor"),
+        CLIP_PROCESSOR,
+    ),
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "open_clip": BICUBIC_ANTIALIAS},
     timm=lambda config: (
         "vit_base_patch16_clip_quickgelu_224" if config.mlp == "quick_gelu" else "vit_base_patch16_clip_224"

@@ -22,11 +22,13 @@ class WholeModel:
     outer_fields: Json = field(default_factory=dict)
     """Fields of the tower that config.json states outside vision_config, with transformers' default."""
     around: str = ""
-    """Name of the part of config.json that has the vision_config; "" for the top level."""
+    """Name of the part of config.json that has the vision_config, with dots if it lies deeper; "" for the top level."""
     part: str = "vision_config"
     """Name of the part, there, that describes the tower."""
+    older_part: str = ""
+    """Name of that part in older files."""
     always: bool = False
-    """Its tower is this one, whatever name vision_config gives it: public files name one of their own code."""
+    """True for a tower that is this one under any name in vision_config: public files have a name from other code."""
     headless: bool = False
     """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False

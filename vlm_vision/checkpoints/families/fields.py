@@ -22,6 +22,9 @@ CLIP_PROCESSOR: Json = OPENAI | dict(
 )
 """What CLIPImageProcessor and its copies do where preprocessor_config.json is silent."""
 
+CENTRED: Json = OPENAI | dict(size=[384, 384], min_size=14, do_pad=True, resample=3)
+"""What JanusImageProcessor and its copies do where preprocessor_config.json is silent."""
+
 BICUBIC_ANTIALIAS = "bicubic_antialias"
 """timm's rule of every family with a table of positions but NaFlex."""
 

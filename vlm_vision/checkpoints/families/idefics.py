@@ -44,6 +44,8 @@ IDEFICS3 = Family(
     image_processors={
         "Idefics2ImageProcessor": HALF | dict(size=dict(shortest_edge=378, longest_edge=980), resample=2),
         "Idefics3ImageProcessor": _TILES,
+        "UltraVBertImageProcessor": _TILES | dict(max_image_size={"longest_edge": 512}),
+        "AriaImageProcessor": HALF | dict(max_image_size=980, min_image_size=336, resample=3),
     },
     resize={"transformers": "bucket", "timm": BICUBIC_ANTIALIAS, "original": "zoom"},
     timm=lambda config: "vit_base_patch16_siglip_224",
@@ -76,6 +78,7 @@ PHI4 = replace(
     ),
     read_config=lambda config, names: replace(siglip_config(config, names), position_resize="bucket"),
     write_config=_config_back,
-    image_processors={},
+    preprocessor=lambda config: dict(image_processor_type="Phi4MultimodalImageProcessor", size=square(config)),
+    image_processors={"Phi4MultimodalImageProcessor": HALF | dict(size=[448, 448], resample=3, kernel="torch")},
 )
 """Phi-4 multimodal (arXiv:2503.01743): with SigLIP's head."""

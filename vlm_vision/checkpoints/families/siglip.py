@@ -8,7 +8,9 @@ from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style,
 from vlm_vision.checkpoints.families.fields import (
     BASE,
     BICUBIC_ANTIALIAS,
+    CENTRED,
     HALF,
+    OPENAI,
     activation,
     activation_back,
     block_keys,
@@ -143,6 +145,10 @@ SIGLIP = Family(
     preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
     image_processors={
         "SiglipImageProcessor": HALF | dict(size=[224, 224], default_to_square=False, resample=3),
+        "Gemma3ImageProcessor": HALF | dict(size=[224, 224], resample=2),
+        "LlavaOnevisionImageProcessor": OPENAI | dict(size=[384, 384], resample=3),
+        "Cohere2VisionImageProcessor": OPENAI | dict(size=[512, 512], resample=3, kernel="torch"),
+        **dict.fromkeys(("DeepseekVLImageProcessor", "DeepseekVLHybridImageProcessor"), CENTRED),
         "PI0ImageProcessor": HALF
         | dict(size=dict(max_height=224, max_width=224), pad_size=[224, 224], do_pad=True, resample=3, kernel="torch"),
     },
@@ -196,7 +202,18 @@ SIGLIP2 = Family(
         patch_size=config.patch_size,
         max_num_patches=math.prod(config.grid),
     ),
-    image_processors={"Siglip2ImageProcessor": HALF | dict(patch_size=16, max_num_patches=256, resample=2)},
+    image_processors={
+        "Siglip2ImageProcessor": HALF | dict(patch_size=16, max_num_patches=256, resample=2),
+        "Lfm2VlImageProcessor": HALF
+        | dict(
+            encoder_patch_size=16,
+            downsample_factor=2,
+            min_image_tokens=64,
+            max_image_tokens=256,
+            resample=2,
+            kernel="torch",
+        ),
+    },
     resize=dict.fromkeys(("transformers", "timm", "original", "big_vision"), "bilinear_antialias"),
     timm=lambda config: "naflexvit_base_patch16_siglip",
     presets=(

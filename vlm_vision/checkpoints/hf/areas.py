@@ -14,22 +14,27 @@ class Area:
 
     resize: ResizeMode = "area"
     pixels: bool = True
-    """Whether min_pixels and max_pixels count above `size`."""
+    """min_pixels and max_pixels count above `size`."""
     frames: bool = False
-    """Whether the bounds are of the pixels of all frames that one patch spans."""
+    """The bounds are of the pixels of all frames that one patch spans."""
     tokens: bool = False
-    """Whether the bounds are numbers of squares, min_image_tokens and max_image_tokens, and no `size`."""
+    """The bounds are numbers of squares, min_image_tokens and max_image_tokens, and no `size`."""
 
 
 AREAS: dict[str, Area] = {
     "Qwen2VLImageProcessor": Area(),
     "CohereCompassImageProcessor": Area(),
     "VideoLlama3ImageProcessor": Area(),
+    "MiniMaxM3VLImageProcessor": Area(),
     "Ernie4_5_VLMoeImageProcessor": Area(pixels=False),
     "Ernie4_5_VL_MoeImageProcessor": Area(pixels=False),
+    "HunYuanVLImageProcessor": Area(),
+    "HYV4VLImageProcessor": Area(),
+    "GlmImageImageProcessor": Area(resize="half_area"),
     "PaddleOCRVLImageProcessor": Area(resize="rounded_area"),
     "Glm4vImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "Glm46VImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
+    "Cosmos3EdgeImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "GlmgaImageProcessor": Area(resize="floored_area", pixels=False, frames=True),
     "Glm5NextImageProcessor": Area(resize="padded_area", pixels=False, tokens=True),
 }
@@ -37,6 +42,9 @@ AREAS: dict[str, Area] = {
 
 RESIZES = {area.resize for area in AREAS.values()}
 """What they do."""
+
+_MINIMAX_M3 = {"shortest_edge": 4 * 28 * 28, "longest_edge": 451584}
+"""What transformers puts in the place of the size in MiniMax M3's public file."""
 
 _TOKENS = ("min_image_tokens", "max_image_tokens")
 
@@ -66,7 +74,8 @@ def bounds(name: str, values: Json) -> tuple[int, int]:
     if area.tokens:
         side = values["patch_size"] * values["merge_size"]
         return values[_TOKENS[0]] * side**2, values[_TOKENS[1]] * side**2
-    size = dict(values["size"])
+    stated = values["size"]
+    size = dict(_MINIMAX_M3 if stated == [672, 672] and name == "MiniMaxM3VLImageProcessor" else stated)
     if area.pixels:
         given = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
         size |= {edge: pixels for edge, pixels in given.items() if pixels is not None}

@@ -142,9 +142,11 @@ def about_encoder(state: dict[str, Any]) -> str:
         architecture, tap = one["architecture"], one["tap"]
         height, width = architecture["image_size"]
         norm = "after" if tap["norm"] else "before"
+        more = tap.get("more") or ()
+        blocks = "blocks " + ", ".join(map(str, (tap["layer"], *more))) if more else f"block {tap['layer']}"
         phrases.append(
             f"{one['family']} of depth {architecture['depth']} and width {architecture['embed_dim']}, patches of "
-            f"{architecture['patch_size']} px, native image size {height} x {width}, tokens of block {tap['layer']} {norm} "
+            f"{architecture['patch_size']} px, native image size {height} x {width}, tokens of {blocks} {norm} "
             "the final norm"
         )
     return "; fused with ".join(phrases)

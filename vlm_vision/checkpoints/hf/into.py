@@ -16,7 +16,7 @@ from vlm_vision.checkpoints import keys, sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.checkpoints.projectors import find
+from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.safetensors_file import overwrite
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource

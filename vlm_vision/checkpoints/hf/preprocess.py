@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
-from vlm_vision.checkpoints.hf import areas
+from vlm_vision.checkpoints.hf import areas, canvases
 from vlm_vision.preprocess.resize import crop_offset
 from vlm_vision.preprocess.spec import AREAS, COUNTED, Kernel, Preprocess, ResizeMode
 
@@ -20,7 +20,7 @@ _STEPS: dict[str, set[str]] = {
 """Switch of each step, and the keys that the step needs; resizing also needs those of `_SIZE_KEYS`."""
 
 _NAFLEX, _FLOAT, _PADDED = "Siglip2ImageProcessor", "DINOv3ViTImageProcessor", "PI0ImageProcessor"
-_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+_TILED = ("Idefics3ImageProcessor", "SmolVLMImageProcessor", "UltraVBertImageProcessor")
 _BETWEEN, _ANYRES = "Idefics2ImageProcessor", "LlavaNextImageProcessor"
 _SQUARE = "IdeficsImageProcessor"
 """The class that states a side, image_size, above `size`."""
@@ -35,6 +35,7 @@ _SIZE_KEYS = {
     **dict.fromkeys(_TILED, {"max_image_size"}),
     **areas.SIZE_KEYS,
     _PIXTRAL: {"patch_size", "size"},
+    **canvases.SIZE_KEYS,
 }
 """Where the class takes the size from, if not from `size`."""
 
@@ -46,7 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Defaults of transformers' class of that name for a missing key."""
 
-_OWN_STEPS = {"ConvNext", "Levit", "Owlv2", "Perceiver", "PoolFormer", "VideoMAE"}
+_OWN_STEPS = {"ConvNext", "Levit", "Perceiver", "PoolFormer", "VideoMAE"}
 """Image processors in which the keys below have another meaning, so that the file alone is not enough."""
 
 _WITHOUT_EFFECT = set(
@@ -61,22 +62,25 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     _ANYRES: {"image_grid_pinpoints", "do_pad", "aspect_ratio_setting"},
     _BETWEEN: {"do_image_splitting", "do_pad"},
     _SQUARE: {"image_num_channels"},
-    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id"}),
+    **dict.fromkeys(_MINICPM, {"max_slice_nums", "slice_mode", "use_image_id", "small_image_upsize"}),
     _SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(_OWN_DEVIATION, {"is_vqa"}),
     _PIXTRAL: {"do_pad"},
     "Ovis2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid"},
     "GotOcr2ImageProcessor": {"crop_to_patches", "min_patches", "max_patches"},
+    "Llama4ImageProcessor": {"max_patches", "resize_to_max_canvas"},
+    "Step3p7ImageProcessor": {"patch_size", "max_image_size"},
     **areas.IGNORED,
+    **{name: keys | (_OF_TILES if name in _TILED else set()) for name, keys in canvases.IGNORED.items()},
 }
 """Keys about several canvases for one image, by class: the preprocessing of each canvas is read."""
 
 
 def _own_deviation(values: dict[str, Any]) -> dict[str, Any]:
-    """Of Pix2Struct: each image by its own mean and deviation. A question above the image is not of the image."""
+    """Of Pix2Struct: each image by its own mean and deviation. The question that is_vqa draws above the image is left out."""
     height, width = _height_width("patch_size", values["patch_size"])
-    if values.get("is_vqa") or height != width:
-        raise _unsupported("is_vqa, patch_size", (values.get("is_vqa"), (height, width)))
+    if height != width:
+        raise _unsupported("patch_size", values["patch_size"])
     plain = {"do_rescale": False, "do_normalize": False, "do_standardize": values["do_normalize"]}
     return plain | {"patch_size": height, "max_num_patches": values["max_patches"]}
 
@@ -127,7 +131,7 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     if name.removesuffix("ImageProcessor") in _OWN_STEPS:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
-    given = {key: value for key, value in config.items() if value is not None}
+    given = {key: value for key, value in config.items() if value is not None} | canvases.FORCED.get(name, {})
     if name == _SQUARE and isinstance(given.get("image_size"), int):
         given["size"] = [given.pop("image_size")] * 2
     read = {"default_to_square", *steps}.union(*steps.values())
@@ -155,25 +159,31 @@ def from_hf(config: dict[str, Any]) -> Preprocess:
     resample = values.get("resample", Image.Resampling.BILINEAR)
     if resample not in _FILTERS:
         raise _unsupported("resample", resample)
-    resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
+    own: dict[str, Any] = canvases.READERS[name](values) if name in canvases.READERS and values["do_resize"] else {}
+    if own:
+        resize, resize_to = own["resize"], own["resize_to"]
+    else:
+        resize, resize_to = _resize(name, values) if values["do_resize"] else ("none", (0, 0))
     kernel: Kernel = _DEFAULTS.get(name, {}).get("kernel", "pillow") if resize != "none" else "pillow"
     if name in _SQUARES:
         values |= _SQUARES[name](values)
     if name in (_PADDED, _SAM):
         return _padded(values, resize, resize_to, kernel)
-    return Preprocess(
+    cropped = values["do_center_crop"] and not own
+    fields: dict[str, Any] = dict(
         resize=resize,
         resize_to=resize_to,
         resample=_FILTERS[resample],
-        crop=_height_width("crop_size", values["crop_size"]) if values["do_center_crop"] else None,
+        crop=_height_width("crop_size", values["crop_size"]) if cropped else None,
         rescale=values["rescale_factor"] if values["do_rescale"] else 1.0,
         mean=values["image_mean"] if values["do_normalize"] else (0.0, 0.0, 0.0),
         std=values["image_std"] if values["do_normalize"] else (1.0, 1.0, 1.0),
-        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") else 0,
-        max_patches=values["max_num_patches"] if resize in COUNTED else 0,
+        patch_size=values["patch_size"] if resize in (*COUNTED, *AREAS, "within_patches") and not own else 0,
+        max_patches=values["max_num_patches"] if resize in COUNTED and not own else 0,
         kernel=kernel,
         standardize=name in _OWN_DEVIATION and values["do_standardize"],
     )
+    return Preprocess(**fields | own)
 
 
 def _padded(values: dict[str, Any], resize: ResizeMode, resize_to: tuple[int, int], kernel: Kernel) -> Preprocess:
@@ -217,6 +227,8 @@ def to_hf(
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
+    if spec.multiple and spec.resize == "none" and image_processor_type is None:
+        return _plainly("Inkling2ImageProcessor", spec, size={"height": spec.multiple, "width": spec.multiple})
     if spec.resize in _WRITTEN and image_processor_type is None:
         return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
     if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
@@ -302,6 +314,30 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
         "is_vqa": False,
     },
     "longest_edge": _sam_back,
+    "shaped_patches": lambda spec, patch: _plainly(
+        "MuseGlimmerImageProcessor",
+        spec,
+        max_image_tokens=spec.max_patches,
+        patch_size=patch,
+        merge_size=spec.patch_size // patch,
+    ),
+    "shrunk_patches": lambda spec, patch: _plainly(
+        "Kimi_K25ImageProcessor",
+        spec,
+        size=dict.fromkeys(("max_height", "max_width"), spec.resize_to[0] // spec.patch_size),
+        max_patches=spec.max_patches,
+        patch_size=spec.patch_size,
+        merge_size=spec.multiple // spec.patch_size,
+    ),
+    "bounded_patches": lambda spec, patch: _plainly(
+        "NemotronH_Omni_Reasoning_V3ImageProcessor",
+        spec,
+        patch_size=spec.patch_size,
+        downsample_ratio=spec.patch_size / spec.multiple,
+        min_num_patches=spec.resize_to[0],
+        max_num_patches=spec.resize_to[1],
+        max_model_len=spec.resize_to[1] + 4,
+    ),
     "within_patches": lambda spec, patch: _plainly(
         _PIXTRAL,
         spec,
@@ -316,23 +352,36 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
 
 def _inexpressible(spec: Preprocess) -> str | None:
     """Why no image processor of transformers does this."""
-    if spec.resize == "longest_edge" and spec.camera is None and spec.kernel == "pillow":
+    if spec.resize == "longest_edge" and spec.camera is None and not spec.before and spec.kernel == "pillow":
         around = tuple(mean / spec.rescale for mean in spec.mean)
         if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
             return None
         return "SAM's class adds zeros at the right and below, after the normalization"
-    if spec.resize == "whole_patches" and spec.camera is None:
+    if spec.resize == "whole_patches" and spec.camera is None and not spec.before:
         plain = (spec.rescale, spec.mean, spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
         return None if plain and spec.resample == "bilinear" else "Pix2Struct's class has neither mean nor rescale"
+    if spec.before:
+        return "transformers has no resize or crop before the resize (before)"
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.multiple or spec.resize == "shaped_patches":
+        kernels = {"shaped_patches": "pillow", "shrunk_patches": "torch", "bounded_patches": "float", "none": "pillow"}
+        fill = (-1, -1, -1) if spec.resize == "none" else (0, 0, 0)
+        alike = kernels.get(spec.resize) == spec.kernel and spec.fill == fill
+        return (
+            None if alike and not spec.standardize else "transformers' class for this resize has another kernel or fill"
+        )
     if spec.resize == "between" and spec.crop is not None:
         return "transformers has no crop after this resize (between)"
-    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within"):
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "square") or spec.resize.startswith(
+        "edges_"
+    ):
         return f"transformers has no resize {spec.resize!r}"
-    if spec.kernel in ("point", "point_float"):
+    if spec.kernel in ("point", "point_float", "point_rounded"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
-    if spec.kernel == "torch":
+    if spec.kernel == "gaussian":
+        return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
+    if spec.kernel in ("torch", "torchvision"):
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"
@@ -364,6 +413,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
     if name in areas.AREAS:
         return areas.AREAS[name].resize, areas.bounds(name, values)
     if name in _SQUARES:
+        if name in _MINICPM and values.get("small_image_upsize", "always") != "always":
+            raise _unsupported("small_image_upsize", values["small_image_upsize"])
         if name in _MINICPM:
             return "near_area", (values["scale_resolution"],) * 2
         return "fill_patches" if name == _GEMMA else "whole_patches", (0, 0)

@@ -71,7 +71,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     default = whole.preprocessor if whole is not None else None
-    preprocess = _preprocess(checkpoint, default or family.preprocessor(vit))
+    preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
     if family.pixel_statistics:
         bare = TowerWeights(weights, prefix, rename=family.spelling)
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
@@ -114,8 +114,10 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Family, Json, WholeModel | N
         return *_known(checkpoint, model_type, config), None
     else:
         whole = CONTAINER
-    around: Any = config.get(whole.around) or {} if whole.around else config
-    part: Any = around.get(whole.part) or {} if isinstance(around, dict) else None
+    around: Any = config
+    for name in whole.around.split(".") if whole.around else ():
+        around = around.get(name) or {} if isinstance(around, dict) else None
+    part: Any = around.get(whole.part) or around.get(whole.older_part) or {} if isinstance(around, dict) else None
     if not isinstance(part, dict):
         raise ValueError(
             f"{checkpoint.path / 'config.json'} has a {whole.part} that is not an object: download it again"
@@ -177,7 +179,7 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
     )
 
 
-def _preprocess(checkpoint: Checkpoint, default: Json) -> Preprocess:
+def preprocess_of(checkpoint: Checkpoint, default: Json) -> Preprocess:
     """From preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
     name, described = "preprocessor_config.json", None
     if checkpoint.has(name):

@@ -1,7 +1,7 @@
-"""Policies of LeRobot (`"type": "pi0"`, `"pi05"`, `"smolvla"`), and pi0 of openpi's PyTorch code: the SigLIP tower
+"""Policies of LeRobot: those around a vision-language model of transformers (`vla`); and of `"type": "pi0"`, `"pi05"`, `"smolvla"`, and pi0 of openpi's PyTorch code: the SigLIP tower
 inside, read by prefix, with the preprocessing of that code.
 
-Their config.json does not describe the tower; its shapes do, except for the heads, which follow from SigLIP's public sizes. openpi's
+The config.json of these does not describe the tower; its shapes do, except for the heads, which follow from SigLIP's public sizes. openpi's
 training writes no config.json: the weights' names identify it.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES as RECORDS
+from vlm_vision.checkpoints.lerobot import vla
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
@@ -27,7 +28,7 @@ POLICIES = {
 }
 """LeRobot's policy type -> family of its tower."""
 
-FAMILIES = ("siglip_vision_model", "smolvlm_vision")
+FAMILIES = ("siglip_vision_model", "smolvlm_vision", *vla.FAMILIES)
 
 _HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 """Width -> heads of SigLIP."""
@@ -49,6 +50,8 @@ def recognises(checkpoint: Checkpoint) -> bool:
             name.startswith(_OPENPI) for name in checkpoint.weights.shapes
         )
     config = checkpoint.config
+    if vla.policy_of(checkpoint) is not None:
+        return True
     lerobot = config.get("type") in POLICIES and "model_type" not in config
     return lerobot or "paligemma_variant" in config
 
@@ -59,6 +62,8 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     Raises:
         ValueError: no tower, or an unknown head count.
     """
+    if vla.policy_of(checkpoint) is not None:
+        return vla.read(checkpoint, hints)
     folder, config, weights = checkpoint.path, checkpoint.config, checkpoint.weights
     if config:
         only(checkpoint, hints, "num_heads")

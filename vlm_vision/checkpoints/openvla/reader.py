@@ -16,7 +16,7 @@ from vlm_vision.checkpoints.openvla.preprocess import from_openvla
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, WeightSource, only
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 
 Json = dict[str, Any]
 

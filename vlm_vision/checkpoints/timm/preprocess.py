@@ -78,6 +78,8 @@ def to_timm(spec: Preprocess) -> dict[str, Any]:
     modes = {"squash": "squash", "shortest_edge": "center", "cover": "center", "fit": "border", "max_patches": "center"}
     if spec.resize not in modes:
         raise _inexpressible(f"timm has no resize {spec.resize!r}")
+    if spec.before:
+        raise _inexpressible("timm has no resize or crop before the resize (before)")
     if spec.camera is not None:
         raise _inexpressible("timm has no JPEG round trip, Lanczos filter and crop before the resize (camera)")
     if spec.crop_place != "centre":

@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
-from vlm_vision.encoder import Encoder
+from vlm_vision.encoder import Encoder, eval_mode
 from vlm_vision.load_encoder import load
-from vlm_vision.nn.config import Tap, VisionOutput
-from vlm_vision.nn.modes import eval_mode
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
@@ -203,9 +202,9 @@ def teacher_cosine(
 def teacher_features(name: str, teacher: Encoder) -> TeacherFeatures:
     """Its widths at its tap."""
     config = teacher.config
-    pooled = config.pool != "none" and teacher.tap.block(config.depth) == config.depth - 1
+    pooled = config.pool != "none" and teacher.tap.blocks(config.depth) == (config.depth - 1,)
     return TeacherFeatures(
-        name, config.embed_dim, config.pooled_dim if pooled else config.embed_dim * config.class_token
+        name, teacher.embed_dim, config.pooled_dim if pooled else teacher.embed_dim * config.class_token
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
-from vlm_vision.nn.config import Tap, VisionOutput
+from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.objectives.distill import feature_distillation_loss
 
 

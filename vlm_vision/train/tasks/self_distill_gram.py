@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.load_encoder import load
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import Grid
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.objectives.gram import Negatives

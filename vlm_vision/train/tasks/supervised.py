@@ -15,8 +15,8 @@ from vlm_vision.data.images.views import normalize_views
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
 from vlm_vision.load_encoder import load
-from vlm_vision.nn.config import Tap
 from vlm_vision.nn.fields import VIT_FIELDS, ViTFields, check_names
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.objectives.distill import hard_distillation_loss, soft_distillation_loss
 from vlm_vision.preprocess.spec import Preprocess

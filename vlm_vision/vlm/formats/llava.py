@@ -20,7 +20,7 @@ from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json
 from vlm_vision.load_encoder import known_device, known_dtype, load
-from vlm_vision.nn.config import Tap
+from vlm_vision.nn.output import Tap
 from vlm_vision.vlm.formats.common import Parts, has_tokenizer, load_language_model
 from vlm_vision.vlm.layout import AnyRes, Layout, Whole
 from vlm_vision.vlm.processor import IMAGE_TOKEN

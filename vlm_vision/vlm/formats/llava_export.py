@@ -125,6 +125,10 @@ def _check(vlm: VisionLanguageModel) -> tuple[Encoder, projectors.MlpProjector]:
             f"LLaVA's projector has two linear layers, but this one is {projectors.describe(projector)}: attach the encoder with "
             'projector="mlp"'
         )
+    if encoder.tap.more:
+        raise ValueError(
+            f"LLaVA's folder is for tokens of one block, but this encoder is tapped at {encoder.tap}: tap one"
+        )
     if encoder.tap.norm:
         raise ValueError(
             "LLaVA reads its tower before the final norm, but this encoder is tapped after it: attach it with "

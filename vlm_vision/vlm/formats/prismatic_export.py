@@ -140,7 +140,7 @@ def _check(vlm: VisionLanguageModel, encoders: Sequence[Encoder]) -> list[int]:
             raise ValueError(
                 f"no backbone of Prismatic has SwiGLU blocks, but this {one.origin.family} has: choose another tower"
             )
-        if one.tap.norm or one.tap.block(one.config.depth) != one.config.depth - 2:
+        if one.tap.norm or one.tap.more or one.tap.block(one.config.depth) != one.config.depth - 2:
             raise ValueError(
                 f"Prismatic reads every tower after its second to last block without norm, but {one.origin.family} is tapped "
                 f"at {one.tap}: attach the encoder with tap=vv.Tap(-2, norm=False)"
@@ -226,7 +226,7 @@ def _preprocessor(specs: Sequence[Preprocess], sides: Sequence[int]) -> tuple[st
     for strategy in ("resize-naive", "letterbox", "resize-crop"):
         if from_openvla({}, config | {"image_resize_strategy": strategy}) == list(specs):
             return strategy, config | {"image_resize_strategy": strategy}
-    if any(spec.camera is not None for spec in specs):
+    if any(spec.camera is not None or spec.before for spec in specs):
         raise ValueError(
             "Prismatic's folder cannot store the preparation of a camera's image (with_evaluation): remove it with "
             'encoder.preprocess = encoder.preprocess.with_evaluation("none", crop=False) and set it again after loading'

@@ -2,9 +2,9 @@
 
 import re
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.vlm.glm import NORMED_BLOCKS
 from vlm_vision.checkpoints.families.vlm.paddleocr import siglip_names, siglip_names_back
 from vlm_vision.checkpoints.families.vlm.qwen import (
     BLOCKS,
@@ -62,9 +62,7 @@ def _dots3(config: Json, names: frozenset[str]) -> ViTConfig:
 def _check_dense(config: Json) -> None:
     """Raise ValueError for blocks of experts, or of other widths than the first."""
     depth, experts = config["num_hidden_layers"], config.get("pyramid_num_routed")
-    kinds = config.get("mlp_layer_types")
-    if experts is None and kinds is None:
-        experts = [-1] * 25 + [1] * 17
+    kinds = config.get("mlp_layer_types") or ["dense"] * 25 + ["sparse"] * 17
     if experts is not None:
         kinds = ["sparse" if count > 0 else "dense" for count in experts]
     sparse = [i for i, kind in enumerate(kinds[:depth]) if kind != "dense"]
@@ -90,14 +88,8 @@ def _dots3_back(config: ViTConfig) -> Json:
     )
 
 
-_DOTS3_NAMES = BlockNames(
-    **vars(BLOCKS)
-    | dict(fc1=("mlp.gate_proj", "mlp.up_proj"), fc2="mlp.down_proj", q_norm="attn.q_norm", k_norm="attn.k_norm")
-)
-
-
 def _dots3_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    rows = layer("patch_embed", "patch_embed.proj") + _DOTS3_NAMES.rows(config)
+    rows = layer("patch_embed", "patch_embed.proj") + NORMED_BLOCKS.rows(config)
     return [*rows, key("patch_norm.weight", "patch_embed.norm.weight"), key("norm.weight", "norm.weight")]
 
 

@@ -17,6 +17,8 @@ TABLES = TensorLayout(
 )
 """Two tables one below the other as one tensor (2, rows, D)."""
 
+_ENDS = ("input_min", "input_max", "output_min", "output_max")
+
 BLOCKS = BlockNames(
     stem="encoder.layers.{}",
     norm1="input_layernorm",
@@ -33,8 +35,6 @@ BLOCKS = BlockNames(
 
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
-    if config["use_clipped_linears"]:
-        raise ValueError("use_clipped_linears is True: expected False, a tower whose linear layers do not clip")
     patch = config["patch_size"]
     return ViTConfig(
         image_size=(NATIVE * patch, NATIVE * patch),
@@ -61,6 +61,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         post_norm=True,
         qk_norm="head",
         value_norm=True,
+        clipped=config["use_clipped_linears"],
         attention_scale=1.0,
         final_norm=False,
         pool="none",
@@ -86,8 +87,20 @@ def _config_back(config: ViTConfig) -> Json:
         rms_norm_eps=config.norm_eps,
         position_embedding_size=config.axis_length,
         rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
-        use_clipped_linears=False,
+        use_clipped_linears=config.clipped,
     )
+
+
+def _bounds(config: ViTConfig) -> list[Key]:
+    """Four numbers of each linear map, one by one there."""
+    parts = {"attn.qkv": BLOCKS.qkv, "attn.proj": (BLOCKS.proj,), "mlp.fc1": BLOCKS.fc1, "mlp.fc2": (BLOCKS.fc2,)}
+    rows = []
+    for i in range(config.depth):
+        for ours, layers in parts.items():
+            stems = [f"{BLOCKS.stem.format(i)}.{name.removesuffix('.linear')}" for name in layers]
+            names = tuple(f"{stem}.{end}" for stem in stems for end in _ENDS)
+            rows.append(key(f"blocks.{i}.{ours}.bounds", names, sizes=(0,) * len(names)))
+    return rows
 
 
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
@@ -97,6 +110,7 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
         key("patch_embed.weight", "patch_embedder.input_proj.weight", layout=PATCH_VECTOR),
         key(("position.columns", "position.rows"), tables, layout=TABLES),
         *BLOCKS.rows(config, order=order),
+        *(_bounds(config) if config.clipped else []),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI
 from vlm_vision.checkpoints.families.vlm.qwen import (
@@ -70,12 +69,18 @@ def _glm5_next_back(config: ViTConfig) -> Json:
     return _back(config) | dict(swiglu_limit=config.mlp_limit)
 
 
+NORMED_BLOCKS = replace(
+    BLOCKS,
+    fc1=("mlp.gate_proj", "mlp.up_proj"),
+    fc2="mlp.down_proj",
+    q_norm="attn.q_norm",
+    k_norm="attn.k_norm",
+)
+"""Names of a gated block with norms of queries and keys."""
+
+
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    names = BlockNames(
-        **vars(BLOCKS)
-        | dict(fc1=("mlp.gate_proj", "mlp.up_proj"), fc2="mlp.down_proj", q_norm="attn.q_norm", k_norm="attn.k_norm")
-    )
-    rows = patch_rows(config) + names.rows(config) + [key("norm.weight", "post_layernorm.weight")]
+    rows = patch_rows(config) + NORMED_BLOCKS.rows(config) + [key("norm.weight", "post_layernorm.weight")]
     if config.patch_norm:
         rows.append(key("patch_norm.weight", "post_conv_layernorm.weight"))
     if config.position == "learned":

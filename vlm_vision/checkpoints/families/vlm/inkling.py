@@ -4,7 +4,7 @@ import re
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back, square
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back
 from vlm_vision.checkpoints.families.rotary import channel_order
 from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, layer
@@ -111,9 +111,13 @@ INKLING2 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: (
-        HALF | dict(image_processor_type="CLIPImageProcessor", size=square(config), do_center_crop=False)
+    preprocessor=lambda config: dict(
+        image_processor_type="Inkling2ImageProcessor",
+        size={"height": 2 * config.patch_size, "width": 2 * config.patch_size},
     ),
+    image_processors={
+        "Inkling2ImageProcessor": HALF | dict(size={"height": 40, "width": 40}, resample=3),
+    },
     resize={"transformers": "bilinear"},
 )
 """Thinking Machines 2026."""

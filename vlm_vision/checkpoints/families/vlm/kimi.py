@@ -4,7 +4,7 @@ import re
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair, square
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair
 from vlm_vision.checkpoints.families.rotary import channel_order
 from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
@@ -109,9 +109,18 @@ KIMI_K25 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: (
-        HALF | dict(image_processor_type="CLIPImageProcessor", size=square(config), do_center_crop=False, resample=3)
-    ),
+    preprocessor=lambda config: dict(image_processor_type="Kimi_K25ImageProcessor", patch_size=config.patch_size),
+    image_processors={
+        "Kimi_K25ImageProcessor": HALF
+        | dict(
+            size={"max_height": 512, "max_width": 512},
+            max_patches=16384,
+            patch_size=14,
+            merge_size=2,
+            resample=3,
+            kernel="torch",
+        ),
+    },
     resize={"transformers": "bicubic"},
 )
 """Kimi Team 2026 (arXiv:2602.02276)."""

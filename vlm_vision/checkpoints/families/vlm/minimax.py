@@ -83,14 +83,17 @@ MINIMAX_M3 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: (
-        OPENAI
+    preprocessor=lambda config: dict(image_processor_type="MiniMaxM3VLImageProcessor", patch_size=config.patch_size),
+    image_processors={
+        "MiniMaxM3VLImageProcessor": OPENAI
         | dict(
-            image_processor_type="Qwen2VLImageProcessor",
-            patch_size=config.patch_size,
             size={"shortest_edge": 4 * 28 * 28, "longest_edge": 451584},
-        )
-    ),
+            patch_size=14,
+            merge_size=2,
+            resample=3,
+            kernel="torch",
+        ),
+    },
     resize={"transformers": "bicubic"},
     rotary=True,
 )

@@ -2,7 +2,7 @@
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, square
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back
 from vlm_vision.checkpoints.families.rotary import channel_order
 from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, TensorLayout, key, layer
@@ -112,9 +112,10 @@ MUSE = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: (
-        HALF | dict(image_processor_type="CLIPImageProcessor", size=square(config), do_center_crop=False, resample=1)
-    ),
+    preprocessor=lambda config: dict(image_processor_type="MuseGlimmerImageProcessor", patch_size=config.patch_size),
+    image_processors={
+        "MuseGlimmerImageProcessor": HALF | dict(max_image_tokens=4096, patch_size=14, merge_size=2, resample=1),
+    },
     resize={"transformers": "bilinear_zeros_transposed"},
 )
 """Meta 2026."""

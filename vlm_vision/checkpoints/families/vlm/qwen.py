@@ -199,7 +199,7 @@ def _keys(
     merger: tuple[str, str, str] = ("norm", "linear_fc1", "linear_fc2"),
     **names: str | tuple[str, ...],
 ) -> list[Key]:
-    rows = patch_rows(config) + BlockNames(**vars(BLOCKS) | names).rows(config)
+    rows = patch_rows(config) + replace(BLOCKS, **names).rows(config)
     if config.position == "learned":
         rows.append(key("position.table", "pos_embed.weight", drop=1))
     for i in range(len(config.deepstack)):
@@ -292,6 +292,7 @@ EXAONE4_5 = replace(
 )
 """Qwen2.5-VL's with fewer key and value heads."""
 
+_WITH_TABLE: Json = _SHARED | dict(resize={"transformers": "zoom"}, rotary=False)
 _QWEN3: Json = _DEFAULTS | dict(
     depth=27, hidden_size=1152, hidden_act="gelu_pytorch_tanh", intermediate_size=4304, patch_size=16,
     num_position_embeddings=2304,
@@ -313,7 +314,7 @@ QWEN3_VL = Family(
     write_config=_qwen3_back,
     keys=partial(_keys, **_QWEN3_NAMES),
     preprocessor=lambda config: processor(16, HALF, 256 * 256, 4096 * 4096),
-    **_SHARED | dict(resize={"transformers": "zoom"}, rotary=False),
+    **_WITH_TABLE,
 )
 """Bai et al. 2025 (arXiv:2511.21631): learned and rotary positions, deep features (DeepStack)."""
 
@@ -344,6 +345,6 @@ QWEN3_5 = Family(
     write_config=partial(_qwen3_back, deep=False),
     keys=partial(_keys, **_QWEN3_NAMES),
     preprocessor=lambda config: processor(16, HALF, 256 * 256, 4096 * 4096),
-    **_SHARED | dict(resize={"transformers": "zoom"}, rotary=False),
+    **_WITH_TABLE,
 )
 """Qwen3-VL without deep features."""

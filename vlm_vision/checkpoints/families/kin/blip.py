@@ -28,6 +28,7 @@ BLOCKS = BlockNames(
 
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
+    projection = "visual_projection.weight" in names
     return ViTConfig(
         **common(config | {"num_channels": 3}),
         mlp_dim=config["intermediate_size"],
@@ -35,6 +36,8 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         position_prefix=1,
         qkv_bias=config.get("qkv_bias", True),
         pool_norm=True,
+        pool_head="linear" if projection else "none",
+        pool_dim=config["projection_dim"] if projection else 0,
     )
 
 
@@ -43,11 +46,12 @@ def _config_back(config: ViTConfig) -> Json:
         intermediate_size=config.mlp_dim, hidden_act=activation_back(config.mlp), qkv_bias=config.qkv_bias
     )
     del back["num_channels"]
-    return back
+    return back | ({"projection_dim": config.pool_dim} if config.pool_head == "linear" else {})
 
 
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    return [
+    projection = [key("pool_head.weight", "visual_projection.weight")] if config.pool_head == "linear" else []
+    return projection + [
         key("cls_token", "embeddings.class_embedding"),
         key("position.table", "embeddings.position_embedding"),
         *layer("patch_embed", "embeddings.patch_embedding"),
@@ -61,7 +65,8 @@ _PROCESSOR: Json = OPENAI | dict(size=[384, 384], resample=3)
 
 BLIP = Family(
     name="blip_vision_model",
-    whole_models=(WholeModel(model_type="blip"),),
+    whole_models=(WholeModel(model_type="blip", outer_fields={"projection_dim": 512}),),
+    beside=("visual_projection.weight",),
     architecture="BlipVisionModel",
     landmarks=("embeddings.patch_embedding.weight",),
     defaults=BASE | dict(image_size=384, patch_size=16, intermediate_size=3072, hidden_act="gelu", layer_norm_eps=1e-5),
@@ -77,6 +82,7 @@ BLIP = Family(
 BLIP2 = replace(
     BLIP,
     name="blip_2_vision_model",
+    beside=(),
     aliases={"instructblip_vision_model": {}, "instructblipvideo_vision_model": {}},
     whole_models=(
         WholeModel(model_type="blip-2"),

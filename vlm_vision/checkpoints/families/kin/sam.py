@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
-from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
+from vlm_vision.checkpoints.families.family import Family, Json, Presets, Style, WholeModel, row
 from vlm_vision.checkpoints.families.fields import (
     HALF,
     IMAGENET,
@@ -16,6 +16,7 @@ from vlm_vision.checkpoints.families.fields import (
     common_back,
     square,
 )
+from vlm_vision.checkpoints.families.sizes import SIZES
 from vlm_vision.checkpoints.keys import Key, key, layer, table_to_grid
 from vlm_vision.nn.config import ViTConfig
 
@@ -103,6 +104,26 @@ SAM = Family(
         | dict(size={"longest_edge": 1024}, resample=2, do_pad=True, pad_size={"height": 1024, "width": 1024})
     },
     resize={"transformers": "native"},
+    presets=(
+        Presets(
+            name="sam",
+            fields=dict(
+                class_token=False,
+                position_resize="native",
+                window=14,
+                window_padding=True,
+                relative_position=True,
+                final_norm=False,
+                pool="none",
+            ),
+            rows=(row("base", "16:1024"), row("large", "16:1024"), row("huge", "16:1024")),
+            sizes={
+                "base": SIZES["base"] | dict(full_blocks=(2, 5, 8, 11)),
+                "large": SIZES["large"] | dict(full_blocks=(5, 11, 17, 23)),
+                "huge": SIZES["huge"] | dict(full_blocks=(7, 15, 23, 31)),
+            },
+        ),
+    ),
 )
 """Kirillov et al. 2023 (arXiv:2304.02643); HQ-SAM (arXiv:2306.01567). The neck that follows is not of the tower."""
 
@@ -116,6 +137,7 @@ GOT_OCR2 = replace(
         WholeModel(model_type="pp_chart2table", tower="pp_chart2table_vision"),
     ),
     architecture="GotOcr2VisionEncoder",
+    presets=(),
     prefix="",
     defaults=_DEFAULTS | dict(mlp_dim=3072),
     preprocessor=lambda config: dict(image_processor_type="GotOcr2ImageProcessor", size=square(config)),

@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import activation, activation_back, common, common_back, square
-from vlm_vision.checkpoints.families.vlm.siglip_like import NAMES
+from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back, square
+from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key
 from vlm_vision.nn.config import ViTConfig
 
@@ -80,7 +80,7 @@ def _spelling(name: str) -> str:
 
 MOLMO2 = Family(
     name="molmo2_vision",
-    whole_models=(WholeModel(model_type="molmo2"),),
+    whole_models=(WholeModel(model_type="molmo2", older_part="vit_config"),),
     architecture="Molmo2VisionModel",
     landmarks=("patch_embedding.weight",),
     spelling=_spelling,
@@ -101,7 +101,8 @@ MOLMO2 = Family(
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    preprocessor=lambda config: dict(image_processor_type="Molmo2ImageProcessor", size=square(config)),
+    image_processors={"Molmo2ImageProcessor": HALF | dict(size=[378, 378], resample=2, kernel="point_rounded")},
     resize={"transformers": "native"},
 )
 """Clark et al. 2026 (arXiv:2601.10611)."""

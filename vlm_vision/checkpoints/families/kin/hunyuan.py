@@ -3,13 +3,13 @@
 import re
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import activation, activation_back, common, common_back
-from vlm_vision.checkpoints.families.vlm.qwen import processor
-from vlm_vision.checkpoints.families.vlm.siglip_like import NAMES
+from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back, common, common_back
+from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -22,7 +22,9 @@ _AFTER_FIRST = TensorLayout(
 _BLOCKS = replace(NAMES, stem="layers.{}", proj="self_attn.o_proj")
 
 
-def _config(config: Json, names: frozenset[str], *, rules: dict[str, str], frames: str) -> ViTConfig:
+def _config(
+    config: Json, names: frozenset[str], *, rules: dict[str, str], frames: Literal["none", "apart"]
+) -> ViTConfig:
     mode = config["interpolate_mode"]
     if mode not in rules:
         raise ValueError(f"interpolate_mode is {mode!r}: expected one of {', '.join(rules)}")
@@ -69,7 +71,7 @@ def _spelling(name: str) -> str:
 
 
 _RULES = {"bilinear": "bilinear", "bicubic": "bicubic"}
-_MOVED = {"bilinear": "bilinear_offset_always", "bicubic": "bicubic_offset_always"}
+_MOVED = {"bilinear": "bilinear_offset", "bicubic": "bicubic_offset_always"}
 _DEFAULTS: Json = dict(
     hidden_act="gelu",
     hidden_size=1152,
@@ -84,6 +86,14 @@ _DEFAULTS: Json = dict(
     max_image_size=2048,
 )
 
+_PROCESSOR: Json = OPENAI | dict(
+    size={"shortest_edge": 512 * 512, "longest_edge": 2048 * 2048},
+    patch_size=16,
+    merge_size=2,
+    temporal_patch_size=1,
+    resample=3,
+)
+
 HUNYUAN_VL = Family(
     name="hunyuan_vl_vision",
     whole_models=(WholeModel(model_type="hunyuan_vl"),),
@@ -95,7 +105,8 @@ HUNYUAN_VL = Family(
     read_config=partial(_config, rules=_RULES, frames="none"),
     write_config=partial(_config_back, rules=_RULES),
     keys=_keys,
-    preprocessor=lambda config: processor(config.patch_size),
+    preprocessor=lambda config: dict(image_processor_type="HunYuanVLImageProcessor", patch_size=config.patch_size),
+    image_processors={"HunYuanVLImageProcessor": _PROCESSOR},
     resize={"transformers": "bilinear"},
 )
 
@@ -105,8 +116,10 @@ HY_V4_VL = replace(
     whole_models=(WholeModel(model_type="hy_v4_vl"),),
     architecture="HYV4VLVisionModel",
     defaults=_DEFAULTS | dict(hidden_size=1536, intermediate_size=6144, num_hidden_layers=40),
+    preprocessor=lambda config: dict(image_processor_type="HYV4VLImageProcessor", patch_size=config.patch_size),
+    image_processors={"HYV4VLImageProcessor": _PROCESSOR},
     read_config=partial(_config, rules=_MOVED, frames="apart"),
     write_config=partial(_config_back, rules=_MOVED),
-    resize={"transformers": "bilinear_offset_always"},
+    resize={"transformers": "bilinear_offset"},
 )
 """HunYuan-VL's for videos too, each frame on its own, whose positions are resized by a scale that is 0.1 patches too large."""

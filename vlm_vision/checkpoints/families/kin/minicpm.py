@@ -38,6 +38,7 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     return rows
 
 
+_IMAGES: Json = HALF | dict(resample=3, scale_resolution=448, patch_size=14)
 _TYPES = ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")
 
 MINICPM = Family(
@@ -49,16 +50,16 @@ MINICPM = Family(
     architecture="MiniCPMV4_6VisionModel",
     landmarks=(LANDMARK,),
     connector=("vit_merger.",),
-    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=(2, 2)),
+    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=[2, 2]),
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="MiniCPMV4_6ImageProcessor", patch_size=config.patch_size),
     image_processors={
-        name: HALF | dict(resample=3, scale_resolution=448, patch_size=14, downsample_mode="16x")
-        for name in ("MiniCPMV4_6ImageProcessor", "MiniCPMOcrImageProcessor")
+        "MiniCPMV4_6ImageProcessor": _IMAGES | dict(downsample_mode="16x"),
+        "MiniCPMOcrImageProcessor": _IMAGES | dict(downsample_mode="4x", kernel="torch"),
     },
     resize={"transformers": "bucket"},
 )
 """The merger inside runs by `insert_layer_id`, as in the tower itself. A whole model whose downsample_mode is "4x", the default
-of MiniCPM-OCR, calls its tower without that merger: insert_layer_id -1 says so."""
+of MiniCPM-OCR, calls its tower without that merger: insert_layer_id -1 in its config.json gives those tokens."""

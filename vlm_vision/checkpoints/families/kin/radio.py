@@ -4,7 +4,16 @@ import re
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import BASE, activation, activation_back, common, common_back, ratio, square
+from vlm_vision.checkpoints.families.fields import (
+    BASE,
+    OPENAI,
+    activation,
+    activation_back,
+    common,
+    common_back,
+    ratio,
+    square,
+)
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, key
 from vlm_vision.nn.config import ViTConfig
 
@@ -39,18 +48,20 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 def _config_back(config: ViTConfig) -> Json:
     gated = config.mlp == "swiglu"
     hidden = config.mlp_dim * 3 // 2 if gated else config.mlp_dim
-    back = common_back(config) | dict(
+    tokens = max((1, *(i + 1 for i in config.pool_tokens)))
+    return common_back(config) | dict(
         mlp_ratio=ratio(hidden, config.embed_dim),
         hidden_act="gelu" if gated else activation_back(config.mlp),
         use_swiglu_ffn=gated,
         qkv_bias=config.qkv_bias,
-        num_cls_tokens=max((1, *(i + 1 for i in config.pool_tokens))),
+        num_cls_tokens=tokens,
+        num_registers=config.num_prefix_tokens - tokens,
         max_img_size=config.table_grid[0] * config.patch_size,
         layerscale_value=1.0 if config.layer_scale is None else config.layer_scale,
         drop_path_rate=config.drop_path,
         summary_idxs=list(config.pool_tokens),
+        **({"head_dim": config.head_width} if config.head_width else {}),
     )
-    return back | dict(num_registers=config.num_prefix_tokens - back["num_cls_tokens"])
 
 
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
@@ -95,7 +106,14 @@ def _spelling(name: str) -> str:
 
 RADIO = Family(
     name="radio",
-    whole_models=(WholeModel(model_type="nemotron_h_omni", tower="radio", always=True),),
+    whole_models=(
+        WholeModel(
+            model_type="nemotron_h_omni",
+            tower="radio",
+            always=True,
+            preprocessor=dict(image_processor_type="NemotronH_Omni_Reasoning_V3ImageProcessor"),
+        ),
+    ),
     architecture="RadioModel",
     landmarks=("embeddings.cls_register_token", "radio_model.model.patch_generator.cls_token.token"),
     connector=("embeddings.video_patch_projection.", "input_conditioner.", "summary_idxs"),
@@ -126,6 +144,18 @@ RADIO = Family(
     ),
     class_row=False,
     pixel_statistics=("input_conditioner.norm_mean", "input_conditioner.norm_std"),
+    image_processors={
+        "NemotronH_Omni_Reasoning_V3ImageProcessor": OPENAI
+        | dict(
+            patch_size=16,
+            downsample_ratio=0.5,
+            min_num_patches=1024,
+            max_num_patches=13312,
+            max_model_len=16384,
+            resample=3,
+            kernel="float",
+        ),
+    },
     resize={"transformers": "bilinear_crop"},
 )
 """Ranzinger et al. 2023 (arXiv:2312.06709)."""

@@ -7,6 +7,9 @@ from functools import partial
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
+    CENTRED,
+    HALF,
+    OPENAI,
     activation,
     activation_back,
     common,
@@ -86,7 +89,8 @@ JANUS = Family(
     read_config=_janus_config,
     write_config=_janus_config_back,
     keys=_janus_keys,
-    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    preprocessor=lambda config: dict(image_processor_type="JanusImageProcessor", size=square(config)),
+    image_processors={"JanusImageProcessor": CENTRED},
     resize={"transformers": "bicubic"},
 )
 """Chen et al. 2025 (arXiv:2501.17811)."""
@@ -146,7 +150,14 @@ GLM_IMAGE = Family(
     read_config=_glm_image_config,
     write_config=_glm_image_config_back,
     keys=_glm_image_keys,
-    preprocessor=lambda config: dict(image_processor_type="SiglipImageProcessor", size=square(config)),
+    preprocessor=lambda config: dict(
+        image_processor_type="GlmImageImageProcessor", patch_size=config.patch_size, merge_size=1
+    ),
+    image_processors={
+        "GlmImageImageProcessor": OPENAI
+        | dict(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, resample=3)
+        | dict(patch_size=14, merge_size=2, temporal_patch_size=2)
+    },
     resize={"transformers": "bilinear"},
 )
 """The tower of GLM-Image, whose positions are read bilinearly."""
@@ -163,7 +174,8 @@ GRANITE_DOCLING = replace(
     defaults=DEFAULTS | dict(image_size=512),
     read_config=lambda config, names: SIGLIP.read_config(config | {"vision_use_head": False}, names),
     write_config=lambda config: {k: v for k, v in SIGLIP.write_config(config).items() if k != "vision_use_head"},
-    image_processors={},
+    preprocessor=lambda config: dict(image_processor_type="GraniteDoclingImageProcessor", size=square(config)),
+    image_processors={"GraniteDoclingImageProcessor": OPENAI | dict(size=[512, 512], resample=3)},
     resize={"transformers": "bicubic"},
     timm=None,
     presets=(),
@@ -193,7 +205,12 @@ COSMOS3_EDGE = replace(
     write_config=lambda config: {k: v for k, v in SIGLIP2.write_config(config).items() if k != "vision_use_head"},
     keys=partial(siglip_keys, linear=True),
     spelling=_cosmos3_spelling,
-    image_processors={},
+    preprocessor=lambda config: dict(image_processor_type="Cosmos3EdgeImageProcessor", patch_size=config.patch_size),
+    image_processors={
+        "Cosmos3EdgeImageProcessor": HALF
+        | dict(size={"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}, resample=3)
+        | dict(patch_size=16, merge_size=2, temporal_patch_size=1)
+    },
     resize={"transformers": "bilinear_antialias"},
     timm=None,
     presets=(),

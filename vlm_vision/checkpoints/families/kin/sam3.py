@@ -91,7 +91,8 @@ SAM3 = Family(
             WholeModel(model_type=name, **_AROUND)
             for name in ("sam3", "sam3_lite_text", "sam3_tracker")
         ),
-        WholeModel(model_type="sam3_tracker_video", outer_fields={"image_size": 1008}, **_AROUND),
+        WholeModel(model_type="sam3_tracker_video", **(_AROUND | {"outer_fields": {"image_size": 1008}})),
+        WholeModel(model_type="sam3_video", **(_AROUND | {"around": "detector_config.vision_config"})),
         WholeModel(model_type="sam3_vision_model", part="backbone_config", tower="sam3_vit_model"),
     ),
     architecture="Sam3ViTModel",

@@ -1,6 +1,7 @@
 """The towers of InternVL and of Qianfan-OCR: a ViT with LayerScale, in the large one with RMSNorm and normed queries and keys."""
 
 import re
+from typing import Literal
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
@@ -16,7 +17,7 @@ from vlm_vision.checkpoints.families.fields import (
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 
-_NORMS = {"layer_norm": "layer", "rms_norm": "rms"}
+_NORMS: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
 
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -72,8 +73,9 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
         rows.append(key("mask_token", "embeddings.mask_token"))
     if config.final_norm:
         rows += layer("norm", "layernorm")
-    fused = "attention.qkv" if style == "memory" else tuple(f"attention.{part}_proj" for part in "qkv")
-    return rows + BlockNames(**_BLOCK, qkv=fused).rows(config)
+    separate = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+    names = BlockNames(**_BLOCK, qkv="attention.qkv" if style == "memory" else separate)
+    return rows + names.rows(config)
 
 
 _BLOCK = dict(

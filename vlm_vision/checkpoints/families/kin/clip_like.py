@@ -28,6 +28,7 @@ OWLVIT = replace(
             model_type="owlv2",
             tower="owlv2_vision_model",
             outer_fields={"projection_dim": 512},
+            preprocessor={"image_processor_type": "Owlv2ImageProcessor"},
         ),
     ),
     architecture="OwlViTVisionModel",
@@ -35,7 +36,10 @@ OWLVIT = replace(
     defaults=CLIP.defaults | dict(image_size=768),
     keys=_owl_keys,
     preprocessor=lambda config: dict(image_processor_type="OwlViTImageProcessor", size=square(config)),
-    image_processors={"OwlViTImageProcessor": OPENAI | dict(size=[768, 768], crop_size=768, resample=3)},
+    image_processors={
+        "OwlViTImageProcessor": OPENAI | dict(size=[768, 768], crop_size=768, resample=3),
+        "Owlv2ImageProcessor": OPENAI | dict(size=[960, 960], do_pad=True, resample=2, kernel="gaussian"),
+    },
     resize={"transformers": "bicubic"},
     timm=None,
     presets=(),
@@ -147,10 +151,20 @@ BRIDGETOWER = Family(
     write_config=_bridgetower_config_back,
     keys=_bridgetower_keys,
     preprocessor=lambda config: dict(
-        image_processor_type="CLIPImageProcessor",
+        image_processor_type="BridgeTowerImageProcessor",
         size={"shortest_edge": min(config.image_size)},
         crop_size=square(config),
     ),
+    image_processors={
+        "BridgeTowerImageProcessor": OPENAI
+        | dict(
+            size={"shortest_edge": 288},
+            crop_size={"shortest_edge": 288},
+            do_center_crop=True,
+            size_divisor=32,
+            resample=3,
+        )
+    },
     resize={"transformers": "bicubic"},
 )
 """Xu et al. 2022 (arXiv:2206.08657): the tower of CLIP, under the names of OpenAI's code."""

@@ -1,0 +1,36 @@
+"""Checks of the fields of a `Preprocess`."""
+
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def whole_number(value: float) -> int:
+    """Raises TypeError, as `operator.index`, for a part of a number."""
+    return operator.index(int(value) if value == int(value) else value)  # type: ignore[arg-type]
+
+
+def is_factor(value: float) -> bool:
+    return math.isfinite(value) and value != 0
+
+
+def check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        near = difflib.get_close_matches(str(name), allowed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
+        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
+
+
+def checked(
+    name: str, given: Iterable, convert: Callable, count: int, valid: Callable[[Any], bool], kind: str
+) -> tuple:
+    """The value as a tuple of `count` ints or floats, so that equal specs have equal fingerprints."""
+    try:
+        values = tuple(convert(value) for value in given)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != count or not all(map(valid, values)):
+        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
+    return values
