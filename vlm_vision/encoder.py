@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card
-from vlm_vision.checkpoints.hf.into import TunedTower, check_alone, save_into
+from vlm_vision.checkpoints.hf.into import TunedTower, check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import save_tower
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.output import Tap, VisionOutput
@@ -160,6 +160,7 @@ class Encoder(nn.Module):
                 projector there that is another one, or a `folder` that exists.
         """
         if into is not None:
+            check_format(format)
             save_into(Path(into), Path(folder), [self.tuned()], projector=projector, part=part)
             return
         check_alone(projector, part)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card, write_card
-from vlm_vision.checkpoints.hf.into import check_alone, save_into
+from vlm_vision.checkpoints.hf.into import check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
@@ -243,6 +243,7 @@ class FusedEncoder(nn.Module):
         the projector if it is passed.
         """
         if into is not None:
+            check_format(format)
             save_into(Path(into), Path(folder), [tower.tuned() for tower in self._towers], projector=projector)
             return
         check_alone(projector, None)

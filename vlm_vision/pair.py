@@ -1,4 +1,4 @@
-"""`vlm_vision.load_text` and `vlm_vision.load_pair`: the text tower of CLIP and SigLIP, and both towers."""
+"""`vlm_vision.load_text` and `vlm_vision.load_pair`: the text tower of CLIP, SigLIP and their kin, and both towers."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.big_vision import text as text_big_vision
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.bert_text import BertText, BertTextConfig
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count
 from vlm_vision.checkpoints.hub import packaged_source
 from vlm_vision.checkpoints.open_clip import reader as open_clip
@@ -40,12 +41,12 @@ class TextEncoder(nn.Module):
         tokenizer: what turns texts into its ids, or a function that makes it at first use.
     """
 
-    def __init__(self, model: TextTransformer, tokenizer: TextTokenizer | Callable[[], TextTokenizer]):
+    def __init__(self, model: TextTransformer | BertText, tokenizer: TextTokenizer | Callable[[], TextTokenizer]):
         super().__init__()
         self.model, self._tokenizer = model, tokenizer
 
     @property
-    def config(self) -> TextConfig:
+    def config(self) -> TextConfig | BertTextConfig:
         return self.model.config
 
     @property
@@ -57,7 +58,7 @@ class TextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.position.device
+        return next(self.model.parameters()).device
 
     def forward(self, ids: Tensor, *, tokens: bool = True) -> TextOutput:
         """Encode ids (B, L); arguments and errors as `TextTransformer.forward`."""
@@ -224,7 +225,9 @@ def load_text(
     revision: str | None = None,
     format: str | None = None,
 ) -> TextEncoder:
-    """Load the text tower of a CLIP or SigLIP; it computes exactly what its reference computes.
+    """Load the text tower of a CLIP, SigLIP, MetaCLIP 2, TIPSv2, AltCLIP or Chinese CLIP; it computes what its reference computes.
+
+    Where a reference masks the padding (the last three), the tokens that are the padding's id are masked.
 
     Args:
         source: "mini", which the package contains; or hub id, local folder (transformers, open_clip) or big_vision `.npz`; the
@@ -256,7 +259,7 @@ def load_pair(
     revision: str | None = None,
     format: str | None = None,
 ) -> Pair:
-    """Load both towers of a CLIP or SigLIP, with logit scale and bias. Arguments as `load_text`.
+    """Load both towers of a CLIP, SigLIP or their kin, with logit scale and bias. Arguments as `load_text`.
 
     Returns:
         A `Pair` in evaluation mode.

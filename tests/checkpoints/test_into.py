@@ -37,8 +37,6 @@ class Whole:
     """Tokens of one image."""
     pixels: Callable[[Tensor], dict[str, Tensor]] = lambda x: {"pixel_values": x}
     """Arguments of the model for images (B, C, H, W)."""
-    own_projector: bool = True
-    """False to leave the projector to transformers."""
 
 
 def native(x: Tensor) -> dict[str, Tensor]:
@@ -63,7 +61,6 @@ WHOLE = {
         model="Gemma3ForConditionalGeneration",
         changes=dict(image_token_id=IMAGE, image_token_index=IMAGE, mm_tokens_per_image=16),
         tokens=16,
-        own_projector=False,
     ),
     "mistral3": Whole(
         model="Mistral3ForConditionalGeneration",
@@ -113,13 +110,10 @@ def logits(kind: str, whole: nn.Module, x: Tensor) -> Tensor:
     return whole(input_ids=ids, attention_mask=torch.ones_like(ids), **more, **case.pixels(x)).logits
 
 
-def joined(kind: str, whole: Any, encoder: vv.Encoder, projector: Projector | None, x: Tensor) -> Tensor:
+def joined(kind: str, whole: Any, encoder: vv.Encoder, projector: Projector, x: Tensor) -> Tensor:
     """Logits of transformers' language model for what our tower and projector make of the images."""
     out = encoder(x, tap=WHOLE[kind].tap)
-    if projector is None:
-        features = whole.model.multi_modal_projector(out.patch_tokens)
-    else:
-        features = projector(out.patch_tokens, out.grid)
+    features = projector(out.patch_tokens, out.grid)
     theirs = whole.model.get_image_features
 
     def ours(*args: Any, **kwargs: Any) -> Any:
@@ -141,9 +135,9 @@ def test_transformers_loads_a_tuned_tower_and_projector(kind, tmp_path):
     case = WHOLE[kind]
     whole = saved(kind, tmp_path / "whole")
     encoder = vv.load(tmp_path / "whole")
-    projector = vv.load_projector(tmp_path / "whole") if case.own_projector else None
+    projector = vv.load_projector(tmp_path / "whole")
     before = contents(tmp_path / "whole")
-    tuned(*[module for module in (encoder, projector) if module is not None])
+    tuned(encoder, projector)
     encoder.save_pretrained(tmp_path / "new", into=tmp_path / "whole", projector=projector)
     assert contents(tmp_path / "whole") == before and contents(tmp_path / "new").keys() == before.keys()
     again, loading = getattr(transformers, case.model).from_pretrained(tmp_path / "new", output_loading_info=True)
@@ -181,6 +175,9 @@ def test_an_untouched_tower_changes_no_byte_of_a_sharded_folder(dtype, tmp_path)
     encoder, projector = vv.load(tmp_path / "whole"), vv.load_projector(tmp_path / "whole")
     encoder.save_pretrained(tmp_path / "new", into=tmp_path / "whole", projector=projector)
     assert contents(tmp_path / "new") == contents(tmp_path / "whole")
+    narrow = vv.load(tmp_path / "whole", dtype=torch.bfloat16)
+    narrow.save_pretrained(tmp_path / "narrow", into=tmp_path / "whole")
+    assert contents(tmp_path / "narrow") == contents(tmp_path / "whole")
     tuned(encoder, projector)
     encoder.save_pretrained(tmp_path / "tuned", into=tmp_path / "whole", projector=projector)
     again, merger = vv.load(tmp_path / "tuned", dtype=dtype), vv.load_projector(tmp_path / "tuned", dtype=dtype)
@@ -192,6 +189,23 @@ def test_an_untouched_tower_changes_no_byte_of_a_sharded_folder(dtype, tmp_path)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before if "visual" not in name)
         assert all(before[name].dtype == after[name].dtype == dtype for name in before)
+
+
+def test_numbers_that_were_not_changed_keep_their_bits_where_ours_are_rounded(tmp_path):
+    whole = build("gemma3", WHOLE["gemma3"].changes)  # our scale of its norm is theirs plus one
+    with torch.no_grad():
+        whole.multi_modal_projector.mm_soft_emb_norm.weight.normal_(std=1e-6)
+    whole.save_pretrained(tmp_path / "whole")
+    encoder, projector = vv.load(tmp_path / "whole"), vv.load_projector(tmp_path / "whole")
+    encoder.save_pretrained(tmp_path / "same", into=tmp_path / "whole", projector=projector)
+    assert contents(tmp_path / "same") == contents(tmp_path / "whole")
+    with torch.no_grad():
+        projector.norm.weight[3] = 0.5
+    encoder.save_pretrained(tmp_path / "new", into=tmp_path / "whole", projector=projector)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "new"))
+    name = next(name for name in before if name.endswith("mm_soft_emb_norm.weight"))
+    assert (before.pop(name) != after[name]).nonzero().tolist() == [[3]] and after.pop(name)[3] == -0.5
+    assert all(torch.equal(before[other], after[other]) for other in before)
 
 
 def test_a_folder_is_changed_in_place_only_when_it_is_both(tmp_path):
@@ -242,6 +256,7 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(tmp_path):
         ("has no config.json", dict(into=tmp_path / "full")),
         ("full already exists", dict(into=tmp_path / "whole", folder=tmp_path / "full")),
         ("which is copied", dict(into=tmp_path / "whole", folder=tmp_path / "whole/new")),
+        ("format is 'timm' with into=", dict(into=tmp_path / "whole", format="timm")),
         ("needs into=", dict(projector=projector)),
         ("needs into=", dict(part="vision_tower")),
         ("another projector: name", dict(into=tmp_path / "whole", projector=vv.load_projector(tmp_path / "qwen"))),

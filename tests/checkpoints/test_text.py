@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.golden import FILES, TOLERANCE, error, golden_case
 
 from vlm_vision.nn.text import TextConfig, TextTransformer
-from vlm_vision.pair import load_text
+from vlm_vision.pair import load_pair, load_text
 
 
 def transformers_model(kind):
@@ -59,6 +59,136 @@ def test_a_standalone_text_tower_of_transformers_loads_in_every_layout(tmp_path,
     features = theirs.text_embeds if kind.endswith("projection") else theirs.pooler_output
     assert error(ours.tokens, theirs.last_hidden_state) < TOLERANCE
     assert error(ours.features, features) < TOLERANCE
+
+
+def kin(name, **changes):
+    """A whole model of CLIP's kin with random weights, and ids of texts of several lengths with their mask."""
+    import transformers as hf
+
+    tiny = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    text = tiny | dict(vocab_size=99, pad_token_id=0, max_position_embeddings=20) | changes
+    vision = tiny | dict(image_size=32, patch_size=8)
+    made = {
+        "metaclip_2": lambda: hf.MetaClip2Model(
+            hf.MetaClip2Config(text_config=text | dict(eos_token_id=2), vision_config=vision, projection_dim=20)
+        ),
+        "altclip": lambda: hf.AltCLIPModel(
+            hf.AltCLIPConfig(text_config=dict(project_dim=24) | text, vision_config=vision, projection_dim=20)
+        ),
+        "chinese_clip": lambda: hf.ChineseCLIPModel(
+            hf.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
+        ),
+        "tipsv2": lambda: hf.Tipsv2Model(
+            hf.Tipsv2Config(text_config=text, vision_config={**vision, "mlp_ratio": 2}, temperature_init_value=0.02)
+        ),
+    }
+    torch.manual_seed(0)
+    model = made[name]().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim:
+                weight.add_(0.1 * torch.randn_like(weight))
+    ids = torch.randint(5, 99, (4, 11))
+    for row, length in zip(ids, (11, 7, 3, 1), strict=True):
+        row[length - 1] = 2
+        row[length:] = text["pad_token_id"]
+    return model, ids, (ids != text["pad_token_id"]).long()
+
+
+KIN = [
+    ("metaclip_2", {}),
+    ("metaclip_2", dict(hidden_act="gelu", layer_norm_eps=1e-3, num_attention_heads=4)),
+    ("altclip", {}),
+    ("altclip", dict(pad_token_id=1, hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-3, project_dim=16)),
+    ("chinese_clip", {}),
+    ("chinese_clip", dict(pad_token_id=3, hidden_act="gelu_new", type_vocab_size=1, num_attention_heads=4)),
+    ("tipsv2", {}),
+    ("tipsv2", dict(scale_sqrt_depth=False, pooling_epsilon=0.1, hidden_act="gelu", pad_token_id=3)),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), KIN)
+@torch.inference_mode()
+def test_the_text_side_of_the_kin_of_clip_is_exact(name, changes, tmp_path):
+    model, ids, mask = kin(name, **changes)
+    model.save_pretrained(tmp_path / "whole")
+    pixels = torch.randn(3, 3, 32, 32)
+    theirs = model(input_ids=ids, pixel_values=pixels, attention_mask=mask)
+    text, pair = load_text(tmp_path / "whole"), load_pair(tmp_path / "whole")
+    features = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    assert error(text(ids).features, features) < TOLERANCE
+    assert error(text(ids, tokens=False).features, features) < TOLERANCE
+    seen = mask.bool()
+    assert error(text(ids).tokens[seen], theirs.text_model_output.last_hidden_state[seen]) < TOLERANCE
+    out = pair(pixels, ids)
+    assert error(out.text_embeds, theirs.text_embeds) < TOLERANCE
+    assert error(out.image_embeds, theirs.image_embeds) < TOLERANCE
+    assert error(out.logits_per_image, theirs.logits_per_image) < TOLERANCE
+    save_file(
+        model.state_dict(), tmp_path / "whole/model.safetensors", metadata={"format": "pt"}
+    )  # its names in memory
+    assert torch.equal(load_pair(tmp_path / "whole")(pixels, ids).logits_per_image, out.logits_per_image)
+    model.text_model.save_pretrained(tmp_path / "bare")
+    bare, alone = load_text(tmp_path / "bare"), model.text_model(input_ids=ids, attention_mask=mask)
+    assert error(bare(ids).tokens[seen], alone.last_hidden_state[seen]) < TOLERANCE
+    pooled = alone.last_hidden_state[:, 0] if name == "chinese_clip" else alone.pooler_output
+    assert error(bare(ids).features, pooled) < TOLERANCE
+    with pytest.raises(ValueError, match="makes no pair|no weight"):
+        load_pair(tmp_path / "bare")
+
+
+@torch.inference_mode()
+def test_chinese_clip_alone_is_read_through_its_pooler(tmp_path):
+    import transformers as hf
+
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+    model = hf.ChineseCLIPTextModel(hf.ChineseCLIPTextConfig(**sizes)).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(5, 99, (4, 11))
+    assert error(load_text(tmp_path)(ids).features, model(ids).pooler_output) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["altclip", "chinese_clip", "tipsv2", "metaclip_2"])
+def test_weights_of_the_kin_of_clip_are_read_strictly(name, tmp_path):
+    kin(name)[0].save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    text = [part for part in state if part.startswith(("text_model.", "text_encoder."))]
+    norm = next(part for part in text if part.endswith("bias") and ("0" in part))
+    save_file({part: value for part, value in state.items() if part != norm}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"lacks the weight {norm.split('.', 1)[1]}"):
+        load_text(tmp_path)
+    save_file(state | {text[0].split(".")[0] + ".more": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds the weight more, which this architecture does not have"):
+        load_text(tmp_path)
+
+
+@torch.inference_mode()
+def test_the_temperature_of_tips_may_be_stored_or_stated(tmp_path):
+    kin("tipsv2")[0].save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["temperature"] = torch.tensor(0.5)
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_pair(tmp_path).logit_scale.exp().item() == pytest.approx(2)
+    del state["temperature"]
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_pair(tmp_path).logit_scale.exp().item() == pytest.approx(50)
+    state["temperature"] = torch.tensor(-1.0)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the temperature is -1.0, expected a positive number"):
+        load_pair(tmp_path)
+
+
+def test_texts_are_padded_to_the_longest_where_padding_is_not_seen(tmp_path):
+    kin("chinese_clip", max_position_embeddings=512)[0].save_pretrained(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    text = load_text(tmp_path)
+    ids = text.tokenizer(["a red cat", "cat"])
+    assert ids.tolist() == [[2, 4, 5, 6, 3], [2, 6, 3, 0, 0]]
+    assert error(text.encode(["a red cat", "cat"])[1:], text.encode("cat")) < TOLERANCE
+    with pytest.raises(ValueError, match="the text tower of ChineseCLIP cannot be saved"):
+        load_pair(tmp_path).save_pretrained(tmp_path / "out")
 
 
 def test_every_weight_of_the_text_part_is_used_and_none_is_missing(tmp_path):
@@ -116,7 +246,14 @@ def test_wrong_ids_and_fields_are_refused():
     for ids in (torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 4), torch.zeros(4, dtype=torch.int64)):
         with pytest.raises(ValueError, match="pass the result of the tokenizer"):
             tower(ids)
-    for field, value in (("pool", "mean"), ("depth", 0), ("num_heads", 3), ("mlp", "mish"), ("norm_eps", 0)):
+    for field, value in (
+        ("pool", "max"),
+        ("mask_padding", True),
+        ("depth", 0),
+        ("num_heads", 3),
+        ("mlp", "mish"),
+        ("norm_eps", 0),
+    ):
         with pytest.raises(ValueError, match=field):
             TextConfig(**fields | {field: value})
 

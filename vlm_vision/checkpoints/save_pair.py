@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_vision.checkpoints.hf import text as text_hf
+from vlm_vision.checkpoints.hf.bert_text import BertText
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.save import SIDECAR, hf_files
 from vlm_vision.files import whole, write_json
@@ -28,7 +29,7 @@ def save_pair(
     family: str,
     preprocess: Preprocess,
     sidecar: dict[str, Any],
-    text: TextTransformer,
+    text: TextTransformer | BertText,
     logit_scale: Tensor,
     logit_bias: Tensor | None,
     tokenizer: TextTokenizer | None,
@@ -38,6 +39,11 @@ def save_pair(
     kind = KINDS.get(family)
     if kind is None:
         raise ValueError(f"a pair with a {family} cannot be saved: expected a vision tower of {', '.join(KINDS)}")
+    if isinstance(text, BertText):
+        raise ValueError(
+            f"a pair with the text tower of {text.config.kind.name} cannot be saved: write its tuned image tower into the folder "
+            "by pair.image.save_pretrained(out, into=folder)"
+        )
     if (kind == "clip") != (logit_bias is None):
         raise ValueError(
             f"a {kind} pair {'has no' if kind == 'clip' else 'needs a'} logit_bias: {'remove' if kind == 'clip' else 'set'} it"

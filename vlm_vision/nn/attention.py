@@ -65,6 +65,9 @@ class Context(NamedTuple):
     """(images + 1,) int32: start of each image in a packed batch of one, and the end of the last; for stochastic depth."""
     places: Tensor | None = None
     """(B, Q) int64: tokens whose output alone is computed, where sequences are not packed; they attend to all tokens."""
+    visible: Tensor | None = None
+    """(B, T) bool: the tokens that others attend to, padding left out; None for all. Not with `causal`, not where sequences
+    are packed."""
     condition: Tensor | None = None
     """(B, C): the vector that scales and shifts the blocks of `vlm_vision.nn.film`."""
     grid: Grid | None = None
@@ -108,7 +111,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.runs is not None:
             return attention_of_runs(q, k, v, context, scale=self.scale).flatten(2)
-        seen = None
+        seen = None if context.visible is None else context.visible[:, None, None]
         if context.places is not None:
             if context.causal:
                 seen = torch.arange(k.shape[-2], device=k.device) <= context.places[:, None, :, None]

@@ -1,10 +1,11 @@
-"""The text tower of CLIP and SigLIP: one configuration, one straight forward.
+"""The text tower of CLIP, SigLIP and TIPSv2: one configuration, one straight forward.
 
     ids -> token embedding + positions -> blocks -> norm -> one position -> linear map -> TextOutput
 
 The blocks are those of the vision transformer. Shapes: B batch, L tokens, D width, E width of the features.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +17,7 @@ from vlm_vision.nn.attention import Context, select_tokens
 from vlm_vision.nn.blocks import Block, norm
 from vlm_vision.nn.config import Activation, check_choices, check_whole
 
-TextPool = Literal["last", "argmax", "eos"]
+TextPool = Literal["last", "argmax", "eos", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,19 @@ class TextConfig:
     """A token attends to itself and those before it (CLIP); False: to all (SigLIP)."""
     pool: TextPool = "argmax"
     """Position that the features are read from: the last; the highest id, which is the end of text in CLIP's
-    vocabulary; or the first that is eos_id. A text without eos_id is read at its first position, as in transformers."""
+    vocabulary; or the first that is eos_id. A text without eos_id is read at its first position, as in transformers.
+    "mean" is the mean of all tokens but the padding."""
+    pool_eps: float = 0.0
+    """Number that the mean adds to the count of tokens."""
+    position: Literal["learned", "sincos"] = "learned"
+    """Table of positions: learned, or sines and cosines, which no checkpoint stores."""
+    scale_tokens: bool = False
+    """Multiply the token embeddings by the square root of embed_dim."""
+    mask_padding: bool = False
+    """Let no token attend to the padding, which is pad_id (TIPSv2). Otherwise padding is seen like any token."""
     eos_id: int = 49407
     pad_id: int = 0
-    """Token that fills a text up to context_length, if the tokenizer names none. Padding is not masked."""
+    """Token that fills a text up, if the tokenizer names none."""
     proj_dim: int = 0
     """Width of the features after a linear map; 0 for no map."""
     projection_bias: bool = False
@@ -76,6 +86,10 @@ class TextConfig:
             )
         if not isinstance(self.norm_eps, float) or self.norm_eps <= 0:
             raise ValueError(f"TextConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
+        if self.mask_padding and self.causal:
+            raise ValueError(
+                "TextConfig.mask_padding is True with causal: a causal tower never sees what follows a text"
+            )
         check_choices(self)
 
     @property
@@ -109,7 +123,10 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.position = nn.Parameter(torch.empty(1, config.context_length, config.embed_dim))
+        if config.position == "learned":
+            self.position = nn.Parameter(torch.empty(1, config.context_length, config.embed_dim))
+        else:
+            self.register_buffer("position", torch.empty(1, config.context_length, config.embed_dim), persistent=False)
         self.blocks = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
         self.norm = norm(config)
         self.head = None
@@ -122,7 +139,10 @@ class TextTransformer(nn.Module):
         """The initialization of CLIP: normal, narrower where residual branches end."""
         dim, depth = self.config.embed_dim, self.config.depth
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position, std=0.01)
+        if self.config.position == "learned":
+            nn.init.normal_(self.position, std=0.01)
+        else:
+            self.position = sincos_1d(self.config.context_length, dim).to(self.position)
         for module in self.modules():
             if isinstance(module, Block):
                 nn.init.normal_(module.attn.qkv.weight, std=dim**-0.5)
@@ -138,40 +158,63 @@ class TextTransformer(nn.Module):
         """Read a batch of texts.
 
         Args:
-            ids: (B, L) int64, L at most context_length, padded as the tokenizer of the checkpoint does. There is no
-                mask of the padding: the models were trained to see it.
+            ids: (B, L) int64, L at most context_length, padded as the tokenizer of the checkpoint does.
             tokens: False leaves `tokens` empty, (B, 0, D): the last block computes the place that is read alone.
 
         Raises:
             ValueError: ids of another shape or type, or more than context_length of them.
         """
         config = self.config
-        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"expected ids of shape (batch, tokens) and type int64, got {tuple(ids.shape)} {ids.dtype}: "
-                "pass the result of the tokenizer"
-            )
-        if not 0 < ids.shape[1] <= config.context_length:
-            raise ValueError(
-                f"texts of {ids.shape[1]} tokens, but this tower reads 1 to {config.context_length}: "
-                "pass the result of the tokenizer, which truncates"
-            )
-        x = self.token_embedding(ids) + self.position[:, : ids.shape[1]]
-        context, place = Context(causal=config.causal), self._place(ids)[:, None]
+        check_ids(ids, config.context_length)
+        x = self.token_embedding(ids)
+        if config.scale_tokens:
+            x = x * config.embed_dim**0.5
+        x = x + self.position[:, : ids.shape[1]]
+        visible = ids != config.pad_id if config.mask_padding else None
+        context, place = Context(causal=config.causal, visible=visible), self._place(ids)[:, None]
         for i, block in enumerate(self.blocks):
-            if not tokens and i == config.depth - 1:
+            if not tokens and i == config.depth - 1 and config.pool != "mean":
                 context = context._replace(places=place)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
         x = self.norm(x)
-        features = select_tokens(x, place)[:, 0] if tokens else x[:, 0]
+        if config.pool == "mean":
+            kept = (ids != config.pad_id)[..., None]
+            features = x.where(kept, 0).sum(dim=1) / (kept.sum(dim=1) + config.pool_eps)
+        else:
+            features = select_tokens(x, place)[:, 0] if tokens else x[:, 0]
         return TextOutput(x if tokens else x[:, :0], features if self.head is None else self.head(features))
 
     def _place(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B,): where each text is read."""
-        if self.config.pool == "last":
+        if self.config.pool in ("last", "mean"):
             return torch.full_like(ids[:, 0], ids.shape[1] - 1, dtype=torch.int64)
         scores = ids if self.config.pool == "argmax" else (ids == self.config.eos_id).int()
         return scores.argmax(dim=-1)
+
+
+def check_ids(ids: Tensor, longest: int) -> None:
+    """Raise ValueError for what is no batch of texts of at most `longest` tokens."""
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"expected ids of shape (batch, tokens) and type int64, got {tuple(ids.shape)} {ids.dtype}: "
+            "pass the result of the tokenizer"
+        )
+    if not 0 < ids.shape[1] <= longest:
+        raise ValueError(
+            f"texts of {ids.shape[1]} tokens, but this tower reads 1 to {longest}: "
+            "pass the result of the tokenizer, which truncates"
+        )
+
+
+def sincos_1d(length: int, dim: int) -> Tensor:
+    """(1, length, dim): sines, then cosines, of positions times frequencies from 1 to 1 / 10000.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), with the frequencies of tensor2tensor; computed in float32, as there.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
+    angles = torch.arange(length).float()[:, None] * frequencies
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))[None]

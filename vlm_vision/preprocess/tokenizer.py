@@ -44,6 +44,8 @@ class TokenizerRules:
     """Remove an underscore with the punctuation (SigLIP in transformers) instead of replacing it by a space (big_vision)."""
     pad_id: int | None = None
     """Id of the padding token; default that of the tokenizer."""
+    trim: bool = False
+    """Pad to the longest text of a call instead of context_length, for towers that do not see padding."""
     strip_sep_token: bool = False
     """Replace a separator by 0 (CLIPA's BERT vocabulary)."""
 
@@ -62,6 +64,7 @@ class TextTokenizer:
         end: ids after them, kept when a text is truncated.
         pad_id: id that pads a row.
         clean: function that cleans each text.
+        trim: pad to the longest text of a call instead of context_length.
     """
 
     def __init__(
@@ -73,16 +76,17 @@ class TextTokenizer:
         end: Sequence[int] = (),
         pad_id: int,
         clean: Callable[[str], str] = str,
+        trim: bool = False,
     ):
         if context_length < len(start) + len(end):
             raise ValueError(f"context_length is {context_length}: expected room for at least a text's start and end")
-        self.context_length, self.pad_id = context_length, pad_id
+        self.context_length, self.pad_id, self.trim = context_length, pad_id, trim
         self.start, self.end = list(start), list(end)
         self._pieces, self._clean = pieces, clean
         self._files: dict[str, Path] = {}
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids (B, context_length) int64 of one text or several.
+        """Ids (B, context_length) int64 of one text or several; with `trim` as many as the longest has.
 
         Raises:
             ValueError: an argument other than texts, or no text.
@@ -93,9 +97,9 @@ class TextTokenizer:
         rows = []
         for pieces in self._pieces([self._clean(text) for text in given]):
             kept = pieces[: self.context_length - len(self.start) - len(self.end)]
-            row = [*self.start, *kept, *self.end]
-            rows.append(row + [self.pad_id] * (self.context_length - len(row)))
-        return torch.tensor(rows, dtype=torch.int64)
+            rows.append([*self.start, *kept, *self.end])
+        length = max(1, *map(len, rows)) if self.trim else self.context_length
+        return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.int64)
 
     @classmethod
     def from_sentencepiece(
@@ -173,6 +177,7 @@ class TextTokenizer:
             end=end,
             pad_id=pad_id,
             clean=_cleaner(clean, rules),
+            trim=rules.trim,
         )
         names = [name for name in (*FILES, *_BESIDE) if name != "config.json"]
         made._files = {name: folder / name for name in names if (folder / name).is_file()}

@@ -19,7 +19,7 @@ from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.keys import Key
 from vlm_vision.checkpoints.safetensors_file import overwrite
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource, read_state_dict
 from vlm_vision.files import new_folder, whole
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
@@ -33,6 +33,12 @@ class TunedTower(NamedTuple):
     model: VisionTransformer
     family: str
     preprocess: Preprocess
+
+
+def check_format(format: str) -> None:
+    """Raise ValueError for a format other than that of whole models."""
+    if format != "hf":
+        raise ValueError(f"format is {format!r} with into=, whose folder keeps its own format: leave format= out")
 
 
 def check_alone(projector: Projector | None, part: str | None) -> None:
@@ -57,13 +63,15 @@ def save_into(
     if not in_place and out.resolve().is_relative_to(into.resolve()):
         raise ValueError(f"{out} lies in {into}, which is copied: choose a folder outside it")
     checkpoint = Checkpoint(into)
+    if not checkpoint.has("config.json"):
+        raise ValueError(f"{into} has no config.json: expected the folder of a whole model of transformers")
     theirs = sniff.towers(checkpoint, Hints(format="hf", part=part))
     if len(theirs) != len(towers):
         raise ValueError(f"{into} holds {len(theirs)} towers, expected {len(towers)}, those of the encoder")
     tensors: dict[str, Tensor] = {}
     for ours, tower in zip(towers, theirs, strict=True):
         _check_tower(ours, tower, checkpoint, out)
-        tensors |= _placed(tower.keys, stored_state(ours.model), tower.weights, checkpoint, "tower")
+        tensors |= _placed(tower.keys, _on_cpu(stored_state(ours.model)), tower.weights, checkpoint, "tower")
     if projector is not None:
         tensors |= _projector(projector, checkpoint)
     changed: dict[str, dict[str, Tensor]] = {}
@@ -128,7 +136,7 @@ def _projector(projector: Projector, checkpoint: Checkpoint) -> dict[str, Tensor
     ]
     if differ:
         raise ValueError(f"{checkpoint} has another projector: {', '.join(differ)}; expected the same")
-    return _placed(theirs.keys, projector.state_dict(), theirs.weights, checkpoint, "projector")
+    return _placed(theirs.keys, _on_cpu(projector.state_dict()), theirs.weights, checkpoint, "projector")
 
 
 def _placed(
@@ -137,42 +145,43 @@ def _placed(
     """Our weights of a part under their names in the files, in the dtypes that they have there.
 
     Raises:
-        ValueError: weights that are not plain tensors of safetensors files, that have no place or another shape, or that
+        ValueError: weights that are not plain numbers of safetensors files, that have no place or another shape, or that
             are past the range of their dtype there.
     """
     files = checkpoint.weights
     if not isinstance(part, TowerWeights) or part.source is not files:
         raise ValueError(f"{checkpoint} does not store its {what} as plain weights: expected a folder of transformers")
-    state, unread = keys.write(table, ours), _unread(table, ours)
-    if strange := sorted(set(state) ^ set(part.shapes)):
-        raise ValueError(f"{checkpoint} and the {what} do not have the same weights: {', '.join(strange[:5])}")
+    state = keys.write(table, ours)
+    before = _before(table, ours, part, str(checkpoint))
     placed = {}
     for name, value in state.items():
         stored = part.stored[name]
-        shape, dtype, file = files.shapes[stored], files.dtypes[stored], files.files[stored]
+        dtype, file = files.dtypes[stored], files.files[stored]
         if file.suffix != ".safetensors":
             raise ValueError(
                 f"{file} is not a safetensors file: save the model again with transformers, then write into it"
             )
-        if tuple(value.shape) != shape or dtype is None:
-            raise ValueError(f"{checkpoint} has {stored} of shape {list(shape)}, and the {what} {list(value.shape)}")
-        cast = value.detach().to(device="cpu", dtype=dtype)
+        assert dtype is not None
+        cast = value.to(dtype)
         if not cast.float().isfinite().all() and value.isfinite().all():
             raise ValueError(
                 f"{stored} has values past the range of {dtype}, which {file} stores it in: train fewer steps"
             )
-        placed[stored] = torch.where(unread[name], part.get(name), cast) if name in unread else cast
+        placed[stored] = torch.where(value == before[name], part.get(name), cast)
     return placed
 
 
-def _unread(table: Sequence[Key], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers of the files that no weight of ours stands for, as masks: they stay as they are."""
-    found = {}
-    for row in table:
-        if row.layout is not None and keys.ZEROS not in row.theirs:
-            filled = keys.write([row], {name: torch.ones(ours[name].shape) for name in row.ours})
-            found |= {name: value == 0 for name, value in filled.items() if not value.all()}
-    return found
+def _before(table: Sequence[Key], ours: Mapping[str, Tensor], part: TowerWeights, source: str) -> dict[str, Tensor]:
+    """What `ours` would be written as if nothing had changed it: those numbers keep their bits, and so do the ones that no
+    weight of ours stands for."""
+    shapes = {name: value.shape for name, value in ours.items()}
+    dtype = next(iter(ours.values())).dtype
+    read = read_state_dict(list(table), shapes, part, source=source, dtype=dtype, device=torch.device("cpu"))
+    return keys.write(table, read)
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in state.items()}
 
 
 def _copy(source: Path, target: Path) -> None:
