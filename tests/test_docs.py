@@ -78,7 +78,10 @@ def prepared(tmp_path_factory) -> Path:
     tower = dict(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, position_prefix=1)
     decoder = DecoderConfig(embed_dim=16, depth=1, num_heads=2, mlp_dim=32)
     new_mae(tower, decoder).save_pretrained(folder / "masked_autoencoder")
-    sizes = {"qwen3_vl": dict(num_position_embeddings=36, deepstack_visual_indexes=[0, 2]), "qwen2_5_vl": {}}
+    sizes = {
+        "qwen3_vl": dict(num_position_embeddings=36, deepstack_visual_indexes=[0, 2]),
+        "qwen2_5_vl": dict(window_size=32, fullatt_block_indexes=[1]),
+    }
     for name, vision in sizes.items():
         build(name, {"vision_config": vision}).save_pretrained(folder / name)
     for number in range(3):

@@ -30,7 +30,7 @@ CASES = (
     _case("internvl, normed queries", use_qk_norm=True, use_mask_token=True, hidden_act="gelu_pytorch_tanh"),
     _case("internvl, final norm", use_mean_pooling=False, norm_type="rms_norm", layer_norm_eps=1e-3),
     _case("internvl, no positions", use_absolute_position_embeddings=False, num_channels=3),
-    _case(model_type="qianfan_ocr"),
+    _case(model_type="qianfan_ocr", num_channels=3),
     _case(
         "qianfan_ocr, large", model_type="qianfan_ocr", use_qk_norm=True, norm_type="rms_norm", use_mean_pooling=False
     ),

@@ -102,6 +102,9 @@ _PHI: Json = dict(
     connector_taps=raw(-2),
 )
 
+_SMALL_VQ = dict(base_channels=32, latent_channels=32, num_embeddings=64)
+"""The image generator of Janus, which has no part here."""
+
 CASES = (
     Case(model_type="siglip", **_SIGLIP),
     *(Case(model_type=name, **_VLM) for name in ("llava_onevision", "paligemma", "aya_vision", "cohere2_vision")),
@@ -180,7 +183,7 @@ CASES = (
     ),
     Case(
         model_type="janus",
-        changes={"vision_config": dict(num_attention_heads=2)},
+        changes={"vision_config": dict(num_attention_heads=2), "vq_config": _SMALL_VQ},
         connector=connector("aligner"),
         wide_connector=True,
         **_SIGLIP,
@@ -188,7 +191,10 @@ CASES = (
     Case(
         model_type="janus",
         label="janus-no-bias",
-        changes={"vision_config": dict(attention_bias=False, mlp_ratio=1.7, hidden_act="gelu_new", depth=3)},
+        changes={
+            "vision_config": dict(attention_bias=False, mlp_ratio=1.7, hidden_act="gelu_new", depth=3),
+            "vq_config": _SMALL_VQ,
+        },
         connector=connector("aligner"),
         **_SIGLIP,
     ),
