@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,10 @@ class Encoder(nn.Module):
         return {
             "family": self.origin.family,
             "reference": self.origin.reference,
-            "architecture": asdict(self.config),
+            "architecture": self.config.to_dict(),
             "preprocess": self.preprocess.to_dict(),
             "preprocess_fingerprint": self.preprocess.fingerprint,
-            "tap": asdict(self.tap),
+            "tap": self.tap.to_dict(),
         }
 
     @classmethod
@@ -183,7 +183,7 @@ class Encoder(nn.Module):
         return {
             "family": self.origin.family,
             "reference": self.origin.reference,
-            "tap": asdict(self.tap),
+            "tap": self.tap.to_dict(),
             "remainder": self.config.remainder,
             "preprocess_fingerprint": self.preprocess.fingerprint,
         }

@@ -23,6 +23,7 @@ from vlm_vision.checkpoints.families.vit import MAE
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count, write_card
 from vlm_vision.checkpoints.mae import (
     FIELDS,
+    DecoderConfig,
     config_from_json,
     config_from_shapes,
     decoder_keys,
@@ -37,7 +38,7 @@ from vlm_vision.load_encoder import load
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.attention import Context
 from vlm_vision.nn.blocks import Block, norm
-from vlm_vision.nn.config import DecoderConfig, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import RESIZE, Grid, PositionTable
 from vlm_vision.objectives.masks import random_masking

@@ -32,7 +32,7 @@ class Read:
             self.names.append(name)
             self.asked += value.nbytes
             if len(self.names) % 16 == 0:  # to ask is slow
-                self.mapped = max(self.mapped, *(_mapped(file) for file in set(files._file.values())))
+                self.mapped = max(self.mapped, *(_mapped(file) for file in set(files.files.values())))
             return value
 
         monkeypatch.setattr(WeightFiles, "get", counted)

@@ -8,7 +8,8 @@ import pytest
 from einops import rearrange
 from PIL import Image
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 
 SHAPES = [(480, 640), (37, 300), (301, 222), (9, 20), (500, 13), (29, 31), (1, 1)]
 QWEN = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])

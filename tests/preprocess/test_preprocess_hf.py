@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from support.golden import golden_case
 from support.preprocessing import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, make_image
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 from vlm_vision.preprocess.spec import Preprocess
 
 # ---------------------------------------------------------------------------------------------- golden tensors
@@ -134,7 +135,7 @@ def test_naflex_sizes_equal_transformers() -> None:
     random = np.random.default_rng(0)
     for height, width, patch_size, budget in random.integers((1, 1, 4, 1), (4000, 4000, 33, 1200), (500, 4)).tolist():
         expected = get_image_size_for_max_num_patches(height, width, patch_size, budget)
-        assert SQUASH.with_budget(budget, patch_size)._size(height, width) == expected
+        assert SQUASH.with_budget(budget, patch_size).resized(height, width) == expected
 
 
 HUB_CONFIGS = [

@@ -10,7 +10,8 @@ import transformers
 from einops import rearrange
 from PIL import Image
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 
 SHAPES = [(61, 47), (300, 211), (97, 331)]
 """(height, width) in pixels."""

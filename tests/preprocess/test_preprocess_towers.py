@@ -6,7 +6,8 @@ import torch
 import transformers
 from einops import rearrange
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 
 SHAPES = ((37, 53), (200, 90), (90, 641))
 

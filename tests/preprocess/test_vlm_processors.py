@@ -17,7 +17,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 
 SHAPES = ((40, 60), (97, 31), (150, 300))
 
@@ -72,7 +73,7 @@ def test_sizes_of_kimi(options):
     merge = options.get("merge_size", 2)
     for height, width in SIZES:
         inner, outer = sizes(height, width, 14, merge, spec.max_patches, spec.resize_to[0] // 14)
-        assert spec._size(height, width) == inner
+        assert spec.resized(height, width) == inner
         assert tuple(-(-side // spec.multiple) * spec.multiple for side in inner) == outer
 
 
@@ -81,7 +82,7 @@ def test_sizes_of_muse(most):
     spec = from_hf({"image_processor_type": "MuseGlimmerImageProcessor", "max_image_tokens": most})
     sizes = function("muse_glimmer", "smart_resize")
     for height, width in SIZES:
-        assert spec._size(height, width) == sizes(height, width, 28, most)
+        assert spec.resized(height, width) == sizes(height, width, 28, most)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,9 @@ def test_sizes_of_nemotron_omni(options):
             rows, columns = sizes(height, width, patch, spec.multiple // patch, *spec.resize_to)
         except ZeroDivisionError:
             with pytest.raises(ValueError, match="does not keep one patch"):
-                spec._size(height, width)
+                spec.resized(height, width)
             continue
-        assert spec._size(height, width) == (rows * patch, columns * patch)
+        assert spec.resized(height, width) == (rows * patch, columns * patch)
 
 
 def test_inkling_fills_up_with_one_below_black():

@@ -62,7 +62,7 @@ def test_options_of_a_projector_are_not_those_of_another():
     other = vqa.parse([*DEMO, "--projector", "mlp", "--projector_options.depth", "3"])
     assert (other.projector, other.projector_options) == ("mlp", {"depth": 3})
     assert vqa.parse([*DEMO, "--projector", "linear"]).projector_options == {}
-    with pytest.raises(ValueError, match="'linear' does not take these options: scale; it takes none"):
+    with pytest.raises(ValueError, match="'linear' does not take these options: scale; it takes out_norm, eps"):
         vqa.parse([*DEMO, "--projector", "linear", "--projector_options.scale", "2"])
     with pytest.raises(ValueError, match="'pixel_shuffle' does not take these options: depth; it takes scale"):
         vqa.parse([*DEMO, "--projector_options", '{"depth": 2}'])

@@ -2,12 +2,36 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.towers import TowerWeights
-from vlm_vision.nn.config import DecoderConfig
+from vlm_vision.nn.config import check_choices, check_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The decoder of a masked autoencoder; its activation, norm and biases are the encoder's."""
+
+    embed_dim: int = 512
+    depth: int = 8
+    num_heads: int = 16
+    mlp_dim: int = 2048
+    position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
+    """Positions off the native grid: sin-cos computed for the grid; the table resized; or resized as if all patches were in one row,
+    as transformers does."""
+    mask_ratio: float = 0.75
+    """Share of the patches that are hidden from the encoder."""
+    normalize: bool = False
+    """Targets are pixels of normalized patches (norm_pix_loss)."""
+
+    def __post_init__(self):
+        for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):
+            check_whole(f"DecoderConfig.{name}", getattr(self, name), 1)
+        check_choices(self)
+        if not isinstance(self.mask_ratio, int | float) or not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"DecoderConfig.mask_ratio is {self.mask_ratio!r}, expected a share from 0 to 1")
 
 
 def decoder_keys(rows: Iterable[Key], mask_token: str) -> list[Key]:

@@ -12,7 +12,8 @@ from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.hf.card import Card, write_card
-from vlm_vision.checkpoints.hf.preprocess import from_hf, to_hf
+from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 from vlm_vision.checkpoints.nearest import nearest
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm

@@ -117,7 +117,7 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
-        recorded = torch.is_grad_enabled() or torch._C._is_tracing()
+        recorded = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
         inplace = not recorded and not self.fc1._forward_hooks
         return self.fc2(self.act(x, inplace))
 

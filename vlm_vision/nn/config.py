@@ -1,8 +1,8 @@
-"""The architecture of an encoder: `ViTConfig`; and of the decoder of a masked autoencoder: `DecoderConfig`."""
+"""The architecture of an encoder: `ViTConfig`."""
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vlm_vision.nn.position import RESIZE
@@ -246,9 +246,15 @@ class ViTConfig:
                 "ViTConfig: merge_after needs merge_dim, and goes with neither windows nor rotary positions"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types; those added since version 0.0 only where they are not their default, so that what describes
+        a tower, and its fingerprint, stay the same."""
+        added = {field.name: field.default for field in fields(self) if field.name not in _OF_VERSION_0_0}
+        return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
+
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "ViTConfig":
-        """The configuration of `dataclasses.asdict`, also after JSON. Raises ValueError for fields that are not known."""
+        """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known."""
         if unknown := sorted(set(state) - {field.name for field in fields(cls)}):
             raise ValueError(
                 f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
@@ -347,6 +353,12 @@ class ViTConfig:
         return frames // self.temporal_patch
 
 
+_OF_VERSION_0_0 = (
+    "channels", "class_input", "class_token", "depth", "drop_path", "drop_path_ramp", "embed_dim", "film_dim", "final_norm",
+    "image_size", "key_bias", "layer_scale", "mask_token", "mlp", "mlp_bias", "mlp_dim", "norm", "norm_eps", "num_classes",
+    "num_heads", "num_registers", "patch_bias", "patch_drop", "patch_norm", "patch_size", "pool", "pool_dim", "pool_head",
+    "pool_norm", "position", "position_prefix", "position_resize", "pre_norm", "proj_bias", "qkv_bias", "remainder", "rope_base",
+)  # fmt: skip
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
     "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
@@ -388,27 +400,3 @@ def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
         near = difflib.get_close_matches(str(value), choices)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{field} is {value!r}, expected one of {', '.join(choices)}{hint}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """The decoder of a masked autoencoder; its activation, norm and biases are the encoder's."""
-
-    embed_dim: int = 512
-    depth: int = 8
-    num_heads: int = 16
-    mlp_dim: int = 2048
-    position_resize: Literal["recompute", "bicubic", "row"] = "recompute"
-    """Positions off the native grid: sin-cos computed for the grid; the table resized; or resized as if all patches were in one row,
-    as transformers does."""
-    mask_ratio: float = 0.75
-    """Share of the patches that are hidden from the encoder."""
-    normalize: bool = False
-    """Targets are pixels of normalized patches (norm_pix_loss)."""
-
-    def __post_init__(self):
-        for name in ("embed_dim", "depth", "num_heads", "mlp_dim"):
-            check_whole(f"DecoderConfig.{name}", getattr(self, name), 1)
-        check_choices(self)
-        if not isinstance(self.mask_ratio, int | float) or not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"DecoderConfig.mask_ratio is {self.mask_ratio!r}, expected a share from 0 to 1")

@@ -40,7 +40,9 @@ def takes_bfloat16() -> bool:
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes the product: plain tensors on such a CPU, with nothing recorded, traced or cast."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():  # a trace has one graph, with gradients or without
+    if (
+        torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    ):  # a trace has one graph, with gradients or without
         return False
     return (
         not torch.is_grad_enabled()

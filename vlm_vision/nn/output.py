@@ -1,6 +1,7 @@
 """Output of an encoder, `VisionOutput`, and the block that it is read from, `Tap`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,10 @@ class Tap:
                     f"Tap(layer={layer}) is outside this encoder of {depth} blocks: use {-depth} to {depth - 1}"
                 )
         return tuple(layer % depth for layer in layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types, `more` only where there are some."""
+        return {"layer": self.layer, "norm": self.norm} | ({"more": list(self.more)} if self.more else {})
 
     def block(self, depth: int) -> int:
         """Index of the last tapped block, 0-based. Raises ValueError if there is no such block."""

@@ -269,7 +269,7 @@ class VisionTransformer(nn.Module):
             )
         frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
         height, width = pixels.shape[-2:]
-        if torch._C._is_tracing():  # a trace is of one size: its numbers are constants, not nodes
+        if torch._C._get_tracing_state() is not None:  # a trace is of one size: its numbers are constants, not nodes
             height, width = int(height), int(width)
         return self.config.grid_of(height, width), frames
 

@@ -1,9 +1,19 @@
-"""Sizes of resized images by rules of single image processors of transformers, in the order of their code, for the same
-floating point results."""
+"""The size that an image is resized to, by each rule of `Preprocess.resize`; those of single image processors of
+transformers in the order of their code, for the same floating point results."""
 
 import math
 from collections.abc import Callable
 from itertools import product
+
+from vlm_vision.preprocess.resize import (
+    enlarged,
+    size_filling,
+    size_in_rows_and_columns,
+    size_near_area,
+    size_of_area,
+    size_on_canvas,
+    size_within_budget,
+)
 
 
 def edges_rounded(height: int, width: int, least: int, longest: int, divisor: int) -> tuple[int, int]:
@@ -107,3 +117,60 @@ SIZES: dict[str, Callable[[int, int, int, int, int], tuple[int, int]]] = {
     "half_area": half_area,
 }
 """Resize -> (height, width, the two numbers of `resize_to`, `patch_size`) -> (height, width)."""
+
+
+def size_after(
+    mode: str, height: int, width: int, to: tuple[int, int], *, patch_size: int, max_patches: int, multiple: int
+) -> tuple[int, int]:
+    """(height, width) to which `Preprocess.resize` takes an image of this height and width; `to` is its `resize_to`."""
+    to_height, to_width = to
+    if mode in SIZES:
+        return SIZES[mode](height, width, *to, patch_size)
+    if mode == "max_patches":
+        return size_within_budget(height, width, patch_size, max_patches)
+    if mode == "fill_patches":
+        return size_filling(height, width, patch_size, max_patches)
+    if mode == "whole_patches":
+        return size_in_rows_and_columns(height, width, patch_size, max_patches)
+    if mode == "shaped_patches":
+        return size_of_shape(height, width, patch_size, max_patches)
+    if mode == "shrunk_patches":
+        return size_shrunk(height, width, patch_size, max_patches, to_height)
+    if mode == "bounded_patches":
+        return size_bounded(height, width, patch_size, multiple, *to)
+    if mode == "near_area":
+        return size_near_area(height, width, patch_size, to_height)
+    if mode == "within_patches":
+        ratio = max(height / to_height, width / to_width, 1.0)
+        sides = (math.floor(side / ratio) for side in (height, width))
+        tall, wide = ((side - 1) // patch_size + 1 for side in sides)
+        return tall * patch_size, wide * patch_size
+    if mode == "longest_edge":
+        scale = to_height * 1.0 / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+    if mode in ("area", "floored_area", "rounded_area"):
+        height, width = enlarged(height, width, patch_size, mode)
+        return size_of_area(height, width, patch_size, *to)
+    if mode == "padded_area":
+        return size_on_canvas(height, width, patch_size, *to)[0]
+    if mode in ("shortest_edge", "letterbox"):
+        # written in the order of transformers and torchvision, for the same floating point result
+        if width <= height:
+            return int(to_height * height / width), to_width
+        return to_height, int(to_width * width / height)
+    if mode in ("cover", "fit"):
+        ratio = (min if mode == "cover" else max)(height / to_height, width / to_width)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+    if mode == "within":
+        ratio = max(height / to_height, width / to_width)
+        return max(1, int(height / ratio)), max(1, int(width / ratio))
+    if mode == "scaled_within":
+        ratio = min(to_height / height, to_width / width)
+        return max(1, int(height * ratio)), max(1, int(width * ratio))
+    if mode == "between":
+        least, most = to
+        ratio = width / height
+        if max(height, width) > most:  # written in the order of transformers, for the same floating point result
+            height, width = (int(most / ratio), most) if width >= height else (most, int(most * ratio))
+        return max(height, least), max(width, least)
+    return to

@@ -26,17 +26,11 @@ from vlm_vision.preprocess.resize import (
     Kernel,
     ResampleFilter,
     crop_array,
-    enlarged,
     resize_array,
-    size_filling,
-    size_in_rows_and_columns,
-    size_near_area,
-    size_of_area,
     size_on_canvas,
-    size_within_budget,
     with_bars,
 )
-from vlm_vision.preprocess.sizes import SIZES, size_bounded, size_of_shape, size_shrunk
+from vlm_vision.preprocess.sizes import size_after
 from vlm_vision.preprocess.steps import ImageStep, after
 
 ResizeMode = Literal[
@@ -310,7 +304,7 @@ class Preprocess:
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self._size(height, width), self.resample, self.kernel)
+            pixels = resize_array(image, self.resized(height, width), self.resample, self.kernel)
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":
@@ -326,59 +320,10 @@ class Preprocess:
             return pixels
         return crop_array(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) to which an image of this height and width is resized."""
-        to_height, to_width = self.resize_to
-        if self.resize in SIZES:
-            return SIZES[self.resize](height, width, *self.resize_to, self.patch_size)
-        if self.resize == "max_patches":
-            return size_within_budget(height, width, self.patch_size, self.max_patches)
-        if self.resize == "fill_patches":
-            return size_filling(height, width, self.patch_size, self.max_patches)
-        if self.resize == "whole_patches":
-            return size_in_rows_and_columns(height, width, self.patch_size, self.max_patches)
-        if self.resize == "shaped_patches":
-            return size_of_shape(height, width, self.patch_size, self.max_patches)
-        if self.resize == "shrunk_patches":
-            return size_shrunk(height, width, self.patch_size, self.max_patches, to_height)
-        if self.resize == "bounded_patches":
-            return size_bounded(height, width, self.patch_size, self.multiple, *self.resize_to)
-        if self.resize == "near_area":
-            return size_near_area(height, width, self.patch_size, to_height)
-        if self.resize == "within_patches":
-            ratio = max(height / to_height, width / to_width, 1.0)
-            sides = (math.floor(side / ratio) for side in (height, width))
-            tall, wide = ((side - 1) // self.patch_size + 1 for side in sides)
-            return tall * self.patch_size, wide * self.patch_size
-        if self.resize == "longest_edge":
-            scale = to_height * 1.0 / max(height, width)
-            return int(height * scale + 0.5), int(width * scale + 0.5)
-        if self.resize in ("area", "floored_area", "rounded_area"):
-            height, width = enlarged(height, width, self.patch_size, self.resize)
-            return size_of_area(height, width, self.patch_size, *self.resize_to)
-        if self.resize == "padded_area":
-            return size_on_canvas(height, width, self.patch_size, *self.resize_to)[0]
-        if self.resize in ("shortest_edge", "letterbox"):
-            # written in the order of transformers and torchvision, for the same floating point result
-            if width <= height:
-                return int(to_height * height / width), to_width
-            return to_height, int(to_width * width / height)
-        if self.resize in ("cover", "fit"):
-            ratio = (min if self.resize == "cover" else max)(height / to_height, width / to_width)
-            return max(1, round(height / ratio)), max(1, round(width / ratio))
-        if self.resize == "within":
-            ratio = max(height / to_height, width / to_width)
-            return max(1, int(height / ratio)), max(1, int(width / ratio))
-        if self.resize == "scaled_within":
-            ratio = min(to_height / height, to_width / width)
-            return max(1, int(height * ratio)), max(1, int(width * ratio))
-        if self.resize == "between":
-            least, most = self.resize_to
-            ratio = width / height
-            if max(height, width) > most:  # written in the order of transformers, for the same floating point result
-                height, width = (int(most / ratio), most) if width >= height else (most, int(most * ratio))
-            return max(height, least), max(width, least)
-        return self.resize_to
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to which an image of this height and width is resized, before padding and crop."""
+        numbers = dict(patch_size=self.patch_size, max_patches=self.max_patches, multiple=self.multiple)
+        return size_after(self.resize, height, width, self.resize_to, **numbers)
 
     @property
     def output_size(self) -> tuple[int, int] | None:

@@ -110,7 +110,7 @@ LAWS = Laws(
     bad=bad,
     wrong=[
         (["--student.fields", "{}"], "there is no student: set student.fields"),
-        (changed(width=3), "width, which is no field of student.fields"),
+        (changed(width=3), "which is not a field of student.fields; did you mean 'head_width'?"),
         (changed(class_token=False, position_prefix=0, pool="mean"), "turn off the class token or the mask token"),
         (changed(pre_norm=True), "this layout cannot express the architecture"),
         (changed(image_size=18), "crops of 18 pixels are not a whole number of patches of 4: choose 16 or 20"),

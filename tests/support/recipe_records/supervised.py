@@ -90,7 +90,7 @@ LAWS = Laws(
     bad_metrics=lambda metrics: metrics["test"]["last"]["skipped"] == 2 + 1,
     wrong=[
         (["--student.fields", "{}"], "there is no student: set student.source, or student.fields"),
-        (["--student.fields", '{"width": 3}'], "width, which is no field of student.fields"),
+        (["--student.fields", '{"width": 3}'], "which is not a field of student.fields; did you mean 'head_width'?"),
         (["--student.crop_ratio", "2"], "student.crop_ratio is 2.0: expected a part above 0"),
         (
             ["--student.source", "FOLDER/teacher/model", "--student.fields", '{"num_registers": 1}'],

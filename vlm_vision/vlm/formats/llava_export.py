@@ -21,8 +21,8 @@ from transformers import (
 
 import projectors
 from vlm_vision.checkpoints import keys
-from vlm_vision.checkpoints.hf.preprocess import to_hf
 from vlm_vision.checkpoints.hf.reader import FAMILIES
+from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.formats.common import Folder, Json, State, canvas, check_same, language_tensors, tower_at

@@ -1,0 +1,220 @@
+"""`Preprocess` as `preprocessor_config.json` of transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm_vision.checkpoints.hf import areas
+from vlm_vision.checkpoints.hf.preprocess import (
+    ANYRES,
+    BETWEEN,
+    DEFAULTS,
+    FLOAT,
+    GEMMA,
+    MINICPM,
+    NAFLEX,
+    OWN_DEVIATION,
+    PIXTRAL,
+    SAM,
+)
+from vlm_vision.preprocess.resize import crop_offset
+from vlm_vision.preprocess.spec import AREAS, COUNTED, Preprocess
+
+
+def to_hf(
+    spec: Preprocess, *, image_processor_type: str | None = None, patch_size: int = 0, temporal_patch: int = 2
+) -> dict[str, Any]:
+    """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
+
+    `from_hf` reads `spec` back, except for a `crop_rounding` without effect.
+
+    Args:
+        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
+            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float"; Gemma 4's, MiniCPM-V 4.6's,
+            Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
+        patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
+            of `spec`: then no patches are merged.
+        temporal_patch: frames that a patch spans, for the classes that state them.
+
+    Raises:
+        ValueError: transformers has no class for this, the named class cannot do it, or `from_hf` does not know it.
+    """
+    if reason := _inexpressible(spec):
+        raise ValueError(
+            f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
+        )
+    if spec.multiple and spec.resize == "none" and image_processor_type is None:
+        return _plainly("Inkling2ImageProcessor", spec, size={"height": spec.multiple, "width": spec.multiple})
+    if spec.resize in _WRITTEN and image_processor_type is None:
+        return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
+    if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
+        name, keys = areas.written(spec, image_processor_type, patch_size or spec.patch_size, temporal_patch)
+        return _plainly(name, spec, **keys)
+    alone = {"max_patches": NAFLEX, "between": BETWEEN}
+    only = alone.get(spec.resize, FLOAT if spec.kernel == "float" else None)
+    name = image_processor_type or only or "CLIPImageProcessor"
+    plain = [known for known, given in DEFAULTS.items() if "kernel" not in given and "size" in given]
+    able = [only] if only else [known for known in plain if known not in (BETWEEN, ANYRES, *areas.AREAS)]
+    if name not in able:
+        raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
+    config: dict[str, Any] = {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": spec.resize != "none",
+        "resample": int(Image.Resampling[spec.resample.upper()]),
+        "do_center_crop": spec.crop is not None,
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+    height, width = spec.resize_to
+    if spec.resize == "max_patches":
+        del config["do_center_crop"]  # the class has no such step
+        config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    elif spec.resize == "between":
+        del config["do_center_crop"]
+        config["size"] = {"shortest_edge": height, "longest_edge": width}
+        config |= {"do_image_splitting": False, "do_pad": True}
+    elif spec.resize != "none":
+        square = {"height": height, "width": width}
+        config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
+    if spec.crop is not None:
+        config["crop_size"] = {"height": spec.crop[0], "width": spec.crop[1]}
+    return config
+
+
+def _plainly(name: str, spec: Preprocess, **keys: Any) -> dict[str, Any]:
+    """Of a class without a crop."""
+    return {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": int(Image.Resampling[spec.resample.upper()]),
+        "do_rescale": True,
+        "rescale_factor": spec.rescale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    } | keys
+
+
+def _sam_back(spec: Preprocess, patch: int) -> dict[str, Any]:
+    padded = {"height": spec.crop[0], "width": spec.crop[1]} if spec.crop else None
+    return _plainly(SAM, spec, size={"longest_edge": spec.resize_to[0]}, do_pad=padded is not None, pad_size=padded)
+
+
+_WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
+    "fill_patches": lambda spec, patch: _plainly(
+        GEMMA,
+        spec,
+        patch_size=patch,
+        pooling_kernel_size=spec.patch_size // patch,
+        max_soft_tokens=spec.max_patches,
+    ),
+    "near_area": lambda spec, patch: _plainly(
+        MINICPM[0],
+        spec,
+        patch_size=spec.patch_size // (2 if spec.patch_size == 2 * patch else 4),
+        downsample_mode="4x" if spec.patch_size == 2 * patch else "16x",
+        scale_resolution=spec.resize_to[0],
+        slice_mode=False,
+    ),
+    "whole_patches": lambda spec, patch: {
+        "image_processor_type": OWN_DEVIATION[0],
+        "do_convert_rgb": True,
+        "do_normalize": spec.standardize,
+        "patch_size": {"height": spec.patch_size, "width": spec.patch_size},
+        "max_patches": spec.max_patches,
+        "is_vqa": False,
+    },
+    "longest_edge": _sam_back,
+    "shaped_patches": lambda spec, patch: _plainly(
+        "MuseGlimmerImageProcessor",
+        spec,
+        max_image_tokens=spec.max_patches,
+        patch_size=patch,
+        merge_size=spec.patch_size // patch,
+    ),
+    "shrunk_patches": lambda spec, patch: _plainly(
+        "Kimi_K25ImageProcessor",
+        spec,
+        size=dict.fromkeys(("max_height", "max_width"), spec.resize_to[0] // spec.patch_size),
+        max_patches=spec.max_patches,
+        patch_size=spec.patch_size,
+        merge_size=spec.multiple // spec.patch_size,
+    ),
+    "bounded_patches": lambda spec, patch: _plainly(
+        "NemotronH_Omni_Reasoning_V3ImageProcessor",
+        spec,
+        patch_size=spec.patch_size,
+        downsample_ratio=spec.patch_size / spec.multiple,
+        min_num_patches=spec.resize_to[0],
+        max_num_patches=spec.resize_to[1],
+        max_model_len=spec.resize_to[1] + 4,
+    ),
+    "within_patches": lambda spec, patch: _plainly(
+        PIXTRAL,
+        spec,
+        size={"longest_edge": spec.resize_to[0]}
+        if spec.resize_to[0] == spec.resize_to[1]
+        else {"height": spec.resize_to[0], "width": spec.resize_to[1]},
+        patch_size={"height": spec.patch_size, "width": spec.patch_size},
+    ),
+}
+"""Resize that one class of transformers has -> its file, for a patch of so many pixels."""
+
+
+def _inexpressible(spec: Preprocess) -> str | None:
+    """Why no image processor of transformers does this."""
+    if spec.resize == "longest_edge" and spec.camera is None and not spec.before and spec.kernel == "pillow":
+        around = tuple(mean / spec.rescale for mean in spec.mean)
+        if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
+            return None
+        return "SAM's class adds zeros at the right and below, after the normalization"
+    if spec.resize == "whole_patches" and spec.camera is None and not spec.before:
+        plain = (spec.rescale, spec.mean, spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
+        return None if plain and spec.resample == "bilinear" else "Pix2Struct's class has neither mean nor rescale"
+    if spec.before:
+        return "transformers has no resize or crop before the resize (before)"
+    if spec.camera is not None:
+        return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
+    if spec.multiple or spec.resize == "shaped_patches":
+        kernels = {"shaped_patches": "pillow", "shrunk_patches": "torch", "bounded_patches": "float", "none": "pillow"}
+        fill = (-1, -1, -1) if spec.resize == "none" else (0, 0, 0)
+        alike = kernels.get(spec.resize) == spec.kernel and spec.fill == fill
+        return (
+            None if alike and not spec.standardize else "transformers' class for this resize has another kernel or fill"
+        )
+    if spec.resize == "between" and spec.crop is not None:
+        return "transformers has no crop after this resize (between)"
+    if spec.resize in ("letterbox", "cover", "fit", "within", "scaled_within", "square") or spec.resize.startswith(
+        "edges_"
+    ):
+        return f"transformers has no resize {spec.resize!r}"
+    if spec.kernel in ("point", "point_float", "point_rounded"):
+        return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
+    if spec.kernel == "gaussian":
+        return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
+    if spec.kernel in ("torch", "torchvision"):
+        return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
+    if spec.crop_place != "centre":
+        return f"transformers crops the center, this {spec.crop_place}"
+    if spec.kernel == "float" and spec.resize in (*COUNTED, *AREAS, "within_patches", "between"):
+        return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
+    if spec.fill != (0, 0, 0):
+        return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
+    if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
+        return "transformers rounds the place of a crop down, this preprocessing to even"
+    return None
+
+
+def _cut_alike(spec: Preprocess) -> bool:
+    """Whether every image is cut at the same place under both crop roundings."""
+    places = zip(spec.resize_to, spec.crop or (), strict=True)
+    return spec.resize == "squash" and all(
+        crop_offset(size, crop, "floor") == crop_offset(size, crop, "half_even") for size, crop in places
+    )
