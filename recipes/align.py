@@ -71,21 +71,22 @@ def main(config: AlignConfig) -> dict[str, Any]:
 
     # The loop.
     first_step = step.resume()
-    progress = Progress(step, name="align", first_step=first_step)
-    step.trained.train()
-    found: dict[str, float] = {}
-    for index, batch in enumerate(
-        answer_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
-    ):
-        done = index + 1
-        progress.took(done, step(index, batch))
-        if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-            seen = watch(accelerator, step.model, test, collate, batch_size=config.eval_batch_size, seed=config.seed)
-            found = figures(seen)
-            progress.note(done, found)
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="align", first_step=first_step) as progress:
+        step.trained.train()
+        found: dict[str, float] = {}
+        for index, batch in enumerate(
+            answer_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
+        ):
+            done = index + 1
+            progress.took(done, step(index, batch))
+            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+                seen = watch(
+                    accelerator, step.model, test, collate, batch_size=config.eval_batch_size, seed=config.seed
+                )
+                found = figures(seen)
+                progress.note(done, found)
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
 
     # The end: the whole model, for stage two.
     model = step.whole_model(lambda: align_model(config, read))

@@ -119,20 +119,19 @@ def main(config: ContrastiveConfig) -> dict[str, Any]:
     batches = image_batches(
         config, accelerator, train, [view_of(config, pair)], first_step=first_step, needs=("caption",)
     )
-    progress = Progress(step, name="contrastive", first_step=first_step)
-    step.trained.train()
-    for index, pieces in enumerate(batches, start=first_step):
-        done = index + 1
-        for piece in pieces:
-            skipped.add(piece)
-        progress.took(done, step(index, [tensors(piece, pair) for piece in pieces]))
-        keep_scale(pair)
-        if config.eval_every and done % config.eval_every == 0 and test is not None:
-            with step.measured():
-                progress.note(done, figures(evaluate_pair(config, pair, test)))
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="contrastive", first_step=first_step) as progress:
+        step.trained.train()
+        for index, pieces in enumerate(batches, start=first_step):
+            done = index + 1
+            for piece in pieces:
+                skipped.add(piece)
+            progress.took(done, step(index, [tensors(piece, pair) for piece in pieces]))
+            keep_scale(pair)
+            if config.eval_every and done % config.eval_every == 0 and test is not None:
+                with step.measured():
+                    progress.note(done, figures(evaluate_pair(config, pair, test)))
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
 
     # The end: a folder that loads elsewhere, and what it is worth.
     pair = step.whole_model(lambda: PairWithLoss(pair_of(config, train), config.contrast)).get_submodule("pair")

@@ -129,18 +129,17 @@ def main(config: MaeConfig) -> dict[str, Any]:
     # The loop.
     first_step, skipped = step.resume(), Skipped()
     batches = image_batches(config, accelerator, train, [view], first_step=first_step)
-    progress = Progress(step, name="mae", first_step=first_step)
-    step.trained.train()
-    for index, pieces in enumerate(batches, start=first_step):
-        done = index + 1
-        for piece in pieces:
-            skipped.add(piece)
-        progress.took(done, step(index, [tensors(piece, model) for piece in pieces]))
-        if measured and config.eval_every and done % config.eval_every == 0:
-            progress.note(done, {"eval_loss": held_out_loss(step, model, measured)})
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="mae", first_step=first_step) as progress:
+        step.trained.train()
+        for index, pieces in enumerate(batches, start=first_step):
+            done = index + 1
+            for piece in pieces:
+                skipped.add(piece)
+            progress.took(done, step(index, [tensors(piece, model) for piece in pieces]))
+            if measured and config.eval_every and done % config.eval_every == 0:
+                progress.note(done, {"eval_loss": held_out_loss(step, model, measured)})
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
 
     # The end: a folder that loads elsewhere, and what it is worth.
     if measured:

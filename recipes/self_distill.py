@@ -220,26 +220,25 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
     earlier = gram_teacher(model) if config.gram.image_size else None
     alike = {len(views) - 2: 0, len(views) - 1: 1} if earlier else {}
     batches = image_batches(config, accelerator, train, views, first_step=first_step, alike=alike)
-    progress = Progress(step, name="self_distill", first_step=first_step)
-    step.trained.train()
-    for index, pieces in enumerate(batches, start=first_step):
-        done = index + 1
-        for piece in pieces:
-            skipped.add(piece)
-        prepare(step, index, weight_decay)
-        progress.took(
-            done, step(index, [tensors(piece, encoder, temperature(index), masks, earlier) for piece in pieces])
-        )
-        model.teacher.update(student_of(step.model), momentum(index))
-        if config.gram.due(done):
-            model.refresh()
-        if done % config.log_every == 0:
-            progress.note(done, reduced_loss_parts(accelerator, model))
-        if looked and done % config.eval_every == 0 and done < config.steps:
-            progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="self_distill", first_step=first_step) as progress:
+        step.trained.train()
+        for index, pieces in enumerate(batches, start=first_step):
+            done = index + 1
+            for piece in pieces:
+                skipped.add(piece)
+            prepare(step, index, weight_decay)
+            progress.took(
+                done, step(index, [tensors(piece, encoder, temperature(index), masks, earlier) for piece in pieces])
+            )
+            model.teacher.update(student_of(step.model), momentum(index))
+            if config.gram.due(done):
+                model.refresh()
+            if done % config.log_every == 0:
+                progress.note(done, reduced_loss_parts(accelerator, model))
+            if looked and done % config.eval_every == 0 and done < config.steps:
+                progress.note(done, {"neighbors": neighbor_accuracy(config, step, *looked)})
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
 
     # The end: a folder that loads elsewhere, and what it is worth.
     bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")

@@ -160,22 +160,21 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
     batches = image_batches(
         config, accelerator, train, [view], first_step=first_step, needs=("label",), copies=config.repeats
     )
-    progress = Progress(step, name="supervised", first_step=first_step)
-    step.trained.train()
-    for index, pieces in enumerate(batches, start=first_step):
-        done = index + 1
-        for piece in pieces:
-            skipped.add(piece)
-        views = [tensors(config, piece, preprocess, len(classes), accelerator.device) for piece in pieces]
-        progress.took(done, step(index, views))
-        if (average := ema_encoder(step.model)) is not None:
-            average.update(encoder_of(step.model), config.ema)
-        if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
-            with step.measured():
-                progress.note(done, figures(evaluate_classifier(config, accelerator, step.model, test)))
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="supervised", first_step=first_step) as progress:
+        step.trained.train()
+        for index, pieces in enumerate(batches, start=first_step):
+            done = index + 1
+            for piece in pieces:
+                skipped.add(piece)
+            views = [tensors(config, piece, preprocess, len(classes), accelerator.device) for piece in pieces]
+            progress.took(done, step(index, views))
+            if (average := ema_encoder(step.model)) is not None:
+                average.update(encoder_of(step.model), config.ema)
+            if config.eval_every and done % config.eval_every == 0 and done < config.steps and test is not None:
+                with step.measured():
+                    progress.note(done, figures(evaluate_classifier(config, accelerator, step.model, test)))
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
 
     # The end: what it is worth, and folders that load elsewhere.
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}

@@ -142,23 +142,22 @@ def main(config: VlaConfig) -> dict[str, Any]:
 
     # The loop.
     first_step = step.resume()
-    progress = Progress(step, name="vla", first_step=first_step)
-    looked_at = [test[i] for i in np.linspace(0, len(test) - 1, min(len(test), config.eval_limit)).astype(int)]
-    learning = time.monotonic()
-    step.trained.train()
-    for index, batch in enumerate(
-        action_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
-    ):
-        done = index + 1
-        progress.took(done, step(index, batch))
-        if looked_at and config.eval_every and done % config.eval_every == 0:
-            with step.measured():
-                progress.note(
-                    done, open_loop(accelerator, step.model, looked_at, plain, batch_size=config.eval_batch_size)
-                )
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            step.save(done)
-    progress.close()
+    with Progress(step, name="vla", first_step=first_step) as progress:
+        looked_at = [test[i] for i in np.linspace(0, len(test) - 1, min(len(test), config.eval_limit)).astype(int)]
+        learning = time.monotonic()
+        step.trained.train()
+        for index, batch in enumerate(
+            action_batches(config, accelerator, train, collate, first_step=first_step), start=first_step
+        ):
+            done = index + 1
+            progress.took(done, step(index, batch))
+            if looked_at and config.eval_every and done % config.eval_every == 0:
+                with step.measured():
+                    progress.note(
+                        done, open_loop(accelerator, step.model, looked_at, plain, batch_size=config.eval_batch_size)
+                    )
+            if done % config.checkpoint_every == 0 and done < config.steps:
+                step.save(done)
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
     metrics |= {"train_seconds": time.monotonic() - learning, "moments": len(train)}
 

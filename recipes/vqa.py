@@ -118,20 +118,19 @@ def train_model(
 
     # Batches are a function of the step, so that the run can stop and go on.
     first_step = step.resume()
-    progress = Progress(step, name="vqa", first_step=first_step)
-    conversations = regroup(train, config.data.turns, seed=config.seed)
-    batches = answer_batches(config, accelerator, conversations, collate, first_step=first_step)
-    looked_at = test[: config.eval_limit or None]
-    look = dict(batch_size=config.eval_batch_size, seed=config.seed)
-    started = time.monotonic()
-    step.trained.train()
-    for index, micro_batches in enumerate(batches, start=first_step):
-        progress.took(index + 1, step(index, micro_batches))
-        if config.eval_every and (index + 1) % config.eval_every == 0:
-            progress.note(index + 1, figures(watch(accelerator, step.model, looked_at, collate, **look)))
-        if (index + 1) % config.checkpoint_every == 0 and index + 1 < config.steps:
-            step.save(index + 1)
-    progress.close()
+    with Progress(step, name="vqa", first_step=first_step) as progress:
+        conversations = regroup(train, config.data.turns, seed=config.seed)
+        batches = answer_batches(config, accelerator, conversations, collate, first_step=first_step)
+        looked_at = test[: config.eval_limit or None]
+        look = dict(batch_size=config.eval_batch_size, seed=config.seed)
+        started = time.monotonic()
+        step.trained.train()
+        for index, micro_batches in enumerate(batches, start=first_step):
+            progress.took(index + 1, step(index, micro_batches))
+            if config.eval_every and (index + 1) % config.eval_every == 0:
+                progress.note(index + 1, figures(watch(accelerator, step.model, looked_at, collate, **look)))
+            if (index + 1) % config.checkpoint_every == 0 and index + 1 < config.steps:
+                step.save(index + 1)
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
     metrics["train_seconds"] = time.monotonic() - started
 

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import math
 import os
 import runpy
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -271,7 +274,7 @@ def test_a_run_begins_from_a_saved_model_with_its_own_layout_and_projector(folde
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), saved.parameters(), strict=True))
     assert begun.language_model.dtype == torch.float32
     assert len(run(second)["losses"]) == 1
-    with pytest.raises(ValueError, match="own encoder, language model, projector and layout: leave encoder out"):
+    with pytest.raises(ValueError, match="own encoder, language model, projector and layout: remove encoder"):
         vqa.parse([*second, "--encoder.source", "somewhere"])
 
 
@@ -317,6 +320,17 @@ def test_a_step_that_is_no_number_stops_the_run_before_the_weights_change(settin
     assert resume._checkpoints(tmp_path / "run" / "failed") == [tmp_path / "run" / "failed" / "step-00000000"]
     assert all(torch.equal(a, b) for model, before in models for a, b in zip(model.parameters(), before, strict=True))
     assert not (tmp_path / "run" / "model").exists() and not resume._checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_an_error_keeps_the_figures_of_the_steps_before_it(settings, tmp_path, monkeypatch):
+    from vlm_vision.train.tasks import vqa as answers
+
+    real, calls = answers.answer_loss, count()
+    monkeypatch.setattr(answers, "answer_loss", lambda *batch: real(*batch) * (1.0 if next(calls) < 2 else math.nan))
+    with pytest.raises(FloatingPointError, match="at step 2"):
+        run(settings("--log_every", "1", "--micro_batch_size", "4"))
+    assert [step for step, _ in tracked(tmp_path / "run", "loss")] == [1, 2]
+    assert not [thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__]  # TensorBoard's
 
 
 WRONG = [

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import NoReturn, Self
 
 import torch
 from accelerate import Accelerator
@@ -208,9 +209,10 @@ class Step:
 
 
 class Progress:
-    """The bar, and figures for the tracker by step.
+    """The bar, and figures for the tracker by step; a context, in which the steps are taken.
 
-    A resumed run shows no figure twice: TensorBoard drops what an earlier process wrote after `first_step` steps.
+    A resumed run shows no figure twice: TensorBoard drops what an earlier process wrote after `first_step` steps. An error ends
+    the trackers, so that they hold the figures of all steps before it.
     """
 
     def __init__(self, step: Step, *, name: str, first_step: int):
@@ -248,8 +250,16 @@ class Progress:
         self.accelerator.log(figures, step=steps)
         self.terms, self.since = 0, time.monotonic()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
+        if error is not None:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 def _norm(weights: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
