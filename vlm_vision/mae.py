@@ -23,11 +23,11 @@ from vlm_vision.checkpoints.families.vit import MAE
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, about_encoder, about_preprocess, count, write_card
 from vlm_vision.checkpoints.mae import (
     FIELDS,
+    SPELLINGS,
     DecoderConfig,
     config_from_json,
     config_from_shapes,
     decoder_keys,
-    plain_name,
     public_name,
 )
 from vlm_vision.checkpoints.timm import layout as timm_layout
@@ -269,7 +269,7 @@ def load_mae(
     prefix = marks[0].removesuffix("decoder_embed.weight")
     others = "decoder." if is_folder else f"{prefix}mask_token"  # what else the encoder's reader leaves to us
     extra = [name for name in weights.shapes if name.startswith(others) and not name.startswith(f"{prefix}decoder_")]
-    part = TowerWeights(weights, f"{prefix}decoder_", extra=extra, rename=plain_name)
+    part = TowerWeights(weights, f"{prefix}decoder_", extra=extra, spellings=SPELLINGS)
     try:
         if is_folder:
             config = config_from_json(checkpoint.config)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.golden import golden_case
 
@@ -276,4 +277,16 @@ def test_sizes_whose_product_no_tensor_can_have(tmp_path):
     config |= dict(image_size=2**17, patch_size=2**17, hidden_size=2**14, num_attention_heads=2, num_channels=2**17)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="cannot be made"):
+        vv.load(tmp_path)
+
+
+def test_one_weight_under_two_names_is_an_error(tmp_path):
+    vision = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.fc1.bias"))
+    save_file(weights | {name.replace("layers.", "layer."): weights[name] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="mlp.fc1.bias and .* are one weight under two names: remove the wrong one"):
         vv.load(tmp_path)

@@ -9,6 +9,9 @@ from torch import Tensor
 ZEROS = "<zeros>"
 """In `Key.theirs`: a part that the foreign layout leaves out because it is zero. Its shape is its neighbors'."""
 
+Spellings = tuple[tuple[str, str], ...]
+"""(regular expression, replacement) of other names of weights, applied in order; what it gives are the usual names."""
+
 
 @dataclass(frozen=True)
 class TensorLayout:

@@ -1,6 +1,5 @@
 """The decoder of a masked autoencoder on disk: its configuration and its key table, for transformers and the original code."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -37,7 +36,7 @@ class DecoderConfig:
 def decoder_keys(rows: Iterable[Key], mask_token: str) -> list[Key]:
     """The decoder's key table, with rows of an encoder's blocks; names of theirs without `decoder_`."""
     blocks = [
-        replace(row, theirs=tuple(plain_name(name) for name in row.theirs))
+        replace(row, theirs=tuple(name.replace("encoder.layer.", "layers.") for name in row.theirs))
         for row in rows
         if row.ours[0].startswith("blocks.")
     ]
@@ -51,9 +50,8 @@ def decoder_keys(rows: Iterable[Key], mask_token: str) -> list[Key]:
     ]
 
 
-def plain_name(name: str) -> str:
-    """The public hub has `decoder_layers.0`; transformers 5 writes `decoder_encoder.layer.0`."""
-    return re.sub(r"^encoder\.layer\.", "layers.", name)
+SPELLINGS = ((r"^encoder\.layer\.", "layers."),)
+"""The public hub has `decoder_layers.0`; transformers 5 writes `decoder_encoder.layer.0`."""
 
 
 def public_name(name: str) -> str:

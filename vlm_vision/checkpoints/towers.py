@@ -1,5 +1,6 @@
 """`Tower`, the result of every reader of a foreign format, and its model."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.keys import Key
+from vlm_vision.checkpoints.keys import Key, Spellings
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import sincos_2d
@@ -29,6 +30,12 @@ class WeightSource(Protocol):
     def get(self, name: str, *, keep: bool = True) -> Tensor: ...
 
 
+def _usual(name: str, spellings: Spellings) -> str:
+    for theirs, usual in spellings:
+        name = re.sub(theirs, usual, name)
+    return name
+
+
 class TowerWeights:
     """The tensors of `weights` under a prefix, by their names without it. `stored` maps these to the names in `source`.
 
@@ -36,7 +43,10 @@ class TowerWeights:
         extra: names outside the prefix that belong to the part as well.
         ignored: whether a name, without prefix, is documented to have no effect on the model. Tensors without
             elements (the registers of a model that has none) are ignored as well.
-        rename: the usual spelling of a name without prefix.
+        spellings: as `Family.spellings`.
+
+    Raises:
+        ValueError: two weights under two spellings of one name.
     """
 
     def __init__(
@@ -46,9 +56,15 @@ class TowerWeights:
         *,
         extra: Iterable[str] = (),
         ignored: Callable[[str], bool] = lambda name: False,
-        rename: Callable[[str], str] = lambda name: name,
+        spellings: Spellings = (),
     ):
-        stored = {rename(name.removeprefix(prefix)): name for name in weights.shapes if name.startswith(prefix)}
+        stored: dict[str, str] = {}
+        for name in weights.shapes:
+            if name.startswith(prefix):
+                usual = _usual(name.removeprefix(prefix), spellings)
+                if usual in stored:
+                    raise ValueError(f"{name} and {stored[usual]} are one weight under two names: remove the wrong one")
+                stored[usual] = name
         stored |= {name: name for name in extra if name in weights.shapes}
         self.source = weights
         self.stored = {

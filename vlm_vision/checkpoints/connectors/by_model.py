@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
+from vlm_vision.checkpoints.keys import Key, Spellings, TensorLayout, key, layer
 from vlm_vision.checkpoints.projectors import Candidate, ProjectorSpec
 from vlm_vision.checkpoints.towers import TowerWeights
 
@@ -73,7 +73,7 @@ def _hunyuan(it: Candidate) -> ProjectorSpec:
     """Of HunYuan-VL and HY-V4-VL; the vectors for ends of rows and images are not part of it."""
     config = it.section("vision_config")
     marks = ("image_newline", "image_begin", "image_end", "image_sep")
-    own = {"proj.0.": "proj_conv.", "proj.2.": "proj_out.", "norm.": "before_rms."}  # Tencent's names
+    own = ((r"^proj\.0\.", "proj_conv."), (r"^proj\.2\.", "proj_out."), (r"^norm\.", "before_rms."))  # Tencent's names
     part = _renamed(it, ("patch_merger.", "perceive."), own, ignored=lambda name: name in marks)
     hidden, in_dim, merge, _ = part.shapes["proj_conv.weight"]
     out_dim, _, _, _ = part.shapes["proj_out.weight"]
@@ -104,20 +104,13 @@ def _hunyuan(it: Candidate) -> ProjectorSpec:
 def _renamed(
     it: Candidate,
     prefixes: tuple[str, ...],
-    names: dict[str, str],
+    spellings: Spellings,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> TowerWeights:
-    """The weights under the first of the prefixes that is stored; names that begin as one in `names` begin otherwise."""
+    """The weights under the first of the prefixes that is stored."""
     stored = [f"{it.before}{prefix}" for prefix in prefixes]
     prefix = next(prefix for prefix in stored if any(name.startswith(prefix) for name in it.weights.shapes))
-
-    def usual(name: str) -> str:
-        for theirs, ours in names.items():
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-        return name
-
-    return TowerWeights(it.weights, prefix, ignored=ignored, rename=usual)
+    return TowerWeights(it.weights, prefix, ignored=ignored, spellings=spellings)
 
 
 def _gemma3(it: Candidate) -> ProjectorSpec:
@@ -237,8 +230,11 @@ def _phi4(it: Candidate) -> ProjectorSpec:
 def _molmo2(it: Candidate) -> ProjectorSpec:
     """Tokens of the blocks in vision_feature_layer side by side; images pool two by two."""
     config = it.section("adapter_config")
-    own = {f"image_pooling_2d.w{x}.": f"image_pooling_2d.{x}_proj." for x in "qkvo"}  # Ai2's names
-    own |= {f"image_projector.w{i}.": f"image_projector.{x}_proj." for i, x in ((1, "gate"), (2, "down"), (3, "up"))}
+    layers = ((1, "gate"), (2, "down"), (3, "up"))
+    own = (  # Ai2's names
+        (r"^image_pooling_2d\.w([qkvo])\.", r"image_pooling_2d.\1_proj."),
+        *((rf"^image_projector\.w{i}\.", f"image_projector.{name}_proj.") for i, name in layers),
+    )
     tower = "image_vit."
     part = _renamed(it, ("multi_modal_projector.", "vision_backbone."), own, lambda name: name.startswith(tower))
     width, inner = part.shapes["image_pooling_2d.o_proj.weight"]

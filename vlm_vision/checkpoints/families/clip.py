@@ -98,7 +98,7 @@ CLIP = Family(
     landmarks=("embeddings.patch_embedding.weight",),
     beside=("visual_projection.weight",),
     prefix="vision_model.",
-    spelling=lambda name: name.replace("encoder.layer.", "encoder.layers."),  # AltCLIP as transformers 5 writes it
+    spellings=((r"encoder\.layer\.", "encoder.layers."),),  # AltCLIP as transformers 5 writes it
     defaults=BASE
     | dict(patch_size=32, intermediate_size=3072, hidden_act="quick_gelu", layer_norm_eps=1e-5, projection_dim=512),
     read_config=_clip_config,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlm_vision.checkpoints.keys import Key
+from vlm_vision.checkpoints.keys import Key, Spellings
 from vlm_vision.nn.config import ViTConfig
 
 Json = dict[str, Any]
@@ -87,8 +87,8 @@ class Family:
     """Prefix of the bare tower's weights on the public hub."""
     memory_mark: str = ".attention.q_proj."
     """Part of a name that only the layout of transformers in memory has."""
-    spelling: Callable[[str], str] = lambda name: name
-    """The usual spelling of a weight's name without prefix."""
+    spellings: Spellings = ()
+    """Other names of weights, without prefix, and the usual ones: (regular expression, replacement), applied in order."""
 
     defaults: Json
     """Values that transformers assumes where config.json is silent."""

@@ -1,6 +1,5 @@
 """TIPSv2: DINOv2 with LayerScale and one register, which was trained as a second class token."""
 
-import re
 from dataclasses import replace
 
 from vlm_vision.checkpoints.families.dinov2 import DEFAULTS, dinov2_config, dinov2_keys, layer_scale, mlp_dim
@@ -62,10 +61,8 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     )
 
 
-def _spelling(name: str) -> str:
-    """transformers reads the MLP of the public layout under two names and writes the second."""
-    name = re.sub(r"^(blocks\.\d+\.mlp\.)fc1\.", r"\1c_fc.", name)
-    return re.sub(r"^(blocks\.\d+\.mlp\.)fc2\.", r"\1c_proj.", name)
+_SPELLINGS = ((r"^(blocks\.\d+\.mlp\.)fc1\.", r"\1c_fc."), (r"^(blocks\.\d+\.mlp\.)fc2\.", r"\1c_proj."))
+"""transformers reads the MLP of the public layout under two names and writes the second."""
 
 
 TIPSV2 = Family(
@@ -74,7 +71,7 @@ TIPSV2 = Family(
     siblings=("text_encoder.", "text_model.", "temperature"),
     architecture="Tipsv2VisionModel",
     landmarks=("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"),
-    spelling=_spelling,
+    spellings=_SPELLINGS,
     defaults=DEFAULTS | dict(patch_size=14, image_size=448, num_register_tokens=1),
     read_config=_config,
     write_config=_config_back,

@@ -190,14 +190,18 @@ def keys(config: BertTextConfig) -> list[Key]:
     with torch.device("meta"):
         names = list(BertText(config).state_dict())
     return [
-        key(name, "text_projection.weight" if name == "head.weight" else spelling(name.removeprefix("tower.")))
+        key(
+            name,
+            "text_projection.weight"
+            if name == "head.weight"
+            else name.removeprefix("tower.").replace("encoder.layers.", "encoder.layer."),
+        )
         for name in names
     ]
 
 
-def spelling(name: str) -> str:
-    """AltCLIP's blocks have another name in transformers' memory than in its files."""
-    return name.replace("encoder.layers.", "encoder.layer.")
+SPELLINGS = ((r"encoder\.layers\.", "encoder.layer."),)
+"""AltCLIP's blocks have another name in transformers' memory than in its files."""
 
 
 def is_ignored(name: str) -> bool:

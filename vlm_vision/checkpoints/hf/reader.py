@@ -59,7 +59,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
                 return used is None or name not in used
             return name.endswith("position_ids")
 
-        return TowerWeights(weights, prefix, extra=extra, ignored=ignored, rename=family.spelling)
+        return TowerWeights(weights, prefix, extra=extra, ignored=ignored, spellings=family.spellings)
 
     names = part().shapes
     where = checkpoint.path / "config.json"
@@ -73,7 +73,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     default = whole.preprocessor if whole is not None else None
     preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
     if family.pixel_statistics:
-        bare = TowerWeights(weights, prefix, rename=family.spelling)
+        bare = TowerWeights(weights, prefix, spellings=family.spellings)
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
         Tower(

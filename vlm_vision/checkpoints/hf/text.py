@@ -16,7 +16,7 @@ from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.fields import activation, activation_back, block_keys
 from vlm_vision.checkpoints.hf import bert_text
-from vlm_vision.checkpoints.keys import Key, key, layer
+from vlm_vision.checkpoints.keys import Key, Spellings, key, layer
 from vlm_vision.checkpoints.open_clip.reader import block_keys as open_clip_blocks
 from vlm_vision.checkpoints.text_towers import TextTower, scalar
 from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
@@ -46,7 +46,7 @@ class _Family:
     projection_dim: int | None = None
     """Width that a whole model's config.json states at the top, with its default; None for none."""
     ignored: Callable[[str], bool] = lambda name: name.endswith("position_ids")
-    spelling: Callable[[str], str] = lambda name: name
+    spellings: Spellings = ()
 
 
 def _clip(fields: Json, names: Collection[str]) -> TextConfig:
@@ -170,7 +170,7 @@ _ALTCLIP, _CHINESE_CLIP = (
         landmarks=(kind.landmark,),
         projection_dim=kind.projection_dim,
         ignored=bert_text.is_ignored,
-        spelling=bert_text.spelling,
+        spellings=bert_text.SPELLINGS,
         defaults=dict(kind.defaults),
     )
     for kind in (bert_text.ALTCLIP, bert_text.CHINESE_CLIP)
@@ -214,7 +214,7 @@ def read(checkpoint: Checkpoint) -> TextTower:
     weights = checkpoint.weights
     prefix = _prefix(checkpoint, family)
     extra = [name for name in weights.shapes if not name.startswith((prefix, *SIBLINGS))] if prefix else []
-    part = TowerWeights(weights, prefix, extra=extra, ignored=family.ignored, rename=family.spelling)
+    part = TowerWeights(weights, prefix, extra=extra, ignored=family.ignored, spellings=family.spellings)
     try:
         text = family.config(_fields(family, config), part.shapes)
         table = family.keys(text, part.shapes)

@@ -5,7 +5,6 @@ HuggingFace folders name the towers `vision_backbone.featurizer` and `.fused_fea
 `vlm_vision.checkpoints.openvla.oft`.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,9 +131,8 @@ def _of_base(source: Path, name: Any) -> Json:
     return dict(zip(("vision_backbone_id", "image_resize_strategy"), BASE_MODELS[name], strict=True))
 
 
-def _plain_name(name: str) -> str:
-    """Name without the wrapper of OpenVLA-OFT's FiLM: `blocks.0.block.norm1` as `blocks.0.norm1`."""
-    return re.sub(r"^(blocks\.\d+\.)block\.", r"\1", name)
+_WITH_FILM = ((r"^(blocks\.\d+\.)block\.", r"\1"),)
+"""Names in the wrapper of OpenVLA-OFT's FiLM: `blocks.0.block.norm1` is `blocks.0.norm1`."""
 
 
 def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerWeights:
@@ -144,7 +142,7 @@ def _part(source: Path, weights: WeightSource, names: tuple[str, ...]) -> TowerW
     for stored in weights.shapes:
         prefix = stored.removesuffix(mark)
         if stored.endswith(mark) and any(prefix.endswith(stem) for stem in stems):
-            return TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, rename=_plain_name)
+            return TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, spellings=_WITH_FILM)
     raise ValueError(
         f"{source} holds no tower vision_backbone.{' or '.join(names)}: a checkpoint with frozen towers may leave "
         "them out; load them from their own checkpoints"

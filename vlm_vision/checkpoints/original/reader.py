@@ -56,7 +56,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         weights,
         prefix,
         ignored=lambda name: timm_layout.is_ignored_weight(name) or name.startswith(("decoder_", "mask_token_dec")),
-        rename=timm_layout.plain_name,
+        spellings=timm_layout.IN_CHUNKS,
     )
     if hints.architecture is not None:
         return [timm.tower(str(path), part, hints.architecture, {}, {}, hints)]

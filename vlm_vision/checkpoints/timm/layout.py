@@ -41,9 +41,8 @@ def is_ignored_weight(name: str) -> bool:
     return _CARRY_NOTHING.fullmatch(name) is not None
 
 
-def plain_name(name: str) -> str:
-    """DINOv2's training code nests blocks in chunks, `blocks.0.7.norm1`; the inner number counts through."""
-    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+IN_CHUNKS = ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
+"""DINOv2's training code nests blocks in chunks, `blocks.0.7.norm1`; the inner number counts through."""
 
 
 def prefixes(names: Sequence[str]) -> list[str]:

@@ -72,7 +72,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         )
     wrapper = "timm_model."
     prefix = wrapper if any(name.startswith(wrapper) for name in weights.shapes) else ""
-    part = TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, rename=timm_layout.plain_name)
+    part = TowerWeights(weights, prefix, ignored=timm_layout.is_ignored_weight, spellings=timm_layout.IN_CHUNKS)
     return [tower(str(checkpoint), part, str(config["architecture"]), arguments, described, hints)]
 
 

@@ -32,7 +32,7 @@ OWLVIT = replace(
         ),
     ),
     architecture="OwlViTVisionModel",
-    spelling=lambda name: name,
+    spellings=(),
     defaults=CLIP.defaults | dict(image_size=768),
     keys=_owl_keys,
     preprocessor=lambda config: dict(image_processor_type="OwlViTImageProcessor", size=square(config)),
@@ -67,7 +67,7 @@ IDEFICS = replace(
     whole_models=(WholeModel(model_type="idefics"),),
     architecture="IdeficsVisionTransformer",
     prefix="",
-    spelling=lambda name: name,
+    spellings=(),
     beside=(),
     defaults=dict(
         embed_dim=768,

@@ -1,6 +1,5 @@
 """The towers of HunYuan-VL and HY-V4-VL: a table of positions with a row for a class token that is not there."""
 
-import re
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -63,11 +62,13 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     ]
 
 
-def _spelling(name: str) -> str:
-    """Tencent's own names."""
-    name = name.replace("mlp.dense_h_to_4h.", "mlp.fc1.").replace("mlp.dense_4h_to_h.", "mlp.fc2.")
-    name = re.sub(r"^(layers\.\d+)\.input_layernorm\.", r"\1.layer_norm1.", name)
-    return re.sub(r"^(layers\.\d+)\.post_attention_layernorm\.", r"\1.layer_norm2.", name)
+_TENCENT = (
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.fc1."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.fc2."),
+    (r"^(layers\.\d+)\.input_layernorm\.", r"\1.layer_norm1."),
+    (r"^(layers\.\d+)\.post_attention_layernorm\.", r"\1.layer_norm2."),
+)
+"""Names of Tencent's own files, and transformers'."""
 
 
 _RULES = {"bilinear": "bilinear", "bicubic": "bicubic"}
@@ -100,7 +101,7 @@ HUNYUAN_VL = Family(
     connector=("patch_merger.", "perceive."),
     architecture="HunYuanVLVisionTransformer",
     landmarks=("embeddings.patch_embedding.weight",),
-    spelling=_spelling,
+    spellings=_TENCENT,
     defaults=_DEFAULTS,
     read_config=partial(_config, rules=_RULES, frames="none"),
     write_config=partial(_config_back, rules=_RULES),

@@ -1,6 +1,5 @@
 """The towers of InternVL and of Qianfan-OCR: a ViT with LayerScale, in the large one with RMSNorm and normed queries and keys."""
 
-import re
 from typing import Literal
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
@@ -98,12 +97,6 @@ _QIANFAN = (
 """Names of Qianfan-OCR, and InternVL's."""
 
 
-def _spelling(name: str) -> str:
-    for theirs, ours in _QIANFAN:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 INTERNVL = Family(
     name="internvl_vision",
     aliases={"qianfan_ocr_vision": dict(attention_bias=True, drop_path_rate=0.1)},
@@ -114,7 +107,7 @@ INTERNVL = Family(
     architecture="InternVLVisionModel",
     landmarks=("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embedding.weight"),
     memory_mark=".attention.qkv.",  # here the second layout is the one of Qianfan's files
-    spelling=_spelling,
+    spellings=_QIANFAN,
     defaults=BASE
     | dict(
         hidden_size=1024,

@@ -58,24 +58,15 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     ]
 
 
-_OWN = {
-    "transformer.resblocks.": "layers.",
-    ".attention.wq.": ".self_attn.q_proj.",
-    ".attention.wk.": ".self_attn.k_proj.",
-    ".attention.wv.": ".self_attn.v_proj.",
-    ".attention.wo.": ".self_attn.o_proj.",
-    ".feed_forward.w1.": ".mlp.fc1.",
-    ".feed_forward.w2.": ".mlp.fc2.",
-    ".attention_norm.": ".layer_norm1.",
-    ".ffn_norm.": ".layer_norm2.",
-}
-
-
-def _spelling(name: str) -> str:
-    """Ai2's own names."""
-    for theirs, ours in _OWN.items():
-        name = name.replace(theirs, ours)
-    return name
+_AI2 = (
+    (r"^transformer\.resblocks\.", "layers."),
+    (r"\.attention\.w([qkv])\.", r".self_attn.\1_proj."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w([12])\.", r".mlp.fc\1."),
+    (r"\.attention_norm\.", ".layer_norm1."),
+    (r"\.ffn_norm\.", ".layer_norm2."),
+)
+"""Names of Ai2's own files, and transformers'."""
 
 
 MOLMO2 = Family(
@@ -83,7 +74,7 @@ MOLMO2 = Family(
     whole_models=(WholeModel(model_type="molmo2", older_part="vit_config"),),
     architecture="Molmo2VisionModel",
     landmarks=("patch_embedding.weight",),
-    spelling=_spelling,
+    spellings=_AI2,
     defaults=dict(
         hidden_size=1152,
         intermediate_size=4304,

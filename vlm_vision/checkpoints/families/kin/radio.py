@@ -1,7 +1,5 @@
 """RADIO: several class tokens and registers without positions; a table that is resized to the longer side and cropped."""
 
-import re
-
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
@@ -98,12 +96,6 @@ _HUB = (
 """Names of the public files, and transformers'."""
 
 
-def _spelling(name: str) -> str:
-    for theirs, ours in _HUB:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 RADIO = Family(
     name="radio",
     whole_models=(
@@ -118,7 +110,7 @@ RADIO = Family(
     landmarks=("embeddings.cls_register_token", "radio_model.model.patch_generator.cls_token.token"),
     connector=("embeddings.video_patch_projection.", "input_conditioner.", "summary_idxs"),
     memory_mark=".attention.qkv.",  # here the second layout is the one of the public files
-    spelling=_spelling,
+    spellings=_HUB,
     defaults=BASE
     | dict(
         hidden_size=1280,

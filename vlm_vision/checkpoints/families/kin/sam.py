@@ -1,6 +1,5 @@
 """The tower of SAM, and of the readers of documents that were trained from it: padded windows, decomposed relative positions."""
 
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -166,13 +165,12 @@ PP_FORMULANET = replace(
 )
 """Towers of PP-FormulaNet (arXiv:2503.18382) and SLANeXt."""
 
-
-def _spelling(name: str) -> str:
-    """Of SAM's own names, under which a stage is saved."""
-    name = re.sub(
-        r"^blocks\.(\d+)\.(norm)?", lambda found: f"layers.{found[1]}.{'layer_norm' if found[2] else ''}", name
-    )
-    return name.replace("patch_embed.proj.", "patch_embed.projection.")
+_OWN = (
+    (r"^blocks\.(\d+)\.norm", r"layers.\1.layer_norm"),
+    (r"^blocks\.", "layers."),
+    (r"^patch_embed\.proj\.", "patch_embed.projection."),
+)
+"""SAM's own names, under which a stage is saved, and transformers'."""
 
 
 SAM_STAGE = replace(
@@ -183,7 +181,7 @@ SAM_STAGE = replace(
     architecture="UnlimitedOcrSamVisionEncoder",
     landmarks=("patch_embed.projection.weight", "patch_embed.proj.weight"),
     connector=("neck.", "proj.", "net_"),
-    spelling=_spelling,
+    spellings=_OWN,
     read_config=partial(_config, resize="bicubic_antialias"),
     preprocessor=lambda config: (
         dict(image_processor_type="CLIPImageProcessor", do_center_crop=False, size=square(config)) | HALF

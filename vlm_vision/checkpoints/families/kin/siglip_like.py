@@ -1,6 +1,5 @@
 """Towers that differ from SigLIP's in names, or in the resize of their positions: Janus, GLM-Image, Granite-Docling, Cosmos 3 Edge."""
 
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -182,11 +181,12 @@ GRANITE_DOCLING = replace(
 )
 """SigLIP without head; its connector lies inside the vision part."""
 
-
-def _cosmos3_spelling(name: str) -> str:
-    """transformers 5 writes the tower of a whole model under the names of the language model's public file."""
-    name = re.sub(r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj.", name)
-    return name.replace(".mlp.up_proj.", ".mlp.fc1.").replace(".mlp.down_proj.", ".mlp.fc2.")
+_COSMOS3 = (
+    (r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
+"""transformers 5 writes the tower of a whole model under the names of the language model's public file."""
 
 
 COSMOS3_EDGE = replace(
@@ -204,7 +204,7 @@ COSMOS3_EDGE = replace(
     ),
     write_config=lambda config: {k: v for k, v in SIGLIP2.write_config(config).items() if k != "vision_use_head"},
     keys=partial(siglip_keys, linear=True),
-    spelling=_cosmos3_spelling,
+    spellings=_COSMOS3,
     preprocessor=lambda config: dict(image_processor_type="Cosmos3EdgeImageProcessor", patch_size=config.patch_size),
     image_processors={
         "Cosmos3EdgeImageProcessor": HALF

@@ -1,7 +1,5 @@
 """The towers of ERNIE 4.5 VL and dots3: Qwen2-VL's blocks, patches of one frame, a norm at the end."""
 
-import re
-
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back
 from vlm_vision.checkpoints.families.vlm.glm import NORMED_BLOCKS
@@ -103,12 +101,6 @@ _DOTS3_SPELLINGS = (
 """Names of the public files -> those of transformers."""
 
 
-def _dots3_spelling(name: str) -> str:
-    for pattern, usual in _DOTS3_SPELLINGS:
-        name = re.sub(pattern, usual, name)
-    return name
-
-
 _ERNIE_PROCESSOR: Json = OPENAI | dict(
     size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 6177}, resample=3, patch_size=14, merge_size=2,
     temporal_patch_size=1,
@@ -143,7 +135,7 @@ DOTS3 = Family(
     connector=("merger.", "adapter."),
     architecture="Dots3NoteVisionModel",
     landmarks=("patch_embed.proj.weight",),
-    spelling=_dots3_spelling,
+    spellings=_DOTS3_SPELLINGS,
     defaults=dict(
         hidden_size=1536, intermediate_size=4224, num_hidden_layers=42, num_attention_heads=24, num_channels=3,
         patch_size=14, hidden_act="silu", rms_norm_eps=1e-5, attention_bias=False, mlp_bias=False,

@@ -1,7 +1,5 @@
 """The tower of Inkling 2: learned and rotary positions at native resolution, one class token for each image."""
 
-import re
-
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back
@@ -81,12 +79,6 @@ _HUB = (
 """Names of the public files, and transformers'."""
 
 
-def _spelling(name: str) -> str:
-    for theirs, ours in _HUB:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 INKLING2 = Family(
     name="inkling2_vision",
     whole_models=tuple(
@@ -95,7 +87,7 @@ INKLING2 = Family(
     architecture="Inkling2VisionModel",
     landmarks=("embeddings.cls_position_embedding",),
     connector=("merger.",),
-    spelling=_spelling,
+    spellings=_HUB,
     defaults=dict(
         num_channels=3,
         hidden_size=1024,

@@ -1,7 +1,5 @@
 """The tower of Kimi K2.5, MoonViT: learned and rotary positions at native resolution, all frames of a clip in one sequence."""
 
-import re
-
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair
@@ -80,13 +78,18 @@ def _grid(rows: int, columns: int) -> TensorLayout:
     )
 
 
-def _spelling(name: str) -> str:
-    """transformers' names of those of the public files, which count norms and linear layers from 0."""
-    if name.startswith("encoder.blocks."):
-        for layers in ("norm", "mlp.fc"):
-            name = re.sub(rf"\.{layers}([01])\.", lambda found, layers=layers: f".{layers}{int(found[1]) + 1}.", name)
-    name = name.removeprefix("encoder.").replace("blocks.", "layers.").replace(".wo.", ".attn.proj.")
-    return name.replace("pos_emb.weight", "pos_emb.position_embeddings")
+_HUB = (
+    *(
+        (rf"^(encoder\.blocks\..*\.{layers}){i}\.", rf"\g<1>{i + 1}.")
+        for layers in ("norm", r"mlp\.fc")
+        for i in (1, 0)
+    ),
+    (r"^encoder\.", ""),
+    (r"^blocks\.", "layers."),
+    (r"\.wo\.", ".attn.proj."),
+    (r"pos_emb\.weight$", "pos_emb.position_embeddings"),
+)
+"""Names of the public files, which count norms and linear layers from 0, and transformers'."""
 
 
 KIMI_K25 = Family(
@@ -95,7 +98,7 @@ KIMI_K25 = Family(
     architecture="Kimi_K25VisionModel",
     landmarks=("patch_embed.pos_emb.position_embeddings", "patch_embed.pos_emb.weight"),
     memory_mark=".wqkv.",  # here the second layout is the one of the public files
-    spelling=_spelling,
+    spellings=_HUB,
     defaults=dict(
         patch_size=14,
         pos_emb_height=64,

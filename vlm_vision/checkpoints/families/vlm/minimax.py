@@ -57,9 +57,8 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     ]
 
 
-def _spelling(name: str) -> str:
-    """transformers' names of those of the public files."""
-    return name.removeprefix("encoder.").replace("patch_embedding.", "proj.")
+_HUB = ((r"^encoder\.", ""), (r"patch_embedding\.", "proj."))
+"""Names of the public files, and transformers'."""
 
 
 MINIMAX_M3 = Family(
@@ -67,7 +66,7 @@ MINIMAX_M3 = Family(
     whole_models=(WholeModel(model_type="minimax_m3_vl", tower="minimax_m3_vl_vision"),),
     architecture="MiniMaxM3VLVisionModel",
     landmarks=("embeddings.proj.weight", "embeddings.patch_embedding.weight"),
-    spelling=_spelling,
+    spellings=_HUB,
     defaults=BASE
     | dict(
         hidden_size=1280,

@@ -1,7 +1,5 @@
 """The tower of Pixtral, Mistral Small 3, Mistral Large 4 and LightOnOCR: RMSNorm, gated MLP, rotary positions alone."""
 
-import re
-
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import BASE, OPENAI, common, common_back
@@ -71,12 +69,6 @@ _MISTRAL = (
 """Names of Mistral's own files, and transformers'; queries and keys keep theirs, since their channels are in another order."""
 
 
-def _spelling(name: str) -> str:
-    for theirs, ours in _MISTRAL:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 PIXTRAL = Family(
     name="pixtral",
     whole_models=tuple(
@@ -86,7 +78,7 @@ PIXTRAL = Family(
     architecture="PixtralVisionModel",
     landmarks=("patch_conv.weight",),
     memory_mark=".attention.wq.",  # here the second layout is the one of Mistral's own files
-    spelling=_spelling,
+    spellings=_MISTRAL,
     defaults=BASE
     | dict(
         hidden_size=1024,

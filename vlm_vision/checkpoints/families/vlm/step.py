@@ -1,7 +1,5 @@
 """The tower of Step 3.7: Perception Encoder's blocks with LayerScale, learned and rotary positions."""
 
-import re
-
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
@@ -95,12 +93,6 @@ _STEPFUN = (
 """Names of StepFun's own files, and transformers'."""
 
 
-def _spelling(name: str) -> str:
-    for theirs, ours in _STEPFUN:
-        name = re.sub(theirs, ours, name)
-    return name
-
-
 STEP3 = Family(
     name="step3p5_vision",
     whole_models=(WholeModel(model_type="step3p7", tower="step3p5_vision", always=True),),
@@ -108,7 +100,7 @@ STEP3 = Family(
     landmarks=("embeddings.patch_embedding.weight", "conv1.weight"),
     connector=("downsampler1.", "downsampler2."),
     memory_mark=".self_attn.in_proj.",  # here the second layout is the one of StepFun's own files
-    spelling=_spelling,
+    spellings=_STEPFUN,
     defaults=BASE
     | dict(
         hidden_size=1536,
