@@ -7,21 +7,19 @@ from vlm_vision.checkpoints.families.fields import (
     blocks,
     common,
     common_back,
+    gated,
+    gated_back,
     square,
 )
 from vlm_vision.checkpoints.keys import Key, key, layer
-from vlm_vision.nn.config import Activation, ViTConfig
-
-_GATES: dict[str, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
+from vlm_vision.nn.config import ViTConfig
 
 
 def _config(config: Json, names: frozenset[str]) -> ViTConfig:
-    if config["hidden_act"] not in _GATES:
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}: expected one of {', '.join(_GATES)}")
     return ViTConfig(
         **common(config | {"layer_norm_eps": config["rms_norm_eps"]}),
         mlp_dim=config["intermediate_size"],
-        mlp=_GATES[config["hidden_act"]],
+        mlp=gated(config),
         norm="rms",
         class_token=False,
         patch_norm=True,
@@ -39,7 +37,7 @@ def _config_back(config: ViTConfig) -> Json:
     return {name: value for name, value in back.items() if name != "layer_norm_eps"} | dict(
         rms_norm_eps=config.norm_eps,
         intermediate_size=config.mlp_dim,
-        hidden_act={mlp: name for name, mlp in _GATES.items()}[config.mlp],
+        hidden_act=gated_back(config.mlp),
         qkv_bias=config.qkv_bias,
         mlp_bias=config.mlp_bias,
         is_native=config.position == "sincos2d",

@@ -84,6 +84,23 @@ def activation_back(mlp: str) -> str:
     return ACTIVATION_NAMES[mlp]
 
 
+def gated(config: Json, field: str = "hidden_act") -> Activation:
+    """Our gated MLP for the activation that their `field` names."""
+    names: dict[Activation, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+    act = ACTIVATIONS.get(config[field])
+    if act not in names:
+        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
+    return names[act]
+
+
+def gated_back(mlp: str) -> str:
+    """The inverse of `gated`."""
+    names = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
+    if mlp not in names:
+        raise ValueError(f"transformers cannot express mlp {mlp!r} here: choose one of {', '.join(names)}")
+    return names[mlp]
+
+
 def side(pair: tuple[int, int]) -> int | list[int]:
     """One number for a square, as public configs write it."""
     return pair[0] if pair[0] == pair[1] else list(pair)

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlm_vision.checkpoints.families.family import Json
 from vlm_vision.checkpoints.keys import TensorLayout
+from vlm_vision.nn.config import ViTConfig
 
 
 def channel_order(
@@ -65,3 +67,19 @@ def reordered(order: list[int], heads: int = 1, kept: int = 0) -> TensorLayout:
         write=lambda x: apply(x, back),
         read=lambda x, shape: apply(x, torch.tensor(order)),
     )
+
+
+def rope_theta(config: Json, default: float = 10000.0) -> float:
+    """Base of the rotary positions. Raises ValueError for a rope_type that transformers' towers refuse too."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ("default", "axial"):
+        raise ValueError(f"rope_type is {kind!r} in a vision tower: expected 'axial'")
+    return float(given.get("rope_theta") or config.get("rope_theta") or default)
+
+
+def rope_back(config: ViTConfig, kind: str = "axial") -> Json:
+    """The inverse of `rope_theta`, as rope_parameters. Raises ValueError for a tower without rotary positions."""
+    if config.rope is None:
+        raise ValueError("transformers cannot express a tower without rotary positions here: set ViTConfig.rope")
+    return {"rope_type": kind, "rope_theta": config.rope.base}

@@ -3,8 +3,7 @@
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import BASE, HALF, common, common_back, square
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, TensorLayout, key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -24,12 +23,11 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     back = common_back(config)
     del back["layer_norm_eps"]
     return back | dict(
         intermediate_size=config.mlp_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config, "default"),
     )
 
 

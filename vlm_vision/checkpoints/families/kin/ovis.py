@@ -2,8 +2,7 @@
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import BASE, OPENAI, common, common_back, square
-from vlm_vision.checkpoints.families.vlm.qwen import gated, gated_back
+from vlm_vision.checkpoints.families.fields import BASE, OPENAI, common, common_back, gated, gated_back, square
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 

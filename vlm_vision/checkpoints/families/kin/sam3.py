@@ -14,8 +14,7 @@ from vlm_vision.checkpoints.families.fields import (
     side,
     square,
 )
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_theta
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope

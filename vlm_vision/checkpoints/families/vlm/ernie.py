@@ -1,17 +1,10 @@
 """The towers of ERNIE 4.5 VL and dots3: Qwen2-VL's blocks, patches of one frame, a norm at the end."""
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back, gated, gated_back
 from vlm_vision.checkpoints.families.vlm.glm import NORMED_BLOCKS
 from vlm_vision.checkpoints.families.vlm.paddleocr import siglip_names, siglip_names_back
-from vlm_vision.checkpoints.families.vlm.qwen import (
-    BLOCKS,
-    gated,
-    gated_back,
-    processor,
-    video_config,
-    video_config_back,
-)
+from vlm_vision.checkpoints.families.vlm.qwen import BLOCKS, processor, video_config, video_config_back
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 

@@ -2,8 +2,8 @@
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import gated, gated_back, rope_theta
+from vlm_vision.checkpoints.families.fields import gated, gated_back
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, TensorLayout, key
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -74,7 +74,6 @@ def _unless(value: int, usual: float) -> int:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     return dict(
         patch_size=config.patch_size,
         hidden_size=config.embed_dim,
@@ -86,7 +85,7 @@ def _config_back(config: ViTConfig) -> Json:
         hidden_activation=gated_back(config.mlp),
         rms_norm_eps=config.norm_eps,
         position_embedding_size=config.axis_length,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
         use_clipped_linears=config.clipped,
     )
 

@@ -3,15 +3,8 @@
 from dataclasses import replace
 
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import OPENAI
-from vlm_vision.checkpoints.families.vlm.qwen import (
-    BLOCKS,
-    gated,
-    gated_back,
-    patch_rows,
-    video_config,
-    video_config_back,
-)
+from vlm_vision.checkpoints.families.fields import OPENAI, gated, gated_back
+from vlm_vision.checkpoints.families.vlm.qwen import BLOCKS, patch_rows, video_config, video_config_back
 from vlm_vision.checkpoints.keys import Key, key
 from vlm_vision.nn.config import ViTConfig
 

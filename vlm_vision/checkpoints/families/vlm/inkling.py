@@ -3,8 +3,7 @@
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -30,7 +29,6 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     back = common_back(config)
     del back["image_size"]
     return back | dict(
@@ -38,7 +36,7 @@ def _config_back(config: ViTConfig) -> Json:
         intermediate_size=config.mlp_dim,
         hidden_act=activation_back(config.mlp),
         layer_scale_init_value=config.layer_scale,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 

@@ -3,8 +3,7 @@
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import BASE, OPENAI, activation, activation_back, common, common_back
-from vlm_vision.checkpoints.families.rotary import leading_order
-from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.families.rotary import leading_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import ONE_FRAME, Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -29,12 +28,11 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     return common_back(config) | dict(
         intermediate_size=config.mlp_dim,
         hidden_act=activation_back(config.mlp),
         temporal_patch_size=config.temporal_patch,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 

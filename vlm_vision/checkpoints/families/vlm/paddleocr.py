@@ -3,6 +3,7 @@
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.rotary import rope_back
 from vlm_vision.checkpoints.families.vlm.qwen import video_config
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
@@ -26,7 +27,7 @@ def siglip_names_back(config: ViTConfig) -> Json:
         num_attention_heads=config.num_heads,
         intermediate_size=config.mlp_dim,
         num_channels=config.channels,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 

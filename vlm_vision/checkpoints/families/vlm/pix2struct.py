@@ -6,7 +6,8 @@ from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.vlm.qwen import NATIVE, gated, gated_back
+from vlm_vision.checkpoints.families.fields import gated, gated_back
+from vlm_vision.checkpoints.families.vlm.qwen import NATIVE
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key
 from vlm_vision.nn.config import ViTConfig
 

@@ -2,9 +2,8 @@
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import BASE, OPENAI, common, common_back
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import gated, gated_back, rope_theta
+from vlm_vision.checkpoints.families.fields import BASE, OPENAI, common, common_back, gated, gated_back
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import Key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -30,14 +29,13 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     back = common_back(config)
     del back["layer_norm_eps"]
     return back | dict(
         intermediate_size=config.mlp_dim,
         hidden_act=gated_back(config.mlp),
         head_dim=config.head_dim,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 

@@ -7,9 +7,17 @@ from functools import partial
 
 from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
-from vlm_vision.checkpoints.families.fields import ACTIVATIONS, HALF, OPENAI, activation, activation_back
+from vlm_vision.checkpoints.families.fields import (
+    HALF,
+    OPENAI,
+    activation,
+    activation_back,
+    gated,
+    gated_back,
+)
+from vlm_vision.checkpoints.families.rotary import rope_back, rope_theta
 from vlm_vision.checkpoints.keys import ONE_FRAME, Key, TensorLayout, key, layer
-from vlm_vision.nn.config import Activation, ViTConfig
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
 
 NATIVE = 32
@@ -42,15 +50,6 @@ def video_config(config: Json, **facts) -> ViTConfig:
         pool="none",
     )
     return ViTConfig(**(fields | facts))
-
-
-def rope_theta(config: Json, default: float = 10000.0) -> float:
-    """Base of the rotary positions. Raises ValueError for a rope_type that transformers' towers refuse too."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "axial"):
-        raise ValueError(f"rope_type is {kind!r} in a vision tower: expected 'axial'")
-    return float(given.get("rope_theta") or config.get("rope_theta") or default)
 
 
 def check_head_dim(config: Json) -> None:
@@ -103,27 +102,8 @@ def _qwen3(config: Json, names: frozenset[str], *, deep: bool = True) -> ViTConf
     )
 
 
-def gated(config: Json, field: str = "hidden_act") -> Activation:
-    """Our gated MLP for the activation that their `field` names."""
-    names: dict[Activation, Activation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
-    act = ACTIVATIONS.get(config[field])
-    if act not in names:
-        raise ValueError(f"{field} is {config[field]!r} in a gated MLP: expected silu, gelu or gelu_pytorch_tanh")
-    return names[act]
-
-
-def gated_back(mlp: str) -> str:
-    """The inverse of `gated`."""
-    names = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
-    if mlp not in names:
-        raise ValueError(f"transformers cannot express mlp {mlp!r} here: choose one of {', '.join(names)}")
-    return names[mlp]
-
-
 def video_config_back(config: ViTConfig) -> Json:
     """The inverse of `video_config`."""
-    if config.rope is None:
-        raise ValueError("transformers cannot express a tower without rotary positions here: set ViTConfig.rope")
     return dict(
         patch_size=config.patch_size,
         hidden_size=config.embed_dim,
@@ -132,7 +112,7 @@ def video_config_back(config: ViTConfig) -> Json:
         intermediate_size=config.mlp_dim,
         in_channels=config.channels,
         temporal_patch_size=config.temporal_patch,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 

@@ -12,8 +12,7 @@ from vlm_vision.checkpoints.families.fields import (
     ratio,
     square,
 )
-from vlm_vision.checkpoints.families.rotary import channel_order
-from vlm_vision.checkpoints.families.vlm.qwen import rope_theta
+from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.rope import Rope
@@ -45,12 +44,11 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
 
 
 def _config_back(config: ViTConfig) -> Json:
-    assert config.rope is not None
     return common_back(config) | dict(
         mlp_ratio=ratio(config.mlp_dim, config.embed_dim),
         hidden_act=activation_back(config.mlp),
         layer_scale_init_value=config.layer_scale,
-        rope_parameters={"rope_type": "axial", "rope_theta": config.rope.base},
+        rope_parameters=rope_back(config),
     )
 
 
