@@ -103,6 +103,9 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
         (["tokens", "{image}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
         (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
         (["tokens", "{image}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+        (["tokens", "{image}", "--encoder", "{golden}", "--out", "{text}"], "a.txt is a file: choose a folder"),
+        (["tokens", "{image}", "--encoder", "{model}", "--out", "{tmp}/o"], "pass the .encoder of VisionLanguageModel"),
+        (["convert", "{model}", "{tmp}/o", "--to", "hf"], "pass the .encoder of VisionLanguageModel"),
         (["diagnose", "--model", "{model}", "--data", "none.json", "--images", "{tmp}"], "there is no file none.json"),
         (["diagnose", "--model", "{tmp}", "--data", "{talk}", "--images", "{tmp}"], "has no config.json"),
         (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{golden}"], "0.png' does not exist"),
@@ -125,6 +128,17 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(vlm, talk, tmp_path, capsys
     ]  # progress bars
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()
+
+
+def test_tokens_takes_a_side_for_each_tower(tmp_path):
+    source, image = str(golden_case("hf_siglip")), str(tmp_path / "a.png")
+    make_image().save(image)
+    small, large = 2 * vv.load(source).config.patch_size, 4 * vv.load(source).config.patch_size
+    for encoder, sides, rows in ((source, [large], 4), (f"{source} + {source}", [small, small], 2)):
+        out = tmp_path / str(len(sides))
+        arguments = ["tokens", image, "--encoder", encoder, "--out", str(out), "--image-size", *map(str, sides)]
+        assert main(arguments) == 0
+        assert json.loads((out / "tokens.json").read_text())["images"][0]["grid"] == [rows, rows]
 
 
 def test_convert_writes_another_format_and_reads_it_back(tmp_path, capsys):

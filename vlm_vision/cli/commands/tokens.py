@@ -12,6 +12,13 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--layer", type=int, default=-1, help="block whose tokens are written (default: %(default)s, the last)"
     )
     parser.add_argument("--no-norm", action="store_true", help="leave out the final norm")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side to which images are resized; one for each of several fused towers (default: the encoder's own)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device that computes (default: %(default)s)")
 
@@ -25,11 +32,13 @@ def run(options: argparse.Namespace) -> None:
 
     import vlm_vision as vv
     from vlm_vision.cli.whole_model import at_least_one
-    from vlm_vision.files import whole, write_json
+    from vlm_vision.files import check_folder, whole, write_json
 
     at_least_one("--batch-size", options.batch_size)
     tap = vv.Tap(options.layer, not options.no_norm)
-    encoder = vv.load(options.encoder, tap=tap, device=options.device)
+    check_folder(options.out)
+    size = options.image_size[0] if options.image_size and len(options.image_size) == 1 else options.image_size
+    encoder = vv.load(options.encoder, tap=tap, image_size=size, device=options.device)
     tensors, grids = {}, []
     with torch.inference_mode():
         for start in range(0, len(options.images), options.batch_size):
