@@ -262,10 +262,10 @@ class VisionTransformer(nn.Module):
     def _grid(self, pixels: Tensor) -> tuple[Grid, int]:
         """The patch grid and the frames of tokens of a batch."""
         channels = self.config.channels
-        if pixels.ndim not in (4, 5) or pixels.shape[-3] != channels or not pixels.is_floating_point():
-            got = f"{tuple(pixels.shape)} of {pixels.dtype}"
+        if pixels.ndim not in (4, 5) or pixels.shape[-3] != channels:
             raise ValueError(
-                f"expected pixels of shape (batch, {channels}, height, width), floating point, got {got}: pass the result of preprocess"
+                f"expected pixels of shape (batch, {channels}, height, width), got {tuple(pixels.shape)}: "
+                "pass the result of preprocess"
             )
         frames = 1 if pixels.ndim == 4 else self.config.num_frames(pixels.shape[1])
         height, width = pixels.shape[-2:]
