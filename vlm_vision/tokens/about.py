@@ -18,7 +18,7 @@ from vlm_vision.tokens.shard import WORK
 
 ABOUT = "store.json"
 FORMAT = "vlm_vision tokens 1"
-SETTINGS = ("format", "weights", "encoder", "projector", "parts", "settings")
+SETTINGS = ("format", "encoder", "weights", "projector", "settings")
 """Fields that two runs must share to write one store; `encoder` holds architecture and preprocessing."""
 
 
@@ -56,7 +56,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no {ABOUT}: expected a token store, which `vlm-vision tokens` writes")
     about = read_json(folder / ABOUT)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{folder} has the format {about.get('format')!r}: expected {FORMAT!r}; extract the tokens again")
+        raise ValueError(
+            f"{folder} has the format {about.get('format')!r}: expected {FORMAT!r}; extract the tokens again"
+        )
     return about
 
 
@@ -84,16 +86,9 @@ def weights_fingerprint(module: Encoder | FusedEncoder | Projector) -> str:
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first field of the settings that differs, in words; empty for none."""
-    names = {
-        "weights": "the encoder's weights (fingerprint)",
-        "encoder": "encoder",
-        "settings": "",
-        "parts": "parts",
-        "format": "format",
-        "projector": "projector",
-    }
-    for field in ("format", "encoder", "weights", "projector", "parts", "settings"):
-        if found := _first(names[field], there.get(field), here.get(field)):
+    names = {"weights": "the encoder's weights (fingerprint)", "settings": ""}
+    for field in SETTINGS:
+        if found := _first(names.get(field, field), there.get(field), here.get(field)):
             return found
     return ""
 

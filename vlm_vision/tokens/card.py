@@ -22,7 +22,7 @@ _TEXT = """{mark} -->
 ```python
 import vlm_vision as vv
 
-store = vv.TokenStore("{folder}")
+store = vv.TokenStore("folder/of/this/file")
 row = store[0]
 print(row.key, row.grid, row.patch_tokens.shape)
 ```
@@ -53,6 +53,5 @@ def write_store_card(folder: Path, about: Mapping[str, Any]) -> None:
         parts=", ".join(about["parts"]),
         dtype=settings["dtype"],
         failures=about["failures"],
-        folder=folder.name,
     )
     path.write_text(text, encoding="utf-8")

@@ -40,11 +40,13 @@ class TokenEncoder:
 
     def __init__(self, encoder: Encoder | FusedEncoder, wanted: Wanted, projector: Projector | None = None):
         self.encoder, self.wanted, self.projector = encoder, wanted, projector
-        self.towers = list(encoder.towers) if isinstance(encoder, FusedEncoder) else [encoder]
+        self.towers = [tower for tower in encoder.modules() if isinstance(tower, Encoder)]
         for tower in self.towers:
             taken = wanted.tap.blocks(tower.config.depth)
             if len(set(taken)) < len(taken):
-                raise ValueError(f"layers {list(wanted.layers)} name one block twice: the encoder has {tower.config.depth}")
+                raise ValueError(
+                    f"layers {list(wanted.layers)} name one block twice: the encoder has {tower.config.depth}"
+                )
         self.parts = self._parts()
         if projector is not None:
             self._check_projector(projector)
@@ -130,7 +132,11 @@ class TokenEncoder:
             and all(config.depth - 1 in wanted.tap.blocks(config.depth) for config in configs),
         }
         if missing := [part for part in wanted.parts if not has[part]]:
-            because = " at these layers: add layer -1" if missing[0] == "pooled" and any(c.pool != "none" for c in configs) else ""
+            because = (
+                " at these layers: add layer -1"
+                if missing[0] == "pooled" and any(c.pool != "none" for c in configs)
+                else ""
+            )
             there = ", ".join(part for part, there in has.items() if there)
             raise ValueError(f"this encoder has no {missing[0]}{because}; it has {there}")
         return wanted.parts or tuple(part for part, there in has.items() if there)
@@ -140,7 +146,9 @@ class TokenEncoder:
         if len(self.wanted.layers) > 1 or self.wanted.pool > 1:
             raise ValueError("a projector takes the tokens of one layer: leave out the other layers, and pool")
         if projector.in_dim != width:
-            raise ValueError(f"the projector takes {projector.in_dim} channels, the encoder gives {width}: choose its own")
+            raise ValueError(
+                f"the projector takes {projector.in_dim} channels, the encoder gives {width}: choose its own"
+            )
 
 
 def _row(out: VisionOutput, at: int) -> VisionOutput:

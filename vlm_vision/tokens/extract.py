@@ -29,7 +29,7 @@ from vlm_vision.tokens.about import describe_store, read_about, stamp_of, write_
 from vlm_vision.tokens.card import write_store_card
 from vlm_vision.tokens.encode import TokenEncoder
 from vlm_vision.tokens.numbers import Loss, to_disk
-from vlm_vision.tokens.opening import open_store, plan_path
+from vlm_vision.tokens.opening import bad_images, open_store, plan_path
 from vlm_vision.tokens.plan import read_plan
 from vlm_vision.tokens.shard import INDEX, WORK, ShardWriter, file_name, read_failures
 from vlm_vision.tokens.source import Item, Source
@@ -106,11 +106,22 @@ class Extraction:
     ) -> None:
         """Open the store, encode shards until none is left, finish it."""
         with one_thread_each(), _disk(self.store):
-            self.about = open_store(self.store, self.source, self.tokens, settings, described, append=append)
-            while not self.about["finished"] and (left := self.left()):
+            self.open(settings, described, append=append)
+            while left := self.left():
                 if not any([self.lease(number, progress) for number in left]):
                     time.sleep(0.5)  # other processes hold them
             self.finish()
+
+    def open(self, settings: Mapping[str, Any], described: Mapping[str, Any], *, append: bool) -> None:
+        """Make the store, or check the one there. Errors as `extract`."""
+        self.about = open_store(self.store, self.source, self.tokens, settings, described, append=append)
+
+    def encode_alone(self, number: int) -> None:
+        """Encode a shard of a store that another process has opened, and wait for it if a third one holds it."""
+        with one_thread_each(), _disk(self.store):
+            self.about = read_about(self.store)
+            while number in self.left() and not self.lease(number, _silent):
+                time.sleep(0.5)
 
     @property
     def segment(self) -> dict[str, Any]:
@@ -119,6 +130,8 @@ class Extraction:
 
     def left(self) -> list[int]:
         """Numbers of the shards that are not finished."""
+        if self.about["finished"]:
+            return []
         first, there = self.segment["first_shard"], {path.stem for path in (self.store / INDEX).glob("*.parquet")}
         return [number for number in range(first, first + self.segment["shards"]) if f"{number:05d}" not in there]
 
@@ -148,7 +161,7 @@ class Extraction:
             if not about["finished"]:
                 parts = sorted((self.store / INDEX).glob("*.parquet"))
                 rows = [pq.read_metadata(part).num_rows for part in parts]
-                failures = read_failures(self.store)
+                failures = bad_images(self.store)
                 if not any(rows):
                     key, reason = next(iter(failures.items()))
                     raise ValueError(f"none of {len(failures)} images can be read; the first is {key}: {reason}")
@@ -202,7 +215,7 @@ class Extraction:
         return count - sum(min(of_shard, count - (number - first) * of_shard) for number in self.left())
 
     def _check_bad(self) -> None:
-        failures, share = read_failures(self.store), MAX_BAD if self.max_bad is None else self.max_bad
+        failures, share = bad_images(self.store), MAX_BAD if self.max_bad is None else self.max_bad
         total = sum(segment["count"] for segment in self.about["segments"])
         if len(failures) > max(share * total, FEW_BAD if self.max_bad is None else 0):
             key, reason = next(iter(failures.items()))

@@ -59,6 +59,8 @@ def open_store(
     except BaseException:
         if not (store / ABOUT).exists():
             shutil.rmtree(store if new else store / WORK, ignore_errors=True)
+        elif read_about(store)["finished"]:
+            shutil.rmtree(store / WORK, ignore_errors=True)
         raise
 
 
@@ -71,6 +73,13 @@ def stored_keys(store: Path) -> set[str]:
     """Keys of all rows."""
     parts = (store / INDEX).glob("*.parquet")
     return {key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()}
+
+
+def bad_images(store: Path) -> dict[str, str]:
+    """Key -> reason of each image that could not be read, and was not later."""
+    failures = read_failures(store)
+    keys = stored_keys(store) if failures else set()
+    return {key: reason for key, reason in failures.items() if key not in keys}
 
 
 def bytes_of(image: ImageTokens, dtype: str) -> int:

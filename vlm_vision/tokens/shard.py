@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -246,7 +245,7 @@ def shard_stamp(stamp: str, keys: Sequence[str]) -> str:
 
 def _bytes(value: Tensor) -> memoryview:
     flat = value.detach().contiguous().flatten().view(torch.uint8).numpy()
-    return memoryview(np.ascontiguousarray(flat))
+    return flat.data
 
 
 def _sync(path: Path) -> None:

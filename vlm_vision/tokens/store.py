@@ -1,10 +1,9 @@
-"""Reading a token store: by row, by key, in batches, in shuffled order."""
+"""Reading a token store: by row, by key, in batches."""
 
-import json
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlm_vision.tokens.about import read_about
+from vlm_vision.tokens.about import read_about, stamp_of
 from vlm_vision.tokens.numbers import SCALE, from_disk
-from vlm_vision.tokens.shard import INDEX, TENSORS, ShardReader, file_name, read_failures, shard_stamp
-from vlm_vision.tokens.about import stamp_of
+from vlm_vision.tokens.opening import bad_images
+from vlm_vision.tokens.shard import INDEX, TENSORS, ShardReader, file_name, shard_stamp
 
 _OPEN_SHARDS = 64
 _NUMBERS = ("shard", "row", "offset", "tokens", "height", "width", "frames")
@@ -125,7 +124,7 @@ class TokenStore(Dataset[Row]):
     @property
     def failures(self) -> list[tuple[str, str]]:
         """(key, reason) of each image that could not be read."""
-        return [(key, reason) for key, reason in read_failures(self.folder).items() if key not in self._places]
+        return list(bad_images(self.folder).items())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -140,7 +139,9 @@ class TokenStore(Dataset[Row]):
         try:
             return self._places[key]
         except KeyError:
-            raise KeyError(f"{self.folder} has no image {key!r}; its keys are like {self._texts['key'][0].as_py()!r}") from None
+            raise KeyError(
+                f"{self.folder} has no image {key!r}; its keys are like {self._texts['key'][0].as_py()!r}"
+            ) from None
 
     def __getitem__(self, row: int | str) -> Row:
         """A row by its number, also from the end, or by its key. Raises IndexError or KeyError."""
@@ -175,7 +176,9 @@ class TokenStore(Dataset[Row]):
         at = [self._at(row) for row in rows]
         counts = set(self._numbers["tokens"][at].tolist())
         if len(counts) > 1:
-            raise ValueError(f"rows have {min(counts)} to {max(counts)} tokens: read them one by one, or rows of one grid")
+            raise ValueError(
+                f"rows have {min(counts)} to {max(counts)} tokens: read them one by one, or rows of one grid"
+            )
         values = []
         for one in at:
             shard = self._shard(int(self._numbers["shard"][one]))
@@ -186,19 +189,26 @@ class TokenStore(Dataset[Row]):
             values.append(from_disk(shard.view(name)[start : start + count], scale))
         return torch.stack(values)
 
+    def key(self, row: int) -> str:
+        """Key of a row."""
+        return self._texts["key"][self._at(row)].as_py()
+
     def grids(self) -> np.ndarray:
         """(len(store), 2): rows and columns of the patch tokens of every image."""
         return np.stack([self._numbers["height"], self._numbers["width"]], axis=1)
 
-    def shuffled(self, *, seed: int, window: int = 4, epoch: int = 0) -> "ShuffledRows":
-        """Rows in the order of shards that are shuffled, `window` of them together: every read is near the last one."""
-        return ShuffledRows(self, seed=seed, window=window, epoch=epoch)
+    def token_counts(self) -> np.ndarray:
+        """(len(store),): patch tokens of every image."""
+        return self._numbers["tokens"]
 
-    def tensors(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Shard by shard, its number and all its tensors as stored, mapped."""
-        for number in self._stamps:
-            shard = self._shard(number)
-            yield number, {name: shard.view(name) for name in shard.names}
+    def shard_numbers(self) -> np.ndarray:
+        """(len(store),): number of the shard of every image, in ascending order."""
+        return self._numbers["shard"]
+
+    def index_table(self) -> pa.Table:
+        """The index, as in the parquet files."""
+        columns = {"key": self._texts["key"]} | {name: pa.array(value) for name, value in self._numbers.items()}
+        return pa.table(columns | {name: self._texts[name] for name in ("label", "caption")})
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -222,42 +232,6 @@ class TokenStore(Dataset[Row]):
         return self._shards[number]
 
 
-class ShuffledRows(torch.utils.data.IterableDataset[Row]):
-    """Rows of a store in a random order that reads few shards at a time. Workers of a DataLoader share the windows out.
-
-    Args:
-        store: to read.
-        seed, epoch: of the order.
-        window: shards whose rows are shuffled together.
-    """
-
-    def __init__(self, store: TokenStore, *, seed: int, window: int, epoch: int = 0):
-        if window < 1:
-            raise ValueError(f"window is {window}: expected at least 1 shard")
-        self.store, self.seed, self.window, self.epoch = store, seed, window, epoch
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __iter__(self) -> Iterator[Row]:
-        worker = torch.utils.data.get_worker_info()
-        share, shares = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number, rows in enumerate(self.order()):
-            if number % shares == share:
-                for row in rows:
-                    yield self.store[int(row)]
-
-    def order(self) -> Iterator[np.ndarray]:
-        """Numbers of the rows of each window, in the order of reading."""
-        draw = np.random.default_rng([self.seed, self.epoch])
-        shard = self.store._numbers["shard"]
-        numbers, starts, counts = np.unique(shard, return_index=True, return_counts=True)
-        shuffled = draw.permutation(len(numbers))
-        for start in range(0, len(shuffled), self.window):
-            chosen = shuffled[start : start + self.window]
-            yield draw.permutation(np.concatenate([starts[i] + np.arange(counts[i]) for i in chosen]))
-
-
 def _read_part(path: Path, stamp: str) -> tuple[pa.Table, str]:
     """A part of the index and its stamp."""
     try:
@@ -265,7 +239,9 @@ def _read_part(path: Path, stamp: str) -> tuple[pa.Table, str]:
         found = (table.schema.metadata or {})[b"stamp"].decode()
         keys = table["key"].to_pylist()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): remove it, and extract the tokens again") from None
+        raise ValueError(
+            f"{path} is damaged ({' '.join(str(error).split())}): remove it, and extract the tokens again"
+        ) from None
     if found != shard_stamp(stamp, keys):
         raise ValueError(f"{path} is a part of the index of another store: remove it, and extract the tokens again")
     return table.replace_schema_metadata(None), found

@@ -59,7 +59,9 @@ def encode_in_order(
         yield _stored(tokens, outputs)
 
 
-def _task(work: Callable[[TokenEncoder, list[Opened]], T], tokens: TokenEncoder, batch: list[Opened]) -> Callable[[], T]:
+def _task(
+    work: Callable[[TokenEncoder, list[Opened]], T], tokens: TokenEncoder, batch: list[Opened]
+) -> Callable[[], T]:
     return lambda: work(tokens, batch)
 
 
