@@ -78,7 +78,8 @@ def open_sources(sources: Sequence[str], options: SourceOptions = SourceOptions(
     Args:
         sources: each of them one of
             an image, a video, or a URL of one; its key is the name of the file;
-            a folder of images and videos, with all folders below; a pattern, `photos/**/*.jpg`;
+            a folder of images and videos, with all folders below, or with `metadata.csv` (.jsonl, .parquet) that names its
+            images; a pattern, `photos/**/*.jpg`;
             `.txt`, a path in each line; `.csv`, `.tsv`, `.jsonl`, `.parquet`, a path (or bytes) in each row;
             LLaVA's `.json` or `.jsonl`;
             WebDataset shards, `shard-{000..099}.tar`, or a folder of them;
@@ -186,12 +187,12 @@ def _table(file: str, suffix: str, options: SourceOptions) -> Chosen:
 
 
 def _folder(folder: str, options: SourceOptions) -> Chosen:
-    """The reader of a folder, by what it holds."""
+    """The reader of a folder, by what it holds: images first, then shards, then tables of a data set."""
     if is_url(folder):
         inside = names_in(folder)
         if any(base_name(path) == "meta" for path in inside) and exists(f"{folder.rstrip('/')}/meta/info.json"):
             raise ValueError(f"{folder} is robot data, whose videos are read locally: copy the folder to this machine")
-        if any(path.endswith(".tar") for path in inside):
+        if any(path.endswith(".tar") for path in inside) and not any(map(is_readable, inside)):
             return _shards([one.path for one in walk(folder) if one.path.endswith(".tar")], options)
         return _files(Folder(folder), options)
     at = Path(folder)
@@ -199,14 +200,14 @@ def _folder(folder: str, options: SourceOptions) -> Chosen:
         return _robots(folder, True, options)
     if any((at / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _data_set(folder, True, options)
-    if any(at.glob("*.tar")):
-        return _shards([one.path for one in walk(folder) if one.path.lower().endswith(".tar")], options)
     for suffix in (".csv", ".jsonl", ".parquet"):
         if (at / f"metadata{suffix}").is_file():
             return _table(os.path.join(folder, f"metadata{suffix}"), suffix, options)
-    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet", "*.arrow")
-    if any(True for pattern in patterns for _ in at.glob(pattern)):
-        return _data_set(folder, True, options)
+    if not any(is_readable(one.path) for one in walk(folder)):
+        if shards := [one.path for one in walk(folder) if one.path.endswith(".tar")]:
+            return _shards(shards, options)
+        if any(one.path.endswith((".parquet", ".arrow")) for one in walk(folder)):
+            return _data_set(folder, True, options)
     return _files(Folder(folder), options)
 
 
