@@ -71,15 +71,17 @@ def _add_source(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    import json
+
     from vlm_vision.tokens.loading import EncoderSource
     from vlm_vision.tokens.sources.choose import SourceOptions, open_sources
 
     _check(options)
     wanted = _wanted(options)
     chosen = {field.name: getattr(options, field.name, None) for field in fields(SourceOptions)}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {name: tuple(one) if isinstance(one, list) else one for name, one in chosen.items() if one is not None}
     source = open_sources(options.sources, SourceOptions(**chosen))
-    described = {"sources": options.sources, "options": chosen}
+    described = json.loads(json.dumps({"sources": options.sources, "options": chosen}))
     encoder = EncoderSource(
         options.encoder, options.image_size, options.part, _device(options.device), options.projector
     )
