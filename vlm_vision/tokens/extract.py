@@ -156,6 +156,7 @@ class Extraction:
 
     def finish(self) -> None:
         """Write the final store.json and the card, and remove plan and locks."""
+        (self.store / WORK).mkdir(exist_ok=True)
         with FileLock(self.store / WORK / "store.lock"):
             about = read_about(self.store)
             if not about["finished"]:

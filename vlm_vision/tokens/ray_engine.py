@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.tokens.about import describe_store, read_about
+from tqdm import tqdm
+
+from vlm_vision.tokens.about import describe_store
 from vlm_vision.tokens.encode import TokenEncoder
 from vlm_vision.tokens.extract import Extraction, prepare
 from vlm_vision.tokens.loading import EncoderSource
@@ -28,10 +30,15 @@ class ShardEncoder:
         self.extraction = Extraction(Path(store), source, tokens, max_bad=max_bad, workers=workers)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Encode the shards of a batch, as Ray Data calls it."""
+        """Encode the shards of a batch, as Ray Data calls it; an error goes back as its text, which Ray would wrap in traces."""
+        errors = []
         for number in batch["shard"].tolist():
-            self.extraction.encode_alone(number)
-        return batch
+            try:
+                self.extraction.encode_alone(number)
+                errors.append("")
+            except (ValueError, OSError) as error:
+                errors.append(f"{'disk' if isinstance(error, OSError) else 'value'} {error}")
+        return batch | {"error": errors}
 
 
 def extract_on_ray(
@@ -68,16 +75,18 @@ def extract_on_ray(
     extraction.open(settings, dict(described or {}), append=append)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     while left := extraction.left():
         shards = ray.data.from_items([{"shard": number} for number in left], override_num_blocks=len(left))
         shards = shards.map_batches(
             ShardEncoder,  # pyright: ignore[reportArgumentType]
             batch_size=1,
-            concurrency=actors,
+            compute=ray.data.ActorPoolStrategy(size=actors),
             num_gpus=1 if encoder.device.startswith("cuda") else 0,
             fn_constructor_args=(str(store), source, encoder, wanted, max_bad, workers or 1),
         )
-        for _ in shards.iter_batches(batch_size=1):
-            pass
-    if not read_about(store)["finished"]:
-        extraction.finish()
+        for batch in tqdm(shards.iter_batches(batch_size=1), total=len(left), desc="tokens", unit="shard"):
+            kind, _, message = str(batch["error"][0]).partition(" ")
+            if message:
+                raise OSError(message) if kind == "disk" else ValueError(message)
+    extraction.finish()

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 
     _check(options)
     wanted = _wanted(options)
-    chosen = {field.name: getattr(options, field.name, None) for field in fields(SourceOptions)}
+    chosen: dict[str, Any] = {field.name: getattr(options, field.name, None) for field in fields(SourceOptions)}
     chosen = {name: tuple(one) if isinstance(one, list) else one for name, one in chosen.items() if one is not None}
     source = open_sources(options.sources, SourceOptions(**chosen))
     described = json.loads(json.dumps({"sources": options.sources, "options": chosen}))
@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
             source, encoder, options.out, wanted=wanted, described=described, append=options.append,
             max_bad=options.max_bad, workers=options.workers, actors=options.actors,
         )  # fmt: skip
+        _print_result(options.out)
     else:
         _extract(options, encoder, source, wanted, described)
 
@@ -139,7 +140,6 @@ def _extract(options: argparse.Namespace, encoder: Any, source: "Source", wanted
     from tqdm import tqdm
 
     from vlm_vision.tokens.extract import extract
-    from vlm_vision.tokens.store import TokenStore
 
     tower, projector = encoder.load()
     first = os.environ.get("RANK", "0") == "0"
@@ -157,9 +157,15 @@ def _extract(options: argparse.Namespace, encoder: Any, source: "Source", wanted
             append=options.append, max_bad=options.max_bad, workers=options.workers, progress=progress,
         )  # fmt: skip
     if first:
-        store = TokenStore(options.out)
-        shown = ", ".join(f"{name} {width}" for name, width in store.about["channels"].items())
-        print(f"{len(store)} images, {store.about['failures']} bad; channels: {shown}; in {options.out}")
+        _print_result(options.out)
+
+
+def _print_result(out: str) -> None:
+    from vlm_vision.tokens.store import TokenStore
+
+    store = TokenStore(out)
+    shown = ", ".join(f"{name} {width}" for name, width in store.about["channels"].items())
+    print(f"{len(store)} images, {store.about['failures']} bad; channels: {shown}; in {out}")
 
 
 def _dry_run(encoder: Any, source: "Source", wanted: "Wanted") -> None:
