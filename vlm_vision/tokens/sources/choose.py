@@ -13,7 +13,7 @@ from vlm_vision.data.shards.tar import braces
 from vlm_vision.tokens.source import Item, Opened, Source
 from vlm_vision.tokens.sources.data_sets import DataSet
 from vlm_vision.tokens.sources.files import Files
-from vlm_vision.tokens.sources.listings import MAGIC, Folder, Lines, Listing, Paths, Pattern
+from vlm_vision.tokens.sources.listings import MAGIC, FileList, FolderFiles, Lines, Paths, Pattern
 from vlm_vision.tokens.sources.llava import LlavaJson
 from vlm_vision.tokens.sources.options import COLUMNS, SourceOptions
 from vlm_vision.tokens.sources.parquet import Parquet
@@ -140,7 +140,7 @@ def _choose(source: str, options: SourceOptions) -> Chosen:
     return _folder(source, options)
 
 
-def _files(listing: Listing, options: SourceOptions, *uses: str) -> Chosen:
+def _files(listing: FileList, options: SourceOptions, *uses: str) -> Chosen:
     kind = "a video" if isinstance(listing, Paths) and is_video(listing.paths[0]) else listing.kind
     if options.every > 1:
         if any(is_video(one.path) for one in listing.files()):
@@ -194,7 +194,7 @@ def _folder(folder: str, options: SourceOptions) -> Chosen:
             raise ValueError(f"{folder} is robot data, whose videos are read locally: copy the folder to this machine")
         if any(path.endswith(".tar") for path in inside) and not any(map(is_readable, inside)):
             return _shards([one.path for one in walk(folder) if one.path.endswith(".tar")], options)
-        return _files(Folder(folder), options)
+        return _files(FolderFiles(folder), options)
     at = Path(folder)
     if (at / "meta" / "info.json").is_file():
         return _robots(folder, True, options)
@@ -208,7 +208,7 @@ def _folder(folder: str, options: SourceOptions) -> Chosen:
             return _shards(shards, options)
         if any(one.path.endswith((".parquet", ".arrow")) for one in walk(folder)):
             return _data_set(folder, True, options)
-    return _files(Folder(folder), options)
+    return _files(FolderFiles(folder), options)
 
 
 def _robots(source: str, local: bool, options: SourceOptions) -> Chosen:

@@ -22,7 +22,7 @@ from vlm_vision.tokens.sources.places import (
 MAGIC = "*?["
 
 
-class Listing(Protocol):
+class FileList(Protocol):
     """Images and videos in an order that is the same in every run."""
 
     @property
@@ -40,7 +40,7 @@ class Listing(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderFiles:
     """All images and videos below a folder, local or by URL; a key is the path below it."""
 
     root: str

@@ -167,7 +167,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class RemoteImage(StoredImage):
+class UrlImage(StoredImage):
     """An image by URL, fetched when it is read."""
 
     url: str
@@ -202,7 +202,7 @@ class HeldImage(StoredImage):
 
 def opened_image(path: str) -> str | StoredImage:
     """An image file, local or by URL, that is read later."""
-    return RemoteImage(path) if is_url(path) else path
+    return UrlImage(path) if is_url(path) else path
 
 
 @contextmanager
