@@ -47,12 +47,31 @@ def test_frames_have_their_number_in_the_order_of_showing(tmp_path, name):
         assert numbers(grays(source, items[start : start + 4])) == list(range(start, min(start + 4, LENGTH)))
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.avi"])
-def test_every_nth_frame(tmp_path, name):
-    source = opened(write_video(tmp_path / name), every=7)
-    assert keys(source) == [f"{name}/{number}" for number in (0, 7, 14, 21, 28)]
-    assert numbers(grays(source)) == [0, 7, 14, 21, 28]
-    assert numbers(grays(source, list(source.items())[2:4])) == [14, 21]
+@pytest.mark.parametrize("every", [7, 11, 13])
+@pytest.mark.parametrize("name", FORMS)
+def test_every_nth_frame(tmp_path, name, every):
+    source = opened(write_video(tmp_path / name), every=every)
+    expected = list(range(0, LENGTH, every))
+    assert keys(source) == [f"{name}/{number}" for number in expected]
+    assert numbers(grays(source)) == expected
+    assert numbers(grays(source, list(source.items())[1:3])) == expected[1:3]
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "v.webm"])
+def test_groups_of_frames_without_an_image_are_not_decoded(tmp_path, name, monkeypatch):
+    from vlm_vision.data.lerobot import video
+
+    source = opened(write_video(tmp_path / name), every=26)
+    needed, count = video._needed, []
+
+    def counting(*settings):
+        for one in needed(*settings):
+            count.append(one)
+            yield one
+
+    monkeypatch.setattr(video, "_needed", counting)
+    assert numbers(grays(source)) == [0, 26]
+    assert len(count) < 12
 
 
 def test_a_video_is_opened_once_and_searched_once_for_a_call(tmp_path, monkeypatch):
