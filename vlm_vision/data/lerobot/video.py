@@ -79,8 +79,10 @@ class VideoReader:
         return [tick * self._base for tick in self.ticks()]
 
     def at_tick(self, tick: int) -> np.ndarray:
-        """The frame that is shown at one of `ticks`; as `at`."""
-        return self.at(tick * self._base, 0.4 * self._base)
+        """The frame that is shown at one of `ticks`, as `at`, turned upright where the file states a rotation, as phones do."""
+        image = self.at(tick * self._base, 0.4 * self._base)
+        turns = self._last.rotation // 90 if self._last is not None else 0
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
     def at(self, seconds: float, tolerance: float) -> np.ndarray:
         """The frame that is shown at a time, uint8 (H, W, 3) RGB.
