@@ -91,6 +91,21 @@ def test_lists_tables_and_images_by_url(place, request, tmp_path):
     assert grays(opened(put(tmp_path / "p.csv", "image\na/d.png\n"), image_root=base)) == [30]
 
 
+def test_a_query_is_no_wildcard_and_no_suffix(web):
+    source = opened([f"{web}/a.png?width=3", f"{web}/%C3%A9.png?a=b.txt"])
+    assert keys(source) == ["a.png", "é.png"] and grays(source) == [20, 40]
+
+
+def test_folders_of_web_servers_are_listed_or_name_the_package(web):
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match="needs another package: .*aiohttp"):
+            keys(opened(web))
+    else:
+        assert keys(opened(web)) == NAMES
+
+
 def test_videos_by_url(memory, tmp_path):
     pytest.importorskip("av")
     from test_sources_videos import numbers, write_video

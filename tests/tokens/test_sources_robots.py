@@ -82,3 +82,15 @@ def test_a_damaged_video_is_an_error_of_its_frames(tmp_path):
     (tmp_path / "x").rename(tmp_path / "y")
     with pytest.raises(UnreachableError, match="x is gone"):
         source.check()
+
+
+def test_a_hub_id_of_robot_data_is_fetched(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda source, name, **_: asked.append((source, name)))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda source, **settings: str(folder))
+    assert keys(opened("someone/robot", every=4, revision="v3.0")) == names(4)
+    assert asked == [("someone/robot", "meta/info.json")]
+    assert keys(opened("someone/robot", episodes=(1,))) == names(1, episodes=[1]) and len(asked) == 1
+    opened("someone/robot").check()

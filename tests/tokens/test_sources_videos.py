@@ -1,5 +1,7 @@
 """Frames of videos by number, in the order of showing."""
 
+import struct
+
 import numpy as np
 import pytest
 from support.sources import grays, keys, opened, png, put
@@ -47,12 +49,50 @@ def test_frames_have_their_number_in_the_order_of_showing(tmp_path, name):
         assert numbers(grays(source, items[start : start + 4])) == list(range(start, min(start + 4, LENGTH)))
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.avi"])
-def test_every_nth_frame(tmp_path, name):
-    source = opened(write_video(tmp_path / name), every=7)
-    assert keys(source) == [f"{name}/{number}" for number in (0, 7, 14, 21, 28)]
-    assert numbers(grays(source)) == [0, 7, 14, 21, 28]
-    assert numbers(grays(source, list(source.items())[2:4])) == [14, 21]
+@pytest.mark.parametrize("every", [7, 11, 13])
+@pytest.mark.parametrize("name", FORMS)
+def test_every_nth_frame(tmp_path, name, every):
+    source = opened(write_video(tmp_path / name), every=every)
+    expected = list(range(0, LENGTH, every))
+    assert keys(source) == [f"{name}/{number}" for number in expected]
+    assert numbers(grays(source)) == expected
+    assert numbers(grays(source, list(source.items())[1:3])) == expected[1:3]
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "v.webm"])
+def test_groups_of_frames_without_an_image_are_not_decoded(tmp_path, name, monkeypatch):
+    from vlm_vision.data.lerobot import video
+
+    source = opened(write_video(tmp_path / name), every=26)
+    needed, count = video._needed, []
+
+    def counting(*settings):
+        for one in needed(*settings):
+            count.append(one)
+            yield one
+
+    monkeypatch.setattr(video, "_needed", counting)
+    assert numbers(grays(source)) == [0, 26]
+    assert len(count) < 12
+
+
+def test_videos_of_phones_are_turned_upright(tmp_path):
+    path = tmp_path / "phone.mp4"
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:, :16] = 255
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", 10)
+        stream.pix_fmt, stream.width, stream.height = "yuv420p", 64, 32
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # the 3 x 3 matrix of the track, here a quarter turn clockwise
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    source = opened(path)
+    (shown,) = source.images(list(source.items()))
+    assert isinstance(shown, np.ndarray) and shown.shape == (64, 32, 3)
+    assert shown[:12].min() > 240 and shown[20:].max() < 15
 
 
 def test_a_video_is_opened_once_and_searched_once_for_a_call(tmp_path, monkeypatch):

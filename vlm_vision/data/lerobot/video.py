@@ -8,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,8 +26,9 @@ class VideoReader:
     """An open video.
 
     Args:
-        in_order: decode all images on the way to a later one instead of seeking, for images read in order of time: one seek at
-            the first, then none. It needs no index of frames, so that it reads every container.
+        in_order: read on to a later image instead of seeking, for images read in order of time: one seek at the first, then none.
+            Groups of frames, from a key frame to the next, without such an image are not decoded. It needs no index of frames, so
+            that it reads every container.
 
     Raises:
         ValueError: no such file, or a video that cannot be decoded.
@@ -53,6 +55,7 @@ class VideoReader:
         self._base = float(self._stream.time_base)
         self._frames: Any = None
         self._last: av.VideoFrame | None = None
+        self._sought_tick = _Tick() if in_order else None
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -76,8 +79,10 @@ class VideoReader:
         return [tick * self._base for tick in self.ticks()]
 
     def at_tick(self, tick: int) -> np.ndarray:
-        """The frame that is shown at one of `ticks`; as `at`."""
-        return self.at(tick * self._base, 0.4 * self._base)
+        """The frame that is shown at one of `ticks`, as `at`, turned upright where the file states a rotation, as phones do."""
+        image = self.at(tick * self._base, 0.4 * self._base)
+        turns = self._last.rotation // 90 if self._last is not None else 0
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
     def at(self, seconds: float, tolerance: float) -> np.ndarray:
         """The frame that is shown at a time, uint8 (H, W, 3) RGB.
@@ -100,6 +105,8 @@ class VideoReader:
         if self._last is not None and abs(self._last.time - seconds) <= tolerance:
             return self._last
         wanted = math.floor((seconds + tolerance) / self._base)
+        if self._sought_tick is not None:
+            self._sought_tick.value = wanted
         ways = [partial(self._sought, wanted, run_in=run_in) for run_in in (0, 1)]
         if self._goes_on(seconds):
             ways.insert(0, partial(iter, self._frames))
@@ -142,8 +149,8 @@ class VideoReader:
             key = earlier
         if run_in:
             self._container.seek(_decoding_time(key) - run_in, stream=self._stream)
-            return _frames_from(key, self._container.demux(self._stream))
-        return _frames_from(key, chain([key], self._container.demux(self._stream)))
+            return _frames_from(key, self._container.demux(self._stream), self._sought_tick)
+        return _frames_from(key, chain([key], self._container.demux(self._stream)), self._sought_tick)
 
     def _first(self, sought: int) -> Any:
         """The packet of the last key frame decoded at `sought` or before."""
@@ -164,20 +171,47 @@ class VideoReader:
         return there - here <= there - key + _SEEK
 
 
-def _frames_from(key: Any, packets: Iterator[Any]) -> Iterator[Any]:
+@dataclass
+class _Tick:
+    """Time of the image that is read next, in units of the video's clock."""
+
+    value: int = 0
+
+
+def _frames_from(key: Any, packets: Iterator[Any], sought: _Tick | None) -> Iterator[Any]:
     """Frames decoded from a key frame on and shown no earlier; missing references of other frames are no damage.
 
     Holds no `VideoReader`: in a reference cycle it would be freed by the garbage collector, perhaps in a forked process.
     """
-    for packet in packets:
-        matters = packet.dts is None or (packet.dts >= _decoding_time(key) and packet.pts >= key.pts)
+    for start, packet in _needed(key, packets, sought) if sought else ((key, packet) for packet in packets):
+        matters = packet.dts is None or (packet.dts >= _decoding_time(start) and packet.pts >= start.pts)
         try:
             frames = packet.decode()
         except FFmpegError:
             if matters:
                 raise
             continue
-        yield from (frame for frame in frames if frame.pts is not None and frame.pts >= key.pts)
+        yield from (frame for frame in frames if frame.pts is not None and frame.pts >= start.pts)
+
+
+def _needed(key: Any, packets: Iterator[Any], sought: _Tick) -> Iterator[tuple[Any, Any]]:
+    """Packets to decode, each with the key frame that decoding began at.
+
+    Of the packets before `sought` only those from the last key frame shown before it on: the frames shown after a key frame need
+    none that is decoded before it. A packet decoded after `sought` ends the search, as none is shown before it is decoded.
+    """
+    held, is_gap = [], False
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None and key.pts < packet.pts <= sought.value:
+            is_gap = is_gap or bool(held)
+            held = []
+        held.append(packet)
+        if packet.dts is None or packet.dts > sought.value:
+            if is_gap:
+                key, is_gap = held[0], False
+                packet.stream.codec_context.flush_buffers()
+            yield from ((key, one) for one in held)
+            held = []
 
 
 def _decoding_time(packet: Any) -> int:

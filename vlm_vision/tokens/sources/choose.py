@@ -13,7 +13,7 @@ from vlm_vision.data.shards.tar import braces
 from vlm_vision.tokens.source import Item, Opened, Source
 from vlm_vision.tokens.sources.data_sets import DataSet
 from vlm_vision.tokens.sources.files import Files
-from vlm_vision.tokens.sources.listings import MAGIC, Folder, Lines, Listing, Paths, Pattern
+from vlm_vision.tokens.sources.listings import FileList, FolderFiles, Lines, Paths, Pattern, has_wildcards
 from vlm_vision.tokens.sources.llava import LlavaJson
 from vlm_vision.tokens.sources.options import COLUMNS, SourceOptions
 from vlm_vision.tokens.sources.parquet import Parquet
@@ -26,6 +26,7 @@ from vlm_vision.tokens.sources.places import (
     names_in,
     opened,
     parent,
+    suffix_of,
     walk,
 )
 from vlm_vision.tokens.sources.records import records
@@ -119,9 +120,9 @@ def _choose(source: str, options: SourceOptions) -> Chosen:
         raise ValueError(f"{source} joins protocols with ::, which is not supported: name one protocol")
     if not is_url(source):
         source = os.path.expanduser(source)
-    suffix = os.path.splitext(urlsplit(source).path if is_url(source) else source)[1].lower()
+    suffix = suffix_of(source)
     is_local = not is_url(source) and os.path.exists(source)
-    if not is_local and (any(sign in source for sign in MAGIC) or suffix == ".tar"):
+    if not is_local and (has_wildcards(source) or suffix == ".tar"):
         return _pattern(source, suffix, options)
     if is_local and os.path.isdir(source):
         return _folder(source, options)
@@ -140,7 +141,7 @@ def _choose(source: str, options: SourceOptions) -> Chosen:
     return _folder(source, options)
 
 
-def _files(listing: Listing, options: SourceOptions, *uses: str) -> Chosen:
+def _files(listing: FileList, options: SourceOptions, *uses: str) -> Chosen:
     kind = "a video" if isinstance(listing, Paths) and is_video(listing.paths[0]) else listing.kind
     if options.every > 1:
         if any(is_video(one.path) for one in listing.files()):
@@ -153,7 +154,7 @@ def _pattern(source: str, suffix: str, options: SourceOptions) -> Chosen:
     if suffix == ".tar":
         paths: list[str] = []
         for one in braces(source):
-            is_pattern = any(sign in one for sign in MAGIC) and not os.path.exists(one)
+            is_pattern = has_wildcards(one) and not os.path.exists(one)
             paths += [found.path for found in Pattern(one).matches()] if is_pattern else [one]
         if not paths:
             raise ValueError(f"no file matches {source}: expected shards")
@@ -194,7 +195,7 @@ def _folder(folder: str, options: SourceOptions) -> Chosen:
             raise ValueError(f"{folder} is robot data, whose videos are read locally: copy the folder to this machine")
         if any(path.endswith(".tar") for path in inside) and not any(map(is_readable, inside)):
             return _shards([one.path for one in walk(folder) if one.path.endswith(".tar")], options)
-        return _files(Folder(folder), options)
+        return _files(FolderFiles(folder), options)
     at = Path(folder)
     if (at / "meta" / "info.json").is_file():
         return _robots(folder, True, options)
@@ -208,7 +209,7 @@ def _folder(folder: str, options: SourceOptions) -> Chosen:
             return _shards(shards, options)
         if any(one.path.endswith((".parquet", ".arrow")) for one in walk(folder)):
             return _data_set(folder, True, options)
-    return _files(Folder(folder), options)
+    return _files(FolderFiles(folder), options)
 
 
 def _robots(source: str, local: bool, options: SourceOptions) -> Chosen:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vlm_vision.tokens.source import Item, Opened
-from vlm_vision.tokens.sources.listings import Listing
+from vlm_vision.tokens.sources.listings import FileList
 from vlm_vision.tokens.sources.places import is_video, opened_image
 from vlm_vision.tokens.sources.videos import frame_items, frames
 
@@ -19,7 +19,7 @@ class Files:
         every: distance of the frames of a video.
     """
 
-    listing: Listing
+    listing: FileList
     every: int = 1
 
     def items(self) -> Iterator[Item]:

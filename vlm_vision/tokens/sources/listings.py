@@ -12,6 +12,7 @@ from vlm_vision.tokens.sources.places import (
     Listed,
     base_name,
     check_place,
+    is_http,
     is_readable,
     is_url,
     joined,
@@ -19,10 +20,13 @@ from vlm_vision.tokens.sources.places import (
     walk,
 )
 
-MAGIC = "*?["
+
+def has_wildcards(path: str) -> bool:
+    """Whether a path is a pattern. In a URL of the web `?` begins a query."""
+    return any(sign in path for sign in ("*[" if is_http(path) else "*?["))
 
 
-class Listing(Protocol):
+class FileList(Protocol):
     """Images and videos in an order that is the same in every run."""
 
     @property
@@ -40,7 +44,7 @@ class Listing(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderFiles:
     """All images and videos below a folder, local or by URL; a key is the path below it."""
 
     root: str
@@ -70,7 +74,7 @@ class Pattern:
 
     def _split(self) -> tuple[str, list[str]]:
         parts = self.pattern.split("/")
-        first = next(i for i, part in enumerate(parts) if any(sign in part for sign in MAGIC))
+        first = next(i for i, part in enumerate(parts) if has_wildcards(part))
         return "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
 
     def matches(self) -> Iterator[Listed]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from vlm_vision.data.images.samples import SUFFIXES
 from vlm_vision.data.shards.fetch import MissingFileError, UnreachableError, check, fetch, fetch_temporary, file_system
@@ -35,14 +35,24 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_http(path: str) -> bool:
+    """Whether it is a URL of the web, in which `?` begins a query and other characters are written as %20 and the like."""
+    return path.startswith(("http://", "https://"))
+
+
+def suffix_of(path: str) -> str:
+    """Suffix of a file in lower case, such as ".png"."""
+    return os.path.splitext(base_name(path))[1].lower()
+
+
 def is_video(path: str) -> bool:
     """Whether the name is that of a video."""
-    return path.lower().endswith(VIDEOS)
+    return suffix_of(path) in VIDEOS
 
 
 def is_readable(path: str) -> bool:
     """Whether the name is that of an image or a video."""
-    return path.lower().endswith(IMAGES + VIDEOS)
+    return suffix_of(path) in IMAGES + VIDEOS
 
 
 def joined(root: str, path: str) -> str:
@@ -59,8 +69,8 @@ def parent(path: str) -> str:
 
 def base_name(path: str) -> str:
     """Name of a file without its folder."""
-    name = path.rstrip("/").rpartition("/")[2]
-    return unquote(name) if path.startswith(("http://", "https://")) else name
+    name = (urlsplit(path).path if is_http(path) else path).rstrip("/").rpartition("/")[2]
+    return unquote(name) if is_http(path) else name
 
 
 def walk(root: str, enters: Callable[[str], bool] = lambda key: True) -> Iterator[Listed]:
@@ -151,7 +161,7 @@ class LeftOut:
 
     def add(self, path: str) -> None:
         """Count one more file."""
-        self.suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+        self.suffixes[suffix_of(path) or "no suffix"] += 1
 
     def __str__(self) -> str:
         """ "3 .txt, 1 .pdf" """
@@ -167,7 +177,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class RemoteImage(StoredImage):
+class UrlImage(StoredImage):
     """An image by URL, fetched when it is read."""
 
     url: str
@@ -202,7 +212,7 @@ class HeldImage(StoredImage):
 
 def opened_image(path: str) -> str | StoredImage:
     """An image file, local or by URL, that is read later."""
-    return RemoteImage(path) if is_url(path) else path
+    return UrlImage(path) if is_url(path) else path
 
 
 @contextmanager
@@ -233,7 +243,7 @@ def local_path(path: str) -> Iterator[str]:
     if not is_url(path):
         yield path
         return
-    with tempfile.NamedTemporaryFile(suffix=os.path.splitext(path)[1]) as copy:
+    with tempfile.NamedTemporaryFile(suffix=suffix_of(path)) as copy:
         fetch(_quoted(path), copy)  # pyright: ignore[reportArgumentType]
         yield copy.name
 
@@ -271,4 +281,4 @@ def exists(url: str) -> bool:
 
 def _quoted(url: str) -> str:
     """A URL of http with spaces and other characters that it may not hold as %20 and the like."""
-    return quote(url, safe="%/:?#[]@!$&'()*+,;=~") if url.startswith(("http://", "https://")) else url
+    return quote(url, safe="%/:?#[]@!$&'()*+,;=~") if is_http(url) else url
