@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.golden import golden_case
 from support.models import make_image, tiny_llm, tiny_tokenizer
 
@@ -67,7 +66,17 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
     for i in range(3):
         make_image(i).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    arguments = ["tokens", *paths, "--encoder", str(source), "--out", str(tmp_path / "out"), "--layer", "-2", "--no-norm"]
+    arguments = [
+        "tokens",
+        *paths,
+        "--encoder",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "--layer",
+        "-2",
+        "--no-norm",
+    ]
     assert main([*arguments, "--batch-size", "2"]) == 0
     store = vv.TokenStore(tmp_path / "out")
     encoder = vv.load(source, tap=vv.Tap(-2, norm=False))

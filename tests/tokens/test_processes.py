@@ -98,9 +98,9 @@ from pathlib import Path
 import ray
 import support.token_sources, tokens.test_processes
 from ray import cloudpickle
-from vlm_vision.tokens.extract import extract
-from vlm_vision.tokens.loading import EncoderSource
-from vlm_vision.tokens.ray_engine import extract_on_ray
+from vlm_vision.tokens.extraction.extract import extract
+from vlm_vision.tokens.extraction.loading import EncoderSource
+from vlm_vision.tokens.extraction.ray_engine import extract_on_ray
 from vlm_vision.tokens.wanted import Wanted
 cloudpickle.register_pickle_by_value(support.token_sources)
 cloudpickle.register_pickle_by_value(tokens.test_processes)

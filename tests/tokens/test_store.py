@@ -14,7 +14,7 @@ import vlm_vision as vv
 from vlm_vision.data.shards.fetch import UnreachableError
 from vlm_vision.new_models import new_encoder
 from vlm_vision.tokens import shard as shard_file
-from vlm_vision.tokens.extract import extract
+from vlm_vision.tokens.extraction.extract import extract
 from vlm_vision.tokens.merge import merge
 from vlm_vision.tokens.shuffled import ShuffledRows
 from vlm_vision.tokens.wanted import Wanted

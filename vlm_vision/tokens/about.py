@@ -1,4 +1,4 @@
-"""store.json: what a store holds and by which encoder it was made; and the first difference of two."""
+"""store.json: the settings of a store, and the encoder that made it; and the first difference of two."""
 
 import hashlib
 import json
@@ -9,39 +9,16 @@ from typing import Any
 
 import torch
 
-from projectors import Projector, describe
+from projectors import Projector
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json, write_json
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.tokens.encode import TokenEncoder
 from vlm_vision.tokens.shard import WORK
 
 ABOUT = "store.json"
 FORMAT = "vlm_vision tokens 1"
 SETTINGS = ("format", "encoder", "weights", "projector", "settings")
 """Fields that two runs must share to write one store; `encoder` holds architecture and preprocessing."""
-
-
-def describe_store(tokens: TokenEncoder, source: str) -> dict[str, Any]:
-    """The fields that are known before the first image.
-
-    Args:
-        source: name of the encoder, as the user wrote it.
-    """
-    encoder, projector = tokens.encoder, tokens.projector
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "source": source,
-        "weights": weights_fingerprint(encoder),
-        "preprocess_fingerprint": encoder.preprocess.fingerprint,
-        "encoder": _without_tap(encoder.to_dict()),
-        "projector": None,
-        "parts": list(tokens.parts),
-        "settings": tokens.wanted.to_dict() | {"parts": list(tokens.parts)},
-    }
-    if projector is not None:
-        about["projector"] = describe(projector) | {"weights": weights_fingerprint(projector)}
-    return json.loads(json.dumps(about))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -113,9 +90,3 @@ def _first(name: str, there: Any, here: Any) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _without_tap(state: dict[str, Any]) -> dict[str, Any]:
-    if "towers" in state:
-        return {"towers": [_without_tap(tower) for tower in state["towers"]]}
-    return {key: value for key, value in state.items() if key not in ("tap", "reference")}

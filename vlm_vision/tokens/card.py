@@ -31,7 +31,7 @@ print(row.key, row.grid, row.patch_tokens.shape)
 - `index/*.parquet`: a row for each image: `key`, `shard`, `row` in the shard, `offset` of its first patch token and number of
   `tokens` there, `height` and `width` of the grid, `frames`, `label`, `caption`.
 - `tensors/*.safetensors`, one for each shard: `patch_tokens.LAYER` (tokens of all its images, channels); `cls_token.LAYER`,
-  `register_tokens.LAYER` and `pooled` (images, ...). In int8 a tensor has another beside it, NAME.scale, to multiply by.
+  `register_tokens.LAYER` and `pooled` (images, ...). In int8 a tensor has another one, NAME.scale, to multiply by.
 - `failures/*.jsonl`: key and reason of each bad image.
 - `store.json`: settings, fingerprints, and the loss of the number format against float32 on the first images.
 """
@@ -50,7 +50,7 @@ def write_store_card(folder: Path, about: Mapping[str, Any]) -> None:
         preprocess=about["preprocess_fingerprint"],
         layers=", ".join(map(str, settings["layers"])),
         norm="with" if settings["norm"] else "without",
-        parts=", ".join(about["parts"]),
+        parts=", ".join(settings["parts"]),
         dtype=settings["dtype"],
         failures=about["failures"],
     )

@@ -22,8 +22,8 @@ def export(store: TokenStore, format: str, out: str | os.PathLike[str]) -> None:
 
     Args:
         format: "webdataset": a tar file for each shard, of NNNNNNNNN.json (key, grid, frames, label, caption) and one
-            NNNNNNNNN.NAME.npy for each tensor of an image. "parquet": a file for each shard, whose tensors are flat lists, with
-            their shapes beside them. "numpy": one array for each tensor, (images, N, D) where all images have one number of
+            NNNNNNNNN.NAME.npy for each tensor of an image. "parquet": a file for each shard, whose tensors are flat lists with
+            columns of their shapes. "numpy": one array for each tensor, (images, N, D) where all images have one number of
             tokens, else (tokens, D), with index.parquet.
 
     Raises:

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from vlm_vision.files import new_folder, write_json
 from vlm_vision.tokens.about import ABOUT, difference, read_about
 from vlm_vision.tokens.card import write_store_card
-from vlm_vision.tokens.opening import stored_keys
-from vlm_vision.tokens.shard import FAILURES, INDEX, TENSORS, file_name, schema
+from vlm_vision.tokens.shard import FAILURES, INDEX, TENSORS, file_name, schema, stored_keys
 
 
 def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:

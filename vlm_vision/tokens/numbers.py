@@ -8,7 +8,7 @@ from torch import Tensor
 from vlm_vision.tokens.wanted import DTYPES
 
 SCALE = ".scale"
-"""Suffix of the tensor of scales beside one in int8."""
+"""Suffix of the tensor of scales of one in int8."""
 
 
 def to_disk(name: str, value: Tensor, dtype: str) -> dict[str, Tensor]:

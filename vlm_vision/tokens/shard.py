@@ -1,6 +1,6 @@
 """A shard: one safetensors file of all its images' tokens, and its part of the index, a parquet file.
 
-Both are written beside the store and moved into it, the part of the index last: a shard exists when that does. Memory holds one
+Both are written in a folder of the store and moved to their places, the part of the index last: a shard exists when that does. Memory holds one
 batch: tensors grow in files of their own, which are joined at the end.
 """
 
@@ -60,6 +60,19 @@ def read_failures(store: Path) -> dict[str, str]:
     files = sorted((store / FAILURES).glob("*.jsonl"))
     lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return {line["key"]: line["reason"] for line in lines}
+
+
+def stored_keys(store: Path) -> set[str]:
+    """Keys of all rows."""
+    parts = (store / INDEX).glob("*.parquet")
+    return {key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()}
+
+
+def bad_images(store: Path) -> dict[str, str]:
+    """Key -> reason of each image that could not be read, and was not later."""
+    failures = read_failures(store)
+    keys = stored_keys(store) if failures else set()
+    return {key: reason for key, reason in failures.items() if key not in keys}
 
 
 class ShardWriter:

@@ -1,4 +1,4 @@
-"""What the tokens of a store are like: norms, dead channels, outliers, rank, near duplicates."""
+"""Statistics of the tokens of a store: norms, dead channels, outliers, rank, near duplicates."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class StoreStats:
 
     rows: int
     bytes: int
-    """Of all files of the store."""
+    """Size of all files of the store."""
     channels: int
     sampled: int
     """Tokens that the figures below are of."""

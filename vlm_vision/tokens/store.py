@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 
 from vlm_vision.tokens.about import read_about, stamp_of
 from vlm_vision.tokens.numbers import SCALE, from_disk
-from vlm_vision.tokens.opening import bad_images
-from vlm_vision.tokens.shard import INDEX, TENSORS, ShardReader, file_name, shard_stamp
+from vlm_vision.tokens.shard import INDEX, TENSORS, ShardReader, bad_images, file_name, shard_stamp
 
 _OPEN_SHARDS = 64
 _NUMBERS = ("shard", "row", "offset", "tokens", "height", "width", "frames")

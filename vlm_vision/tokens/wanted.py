@@ -1,4 +1,4 @@
-"""What a token store holds of each image, as the user chooses it."""
+"""Settings of a token store: the tokens of each image, and their number format."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ class Wanted:
     """Settings of a store: two runs write equal stores only where all of them agree.
 
     Raises:
-        ValueError: a setting of another kind, or two layers alike.
+        ValueError: a setting of another kind, or a layer that occurs twice.
     """
 
     layers: tuple[int, ...] = (-1,)

@@ -6,7 +6,7 @@ from typing import Any
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="what to do")
     stats = _action(actions, "stats", "norms, dead channels, outlier tokens, effective rank, near duplicates")
     stats.add_argument("stores", nargs=1, metavar="STORE", help="folder of the store")
     stats.add_argument("--layer", type=int, help="layer to measure (default: the first one stored)")

@@ -73,7 +73,7 @@ def _add_source(group: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     import json
 
-    from vlm_vision.tokens.loading import EncoderSource
+    from vlm_vision.tokens.extraction.loading import EncoderSource
     from vlm_vision.tokens.sources.choose import SourceOptions, open_sources
 
     _check(options)
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(encoder, source, wanted)
     elif options.engine == "ray":
-        from vlm_vision.tokens.ray_engine import extract_on_ray
+        from vlm_vision.tokens.extraction.ray_engine import extract_on_ray
 
         extract_on_ray(
             source, encoder, options.out, wanted=wanted, described=described, append=options.append,
@@ -139,23 +139,28 @@ def _extract(options: argparse.Namespace, encoder: Any, source: "Source", wanted
 
     from tqdm import tqdm
 
-    from vlm_vision.tokens.extract import extract
+    from vlm_vision.tokens.extraction.extract import extract
 
     tower, projector = encoder.load()
     first = os.environ.get("RANK", "0") == "0"
-    with tqdm(desc="tokens", unit="image", mininterval=0.5, disable=not first, smoothing=0.05) as bar:
+    bars: list[tqdm] = []
 
-        def progress(done: int, total: int, bad: int) -> None:
-            if bar.total is None:
-                bar.reset(total)
-                bar.initial = bar.n = bar.last_print_n = done  # images of an earlier run are not this one's speed
-            bar.set_postfix_str(f"{bad} bad", refresh=False)
-            bar.update(done - bar.n)
+    def progress(done: int, total: int, bad: int) -> None:
+        if not bars:  # images of an earlier run do not count in the speed
+            bars.append(
+                tqdm(desc="tokens", unit="image", total=total, initial=done, disable=not first, mininterval=0.5)
+            )
+        bars[0].set_postfix_str(f"{bad} bad", refresh=False)
+        bars[0].update(done - bars[0].n)
 
+    try:
         extract(
             source, tower, options.out, wanted=wanted, name=options.encoder, described=described, projector=projector,
             append=options.append, max_bad=options.max_bad, workers=options.workers, progress=progress,
         )  # fmt: skip
+    finally:
+        for bar in bars:
+            bar.close()
     if first:
         _print_result(options.out)
 
@@ -172,9 +177,9 @@ def _dry_run(encoder: Any, source: "Source", wanted: "Wanted") -> None:
     import tempfile
     from pathlib import Path
 
-    from vlm_vision.tokens.extract import prepare
-    from vlm_vision.tokens.opening import bytes_of, first_images, shard_images
-    from vlm_vision.tokens.plan import write_plan
+    from vlm_vision.tokens.extraction.extract import prepare
+    from vlm_vision.tokens.extraction.opening import bytes_of, first_images, shard_images
+    from vlm_vision.tokens.extraction.plan import write_plan
 
     tower, projector = encoder.load()
     tokens = prepare(tower, wanted, projector)

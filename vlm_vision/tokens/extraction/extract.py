@@ -25,16 +25,16 @@ from projectors import Projector
 from vlm_vision.deploy.cpu_layout import pack_for_cpu
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.tokens.about import describe_store, read_about, stamp_of, write_about
+from vlm_vision.tokens.about import read_about, stamp_of, write_about
 from vlm_vision.tokens.card import write_store_card
-from vlm_vision.tokens.encode import TokenEncoder
+from vlm_vision.tokens.extraction.encode import TokenEncoder
+from vlm_vision.tokens.extraction.opening import open_store, plan_path
+from vlm_vision.tokens.extraction.plan import read_plan
+from vlm_vision.tokens.extraction.work import Encoded, default_workers, encode_in_order, one_thread_each
 from vlm_vision.tokens.numbers import Loss, to_disk
-from vlm_vision.tokens.opening import bad_images, open_store, plan_path
-from vlm_vision.tokens.plan import read_plan
-from vlm_vision.tokens.shard import INDEX, WORK, ShardWriter, file_name, read_failures
+from vlm_vision.tokens.shard import INDEX, WORK, ShardWriter, bad_images, file_name, read_failures
 from vlm_vision.tokens.source import Item, Source
 from vlm_vision.tokens.wanted import Wanted
-from vlm_vision.tokens.work import Encoded, default_workers, encode_in_order, one_thread_each
 
 MAX_BAD, FEW_BAD = 0.1, 2
 """Share of bad images above which a run stops, unless another is chosen; that many are allowed in any case."""
@@ -56,7 +56,7 @@ def extract(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Encode every image of a source into a token store; the same call again goes on where it stopped.
+    """Encode every image of a source into a token store; the same call again resumes where it stopped.
 
     Args:
         source: the images.
@@ -72,12 +72,12 @@ def extract(
         progress: called after each batch.
 
     Raises:
-        ValueError: settings, weights or preprocessing other than those of the store in `out`; another source; two keys alike;
+        ValueError: settings, weights or preprocessing other than those of the store in `out`; another source; a key that occurs twice;
             too many bad images; a folder of something else.
         OSError: `out` cannot be written, or the source is gone: finished shards stay, and the same call resumes.
     """
     tokens = prepare(encoder, wanted, projector)
-    settings = describe_store(TokenEncoder(encoder, wanted, projector), name)
+    settings = TokenEncoder(encoder, wanted, projector).describe(name)
     run = Extraction(Path(out), source, tokens, max_bad=max_bad, workers=workers or default_workers())
     run(settings, dict(described or {}), append=append, progress=progress or _silent)
 

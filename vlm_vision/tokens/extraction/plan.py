@@ -48,7 +48,7 @@ def write_plan(path: Path, items: Iterable[Item], *, shard_images: int, known: C
     """List the images whose keys are not `known` in `path`, a parquet file with one row group for each shard.
 
     Raises:
-        ValueError: two keys alike, or an empty key.
+        ValueError: a key that occurs twice, or an empty key.
     """
     staging = path.with_suffix(".new")
     count, digest, hashes, labels = 0, hashlib.sha256(), array("Q"), set[type]()
@@ -99,6 +99,6 @@ def _check_unique(path: Path, hashes: "array[int]") -> None:
             if key in seen:
                 raise ValueError(
                     f"two images have the key {key!r}, in {seen[key] or 'the source'} and {row['place'] or 'the source'}: "
-                    "a store names each image once; list it once, or put the sources into stores of their own"
+                    "a store names each image once; list it once, or put the sources into separate stores"
                 )
             seen[key] = row["place"]

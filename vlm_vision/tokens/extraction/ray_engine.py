@@ -10,13 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlm_vision.tokens.about import describe_store
-from vlm_vision.tokens.encode import TokenEncoder
-from vlm_vision.tokens.extract import Extraction, prepare
-from vlm_vision.tokens.loading import EncoderSource
+from vlm_vision.tokens.extraction.encode import TokenEncoder
+from vlm_vision.tokens.extraction.extract import Extraction, prepare
+from vlm_vision.tokens.extraction.loading import EncoderSource
+from vlm_vision.tokens.extraction.work import default_workers
 from vlm_vision.tokens.source import Source
 from vlm_vision.tokens.wanted import Wanted
-from vlm_vision.tokens.work import default_workers
 
 
 class ShardEncoder:
@@ -70,7 +69,7 @@ def extract_on_ray(
     store = Path(out).absolute()
     tower, projector = encoder.load()
     tokens = prepare(tower, wanted, projector)
-    settings = describe_store(TokenEncoder(tower, wanted, projector), encoder.source)
+    settings = TokenEncoder(tower, wanted, projector).describe(encoder.source)
     extraction = Extraction(store, source, tokens, max_bad=max_bad, workers=workers or default_workers())
     extraction.open(settings, dict(described or {}), append=append)
     if not ray.is_initialized():

@@ -10,16 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from vlm_vision.tokens.about import ABOUT, difference, read_about, write_about
-from vlm_vision.tokens.encode import ImageTokens, TokenEncoder
+from vlm_vision.tokens.extraction.encode import ImageTokens, TokenEncoder
+from vlm_vision.tokens.extraction.plan import Listing, write_plan
+from vlm_vision.tokens.extraction.work import encode_in_order
 from vlm_vision.tokens.numbers import to_disk
-from vlm_vision.tokens.plan import Listing, write_plan
-from vlm_vision.tokens.shard import INDEX, WORK, read_failures
+from vlm_vision.tokens.shard import WORK, read_failures, stored_keys
 from vlm_vision.tokens.source import Source
-from vlm_vision.tokens.work import encode_in_order
 
 MOST_IMAGES = 4096
 """Images of a shard at most, so that little is lost where rows are small."""
@@ -42,7 +41,7 @@ def open_store(
         append: add the images whose keys a finished store lacks.
 
     Raises:
-        ValueError: a file or a folder of something else; a store of other settings, or of another source; two keys alike.
+        ValueError: a file or a folder of something else; a store of other settings, or of another source; a key that occurs twice.
     """
     new = not store.exists()
     if not new and not store.is_dir():
@@ -67,19 +66,6 @@ def open_store(
 def plan_path(store: Path, about: Mapping[str, Any]) -> Path:
     """The plan of the last segment."""
     return store / WORK / f"plan-{len(about['segments']) - 1}.parquet"
-
-
-def stored_keys(store: Path) -> set[str]:
-    """Keys of all rows."""
-    parts = (store / INDEX).glob("*.parquet")
-    return {key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()}
-
-
-def bad_images(store: Path) -> dict[str, str]:
-    """Key -> reason of each image that could not be read, and was not later."""
-    failures = read_failures(store)
-    keys = stored_keys(store) if failures else set()
-    return {key: reason for key, reason in failures.items() if key not in keys}
 
 
 def bytes_of(image: ImageTokens, dtype: str) -> int:
@@ -154,7 +140,7 @@ class _Opening:
             return about
         if about["label"] == "int" and listing.label == "str":
             raise ValueError(
-                f"labels of {self.store} are whole numbers, those of {_named(self.described)} are not: use a store of its own"
+                f"labels of {self.store} are whole numbers, those of {_named(self.described)} are not: use a separate store"
             )
         first = sum(segment["shards"] for segment in about["segments"])
         segment = self._segment(listing, first, about["shard_images"])

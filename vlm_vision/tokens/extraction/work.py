@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.nn.output import VisionOutput
-from vlm_vision.tokens.encode import ImageTokens, TokenEncoder
+from vlm_vision.tokens.extraction.encode import ImageTokens, TokenEncoder
 from vlm_vision.tokens.source import Opened
 
 Encoded = ImageTokens | ValueError

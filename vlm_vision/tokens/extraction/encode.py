@@ -1,17 +1,20 @@
 """From opened images to what a store holds of them, by an encoder."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from projectors import Projector
+from projectors import Projector, describe
 from vlm_vision.data.stored_image import StoredImage, open_stored_images
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import VisionOutput
 from vlm_vision.preprocess.images import ImageInput
+from vlm_vision.tokens.about import FORMAT, weights_fingerprint
 from vlm_vision.tokens.wanted import Part, Wanted
 
 
@@ -50,6 +53,26 @@ class TokenEncoder:
         self.parts = self._parts()
         if projector is not None:
             self._check_projector(projector)
+
+    def describe(self, source: str) -> dict[str, Any]:
+        """The fields of store.json that are known before the first image.
+
+        Args:
+            source: name of the encoder, as the user wrote it.
+        """
+        encoder, settings = self.encoder, self.wanted.to_dict() | {"parts": list(self.parts)}
+        about: dict[str, Any] = {
+            "format": FORMAT,
+            "source": source,
+            "weights": weights_fingerprint(encoder),
+            "preprocess_fingerprint": encoder.preprocess.fingerprint,
+            "encoder": _without_tap(encoder.to_dict()),
+            "projector": None,
+            "settings": settings,
+        }
+        if self.projector is not None:
+            about["projector"] = describe(self.projector) | {"weights": weights_fingerprint(self.projector)}
+        return json.loads(json.dumps(about))
 
     def pixels(self, image: ImageInput | StoredImage) -> Tensor:
         """(C, H, W) of one image. Raises ValueError if it cannot be read."""
@@ -155,3 +178,9 @@ def _row(out: VisionOutput, at: int) -> VisionOutput:
     """Of one image of a batch."""
     tensors = {name: value[at : at + 1] for name, value in vars(out).items() if isinstance(value, Tensor)}
     return replace(out, **tensors)
+
+
+def _without_tap(state: dict[str, Any]) -> dict[str, Any]:
+    if "towers" in state:
+        return {"towers": [_without_tap(tower) for tower in state["towers"]]}
+    return {key: value for key, value in state.items() if key not in ("tap", "reference")}
