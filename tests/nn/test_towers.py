@@ -34,7 +34,7 @@ SWITCHES = {
     "radio": dict(class_token=True, num_registers=3, pool="prefix", pool_tokens=(0, 2), position_resize="bilinear_crop",
                   final_norm=False),
     "muse": QWEN | dict(rope=Rope(first=1), window=3, full_blocks=(1,), position_resize="bilinear_zeros_transposed"),
-    "clips": dict(frames="joined", time_position=True, rope=Rope()),
+    "clips": dict(frames="joined", time_position=4, rope=Rope()),
     "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeMod
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair
 from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
-from vlm_vision.nn.config import ViTConfig
+from vlm_vision.nn.config import ViTConfig, check_whole
 from vlm_vision.nn.rope import Rope
 
 
@@ -15,6 +15,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         raise ValueError(f"pos_emb_width is {config['pos_emb_width']}: expected that of pos_emb_height, {side}")
     if patch[0] != patch[1]:
         raise ValueError(f"patch_size is {list(patch)}: expected a square")
+    check_whole("pos_emb_time", config["pos_emb_time"], 1)
     return ViTConfig(
         image_size=(side * patch[0],) * 2,
         patch_size=patch[0],
@@ -25,7 +26,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         mlp=activation(config),
         class_token=False,
         frames="joined",
-        time_position=True,
+        time_position=config["pos_emb_time"],
         remainder="error",
         position_resize="bicubic",
         rope=Rope(base=rope_theta(config)),
@@ -39,6 +40,7 @@ def _config_back(config: ViTConfig) -> Json:
         patch_size=config.patch_size,
         pos_emb_height=config.grid[0],
         pos_emb_width=config.grid[1],
+        pos_emb_time=config.time_position,
         num_attention_heads=config.num_heads,
         num_hidden_layers=config.depth,
         hidden_size=config.embed_dim,
@@ -101,6 +103,7 @@ KIMI_K25 = Family(
         patch_size=14,
         pos_emb_height=64,
         pos_emb_width=64,
+        pos_emb_time=4,
         num_attention_heads=16,
         num_hidden_layers=27,
         hidden_size=1152,
