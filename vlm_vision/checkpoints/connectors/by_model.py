@@ -207,13 +207,6 @@ def _aria(it: Candidate) -> ProjectorSpec:
     return ProjectorSpec("query_attention", options, rows, part)
 
 
-def _internvl(it: Candidate) -> ProjectorSpec:
-    ratio = float(it.config.get("downsample_ratio", 0.5))
-    act = it.activation(it.config, "projector_hidden_act", "gelu")
-    part = it.part("multi_modal_projector.")
-    return _merger(it, part, round(1 / ratio), "linear_1", "linear_2", norm="layer_norm", eps=1e-5, activation=act)
-
-
 def _phi4(it: Candidate) -> ProjectorSpec:
     """Of one crop; the vectors between crops and rows are not part of it."""
     part = TowerWeights(
@@ -279,7 +272,6 @@ MODELS: dict[str, tuple[tuple[str, ...], Callable[[Candidate], ProjectorSpec]]] 
     "ultravbert": (("connector.modality_projection.weight",), _modernvbert),
     "aria": (("multi_modal_projector.feed_forward.linear_in.weight",), _aria),
     "phi4_multimodal": (("img_projection_up.weight",), _phi4),
-    "internvl": (("multi_modal_projector.layer_norm.weight",), _internvl),
     "molmo2": (
         ("multi_modal_projector.image_pooling_2d.q_proj.weight", "vision_backbone.image_pooling_2d.wq.weight"),
         _molmo2,

@@ -106,6 +106,8 @@ class Family:
     pixel_statistics: tuple[str, str] | None = None
     """Weights of the mean and the deviation by which the tower normalizes its pixels: here the preprocessing does. The last
     parts of their names are those of the fields of config.json."""
+    buffers: tuple[str, ...] = ()
+    """Stored whole numbers that repeat the field of config.json of their name: they decide where it is silent."""
     image_processors: Mapping[str, Json] = field(default_factory=dict)
     """Class of transformers that came with the family -> what it does where preprocessor_config.json is silent: keys of that
     file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""

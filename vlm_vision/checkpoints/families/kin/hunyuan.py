@@ -43,12 +43,17 @@ def _config(
 
 
 def _config_back(config: ViTConfig, *, rules: dict[str, str]) -> Json:
+    modes = {rule: mode for mode, rule in rules.items()}
+    if config.position_resize not in modes:
+        raise ValueError(
+            f"transformers cannot express position_resize {config.position_resize!r} here: choose one of {', '.join(modes)}"
+        )
     back = common_back(config) | dict(
         max_image_size=config.image_size[0],
         rms_norm_eps=config.norm_eps,
         intermediate_size=config.mlp_dim,
         hidden_act=activation_back(config.mlp),
-        interpolate_mode={rule: mode for mode, rule in rules.items()}[config.position_resize],
+        interpolate_mode=modes[config.position_resize],
     )
     del back["image_size"], back["layer_norm_eps"]
     return back | ({"head_dim": config.head_dim} if config.head_width else {})
