@@ -13,6 +13,7 @@ from transformers import RadioConfig, RadioModel
 
 import vlm_vision as vv
 from vlm_vision.checkpoints.families.all import FAMILIES
+from vlm_vision.checkpoints.towers import TowerWeights
 
 
 def whole(name: str, folder: Path, **changes) -> Path:
@@ -88,3 +89,18 @@ def test_radio_pools_the_tokens_that_its_buffer_names(chosen, stated, tmp_path):
 def test_radio_refuses_a_buffer_that_its_config_contradicts(tmp_path):
     with pytest.raises(ValueError, match=r"has summary_idxs \[0, 1\], but its weights hold \[2, 0\]: remove the wrong"):
         vv.load(_radio(tmp_path, [2, 0], summary_idxs=[0, 1]))
+
+
+def test_a_weight_outside_the_tower_under_a_name_inside_is_an_error():
+    class Weights:
+        shapes = {"vision_model.embeddings.bias": (2,), "embeddings.bias": (2,)}
+
+        def get(self, name: str, *, keep: bool = True) -> torch.Tensor:
+            return torch.zeros(self.shapes[name])
+
+    with pytest.raises(
+        ValueError, match="embeddings.bias and vision_model.embeddings.bias are one weight under two names"
+    ):
+        TowerWeights(Weights(), "vision_model.", extra=["embeddings.bias"])
+    alone = TowerWeights(Weights(), None, extra=["embeddings.bias", "embeddings.weight"])
+    assert alone.stored == {"embeddings.bias": "embeddings.bias"}

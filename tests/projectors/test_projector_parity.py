@@ -197,7 +197,10 @@ def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(
 def test_heads_are_read_from_the_configuration_and_never_guessed(tmp_path):
     blip2(tmp_path)
     assert vv.load_projector(tmp_path).options["num_heads"] == 2
-    with pytest.raises(ValueError, match="does not state the heads of its projector: pass the folder"):
+    with pytest.raises(
+        ValueError,
+        match="has no config.json, whose qformer_config states what the weights .* do not: pass the folder of the whole",
+    ):
         vv.load_projector(tmp_path / "model.safetensors")
     changed(tmp_path, qformer_config="large")
     with pytest.raises(ValueError, match="describes its projector in an unknown way"):

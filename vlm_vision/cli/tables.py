@@ -48,7 +48,7 @@ def formats() -> str:
         for name in _COLUMNS:
             read = (family.written_as if name == "hf" and family.written_as else family.name) in READ[name]
             cells.append("read, written" if read and name in WRITTEN else "read" if read else "")
-        references = "none needed" if family.rotary else ", ".join(family.resize)
+        references = "none needed" if family.unresized else ", ".join(family.resize)
         lines.append(f"| {family.name} | {' | '.join(cells)} | {references} |")
     return "".join(f"{line}\n" for line in lines)
 

@@ -29,8 +29,6 @@ class WholeModel:
     """Name of that part in older files."""
     always: bool = False
     """True for a tower that is this one under any name in vision_config: public files have a name from other code."""
-    headless: bool = False
-    """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False
     """The other parts are those of `Family.siblings`: a weight elsewhere is an error."""
     preprocessor: Json | None = None
@@ -113,8 +111,8 @@ class Family:
     file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""
     resize: Mapping[str, str]
     """Reference by name -> its rule in `vlm_vision.nn.position.RESIZE` for positions off the native grid."""
-    rotary: bool = False
-    """Positions are rotary, so that there is no table to resize."""
+    unresized: bool = False
+    """No position table is resized: positions are rotary alone, computed, or in one table for rows and one for columns."""
     timm: Callable[[ViTConfig], str] | None = None
     """timm's architecture whose switches, under our arguments, give our numbers; None if timm cannot hold the family."""
     presets: tuple[Presets, ...] = ()

@@ -161,7 +161,8 @@ def _placed(
             raise ValueError(
                 f"{file} is not a safetensors file: save the model again with transformers, then write into it"
             )
-        assert dtype is not None
+        if dtype is None:
+            raise ValueError(f"{file} stores {stored} in an unknown dtype: expected one that PyTorch has, such as BF16")
         cast = value.to(dtype)
         if not cast.float().isfinite().all() and value.isfinite().all():
             raise ValueError(

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
+from vlm_vision.checkpoints.families.blocks import SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back, common, common_back
-from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -18,7 +18,7 @@ _AFTER_FIRST = TensorLayout(
 )
 """Our table (1, N, D) below a row that nothing reads, (1 + N, D)."""
 
-_BLOCKS = replace(NAMES, stem="layers.{}", proj="self_attn.o_proj")
+_BLOCKS = replace(SIGLIP_BLOCKS, stem="layers.{}", proj="self_attn.o_proj")
 
 
 def _config(

@@ -4,7 +4,7 @@ from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair
 from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
-from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
+from vlm_vision.checkpoints.keys import Key, key, layer, table_to_grid
 from vlm_vision.nn.config import ViTConfig, check_whole
 from vlm_vision.nn.rope import Rope
 
@@ -65,17 +65,10 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     order = channel_order(config.head_dim, axes="columns first", planes="alternate", channels=channels)
     return [
         *layer("patch_embed", "patch_embed.proj"),
-        key("position.table", "patch_embed.pos_emb.position_embeddings", layout=_grid(*config.grid)),
+        key("position.table", "patch_embed.pos_emb.position_embeddings", layout=table_to_grid(*config.grid)),
         *layer("norm", "final_layernorm"),
         *names.rows(config, order=order),
     ]
-
-
-def _grid(rows: int, columns: int) -> TensorLayout:
-    """Our position table (1, N, D) as (rows, columns, D)."""
-    return TensorLayout(
-        write=lambda x: x[0].unflatten(0, (rows, columns)), read=lambda x, shape: x.flatten(0, 1).unsqueeze(0)
-    )
 
 
 _HUB = (
