@@ -26,7 +26,9 @@ _COLUMNS = {
 
 def models() -> str:
     """Every preset with its sizes, and a public checkpoint of towers that come inside vision-language models."""
-    lines = [f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}  public checkpoint"]
+    lines = [
+        f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}  public checkpoint"
+    ]
     for name in presets.names():
         with torch.device("meta"):
             model = presets.create(name)

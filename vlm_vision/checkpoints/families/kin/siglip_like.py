@@ -159,7 +159,7 @@ GRANITE_DOCLING = replace(
     timm=None,
     presets=(),
 )
-"""SigLIP without head; its connector lies inside the vision part."""
+"""SigLIP without head; its connector, with the mergers of deep features, lies inside the vision part, and is not read."""
 
 _COSMOS3 = (
     (r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj."),
