@@ -2,7 +2,7 @@
 
 `config("dinov2_large")` gives the `ViTConfig` of the public checkpoint of that name; `create("siglip_base_patch16_224")`
 builds it with random weights. `public_id("qwen3_vl_4b")` names the checkpoint of a tower that comes inside a vision-language
-model. Sizes are in the family's record, and in `published`, of `vlm_vision.checkpoints.families`.
+model. Sizes are in the family's record, and in `vlm.published`, of `vlm_vision.checkpoints.families`.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import difflib
 from typing import Any, NamedTuple
 
 from vlm_vision.checkpoints.families.all import ALL
-from vlm_vision.checkpoints.families.published import PUBLISHED
 from vlm_vision.checkpoints.families.sizes import SIZES
+from vlm_vision.checkpoints.families.vlm.published import PUBLISHED
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
 

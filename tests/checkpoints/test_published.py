@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlm_vision import presets
 from vlm_vision.checkpoints.families.all import FAMILIES
-from vlm_vision.checkpoints.families.published import PUBLISHED, Published
+from vlm_vision.checkpoints.families.vlm.published import PUBLISHED, Published
 
 ROWS = {tower.name: tower for tower in PUBLISHED}
 

@@ -292,7 +292,7 @@ REFUSED: dict[str, str] = dict.fromkeys(
     "glm_image": "it turns tokens into discrete codes: expected a model with a projector of patch tokens",
     "deepseek_vl_hybrid": "its projector reads tokens of two towers at two sizes, which no projector here does",
     "granite4_vision": "it has several projectors, for several blocks of its language model: expected one",
-    "granite_docling": "its tower's deep features go to blocks of its language model, beside one of two projectors: expected one",
+    "granite_docling": "its tower's deep features go to blocks of its language model, with one of two projectors: expected one",
     "kosmos-2": "its projector reads the class token with the patches, which no projector here does",
     "pix2struct": "its decoder reads the tokens by attention in each block: expected a model with a projector of patch tokens",
     "mllama": "its language model reads tiles by attention in several blocks: expected a model with a projector of patch tokens",
