@@ -45,7 +45,7 @@ class WeightFiles:
 def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors over those of the same names, shapes and dtypes in a file; all others keep their bits.
 
-    Of a safetensors file every other byte stays. A PyTorch file is written anew, unless all of them are as they were.
+    Of a safetensors file every other byte stays. A PyTorch file is written again as a whole, unless all of them are as they were.
     """
     if path.suffix == ".safetensors":
         safetensors_file.overwrite(path, tensors)
