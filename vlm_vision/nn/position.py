@@ -146,6 +146,11 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
 move the table on its native grid too, those named "unequal" there for images whose sides differ in pixels."""
 
 
+def once(rule: str) -> str:
+    """The rule for a table that `rule` has made: the same, but it leaves the native grid as it is."""
+    return rule.removesuffix("_always").removesuffix("_unequal")
+
+
 class PositionTable(nn.Module):
     """Learned (or fixed 2D sin-cos) positions: one row for each of P leading prefix tokens, then one for each patch.
 
