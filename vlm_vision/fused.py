@@ -19,9 +19,8 @@ from vlm_vision.checkpoints.hf.into import check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
-from vlm_vision.nn.blocks import Block
+from vlm_vision.nn.blocks import Block, FilmBlock
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.film import FilmBlock
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.spec import Preprocess

@@ -1,6 +1,7 @@
 """Switches of today's towers: each encodes packed as alone, windows and frames by the law that defines them, and trains."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -156,11 +157,54 @@ def test_every_weight_trains(name):
         (dict(position_grid=(0, 4)), "position_grid is 0: it must be a whole number of at least 1"),
         (dict(mlp_limit=10.0), "mlp_limit is for a gated mlp"),
         (dict(mlp_limit=0.0, mlp="swiglu"), "expected a positive number such as 10.0"),
+        (dict(attention_scale="0.5"), "attention_scale is '0.5', expected a positive number"),
+        (dict(attention_scale=True), "attention_scale is True, expected a positive number"),
+        (dict(full_blocks=(1,)), "full_blocks are the exceptions from a window: set window"),
+        (dict(full_blocks=(True,), window=2), "full_blocks is .*expected block numbers"),
+        (dict(merge_after=True, merge_dim=8), "merge_after is True, expected a block from 0"),
+        (dict(head_width=6, rope=Rope()), "rotary positions need a head width that 4 divides, got 6"),
+        (dict(head_width=7, rope=Rope(axes=3)), "rotary positions need a head width that 2 divides, got 7"),
+        (dict(drop_path=False), "drop_path is False, expected a share"),
+        (dict(pool="prefix", pool_tokens=(0.0,), class_token=True), "does not go with pool_tokens"),
     ],
 )
 def test_impossible_towers_say_why(fields, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(BASE, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            dict(coordinates="centre"),
+            "Rope.coordinates is 'centre', expected one of index, center; did you mean 'center'",
+        ),
+        (dict(frequencies="both"), "Rope.frequencies is 'both', expected one of same, alternate"),
+        (dict(axes=4), "Rope.axes is 4, expected one of 2, 3"),
+        (dict(axes=2.0), "Rope.axes is 2.0, expected one of 2, 3"),
+        (dict(first=-1), "Rope.first is -1: it must be a whole number of at least 0"),
+        (dict(span=2.5), "Rope.span is 2.5: it must be a whole number"),
+    ],
+)
+def test_impossible_rotary_positions_say_why(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Rope(**fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(deepstak=[]), "the saved architecture has unknown fields deepstak: it needs a newer vlm_vision"),
+        (dict(rope={"bas": 1.0}), "the saved rope has unknown fields bas"),
+        (dict(rope=3), "the saved rope is 3, expected an object"),
+        (dict(depth=None), "the saved architecture lacks depth: the file was edited"),
+    ],
+)
+def test_a_saved_architecture_that_was_edited_says_what_is_wrong(change, says):
+    state = dataclasses.replace(BASE, rope=Rope()).to_dict() | change
+    with pytest.raises(ValueError, match=says):
+        vv.ViTConfig.from_dict({name: value for name, value in state.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -225,7 +269,7 @@ def test_clips_of_one_frame_are_images():
 
 def test_a_configuration_goes_through_json():
     config = dataclasses.replace(BASE, **SWITCHES["windows"])
-    assert vv.ViTConfig.from_dict(dataclasses.asdict(config)) == config
+    assert vv.ViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_a_rule_that_always_moves_positions_moves_them_on_the_native_grid_too():

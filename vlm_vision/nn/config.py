@@ -1,10 +1,10 @@
 """The architecture of an encoder: `ViTConfig`."""
 
-import difflib
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
+from vlm_vision.nn.checks import check_choice, check_choices, check_switches, check_whole, is_whole
 from vlm_vision.nn.position import RESIZE
 from vlm_vision.nn.rope import DINOV3, Grid, Rope
 
@@ -158,9 +158,9 @@ class ViTConfig:
             check_whole("ViTConfig.image_size", side, 1)
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected True or False")
+        check_switches(self)
+        check_choices(self)
+        check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
         for name in ("outer_eps", "qk_eps"):
@@ -174,6 +174,11 @@ class ViTConfig:
             )
         if self.mlp_limit is not None and self.mlp not in GATED:
             raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
+        scale = self.attention_scale
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e9):
+            raise ValueError(
+                f"ViTConfig.attention_scale is {scale!r}, expected a positive number such as 0.125, or None"
+            )
         if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
             raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if not self.head_width and self.embed_dim % self.num_heads:
@@ -192,11 +197,9 @@ class ViTConfig:
             raise ValueError(
                 f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
             )
-        check_choices(self)
-        _check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
         for name in ("patch_drop", "drop_path"):
             share = getattr(self, name)
-            if not isinstance(share, int | float) or not 0 <= share < 1:
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
                 raise ValueError(f"ViTConfig.{name} is {share!r}, expected a share of at least 0 and below 1")
         distilled = self.pool == "cls_dist" or self.class_input == "distilled"
         if distilled and not (self.class_token and self.num_registers):
@@ -204,7 +207,9 @@ class ViTConfig:
         if self.pool == "cls" and not self.class_token:
             raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
         prefix = range(self.num_prefix_tokens)
-        if (self.pool == "prefix") != bool(self.pool_tokens) or not set(self.pool_tokens) <= set(prefix):
+        places = self.pool_tokens if isinstance(self.pool_tokens, tuple) else (None,)
+        known = all(is_whole(place) and place in prefix for place in places)
+        if (self.pool == "prefix") != bool(self.pool_tokens) or not known:
             raise ValueError(
                 f"ViTConfig: pool {self.pool!r} does not go with pool_tokens {self.pool_tokens} of {len(prefix)} prefix tokens"
             )
@@ -216,8 +221,11 @@ class ViTConfig:
     def _check_positions(self) -> None:
         if self.rope is not None and (not isinstance(self.rope, Rope) or self.position == "rope2d"):
             raise ValueError(f"ViTConfig.rope is {self.rope!r}, expected a Rope, or None with position 'rope2d'")
-        if self.rotary is not None and self.rotary.axes == 2 and self.head_dim % 4:
-            raise ValueError(f"ViTConfig: rotary positions need a head width that 4 divides, got {self.head_dim}")
+        needed = 0 if self.rotary is None else 4 if self.rotary.axes == 2 else 2
+        if needed and self.head_dim % needed:
+            raise ValueError(
+                f"ViTConfig: rotary positions need a head width that {needed} divides, got {self.head_dim}"
+            )
         if not isinstance(self.position_grid, tuple) or len(self.position_grid) != 2:
             raise ValueError(f"ViTConfig.position_grid is {self.position_grid!r}, expected (rows, columns) of patches")
         for side in self.position_grid:
@@ -231,9 +239,11 @@ class ViTConfig:
         for name in ("full_blocks", "deepstack"):
             blocks = getattr(self, name)
             least = -1 if name == "deepstack" else 0
-            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and least <= i < self.depth for i in blocks):
+            if not isinstance(blocks, tuple) or not all(is_whole(i) and least <= i < self.depth for i in blocks):
                 raise ValueError(f"ViTConfig.{name} is {blocks!r}, expected block numbers from 0 to {self.depth - 1}")
-        if not isinstance(self.merge_after, int) or not -1 <= self.merge_after < self.depth:
+        if self.full_blocks and not self.window and not self.window_padding:
+            raise ValueError("ViTConfig: full_blocks are the exceptions from a window: set window, or leave them out")
+        if not is_whole(self.merge_after) or not -1 <= self.merge_after < self.depth:
             raise ValueError(f"ViTConfig.merge_after is {self.merge_after!r}, expected a block from 0, or -1 for none")
         special = [name for name in ("window", "window_padding", "deepstack", "time_position") if getattr(self, name)]
         special += ["merge_after"] * (self.merge_after >= 0) + ["frames"] * (self.frames == "apart")
@@ -254,15 +264,13 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "ViTConfig":
-        """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known."""
-        if unknown := sorted(set(state) - {field.name for field in fields(cls)}):
-            raise ValueError(
-                f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
-            )
+        """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known or missing."""
+        _check_saved(state, cls, "architecture")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
         }
-        if isinstance(state.get("rope"), dict):
+        if state.get("rope") is not None:
+            _check_saved(state["rope"], Rope, "rope")
             values["rope"] = Rope(**state["rope"])
         return cls(**values)
 
@@ -274,7 +282,7 @@ class ViTConfig:
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 
-    @property
+    @cached_property
     def rotary(self) -> Rope | None:
         """Rotary positions, those of "rope2d" too."""
         return replace(DINOV3, base=self.rope_base) if self.position == "rope2d" else self.rope
@@ -359,11 +367,6 @@ _OF_VERSION_0_0 = (
     "num_heads", "num_registers", "patch_bias", "patch_drop", "patch_norm", "patch_size", "pool", "pool_dim", "pool_head",
     "pool_norm", "position", "position_prefix", "position_resize", "pre_norm", "proj_bias", "qkv_bias", "remainder", "rope_base",
 )  # fmt: skip
-_SWITCHES = (
-    "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
-    "time_position", "unit_pixels",
-)  # fmt: skip
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
 )  # fmt: skip
@@ -373,6 +376,17 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 
 
+def _check_saved(state: Any, kind: type, what: str) -> None:
+    """Raise ValueError unless `state` holds fields of the dataclass `kind`, and all that have no default."""
+    if not isinstance(state, dict):
+        raise ValueError(f"the saved {what} is {state!r}, expected an object: save it again")
+    known = {field.name: field.default for field in fields(kind)}
+    if unknown := sorted(map(str, state.keys() - known.keys())):
+        raise ValueError(f"the saved {what} has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision")
+    if missing := [name for name, default in known.items() if default is MISSING and name not in state]:
+        raise ValueError(f"the saved {what} lacks {', '.join(missing)}: the file was edited; save it again")
+
+
 def merged_grid(grid: Grid) -> Grid:
     """The grid of tokens made of 2 x 2 patches each. Raises ValueError for odd rows or columns."""
     if grid[0] % 2 or grid[1] % 2:
@@ -380,23 +394,3 @@ def merged_grid(grid: Grid) -> Grid:
             f"a grid of {grid[0]}x{grid[1]} patches cannot be merged two by two: resize images to an even number of patches"
         )
     return grid[0] // 2, grid[1] // 2
-
-
-def check_whole(field: str, value: object, least: int, most: int = 2**17) -> None:
-    """Raise ValueError unless `value` is a whole number; `most` is more than any width, side or count of a transformer."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{field} is {value!r}: it must be a whole number of at least {least} and at most {most}")
-
-
-def check_choices(config: object) -> None:
-    """Raise ValueError if a field of a dataclass whose type is a Literal has a value that is none of its choices."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal:
-            _check_choice(f"{type(config).__name__}.{name}", getattr(config, name), get_args(hint))
-
-
-def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        near = difflib.get_close_matches(str(value), choices)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field} is {value!r}, expected one of {', '.join(choices)}{hint}")

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlm_vision.nn.checks import check_choices, check_whole
+
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
@@ -38,6 +40,9 @@ class Rope:
     def __post_init__(self):
         if not isinstance(self.base, float) or not 1 < self.base < 1e9:
             raise ValueError(f"Rope.base is {self.base!r}, expected a number above 1")
+        check_choices(self)
+        check_whole("Rope.first", self.first, 0)
+        check_whole("Rope.span", self.span, 0)
         if self.axes == 3 and self.frequencies == "alternate":
             raise ValueError("Rope: alternating frequencies are for two axes, got axes=3")
 

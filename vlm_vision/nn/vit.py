@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import projectors
-from vlm_vision.nn.blocks import Block, outer_norm
+from vlm_vision.nn.blocks import Block, FilmBlock, check_condition, outer_norm
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.film import FilmBlock, check_condition
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
 from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos

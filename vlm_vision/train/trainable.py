@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from vlm_vision.encoder import Encoder
-from vlm_vision.nn.film import Film
+from vlm_vision.nn.blocks import Film
 from vlm_vision.vlm.model import VisionLanguageModel
 
 How = Literal["frozen", "lora", "full"]
