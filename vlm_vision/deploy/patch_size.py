@@ -60,7 +60,7 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
     model.config = new
     assert isinstance(model.patch_embed, nn.Conv2d)
     model.patch_embed = _conv(model.patch_embed, new)
-    if isinstance(model.position, PositionTable):
+    if isinstance(model.position, PositionTable) and new.grid != model.position.grid:
         model.position = _positions(model.position, new.grid)
     made.preprocess = _preprocess(encoder.preprocess, old, new, by_grid=image_size is None)
     return made
@@ -94,7 +94,16 @@ def _conv(conv: nn.Conv2d, config: ViTConfig) -> nn.Conv2d:
 
 
 def _positions(table: PositionTable, grid: Grid) -> PositionTable:
-    """A table whose native grid is `grid`, with the rows that `table` gives for it."""
+    """A table whose native grid is `grid`, with the rows that `table` gives for it.
+
+    Raises:
+        ValueError: a rule that would move these rows once more.
+    """
+    if table.resize.endswith("_always"):
+        raise ValueError(
+            f"this encoder moves its positions on the native grid too ({table.resize}): leave image_size out, so that the grid "
+            f"of {table.grid[0]}x{table.grid[1]} patches stays"
+        )
     learned = table.table.requires_grad
     with torch.device("meta"):
         made = PositionTable(

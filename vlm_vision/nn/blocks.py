@@ -214,8 +214,8 @@ class Film(nn.Module):
 class FilmBlock(Block):
     """A block with FiLM between attention and MLP; `Context.condition` must be there."""
 
-    def __init__(self, config: BlockConfig, drop_path: float, condition_dim: int):
-        super().__init__(config, drop_path)
+    def __init__(self, config: BlockConfig, drop_path: float, condition_dim: int, attention: Attention | None = None):
+        super().__init__(config, drop_path, attention)
         self.film = Film(config.embed_dim, condition_dim)
 
     @classmethod

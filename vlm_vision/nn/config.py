@@ -1,12 +1,22 @@
 """The architecture of an encoder: `ViTConfig`."""
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlm_vision.nn.checks import check_choice, check_choices, check_switches, check_whole, is_whole
+from vlm_vision.nn.checks import (
+    check_choice,
+    check_choices,
+    check_number,
+    check_saved,
+    check_sides,
+    check_whole,
+    is_whole,
+)
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import RESIZE
-from vlm_vision.nn.rope import DINOV3, Grid, Rope
+from vlm_vision.nn.rope import DINOV3, Grid, Rope, merged_grid
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
@@ -152,35 +162,15 @@ class ViTConfig:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
         for name in _AT_LEAST_ZERO:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
-        if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
-            raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")
-        for side in self.image_size:
-            check_whole("ViTConfig.image_size", side, 1)
+        check_sides("ViTConfig.image_size", self.image_size, 1, "(height, width) in pixels")
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
-        check_switches(self)
         check_choices(self)
         check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
-        for name in ("outer_eps", "qk_eps"):
-            if not isinstance(getattr(self, name), float) or not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected a small number, or 0.0")
-        if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
-            raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
-        if self.mlp_limit is not None and not (isinstance(self.mlp_limit, float) and 0 < self.mlp_limit < 1e9):
-            raise ValueError(
-                f"ViTConfig.mlp_limit is {self.mlp_limit!r}, expected a positive number such as 10.0, or None"
-            )
+        for name, (fits, expected) in _NUMBERS.items():
+            check_number(f"ViTConfig.{name}", getattr(self, name), fits, expected)
         if self.mlp_limit is not None and self.mlp not in GATED:
             raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
-        scale = self.attention_scale
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e9):
-            raise ValueError(
-                f"ViTConfig.attention_scale is {scale!r}, expected a positive number such as 0.125, or None"
-            )
-        if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
-            raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if not self.head_width and self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
@@ -193,14 +183,8 @@ class ViTConfig:
             )
         self._check_positions()
         self._check_blocks()
-        if self.position_prefix > self.num_prefix_tokens:
-            raise ValueError(
-                f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
-            )
-        for name in ("patch_drop", "drop_path"):
-            share = getattr(self, name)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-                raise ValueError(f"ViTConfig.{name} is {share!r}, expected a share of at least 0 and below 1")
+        if self.position_prefix > (most := self.num_prefix_tokens):
+            raise ValueError(f"ViTConfig: position_prefix {self.position_prefix} exceeds the {most} prefix tokens")
         distilled = self.pool == "cls_dist" or self.class_input == "distilled"
         if distilled and not (self.class_token and self.num_registers):
             raise ValueError("ViTConfig: a distilled model has a class token and a distillation token (a register)")
@@ -226,10 +210,8 @@ class ViTConfig:
             raise ValueError(
                 f"ViTConfig: rotary positions need a head width that {needed} divides, got {self.head_dim}"
             )
-        if not isinstance(self.position_grid, tuple) or len(self.position_grid) != 2:
-            raise ValueError(f"ViTConfig.position_grid is {self.position_grid!r}, expected (rows, columns) of patches")
-        for side in self.position_grid:
-            check_whole("ViTConfig.position_grid", side, int(any(self.position_grid)))
+        least = int(self.position_grid != (0, 0))
+        check_sides("ViTConfig.position_grid", self.position_grid, least, "(rows, columns) of patches")
         if (self.position == "axes") != (self.axis_length > 0):
             raise ValueError(f"ViTConfig: position {self.position!r} does not go with axis_length {self.axis_length}")
         if self.relative_position and not self.window_padding:
@@ -249,12 +231,18 @@ class ViTConfig:
         special += ["merge_after"] * (self.merge_after >= 0) + ["frames"] * (self.frames == "apart")
         if special and self.num_prefix_tokens:
             raise ValueError(f"ViTConfig: {special[0]} is for encoders without class token and registers")
+        if self.patch_drop and self.needs_all_patches:
+            raise ValueError(
+                f"ViTConfig: patch_drop does not go with {self.needs_all_patches}, which needs every patch"
+            )
+        if self.frames != "none" and self.window_padding:
+            raise ValueError("ViTConfig: window_padding is for encoders of images: set frames='none'")
+        if self.frames == "joined" and self.window:
+            raise ValueError("ViTConfig: windows lie in one frame: set frames='apart', or window=0 to join the frames")
         if self.deepstack and not self.deepstack_dim:
             raise ValueError("ViTConfig: deepstack needs deepstack_dim, the width of the language model")
         if self.merge_after >= 0 and (self.window or self.rotary or not self.merge_dim):
-            raise ValueError(
-                "ViTConfig: merge_after needs merge_dim, and goes with neither windows nor rotary positions"
-            )
+            raise ValueError("ViTConfig: merge_after needs merge_dim, and takes no windows or rotary positions")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; those added since version 0.0 only where they are not their default, so that what describes
@@ -265,12 +253,12 @@ class ViTConfig:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "ViTConfig":
         """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known or missing."""
-        _check_saved(state, cls, "architecture")
+        check_saved(state, cls, "architecture")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
         }
         if state.get("rope") is not None:
-            _check_saved(state["rope"], Rope, "rope")
+            check_saved(state["rope"], Rope, "rope")
             values["rope"] = Rope(**state["rope"])
         return cls(**values)
 
@@ -331,19 +319,43 @@ class ViTConfig:
             return -(-height // patch), -(-width // patch)
         return height // patch, width // patch
 
-    def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patches of an image of height x width pixels; errors as `grid_of`."""
-        rows, columns = self.token_grid(height, width)
+    def num_patch_tokens(self, height: int, width: int, tap: Tap = Tap()) -> int:
+        """Patch tokens of an image of height x width pixels; errors as `token_grid`."""
+        rows, columns = self.token_grid(height, width, tap)
         return rows * columns
 
-    def token_grid(self, height: int, width: int) -> Grid:
-        """(rows, columns) of the last block's patch tokens: those of `grid_of`, halved where the tower merges patches.
+    def token_grid(self, height: int, width: int, tap: Tap = Tap()) -> Grid:
+        """(rows, columns) of the patch tokens at `tap`: those of `grid_of`, halved after the tower has merged patches.
 
         Raises:
-            ValueError: as `grid_of`, and a grid that the merger does not divide.
+            ValueError: as `grid_of` and `is_merged`, and a grid that the merger does not divide.
         """
         grid = self.grid_of(height, width)
-        return grid if self.merge_after < 0 else merged_grid(grid)
+        return merged_grid(grid) if self.is_merged(tap) else grid
+
+    def is_merged(self, tap: Tap) -> bool:
+        """Whether the tokens at `tap` are those after the merger in the middle of the tower.
+
+        Raises:
+            ValueError: a block that does not exist, or blocks before and after the merger.
+        """
+        blocks = tap.blocks(self.depth)
+        if self.merge_after < 0:
+            return False
+        if min(blocks) < self.merge_after <= max(blocks):
+            raise ValueError(f"{tap} is of blocks before and after the merger of tokens: tap blocks on one side of it")
+        return min(blocks) >= self.merge_after
+
+    def mergers(self, last: int) -> list[int]:
+        """Places in `deepstack` whose mergers give the deep features of blocks up to `last`, in the order of these blocks."""
+        blocks = sorted({block for block in self.deepstack if 0 <= block <= last})
+        return [self.deepstack.index(block) for block in blocks]
+
+    @property
+    def needs_all_patches(self) -> str:
+        """Name of a field whose modules need every patch of an image; "" for none."""
+        needs = [name for name in ("window", "window_padding", "deepstack") if getattr(self, name)]
+        return (needs + ["merge_after"] * (self.merge_after >= 0) + [""])[0]
 
     def num_frames(self, frames: int) -> int:
         """Frames of tokens of a video of `frames` frames.
@@ -367,6 +379,17 @@ _OF_VERSION_0_0 = (
     "num_heads", "num_registers", "patch_bias", "patch_drop", "patch_norm", "patch_size", "pool", "pool_dim", "pool_head",
     "pool_norm", "position", "position_prefix", "position_resize", "pre_norm", "proj_bias", "qkv_bias", "remainder", "rope_base",
 )  # fmt: skip
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "norm_eps": (lambda x: 0 < x < 1, "a small positive number"),
+    "outer_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "qk_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "rope_base": (lambda x: 1 < x < 1e9, "a number above 1"),
+    "mlp_limit": (lambda x: 0 < x < 1e9, "a positive number such as 10.0, or None"),
+    "attention_scale": (lambda x: 0 < x < 1e9, "a positive number such as 0.125, or None"),
+    "layer_scale": (lambda x: abs(x) < 1e9, "a number such as 1e-5, or None"),
+    "patch_drop": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+    "drop_path": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+}
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
 )  # fmt: skip
@@ -374,23 +397,3 @@ _AT_LEAST_ZERO = (
     "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
     "num_kv_heads", "window", "merge_dim", "deepstack_dim",
 )  # fmt: skip
-
-
-def _check_saved(state: Any, kind: type, what: str) -> None:
-    """Raise ValueError unless `state` holds fields of the dataclass `kind`, and all that have no default."""
-    if not isinstance(state, dict):
-        raise ValueError(f"the saved {what} is {state!r}, expected an object: save it again")
-    known = {field.name: field.default for field in fields(kind)}
-    if unknown := sorted(map(str, state.keys() - known.keys())):
-        raise ValueError(f"the saved {what} has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision")
-    if missing := [name for name, default in known.items() if default is MISSING and name not in state]:
-        raise ValueError(f"the saved {what} lacks {', '.join(missing)}: the file was edited; save it again")
-
-
-def merged_grid(grid: Grid) -> Grid:
-    """The grid of tokens made of 2 x 2 patches each. Raises ValueError for odd rows or columns."""
-    if grid[0] % 2 or grid[1] % 2:
-        raise ValueError(
-            f"a grid of {grid[0]}x{grid[1]} patches cannot be merged two by two: resize images to an even number of patches"
-        )
-    return grid[0] // 2, grid[1] // 2

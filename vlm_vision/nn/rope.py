@@ -20,6 +20,16 @@ Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
 
+def merged_grid(grid: Grid, side: int = 2) -> Grid:
+    """The grid of tokens made of side x side patches each. Raises ValueError for rows or columns that `side` does not divide."""
+    if grid[0] % side or grid[1] % side:
+        raise ValueError(
+            f"a grid of {grid[0]}x{grid[1]} patches cannot be merged {side} by {side}: resize images to rows and columns of "
+            f"patches that {side} divides"
+        )
+    return grid[0] // side, grid[1] // side
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864) over rows and columns."""

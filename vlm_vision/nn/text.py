@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.nn.attention import Context, select_tokens
 from vlm_vision.nn.blocks import Block, norm
-from vlm_vision.nn.checks import check_choices, check_switches, check_whole
+from vlm_vision.nn.checks import check_choices, check_whole
 from vlm_vision.nn.config import Activation
 
 TextPool = Literal["last", "argmax", "eos", "mean"]
@@ -91,7 +91,6 @@ class TextConfig:
             raise ValueError(
                 "TextConfig.mask_padding is True with causal: a causal tower never sees what follows a text"
             )
-        check_switches(self)
         check_choices(self)
 
     @property

@@ -2,8 +2,8 @@
 
 `Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged image, a newline after each row (LLaVA-NeXT).
 `Native`: the image's own aspect ratio, within a budget of patches (NaFlex) or as the encoder's preprocessing resizes it
-(Qwen-VL, Pixtral). Each says by one formula, `num_tokens`, how
-long the sequence is; processor, collator and model all use it.
+(Qwen-VL, Pixtral). Each says by one formula, `num_tokens`, how long the sequence is; processor, collator and model all
+use it.
 """
 
 import math
@@ -239,7 +239,7 @@ class Native(Layout):
         sides = self.multiple
         if self.max_patches is None and encoder.preprocess.patch_size:
             sides = encoder.preprocess.patch_size // encoder.config.patch_size
-        grid = encoder.config.token_grid(*(sides * encoder.config.patch_size,) * 2)
+        grid = encoder.grid(*(sides * encoder.config.patch_size,) * 2)
         projector.num_tokens(grid)  # says what is wrong
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
