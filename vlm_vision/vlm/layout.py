@@ -300,7 +300,10 @@ def _squashing(preprocess: Preprocess | FusedPreprocess) -> Preprocess | FusedPr
 def _squashed(preprocess: Preprocess) -> Preprocess:
     size = preprocess.output_size
     assert size is not None
-    return replace(preprocess, resize="squash", resize_to=size, crop=None, crop_rounding="floor", fill=(0, 0, 0))
+    none = dict(
+        crop=None, crop_rounding="floor", crop_place="centre", fill=(0, 0, 0), multiple=0, patch_size=0, max_patches=0
+    )
+    return replace(preprocess, resize="squash", resize_to=size, **none)  # type: ignore[arg-type]
 
 
 def _fitted(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
