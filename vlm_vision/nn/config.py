@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from typing import Any, Literal
 
 from vlm_vision.nn.checks import (
@@ -270,7 +269,7 @@ class ViTConfig:
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 
-    @cached_property
+    @property
     def rotary(self) -> Rope | None:
         """Rotary positions, those of "rope2d" too."""
         return replace(DINOV3, base=self.rope_base) if self.position == "rope2d" else self.rope

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlm_vision.nn.checks import check_choices, check_whole
+from vlm_vision.nn.checks import check_choice, check_whole
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
@@ -50,7 +50,10 @@ class Rope:
     def __post_init__(self):
         if not isinstance(self.base, float) or not 1 < self.base < 1e9:
             raise ValueError(f"Rope.base is {self.base!r}, expected a number above 1")
-        check_choices(self)
+        # field by field: torch.compile traces this, and cannot read type hints
+        check_choice("Rope.coordinates", self.coordinates, ("index", "center"))
+        check_choice("Rope.frequencies", self.frequencies, ("same", "alternate"))
+        check_choice("Rope.axes", self.axes, (2, 3))
         check_whole("Rope.first", self.first, 0)
         check_whole("Rope.span", self.span, 0)
         if self.axes == 3 and self.frequencies == "alternate":

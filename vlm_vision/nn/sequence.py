@@ -63,12 +63,13 @@ def plan(
         keep: (B, K) patches that were kept, see `VisionTransformer.forward`.
         condition: (B, C), see `Context`.
     """
-    runs = _joined(_lengths(config, part) for part in parts)
-    several = packed or sum(count for count, _ in runs) > 1
+    lengths = [_lengths(config, part) for part in parts]
+    several = packed or sum(count for count, _ in lengths) > 1
+    runs = _joined(lengths) if several else None
     context = Context(
         rope=_rope(config, parts, packed=packed, keep=keep, device=device),
-        runs=runs if several else None,
-        offsets=_offsets(runs, device) if several else None,
+        runs=runs,
+        offsets=None if runs is None else _offsets(runs, device),
         images=_offsets(tuple((part.count, _length(config, part)) for part in parts), device) if packed else None,
         condition=condition,
         grid=parts[0].grid,
@@ -77,12 +78,12 @@ def plan(
         return Plan(context, context)
     orders, starts, windows, start = [], [], [], 0
     for part in parts:
-        order, offsets, runs = _windows(part.grid, config.window, device)
+        order, offsets, own = _windows(part.grid, config.window, device)
         number, patches = part.count * part.frames, part.grid[0] * part.grid[1]
         frames = torch.arange(start, start + number * patches, patches, device=device)[:, None]
         orders.append((frames + order).flatten())
         starts.append((frames + offsets).flatten())
-        windows += runs * number
+        windows += own * number
         start += number * patches
     order, ends = torch.cat(orders), torch.full((1,), start, device=device)
     rope = context.rope
