@@ -393,3 +393,5 @@ def test_more_tapped_blocks_follow_in_the_channels():
         model(x, tap=vv.Tap(more=(4,)))
     with pytest.raises(ValueError, match="whole numbers of blocks in more"):
         vv.Tap(more=(1.5,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got layer=True"):
+        vv.Tap(layer=True)

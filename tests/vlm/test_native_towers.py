@@ -118,12 +118,14 @@ def test_the_language_model_alone_reads_no_deep_features(fails):
 class Recomputed(torch.nn.Module):
     """A layer whose hooks run once more in the backward pass."""
 
+    reentrant = False
+
     def __call__(self, *args, **kwargs):
-        return checkpoint(partial(super().__call__, **kwargs), *args, use_reentrant=False)
+        return checkpoint(partial(super().__call__, **kwargs), *args, use_reentrant=self.reentrant)
 
 
-def test_deep_features_are_those_of_the_forward_pass_when_layers_are_recomputed():
-    """Of two forward passes before one backward pass too."""
+def test_layers_that_are_recomputed_change_no_gradient():
+    """Of two forward passes before one backward pass either."""
     gradients = []
     for recomputed in (False, True):
         vlm = join(deepstack=True).train()
@@ -137,6 +139,14 @@ def test_deep_features_are_those_of_the_forward_pass_when_layers_are_recomputed(
         sum(losses).backward()
         gradients.append({name: weight.grad for name, weight in vlm.named_parameters() if weight.grad is not None})
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_reentrant_checkpointing_is_refused():
+    vlm = join(deepstack=True).train()
+    layer = vlm.language_model.model.layers[0]
+    layer.__class__ = type("Reentrant", (Recomputed, type(layer)), {"reentrant": True})
+    with pytest.raises(ValueError, match='"use_reentrant": False'):
+        vlm(**inputs(vlm, ["<image> the"]))
 
 
 def test_repeated_and_unused_blocks_are_no_levels():

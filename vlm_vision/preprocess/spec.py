@@ -286,9 +286,8 @@ class Preprocess:
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
-        if self.crop is None:
-            return pixels
-        return crop_array(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
+        place = self.crop_rounding, self.crop_place
+        return pixels if self.crop is None else crop_array(pixels, self.crop, self.fill, *place)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image of this height and width is resized, before padding and crop."""

@@ -39,11 +39,6 @@ def check_deepstack(encoder: Encoder | FusedEncoder, width: int, newline: bool) 
         raise ValueError("deep features have no place in rows of tiles: use layout Whole or Native, or deepstack=False")
 
 
-_FEATURES = "_deep_features"
-"""Attribute of the tensor that a layer takes. Gradient checkpointing may run hooks again, long after the forward pass, and passes
-that very tensor; the features live as long as it does."""
-
-
 class DeepStack:
     """Hooks on the first layers of a language model; they do nothing outside `reading`.
 
@@ -67,7 +62,7 @@ class DeepStack:
         self._features: tuple[Tensor, ...] = ()
         self._recorded = False
         for i in range(levels):
-            layers[i].register_forward_hook(partial(self._add, i), with_kwargs=True)
+            layers[i].register_forward_hook(partial(self._add, i))
 
     def widen(self, words: Tensor) -> Tensor:
         """(B, T, width) of text -> (B, T, width * (1 + levels)), zeros for the features."""
@@ -83,23 +78,16 @@ class DeepStack:
         finally:
             self._features = ()
 
-    def _add(self, level: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        taken = args[0] if args else kwargs.get("hidden_states")
+    def _add(self, level: int, layer: nn.Module, inputs: Any, output: Any) -> Any:
         if (
             not self._features
-        ):  # a recomputation, which passes the tensor of the first pass, or a call of the language model alone
-            features = getattr(taken, _FEATURES, None)
-            if features is None:
-                return None
-        else:
-            features = self._features[level]
-            if self._recorded and not torch.is_grad_enabled():
-                raise ValueError(
-                    "deep features cannot be recomputed by reentrant checkpointing: pass "
-                    'gradient_checkpointing_kwargs={"use_reentrant": False}'
-                )
-            if self._recorded and not torch.compiler.is_compiling():
-                setattr(taken, _FEATURES, features)
+        ):  # the language model alone; or a layer recomputed for the backward pass, which reads no sum
+            return None
+        if self._recorded and not torch.is_grad_enabled():
+            raise ValueError(
+                "deep features get no gradients from reentrant checkpointing: pass "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+            )
         hidden = output if isinstance(output, Tensor) else output[0]
-        hidden = hidden + features.to(hidden)
+        hidden = hidden + self._features[level].to(hidden)
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
