@@ -313,7 +313,7 @@ def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]], taps: list[Ta
         )
         raise ValueError(
             f"fused towers must have one grid, got {grid_list}; pass a list of image sizes "
-            "with which the grids agree, such as load('a + b', image_size=[224, 256])"
+            "with which the grids agree, such as load('a + b', image_size=[224, 256]) or --image-size 224 256"
         )
     return grids[0]
 

@@ -170,7 +170,9 @@ def read_state_dict(
         stored = weights.get(name, keep=name not in copied)
         if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
             kind = "no numbers" if stored.is_meta else str(stored.dtype)
-            raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers")
+            raise ValueError(
+                f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized"
+            )
         return stored.to(device=device, dtype=dtype)
 
     return keys.read(table, shapes, weights.shapes, read, source=source)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.checkpoint import OWN_MODEL, Checkpoint
 from vlm_vision.checkpoints.families import all as families
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.hf.preprocess import from_hf
@@ -148,6 +148,8 @@ def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json
             where += f", whose vision part is {name!r}"
         if reason := families.REFUSED.get(str(name)) or families.REFUSED.get(str(whole)):
             raise ValueError(f"{where}: {reason}")
+        if whole == OWN_MODEL:
+            raise ValueError(f"{where}, a whole model: pass the .encoder of VisionLanguageModel.from_pretrained")
         near = difflib.get_close_matches(str(name), [*families.MODEL_TYPES, *families.WHOLE_MODELS], cutoff=0.8)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{where}, which is not known: `vlm-vision formats` lists the towers that are{hint}")
