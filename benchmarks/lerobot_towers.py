@@ -133,7 +133,7 @@ def floats() -> list[Any]:
     return [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images()]
 
 
-def features(config: Any, policy: Any = None) -> Json:
+def features() -> Json:
     """Fields that every policy wants."""
     from lerobot.configs import FeatureType, PolicyFeature
 
@@ -269,7 +269,7 @@ def groot(folder: Path, name: str = "groot", **options: Any) -> Json:
     (raw / "processor_config.json").write_text(json.dumps(described))
     (raw / "statistics.json").write_text("{}")
     settings = GrootConfig(
-        base_model_path=str(raw), max_state_dim=8, max_action_dim=8, embodiment_tag="new_embodiment", **features(name)
+        base_model_path=str(raw), max_state_dim=8, max_action_dim=8, embodiment_tag="new_embodiment", **features()
     )
     policy = GrootPolicy(settings)
     policy.save_pretrained(folder / name)
@@ -313,7 +313,7 @@ def vla_jepa(folder: Path) -> Json:
     base = qwen_base(folder / "bases" / "vla_jepa", "3")
     config = VLAJEPAConfig(
         qwen_model_name=str(base), enable_world_model=False, torch_dtype="float32", action_hidden_size=32, action_num_layers=1,
-        action_num_heads=2, action_attention_head_dim=16, resize_images_to=(224, 224), **features("vla_jepa"),
+        action_num_heads=2, action_attention_head_dim=16, resize_images_to=(224, 224), **features(),
     )  # fmt: skip
     policy = VLAJEPAPolicy(config)
     policy.save_pretrained(folder / "vla_jepa")
@@ -339,7 +339,7 @@ def wall_x(folder: Path) -> Json:
     for place in (described, described["text_config"]):
         place |= dict(dof_config={"arm": 20}, agent_pos_config={"arm": 20}, pad_token_id=0)
     (base / "config.json").write_text(json.dumps(described))
-    policy = WallXPolicy(WallXConfig(pretrained_name_or_path=str(base), **features("wall_x")))
+    policy = WallXPolicy(WallXConfig(pretrained_name_or_path=str(base), **features()))
     policy.save_pretrained(folder / "wall_x")
     pixels = []
     for image in floats():
@@ -355,7 +355,7 @@ def eo1(folder: Path) -> Json:
     from lerobot.policies.eo1.processor_eo1 import make_eo1_pre_post_processors
 
     base = qwen_base(folder / "bases" / "eo1", "2.5")
-    config = EO1Config(vlm_base=str(base), dtype="float32", chunk_size=2, n_action_steps=2, **features("eo1"))
+    config = EO1Config(vlm_base=str(base), dtype="float32", chunk_size=2, n_action_steps=2, **features())
     policy = EO1Policy(config)
     policy.save_pretrained(folder / "eo1")
     before, _ = make_eo1_pre_post_processors(config)
@@ -385,7 +385,7 @@ def evo1(folder: Path) -> Json:
     shaken(t.InternVLForConditionalGeneration(config)).save_pretrained(base)
     settings = Evo1Config(
         vlm_model_name=str(base), image_resolution=(56, 56), vlm_num_layers=1, vlm_dtype="float32", use_flash_attn=False, embed_dim=32,
-        hidden_dim=32, state_hidden_dim=32, num_heads=2, num_layers=1, chunk_size=2, n_action_steps=2, **features("evo1"),
+        hidden_dim=32, state_hidden_dim=32, num_heads=2, num_layers=1, chunk_size=2, n_action_steps=2, **features(),
     )  # fmt: skip
     policy = Evo1Policy(settings)
     policy.save_pretrained(folder / "evo1")
@@ -430,7 +430,7 @@ def molmoact2(folder: Path) -> Json:
     processor = MolmoAct2ImageProcessor(size={"height": 70, "width": 70}, crop_mode="resize")
     (base / "processor_config.json").write_text(json.dumps({"image_processor": processor.to_dict()}))
     settings = MolmoAct2Config(
-        checkpoint_path=str(base), model_dtype="float32", chunk_size=2, n_action_steps=2, **features("molmoact2")
+        checkpoint_path=str(base), model_dtype="float32", chunk_size=2, n_action_steps=2, **features()
     )
     policy = MolmoAct2Policy(settings)
     policy.save_pretrained(folder / "molmoact2")
@@ -456,7 +456,7 @@ def xvla(folder: Path) -> Json:
     from lerobot.policies.xvla.configuration_xvla import XVLAConfig
 
     (folder / "xvla").mkdir(exist_ok=True)
-    XVLAConfig(**features("xvla"))._save_pretrained(folder / "xvla")
+    XVLAConfig(**features())._save_pretrained(folder / "xvla")
     return {}
 
 

@@ -169,7 +169,7 @@ def floor(encoder: vv.Encoder, images: list[Tensor]) -> Callable[[], Tensor]:
     return run
 
 
-def images_of(name: str, sizes: list[tuple[int, int]], patch: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+def images_of(sizes: list[tuple[int, int]], patch: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     unit = 2 * patch
     torch.manual_seed(1)
     return [
@@ -186,7 +186,7 @@ def contestants(name: str, options: argparse.Namespace, dtype: torch.dtype, case
         merger = None if name == "pixtral" else vv.load_projector(folder).to(options.device, dtype).eval()
     assert isinstance(encoder, vv.Encoder)
     encoder.eval()
-    images = images_of(name, SIZES[case], encoder.config.patch_size, dtype, options.device)
+    images = images_of(SIZES[case], encoder.config.patch_size, dtype, options.device)
     eager = tower(name, options.depth, "eager").to(options.device, dtype)
     runs: dict[str, Callable[[], Any]] = {
         "ours": Ours(encoder, merger, images),
@@ -266,9 +266,9 @@ def _peak(name: str, case: str, contestant: str, options: argparse.Namespace) ->
             theirs.save_pretrained(folder)
             encoder, merger = vv.load(folder), None if name == "pixtral" else vv.load_projector(folder)
             del theirs
-        run = Ours(encoder, merger, images_of(name, SIZES[case], encoder.config.patch_size, torch.float32, "cpu"))  # type: ignore[arg-type]
+        run = Ours(encoder, merger, images_of(SIZES[case], encoder.config.patch_size, torch.float32, "cpu"))  # type: ignore[arg-type]
     else:
-        run = Theirs(theirs, images_of(name, SIZES[case], theirs.config.patch_size, torch.float32, "cpu"))
+        run = Theirs(theirs, images_of(SIZES[case], theirs.config.patch_size, torch.float32, "cpu"))
     before = _resident()
     resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here

@@ -5,7 +5,6 @@ and `projector.num_tokens(grid)` is M, on `projector.out_grid(grid)` where they 
 out: this package knows no encoder and no language model.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable
 
@@ -22,6 +21,7 @@ from projectors.mergers.conv_downsample import ConvDownsample
 from projectors.mergers.merge_mlp import MergeMLP
 from projectors.mergers.visual_vocabulary import VisualVocabulary
 from projectors.mlp import MlpProjector
+from projectors.names import did_you_mean
 from projectors.patch_merger import PatchMerger
 from projectors.perceiver import Perceiver
 from projectors.pixel_shuffle import PixelShuffle
@@ -101,13 +101,11 @@ def build(name: str, *, in_dim: int, out_dim: int, **options) -> Projector:
 def check_options(name: str, options: Iterable[str]) -> None:
     """Raise ValueError unless a projector is called `name` and takes these options."""
     if name not in PROJECTORS:
-        near = difflib.get_close_matches(name, PROJECTORS)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, PROJECTORS)
         raise ValueError(f"no projector is called {name!r}, expected one of {', '.join(PROJECTORS)}{hint}")
     taken = [option for option in inspect.signature(PROJECTORS[name]).parameters if option not in ("in_dim", "out_dim")]
     if unknown := [option for option in options if option not in taken]:
-        near = difflib.get_close_matches(unknown[0], taken)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(unknown[0], taken)
         raise ValueError(
             f"projector {name!r} does not take these options: {', '.join(unknown)}; it takes {', '.join(taken) or 'none'}{hint}"
         )

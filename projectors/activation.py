@@ -1,11 +1,12 @@
 """Activations by name."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, sigmoid
+
+from projectors.names import did_you_mean
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -32,7 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The function called `name`. Raises ValueError if none is."""
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name, ACTIVATIONS)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, ACTIVATIONS)
         raise ValueError(f"no activation is called {name!r}, expected one of {', '.join(ACTIVATIONS)}{hint}")
     return ACTIVATIONS[name]

@@ -94,6 +94,20 @@ def test_each_tower_can_have_its_own_image_size():
         vv.load(f"{golden_case('hf_dinov2_reg')} + {golden_case('hf_siglip')}", image_size=[42, 48, 56])
 
 
+def clips(encoder: vv.Encoder, **fields) -> vv.Encoder:
+    tokens = dict(pool="none", class_token=False, num_registers=0, position_prefix=0)
+    config = dataclasses.replace(encoder.config, frames="joined", **tokens, **fields)
+    return vv.Encoder(vv.VisionTransformer(config).eval(), preprocess=encoder.preprocess, origin=encoder.origin)
+
+
+def test_towers_of_videos_are_fused_frame_by_frame(encoder):
+    fused = vv.FusedEncoder([clips(encoder), clips(encoder, temporal_patch=2)])
+    out = fused([torch.randn(1, 2, 3, 16, 24), torch.randn(1, 4, 3, 16, 24)])
+    assert out.frames == 2 and out.patch_tokens.shape[1] == out.frames * out.grid[0] * out.grid[1]
+    with pytest.raises(ValueError, match=r"one number of frames of tokens, got \[4, 2\]"):
+        fused([torch.randn(1, 4, 3, 16, 24), torch.randn(1, 4, 3, 16, 24)])
+
+
 def test_one_tower_is_no_fusion(encoder):
     with pytest.raises(ValueError, match="at least two towers, got 1"):
         vv.FusedEncoder([encoder])

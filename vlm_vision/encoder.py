@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
     def __init__(self, model: VisionTransformer, *, preprocess: Preprocess, tap: Tap = Tap(), origin: Origin):
         super().__init__()
-        tap.block(model.config.depth)
+        model.config.is_merged(tap)  # says what is wrong with the tap
         self.model, self.preprocess, self.tap, self.origin = model, preprocess, tap, origin
 
     @property
@@ -63,12 +63,12 @@ class Encoder(nn.Module):
         return self.model.patch_embed.weight.device
 
     def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patch tokens of an image of height x width pixels."""
-        return self.config.num_patch_tokens(height, width)
+        """Patch tokens of an image of height x width pixels, at the tap."""
+        return self.config.num_patch_tokens(height, width, self.tap)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of the patch tokens of an image of height x width pixels."""
-        return self.config.token_grid(height, width)
+        """(rows, columns) of the patch tokens of an image of height x width pixels, at the tap."""
+        return self.config.token_grid(height, width, self.tap)
 
     def forward(
         self,
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: unknown format, or an architecture that the family's layout cannot express; with `into`, a tower or
-                projector there that is another one, or a `folder` that exists.
+                projector there that is another one, or a `folder` that exists and is another than `into`.
         """
         if into is not None:
             check_format(format)

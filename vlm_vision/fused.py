@@ -19,9 +19,8 @@ from vlm_vision.checkpoints.hf.into import check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
-from vlm_vision.nn.blocks import Block
+from vlm_vision.nn.blocks import Block, FilmBlock
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.film import FilmBlock
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.spec import Preprocess
@@ -84,8 +83,8 @@ class FusedPreprocess:
 class FusedEncoder(nn.Module):
     """Towers that encode the same image. Called and saved like an `Encoder`.
 
-    patch_tokens: (B, N, D1 + D2 + ...), in the order given. cls_token and pooled are concatenated where every tower
-    has one, else None; register_tokens is None.
+    patch_tokens: (B, N, D1 + D2 + ...), in the order given, N == frames * h * w. cls_token and pooled are concatenated where
+    every tower has one, else None; register_tokens is None, and deepstack empty: deep features are read from one tower alone.
 
     Raises:
         ValueError: the towers' grids differ at the image size of their preprocessing.
@@ -166,12 +165,13 @@ class FusedEncoder(nn.Module):
         """Encode with every tower; on CUDA without gradients side by side, each on its own stream.
 
         Args:
-            pixels: the canvas of `preprocess`, (B, 3 * towers, H, W), or one (B, 3, H, W) for each tower.
+            pixels: the canvas of `preprocess`, (B, 3 * towers, H, W); or one (B, 3, H, W), or video (B, T, 3, H, W), for
+                each tower.
             tap: one for all towers, or one each; default their own.
             condition: (B, film_dim), for towers with FiLM, the same for all.
 
         Raises:
-            ValueError: wrong number of channels, tensors or taps; grids that differ.
+            ValueError: wrong number of channels, tensors or taps; grids, or frames of tokens, that differ.
         """
         towers = self._towers
         each = self._split(pixels) if isinstance(pixels, Tensor) else list(pixels)
@@ -180,13 +180,22 @@ class FusedEncoder(nn.Module):
             raise ValueError(
                 f"this encoder has {len(towers)} towers, got {len(each)} pixel tensors and {len(taps)} taps: pass one for each"
             )
-        _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each])
+        taps = [own or tower.tap for own, tower in zip(taps, towers, strict=True)]
+        _one_grid(towers, [(p.shape[-2], p.shape[-1]) for p in each], taps)
+        frames = [
+            tower.config.num_frames(p.shape[1]) if p.ndim == 5 else 1 for tower, p in zip(towers, each, strict=True)
+        ]
+        if len(set(frames)) > 1:
+            raise ValueError(
+                f"fused towers must have one number of frames of tokens, got {frames}: pass videos of as many temporal patches"
+            )
         steer = {} if condition is None else {"condition": condition}
         calls = [partial(tower, p, tap=t, pool=pool, **steer) for tower, p, t in zip(towers, each, taps, strict=True)]
         outs = _on_streams(calls, each) if _can_overlap(each) else [call() for call in calls]
         return VisionOutput(
             patch_tokens=torch.cat([out.patch_tokens for out in outs], dim=-1),
             grid=outs[0].grid,
+            frames=outs[0].frames,
             cls_token=_cat([out.cls_token for out in outs]),
             pooled=_cat([out.pooled for out in outs]),
         )
@@ -283,14 +292,20 @@ def _on_streams(calls: list[Callable[[], VisionOutput]], pixels: list[Tensor]) -
         seen.record_stream(stream)
     for side, out in zip(streams[1:], outs[1:], strict=True):
         current.wait_stream(side)
-        for tensor in vars(out).values():
-            if isinstance(tensor, Tensor):
-                tensor.record_stream(current)  # its memory is not given to the side stream again before it is read
+        out.map(partial(_read_on, current))
     return outs
 
 
-def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    grids = [tower.grid(*size) for tower, size in zip(towers, sizes, strict=True)]
+def _read_on(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    """The tensor, whose memory does not return to the stream that made it before `stream` has read it."""
+    tensor.record_stream(stream)
+    return tensor
+
+
+def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]], taps: list[Tap] | None = None) -> tuple[int, int]:
+    """The grid of every tower's patch tokens, at its own tap or at that in `taps`."""
+    taps = taps or [tower.tap for tower in towers]
+    grids = [tower.config.token_grid(*size, tap) for tower, size, tap in zip(towers, sizes, taps, strict=True)]
     if len(set(grids)) > 1:
         grid_list = "; ".join(
             f"{t.origin.family} at {h}x{w} px, patch {t.config.patch_size}: grid {g[0]}x{g[1]}"

@@ -1,5 +1,6 @@
 """`vlm_vision.load` and `load_projector`: from a name to an encoder, or to the projector of a published model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,14 +163,14 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
     preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
     if "preprocess_fingerprint" in sidecar:
         check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], tower.source)
-    if image_size is not None:
-        height, width = _height_width(image_size, config)
-        if preprocess.resize == "max_patches":
-            preprocess = preprocess.with_budget(config.num_patch_tokens(height, width), config.patch_size)
-        else:
-            preprocess = preprocess.at(height, width)
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
+    if image_size is not None:
+        height, width = _height_width(image_size, config, tap)
+        if preprocess.resize == "max_patches":
+            preprocess = preprocess.with_budget(math.prod(config.grid_of(height, width)), config.patch_size)
+        else:
+            preprocess = preprocess.at(height, width)
     model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
     encoder = Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference))
     encoder.hub_id = found.hub_id
@@ -219,11 +220,11 @@ def known_device(device: str | torch.device) -> torch.device:
     return known
 
 
-def _height_width(image_size: Any, vit: ViTConfig) -> tuple[int, int]:
+def _height_width(image_size: Any, vit: ViTConfig, tap: Tap) -> tuple[int, int]:
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not isinstance(sides, tuple) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"image_size is {image_size!r}, expected a side or (height, width) in whole pixels")
-    vit.num_patch_tokens(*sides)
+    vit.token_grid(*sides, tap)
     return sides
 
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from projectors.names import did_you_mean
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.fields import TextFields, ViTFields, check_names, did_you_mean, text_config, vit_config
+from vlm_vision.nn.fields import TextFields, ViTFields, check_names, text_config, vit_config
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.text import TextTransformer
 from vlm_vision.nn.vit import VisionTransformer

@@ -1,6 +1,5 @@
 """Today's towers frozen, exported, traced and compiled at one size give what they give as they are."""
 
-import dataclasses
 import importlib.util
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 import vlm_vision as vv
 from vlm_vision.deploy.export import export_onnx, export_program, freeze
+from vlm_vision.deploy.patch_size import with_patch_size
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.nn.rope import Rope
 from vlm_vision.preprocess.spec import HALF, Preprocess
@@ -24,13 +24,14 @@ FAMILIES = {
                    attention_scale=1.0, norm="rms", num_kv_heads=2),
     "sam": dict(window=3, full_blocks=(1,), window_padding=True, relative_position=True),
     "minicpm": dict(merge_after=0, merge_dim=40, position_resize="bucket"),
+    "hunyuan": dict(position_resize="bicubic_offset_always"),
 }  # fmt: skip
 SIZE = (48, 32)
 
 
-def tower(family: str) -> Encoder:
+def tower(family: str, **changes) -> Encoder:
     torch.manual_seed(0)
-    model = vv.VisionTransformer(vv.ViTConfig(**BASE | FAMILIES[family])).eval()
+    model = vv.VisionTransformer(vv.ViTConfig(**BASE | FAMILIES[family] | changes)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
@@ -100,6 +101,34 @@ def test_openvino_gives_the_same(family):
     same([torch.from_numpy(x) for x in compiled(pixels.numpy()).values()], expected(encoder, pixels))
 
 
-def test_a_configuration_replaced_keeps_its_facts():
-    config = tower("qwen2.5").config
-    assert dataclasses.replace(config, depth=4).full_blocks == (1,)
+@torch.no_grad()
+def test_a_frozen_tower_keeps_the_mergers_of_its_tap_alone():
+    encoder = tower("qwen3", deepstack=(2, -1, 0, 0))
+    encoder.tap = vv.Tap(0, norm=False)
+    frozen = freeze(encoder, height=SIZE[0], width=SIZE[1])
+    assert len(frozen.encoder.model.deepstack) == 1
+    pixels = torch.randn(2, 3, *SIZE)
+    same(frozen(pixels), expected(encoder, pixels))
+
+
+@torch.no_grad()
+def test_a_tower_frozen_before_its_merger_keeps_its_grid():
+    encoder = tower("minicpm", merge_after=1)
+    encoder.tap = vv.Tap(0, norm=False)
+    assert encoder.grid(40, 32) == (5, 4) and encoder.num_patch_tokens(40, 32) == 20
+    frozen = freeze(encoder, height=40, width=32)
+    assert frozen.grid == (5, 4) and frozen.encoder.model.merge is None
+    pixels = torch.randn(1, 3, 40, 32)
+    same(frozen(pixels), expected(encoder, pixels))
+    with pytest.raises(ValueError, match="blocks before and after the merger"):
+        Encoder(encoder.model, preprocess=encoder.preprocess, tap=vv.Tap(0, more=(1,)), origin=encoder.origin)
+
+
+@torch.no_grad()
+def test_positions_that_always_move_are_moved_once():
+    encoder, pixels = tower("hunyuan"), torch.randn(1, 3, 32, 32)
+    native = expected(encoder, pixels)
+    same(freeze(encoder, height=32, width=32)(pixels), native)
+    same(expected(with_patch_size(encoder, 8), pixels), native)
+    larger = torch.randn(1, 3, 48, 48)
+    same(expected(with_patch_size(encoder, 8, image_size=48), larger), expected(encoder, larger))

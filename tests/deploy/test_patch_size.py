@@ -89,6 +89,29 @@ def test_preprocessing_keeps_the_number_of_patches(encoder):
         assert with_patch_size(encoder, 16).preprocess == expected
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(resize="area", resize_to=(32 * 32, 256 * 256), patch_size=16),
+        dict(resize="near_area", resize_to=(64, 64), patch_size=16),
+        dict(resize="within_patches", resize_to=(90, 90), patch_size=8),
+        dict(resize="fill_patches", resize_to=(0, 0), patch_size=16, max_patches=20),
+        dict(resize="shrunk_patches", resize_to=(96, 96), patch_size=8, max_patches=64, multiple=16),
+    ],
+)
+def test_preprocessing_makes_whole_patches_of_the_new_size(encoder, fields):
+    encoder.preprocess = dataclasses.replace(encoder.preprocess, **fields)
+    made = with_patch_size(encoder, 12)
+    assert made.preprocess.patch_size == fields["patch_size"] // 8 * 12
+    height, width = made.preprocess(make_image(0, 70, 130)).shape[-2:]
+    square = made.preprocess.multiple or made.preprocess.patch_size
+    assert height % square == 0 == width % square
+    with pytest.raises(ValueError, match="patch_size 20, which is no whole number of patches of 8 pixels"):
+        encoder.preprocess = dataclasses.replace(encoder.preprocess, patch_size=20)
+        with_patch_size(encoder, 12)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

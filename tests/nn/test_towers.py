@@ -1,14 +1,17 @@
 """Switches of today's towers: each encodes packed as alone, windows and frames by the law that defines them, and trains."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vlm_vision as vv
 from vlm_vision.nn.position import RESIZE, PositionTable
 from vlm_vision.nn.rope import Rope
+from vlm_vision.nn.sequence import Part, plan
 
 BASE = vv.ViTConfig(
     image_size=(32, 32), patch_size=4, embed_dim=32, depth=3, num_heads=4, mlp_dim=48, class_token=False, pool="none"
@@ -157,6 +160,19 @@ def test_every_weight_trains(name):
         (dict(position_grid=(0, 4)), "position_grid is 0: it must be a whole number of at least 1"),
         (dict(mlp_limit=10.0), "mlp_limit is for a gated mlp"),
         (dict(mlp_limit=0.0, mlp="swiglu"), "expected a positive number such as 10.0"),
+        (dict(attention_scale="0.5"), "attention_scale is '0.5', expected a positive number"),
+        (dict(attention_scale=True), "attention_scale is True, expected a positive number"),
+        (dict(full_blocks=(1,)), "full_blocks are the exceptions from a window: set window"),
+        (dict(full_blocks=(True,), window=2), "full_blocks is .*expected block numbers"),
+        (dict(merge_after=True, merge_dim=8), "merge_after is True, expected a block from 0"),
+        (dict(head_width=6, rope=Rope()), "rotary positions need a head width that 4 divides, got 6"),
+        (dict(head_width=7, rope=Rope(axes=3)), "rotary positions need a head width that 2 divides, got 7"),
+        (dict(patch_drop=0.5, window=2), "patch_drop does not go with window"),
+        (dict(patch_drop=0.5, merge_after=0, merge_dim=8), "patch_drop does not go with merge_after"),
+        (dict(window=2, window_padding=True, frames="apart"), "window_padding is for encoders of images"),
+        (dict(window=2, frames="joined"), "windows lie in one frame: set frames='apart'"),
+        (dict(drop_path=False), "drop_path is False, expected a share"),
+        (dict(pool="prefix", pool_tokens=(0.0,), class_token=True), "does not go with pool_tokens"),
     ],
 )
 def test_impossible_towers_say_why(fields, says):
@@ -165,18 +181,139 @@ def test_impossible_towers_say_why(fields, says):
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            dict(coordinates="centre"),
+            "Rope.coordinates is 'centre', expected one of index, center; did you mean 'center'",
+        ),
+        (dict(frequencies="both"), "Rope.frequencies is 'both', expected one of same, alternate"),
+        (dict(axes=4), "Rope.axes is 4, expected one of 2, 3"),
+        (dict(axes=2.0), "Rope.axes is 2.0, expected one of 2, 3"),
+        (dict(first=-1), "Rope.first is -1: it must be a whole number of at least 0"),
+        (dict(span=2.5), "Rope.span is 2.5: it must be a whole number"),
+    ],
+)
+def test_impossible_rotary_positions_say_why(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Rope(**fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(deepstak=[]), "the saved architecture has unknown fields deepstak: it needs a newer vlm_vision"),
+        (dict(rope={"bas": 1.0}), "the saved rope has unknown fields bas"),
+        (dict(rope=3), "the saved rope is 3, expected an object"),
+        (dict(depth=None), "the saved architecture lacks depth: the file was edited"),
+    ],
+)
+def test_a_saved_architecture_that_was_edited_says_what_is_wrong(change, says):
+    state = dataclasses.replace(BASE, rope=Rope()).to_dict() | change
+    with pytest.raises(ValueError, match=says):
+        vv.ViTConfig.from_dict({name: value for name, value in state.items() if value is not None})
+
+
+@pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
         ("rotary", (1, 2, 3, 16, 16), "takes images, got a video of 2 frames"),
         ("windows", (1, 3, 3, 16, 16), "3 frames is no whole number of temporal patches of 2 frames"),
-        ("deepstack", (1, 3, 20, 16), "multiple"),
-        ("minicpm", (1, 3, 20, 16), "5x4 patches cannot be merged two by two"),
+        ("deepstack", (1, 3, 20, 16), "5x4 patches cannot be merged 2 by 2"),
+        (
+            "deepstack",
+            (1, 4, 3, 12, 16),
+            "3x4 patches cannot be merged 2 by 2",
+        ),  # two frames: an even number of rows in all
+        ("minicpm", (1, 3, 20, 16), "5x4 patches cannot be merged 2 by 2"),
         ("gemma", (1, 3, 84, 16), "positions for 20 rows and columns"),
     ],
 )
 def test_pixels_that_do_not_fit_say_why(name, shape, says):
     with pytest.raises(ValueError, match=says):
         tower(**SWITCHES[name])(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ["windows", "sam", "sam3", "minicpm", "deepstack", "muse"])
+def test_towers_that_need_all_patches_leave_none_out(name):
+    with pytest.raises(ValueError, match="cannot leave patches out by keep or patch_drop: it has (win|merge|deep)"):
+        tower(**SWITCHES[name])(torch.randn(1, 3, 16, 16), keep=torch.tensor([[0, 3]]))
+
+
+def test_no_patches_are_left_out_of_videos():
+    model, keep = tower(**SWITCHES["clips"]), torch.tensor([[0, 3]])
+    assert model(torch.randn(1, 1, 3, 16, 16), keep=keep).patch_tokens.shape == (1, 2, 32)
+    with pytest.raises(ValueError, match="got a video of 3 frames of tokens; encode all patches"):
+        model(torch.randn(1, 3, 3, 16, 16), keep=keep)
+
+
+@pytest.mark.parametrize("name", ["windows", "sam", "sam3", "minicpm", "deepstack", "clips"])
+def test_a_vector_steers_every_tower(name):
+    """FiLM of zeros changes nothing, of the same weights as without it: attention stays what it is."""
+    plain, steered = tower(**SWITCHES[name]), tower(**SWITCHES[name], film_dim=6)
+    state = steered.state_dict()
+    films = {key: torch.zeros_like(value) for key, value in state.items() if ".film." in key}
+    steered.load_state_dict(plain.state_dict() | films)
+    pixels, condition = torch.randn(2, 3, 24, 40), torch.randn(2, 6)
+    equal(plain(pixels), steered(pixels, condition=condition))
+    for weight in steered.blocks[-1].film.parameters():
+        weight.data += 0.1
+    assert not torch.allclose(steered(pixels, condition=condition).patch_tokens, plain(pixels).patch_tokens, atol=1e-3)
+
+
+def test_the_grid_is_that_at_the_tap():
+    config = dataclasses.replace(BASE, **SWITCHES["minicpm"] | dict(merge_after=1))
+    before, after = vv.Tap(0, norm=False), vv.Tap(1, norm=False)
+    model = vv.VisionTransformer(config)
+    for tap, grid in ((before, (6, 10)), (after, (3, 5))):
+        assert model(torch.randn(1, 3, 24, 40), tap=tap).grid == grid == config.token_grid(24, 40, tap)
+        assert config.num_patch_tokens(24, 40, tap) == grid[0] * grid[1]
+    assert config.token_grid(20, 40, before) == (5, 10)
+    with pytest.raises(ValueError, match="before and after the merger"):
+        config.token_grid(24, 40, vv.Tap(0, more=(1,)))
+
+
+def test_modules_past_the_tap_are_unused():
+    model = tower(**QWEN, deepstack=(2, -1, 0, 2), deepstack_dim=24)
+    unused = {id(part) for part in model.unused_modules(vv.Tap(-2))}
+    assert unused == {id(part) for part in (model.blocks[2], *(model.deepstack[i] for i in (0, 1, 3)), model.pool_norm)}
+    model = tower(**SWITCHES["minicpm"] | dict(merge_after=1))
+    assert model.merge in model.unused_modules(vv.Tap(0)) and model.merge not in model.unused_modules(vv.Tap(1))
+
+
+@pytest.mark.parametrize("fields", [dict(post_norm=True), dict(clipped=True)])
+def test_a_scale_behind_a_norm_or_a_clip_is_not_folded(fields):
+    model = tower(layer_scale=0.5, **fields)
+    with pytest.raises(ValueError, match="LayerScale does not fold into layers whose outputs are normed or clipped"):
+        model.fold_layer_scale()
+    assert model.blocks[0].residual1.scale is not None
+
+
+def test_an_output_maps_every_tensor():
+    out = tower(**SWITCHES["deepstack"])(torch.randn(2, 3, 16, 16))
+    twice = out.map(lambda tensor: 2 * tensor)
+    assert (twice.grid, twice.frames) == (out.grid, out.frames) and len(twice.deepstack) == 2
+    assert torch.equal(twice.patch_tokens, 2 * out.patch_tokens)
+    assert all(torch.equal(one, 2 * two) for one, two in zip(twice.deepstack, out.deepstack, strict=True))
+
+
+class OnMeta(TorchDispatchMode):
+    """Every operation gives tensors on the meta device: nothing is copied from the CPU, which a CUDA graph cannot hold."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for one in out if isinstance(out, tuple | list) else (out,):
+            assert not isinstance(one, torch.Tensor) or one.is_meta, func
+        return out
+
+
+@pytest.mark.parametrize("name", ["windows", "muse", "deepstack", "clips", "rotary"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_plan_is_made_on_the_device(name, packed):
+    config = dataclasses.replace(BASE, **SWITCHES[name])
+    with OnMeta():
+        made = plan(config, [Part(1, 1, (6, 10))], packed=packed, device=torch.device("meta"))
+    assert made.full.grid == (6, 10)
 
 
 def test_a_limit_is_that_of_the_gate_and_of_the_size_of_the_value():
@@ -226,7 +363,7 @@ def test_clips_of_one_frame_are_images():
 
 def test_a_configuration_goes_through_json():
     config = dataclasses.replace(BASE, **SWITCHES["windows"])
-    assert vv.ViTConfig.from_dict(dataclasses.asdict(config)) == config
+    assert vv.ViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_a_rule_that_always_moves_positions_moves_them_on_the_native_grid_too():
@@ -248,15 +385,19 @@ def test_more_tapped_blocks_follow_in_the_channels():
         each = [model(x, tap=vv.Tap(layer, norm)) for layer in (3, 1, 0)]
         for name in ("patch_tokens", "cls_token", "register_tokens"):
             assert torch.equal(getattr(both, name), torch.cat([getattr(out, name) for out in each], -1))
-        assert both.pooled is None and torch.equal(
-            model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0].cls_token, both.cls_token[:1]
-        )
+        packed = model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0]
+        assert torch.equal(packed.cls_token, both.cls_token[:1])
+        for taps in ((-1, norm, (-3, 0)), (0, norm, (3,))):  # the pooled vector, of the last block wherever it is named
+            assert torch.equal(model(x, tap=vv.Tap(*taps)).pooled, model(x).pooled)
+        assert model(x, tap=vv.Tap(0, norm, (1,))).pooled is None
         assert torch.equal(model(x, tap=vv.Tap(-1, norm, (-3, 0)), patches=False).cls_token, both.cls_token)
     assert vv.Tap(layer=1, more=(2, 0)).blocks(4) == (1, 2, 0) and vv.Tap(layer=1, more=(2, 0)).block(4) == 2
     with pytest.raises(ValueError, match=r"Tap\(layer=4\) is outside this encoder of 4 blocks"):
         model(x, tap=vv.Tap(more=(4,)))
     with pytest.raises(ValueError, match="whole numbers of blocks in more"):
         vv.Tap(more=(1.5,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got layer=True"):
+        vv.Tap(layer=True)
 
 
 def test_a_rule_for_unequal_sides_moves_a_native_table_too():

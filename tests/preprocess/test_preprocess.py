@@ -9,6 +9,7 @@ import torch
 from support.preprocessing import BUDGETED, CROPPED, EVEN, FLOAT, LETTERBOX, SIZES, SPECS, SQUASH, WHOLE, make_image
 
 from vlm_vision.preprocess.spec import Preprocess
+from vlm_vision.preprocess.steps import ImageStep
 
 # ---------------------------------------------------------------------------------------------- batches
 
@@ -287,3 +288,30 @@ def test_the_fingerprint_changes_with_every_field() -> None:
 def test_a_spec_that_makes_no_sense_is_refused(change: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         dataclasses.replace(SQUASH, **change)
+
+
+FILLED = dataclasses.replace(SQUASH, resize_to=(30, 50), multiple=32)
+
+
+def test_sides_are_filled_up_to_multiples_in_the_output_size_too() -> None:
+    assert FILLED(make_image(40, 40)).shape[-2:] == (32, 64) == FILLED.output_size
+    assert FILLED.at(64, 96).output_size == (64, 96)
+    with pytest.raises(ValueError, match=r"filled up to multiples of 32 pixels, got \(40, 96\)"):
+        FILLED.at(40, 96)
+
+
+def test_a_budget_of_patches_fills_nothing_up() -> None:
+    budget = FILLED.with_budget(6, 8)
+    assert budget.multiple == 0 and budget(make_image(40, 60)).shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "square"])
+@pytest.mark.parametrize("size", [(20, 40), (40, 20), (31, 40)])
+def test_bars_go_around_an_image_that_a_mean_has_resized(resize, size) -> None:
+    fill = (9, 8, 7) if resize == "letterbox" else (0, 0, 0)
+    plain = dataclasses.replace(FLOAT, resize=resize, resize_to=(24, 24), fill=fill)
+    mean = dataclasses.replace(plain, before=(ImageStep(kind="squash", size=size, kernel="mean"),))
+    image = make_image(2 * size[0], 2 * size[1])
+    halved = np.asarray(image, dtype=np.float64).reshape(size[0], 2, size[1], 2, 3).mean(axis=(1, 3))
+    rounded = plain(halved.round().astype(np.uint8))
+    assert (mean(image) - rounded).abs().max() < 0.6 * FLOAT.rescale / min(FLOAT.std)

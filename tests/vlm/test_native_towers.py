@@ -1,15 +1,21 @@
 """Towers of native resolution, with mergers and deep features, joined to a language model."""
 
+import warnings
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.models import make_image, tiny_llm, tiny_tokenizer
+from torch.utils.checkpoint import checkpoint
 
 import projectors
 import vlm_vision as vv
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.nn.rope import Rope
 from vlm_vision.preprocess.spec import HALF, Preprocess
+from vlm_vision.train.trainable import set_trainable
+from vlm_vision.vlm.deepstack import deep_levels
 
 AREA = Preprocess(
     resize="area", resize_to=(16 * 16, 64 * 64), resample="bicubic", crop=None, rescale=1 / 255, mean=HALF[0], std=HALF[1],
@@ -89,12 +95,80 @@ def test_deep_features_are_added_to_the_first_layers():
     x, positions = embeds[..., :width], torch.arange(embeds.shape[1])[None]
     rotary = by_hand.rotary_emb(x, positions)
     for level, layer in enumerate(by_hand.layers):
-        vlm._deepstack.take(x, width)  # the hooks have nothing to add
         x = layer(x, position_embeddings=rotary, position_ids=positions)
         x = x if isinstance(x, torch.Tensor) else x[0]
         x[0, at] += deep[level][0] if level < len(deep) else 0
     expected = vlm.language_model.lm_head(by_hand.norm(x))
     torch.testing.assert_close(vlm(**batch).logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_language_model_alone_reads_no_deep_features(fails):
+    vlm = join(deepstack=True)
+    batch, words = inputs(vlm, ["<image> the"]), torch.randint(5, 20, (1, 7))
+    before = vlm.language_model(words).logits
+    if fails:
+        with pytest.raises(TypeError):
+            vlm(**batch, no_such_argument=1, labels="a")
+    else:
+        vlm(**batch)
+    assert torch.equal(vlm.language_model(words).logits, before)
+
+
+class Recomputed(torch.nn.Module):
+    """A layer whose hooks run once more in the backward pass."""
+
+    reentrant = False
+
+    def __call__(self, *args, **kwargs):
+        return checkpoint(partial(super().__call__, **kwargs), *args, use_reentrant=self.reentrant)
+
+
+def test_layers_that_are_recomputed_change_no_gradient():
+    """Of two forward passes before one backward pass either."""
+    gradients = []
+    for recomputed in (False, True):
+        vlm = join(deepstack=True).train()
+        if recomputed:
+            for layer in vlm.language_model.model.layers:
+                layer.__class__ = type("Recomputed", (Recomputed, type(layer)), {})
+        losses = []
+        for i in range(2):
+            batch = vlm.processor(text=["<image> what"], images=make_image(i, *SIZES[i]), return_tensors="pt")
+            losses.append(vlm(**batch).logits.pow(2).mean())
+        sum(losses).backward()
+        gradients.append({name: weight.grad for name, weight in vlm.named_parameters() if weight.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_reentrant_checkpointing_is_refused():
+    vlm = join(deepstack=True).train()
+    layer = vlm.language_model.model.layers[0]
+    layer.__class__ = type("Reentrant", (Recomputed, type(layer)), {"reentrant": True})
+    with pytest.raises(ValueError, match='"use_reentrant": False'):
+        vlm(**inputs(vlm, ["<image> the"]))
+
+
+def test_repeated_and_unused_blocks_are_no_levels():
+    width = tiny_llm("llama").get_input_embeddings().weight.shape[1]
+    encoder = tower(deepstack=(2, -1, 0, 2), deepstack_dim=width)
+    assert deep_levels(encoder) == 2 == len(encoder(torch.randn(1, 3, 32, 32)).deepstack)
+    encoder.tap = vv.Tap(-3, norm=False)
+    assert deep_levels(encoder) == 1
+
+
+@pytest.mark.parametrize("deepstack", [False, True])
+def test_mergers_train_where_the_language_model_reads_them(deepstack):
+    width = tiny_llm("llama").get_input_embeddings().weight.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tower whose deep features are not read
+        encoder = tower(deepstack=(0, 3, -1), deepstack_dim=width)
+        encoder.tap = vv.Tap(-2, norm=False)
+        merger = projectors.build("patch_merger", in_dim=32, out_dim=width)
+        vlm = vv.VisionLanguageModel.attach(encoder, tiny_llm("llama"), merger, tiny_tokenizer(), deepstack=deepstack)
+    set_trainable(vlm, vision="full", projector="full", language="frozen")
+    trains = [all(weight.requires_grad for weight in one.parameters()) for one in encoder.model.deepstack]
+    assert trains == [deepstack, False, False]
 
 
 def test_everything_trains_under_lora_too():

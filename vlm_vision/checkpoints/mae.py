@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.checkpoints.towers import TowerWeights
-from vlm_vision.nn.config import check_choices, check_whole
+from vlm_vision.nn.checks import check_choices, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Resize of the position table: the rule of each reference for each family."""
 
-import difflib
 from collections.abc import Mapping
 
+from projectors.names import did_you_mean
 from vlm_vision.checkpoints.families.all import FAMILIES
 
 RESIZE_BY_FAMILY: dict[str, Mapping[str, str]] = {name: family.resize for name, family in FAMILIES.items()}
@@ -18,8 +18,7 @@ def resize_rule(family: str, reference: str) -> str:
     """
     rules = RESIZE_BY_FAMILY[family]
     if reference not in rules:
-        near = difflib.get_close_matches(str(reference), rules, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(reference, rules)
         raise ValueError(
             f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}{hint}"
         )

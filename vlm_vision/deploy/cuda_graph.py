@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import VisionOutput
-from vlm_vision.nn.position import PositionTable
+from vlm_vision.nn.vit import VisionTransformer
 
 _WARM_UP = 3
 """Runs before the capture, during which libraries choose kernels and allocate workspaces."""
@@ -46,7 +46,7 @@ class CudaGraph:
             raise ValueError(f"a CUDA graph needs an encoder on a CUDA device, got {encoder.device}: {there}")
         if encoder.training:
             raise ValueError("a CUDA graph is for inference, but the encoder is in training mode: call encoder.eval()")
-        grid = encoder.grid(height, width)  # says what is wrong with the size
+        encoder.grid(height, width)  # says what is wrong with the size
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch is {batch!r}: expected a whole number of at least 1")
         shape = (batch, encoder.config.channels, height, width)
@@ -63,9 +63,8 @@ class CudaGraph:
                 for _ in range(_WARM_UP):
                     encoder(self._pixels, pool=pool)
             torch.cuda.current_stream().wait_stream(side)
-            tables = [module for module in encoder.modules() if isinstance(module, PositionTable)]
             self._graph = torch.cuda.CUDAGraph()
-            self._held = [table(grid) for table in tables]  # resized tables, which their own cache may let go
+            self._held = _tables(encoder, height, width)
             with torch.cuda.graph(self._graph):
                 self._out = encoder(self._pixels, pool=pool)
 
@@ -88,9 +87,15 @@ class CudaGraph:
         with torch.cuda.device(self._pixels.device):
             self._pixels.copy_(pixels)
             self._graph.replay()
-            return _copied(self._out) if clone else replace(self._out)
+            return self._out.map(torch.clone) if clone else replace(self._out)
 
 
-def _copied(out: VisionOutput) -> VisionOutput:
-    tensors = {name: value.clone() for name, value in vars(out).items() if isinstance(value, Tensor)}
-    return replace(out, **tensors)
+def _tables(encoder: Encoder | FusedEncoder, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
+    """Each tower's positions at its grid of patches: resized tables, which their own cache may let go."""
+    sizes = encoder.windows(height, width) if isinstance(encoder, FusedEncoder) else [(height, width)]
+    models = [module for module in encoder.modules() if isinstance(module, VisionTransformer)]
+    return [
+        model.position(model.config.grid_of(*size))
+        for model, size in zip(models, sizes, strict=True)
+        if model.position is not None
+    ]

@@ -1,6 +1,6 @@
 """An encoder frozen to one image size, for deployment: `freeze`, `export_program`, `export_onnx`.
 
-The position table is resized to that size; LayerScale is folded; blocks after the tap are removed.
+The position table is resized to that size; LayerScale is folded; blocks and mergers after the tap are removed.
 """
 
 import copy
@@ -111,11 +111,17 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
         table.grid, table.resize = (rows, columns), once(table.resize)
         table._cache.clear()
     side = model.config.patch_size
-    model.config = replace(model.config, image_size=(rows * side, columns * side))
+    rule = once(model.config.position_resize)
+    model.config = replace(model.config, image_size=(rows * side, columns * side), position_resize=rule)
     model.mask_token = None
     first, *others = tap.blocks(model.config.depth)
     last = max(first, *others) if others else first
     model.blocks = model.blocks[: last + 1]
+    used = model.config.mergers(last)
+    model.deepstack = nn.ModuleList(model.deepstack[place] for place in used)
+    model.config = replace(model.config, deepstack=tuple(model.config.deepstack[place] for place in used))
+    if not model.config.is_merged(tap):
+        model.merge = None
     if not pool or others or last < model.config.depth - 1:
         model.pool = model.pool_head = model.head = model.head_dist = None
         model.pool_norm = nn.Identity()

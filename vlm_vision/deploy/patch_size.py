@@ -33,11 +33,11 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
     Returns:
         An encoder in the mode (training or evaluation) of `encoder`. Its preprocessing makes images of image_size,
         or by default of as many patches as before; one whose images have any size keeps the size (a budget of patches
-        keeps the number of patches).
+        keeps the number of patches), rounded to as many patches as before.
 
     Raises:
         ValueError: several towers; a size that is not a positive whole number, or smaller than a patch; a table that its
-            rule cannot resize.
+            rule cannot resize; preprocessing that rounds to other than whole patches.
     """
     if not isinstance(encoder, Encoder):
         raise ValueError(
@@ -94,7 +94,7 @@ def _conv(conv: nn.Conv2d, config: ViTConfig) -> nn.Conv2d:
 
 
 def _positions(table: PositionTable, grid: Grid) -> PositionTable:
-    """A table whose native grid is `grid`, with the rows that `table` gives for it."""
+    """A table whose native grid is `grid`, with the rows that `table` gives for it, which its rule does not move once more."""
     learned = table.table.requires_grad
     with torch.device("meta"):
         made = PositionTable(
@@ -106,8 +106,14 @@ def _positions(table: PositionTable, grid: Grid) -> PositionTable:
 
 
 def _preprocess(preprocess: Preprocess, old: ViTConfig, new: ViTConfig, *, by_grid: bool) -> Preprocess:
-    if preprocess.resize == "max_patches":
-        return preprocess.with_budget(preprocess.max_patches, new.patch_size)
+    if preprocess.patch_size:
+        preprocess = replace(
+            preprocess,
+            patch_size=_scaled("patch_size", preprocess.patch_size, old, new),
+            multiple=_scaled("multiple", preprocess.multiple, old, new),
+        )
+    if preprocess.max_patches:
+        return preprocess
     if not by_grid:
         size = new.image_size
     elif preprocess.output_size is not None:
@@ -119,3 +125,13 @@ def _preprocess(preprocess: Preprocess, old: ViTConfig, new: ViTConfig, *, by_gr
         return preprocess.at(*size)
     except ValueError:  # images of any size, now and before
         return preprocess
+
+
+def _scaled(field: str, pixels: int, old: ViTConfig, new: ViTConfig) -> int:
+    """As many patches as before, in pixels."""
+    if pixels % old.patch_size:
+        raise ValueError(
+            f"the preprocessing has {field} {pixels}, which is no whole number of patches of {old.patch_size} pixels: set "
+            "encoder.preprocess to one that is"
+        )
+    return pixels // old.patch_size * new.patch_size

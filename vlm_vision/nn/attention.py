@@ -69,7 +69,7 @@ class Context(NamedTuple):
     """(B, T) bool: the tokens that others attend to, padding left out; None for all. Not with `causal`, not where sequences
     are packed."""
     condition: Tensor | None = None
-    """(B, C): the vector that scales and shifts the blocks of `vlm_vision.nn.film`."""
+    """(B, C): the vector that scales and shifts the channels in `FilmBlock`."""
     grid: Grid | None = None
     """(rows, columns) of the patches, for attention in padded windows."""
 

@@ -1,12 +1,21 @@
 """The architecture of an encoder: `ViTConfig`."""
 
-import difflib
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from vlm_vision.nn.checks import (
+    check_choice,
+    check_choices,
+    check_number,
+    check_saved,
+    check_sides,
+    check_whole,
+    is_whole,
+)
+from vlm_vision.nn.output import Tap
 from vlm_vision.nn.position import RESIZE
-from vlm_vision.nn.rope import DINOV3, Grid, Rope
+from vlm_vision.nn.rope import DINOV3, Grid, Rope, merged_grid
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
@@ -153,30 +162,15 @@ class ViTConfig:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
         for name in _AT_LEAST_ZERO:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
-        if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
-            raise ValueError(f"ViTConfig.image_size is {self.image_size!r}, expected (height, width) in pixels")
-        for side in self.image_size:
-            check_whole("ViTConfig.image_size", side, 1)
+        check_sides("ViTConfig.image_size", self.image_size, 1, "(height, width) in pixels")
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected True or False")
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise ValueError(f"ViTConfig.norm_eps is {self.norm_eps!r}, expected a small positive number")
-        for name in ("outer_eps", "qk_eps"):
-            if not isinstance(getattr(self, name), float) or not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ViTConfig.{name} is {getattr(self, name)!r}, expected a small number, or 0.0")
-        if not isinstance(self.rope_base, float) or not 1 < self.rope_base < 1e9:
-            raise ValueError(f"ViTConfig.rope_base is {self.rope_base!r}, expected a number above 1")
-        if self.mlp_limit is not None and not (isinstance(self.mlp_limit, float) and 0 < self.mlp_limit < 1e9):
-            raise ValueError(
-                f"ViTConfig.mlp_limit is {self.mlp_limit!r}, expected a positive number such as 10.0, or None"
-            )
+        check_choices(self)
+        check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
+        for name, (fits, expected) in _NUMBERS.items():
+            check_number(f"ViTConfig.{name}", getattr(self, name), fits, expected)
         if self.mlp_limit is not None and self.mlp not in GATED:
             raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
-        if self.layer_scale is not None and not (isinstance(self.layer_scale, float) and abs(self.layer_scale) < 1e9):
-            raise ValueError(f"ViTConfig.layer_scale is {self.layer_scale!r}, expected a number such as 1e-5, or None")
         if not self.head_width and self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViTConfig: num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}; choose one that does"
@@ -189,23 +183,17 @@ class ViTConfig:
             )
         self._check_positions()
         self._check_blocks()
-        if self.position_prefix > self.num_prefix_tokens:
-            raise ValueError(
-                f"ViTConfig: position_prefix {self.position_prefix} exceeds the {self.num_prefix_tokens} prefix tokens"
-            )
-        check_choices(self)
-        _check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
-        for name in ("patch_drop", "drop_path"):
-            share = getattr(self, name)
-            if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise ValueError(f"ViTConfig.{name} is {share!r}, expected a share of at least 0 and below 1")
+        if self.position_prefix > (most := self.num_prefix_tokens):
+            raise ValueError(f"ViTConfig: position_prefix {self.position_prefix} exceeds the {most} prefix tokens")
         distilled = self.pool == "cls_dist" or self.class_input == "distilled"
         if distilled and not (self.class_token and self.num_registers):
             raise ValueError("ViTConfig: a distilled model has a class token and a distillation token (a register)")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("ViTConfig: pool 'cls' needs class_token=True; use 'mean', 'map' or 'none'")
         prefix = range(self.num_prefix_tokens)
-        if (self.pool == "prefix") != bool(self.pool_tokens) or not set(self.pool_tokens) <= set(prefix):
+        places = self.pool_tokens if isinstance(self.pool_tokens, tuple) else (None,)
+        known = all(is_whole(place) and place in prefix for place in places)
+        if (self.pool == "prefix") != bool(self.pool_tokens) or not known:
             raise ValueError(
                 f"ViTConfig: pool {self.pool!r} does not go with pool_tokens {self.pool_tokens} of {len(prefix)} prefix tokens"
             )
@@ -217,12 +205,13 @@ class ViTConfig:
     def _check_positions(self) -> None:
         if self.rope is not None and (not isinstance(self.rope, Rope) or self.position == "rope2d"):
             raise ValueError(f"ViTConfig.rope is {self.rope!r}, expected a Rope, or None with position 'rope2d'")
-        if self.rotary is not None and self.rotary.axes == 2 and self.head_dim % 4:
-            raise ValueError(f"ViTConfig: rotary positions need a head width that 4 divides, got {self.head_dim}")
-        if not isinstance(self.position_grid, tuple) or len(self.position_grid) != 2:
-            raise ValueError(f"ViTConfig.position_grid is {self.position_grid!r}, expected (rows, columns) of patches")
-        for side in self.position_grid:
-            check_whole("ViTConfig.position_grid", side, int(any(self.position_grid)))
+        needed = 0 if self.rotary is None else 4 if self.rotary.axes == 2 else 2
+        if needed and self.head_dim % needed:
+            raise ValueError(
+                f"ViTConfig: rotary positions need a head width that {needed} divides, got {self.head_dim}"
+            )
+        least = int(self.position_grid != (0, 0))
+        check_sides("ViTConfig.position_grid", self.position_grid, least, "(rows, columns) of patches")
         if (self.position == "axes") != (self.axis_length > 0):
             raise ValueError(f"ViTConfig: position {self.position!r} does not go with axis_length {self.axis_length}")
         if self.relative_position and not self.window_padding:
@@ -232,20 +221,28 @@ class ViTConfig:
         for name in ("full_blocks", "deepstack"):
             blocks = getattr(self, name)
             least = -1 if name == "deepstack" else 0
-            if not isinstance(blocks, tuple) or not all(isinstance(i, int) and least <= i < self.depth for i in blocks):
+            if not isinstance(blocks, tuple) or not all(is_whole(i) and least <= i < self.depth for i in blocks):
                 raise ValueError(f"ViTConfig.{name} is {blocks!r}, expected block numbers from 0 to {self.depth - 1}")
-        if not isinstance(self.merge_after, int) or not -1 <= self.merge_after < self.depth:
+        if self.full_blocks and not self.window and not self.window_padding:
+            raise ValueError("ViTConfig: full_blocks are the exceptions from a window: set window, or leave them out")
+        if not is_whole(self.merge_after) or not -1 <= self.merge_after < self.depth:
             raise ValueError(f"ViTConfig.merge_after is {self.merge_after!r}, expected a block from 0, or -1 for none")
         special = [name for name in ("window", "window_padding", "deepstack", "time_position") if getattr(self, name)]
         special += ["merge_after"] * (self.merge_after >= 0) + ["frames"] * (self.frames == "apart")
         if special and self.num_prefix_tokens:
             raise ValueError(f"ViTConfig: {special[0]} is for encoders without class token and registers")
+        if self.patch_drop and self.needs_all_patches:
+            raise ValueError(
+                f"ViTConfig: patch_drop does not go with {self.needs_all_patches}, which needs every patch"
+            )
+        if self.frames != "none" and self.window_padding:
+            raise ValueError("ViTConfig: window_padding is for encoders of images: set frames='none'")
+        if self.frames == "joined" and self.window:
+            raise ValueError("ViTConfig: windows lie in one frame: set frames='apart', or window=0 to join the frames")
         if self.deepstack and not self.deepstack_dim:
             raise ValueError("ViTConfig: deepstack needs deepstack_dim, the width of the language model")
         if self.merge_after >= 0 and (self.window or self.rotary or not self.merge_dim):
-            raise ValueError(
-                "ViTConfig: merge_after needs merge_dim, and goes with neither windows nor rotary positions"
-            )
+            raise ValueError("ViTConfig: merge_after needs merge_dim, and takes no windows or rotary positions")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; those added since version 0.0 only where they are not their default, so that what describes
@@ -255,15 +252,13 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "ViTConfig":
-        """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known."""
-        if unknown := sorted(set(state) - {field.name for field in fields(cls)}):
-            raise ValueError(
-                f"the saved architecture has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision"
-            )
+        """The configuration of `to_dict`, also after JSON. Raises ValueError for fields that are not known or missing."""
+        check_saved(state, cls, "architecture")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
         }
-        if isinstance(state.get("rope"), dict):
+        if state.get("rope") is not None:
+            check_saved(state["rope"], Rope, "rope")
             values["rope"] = Rope(**state["rope"])
         return cls(**values)
 
@@ -324,19 +319,43 @@ class ViTConfig:
             return -(-height // patch), -(-width // patch)
         return height // patch, width // patch
 
-    def num_patch_tokens(self, height: int, width: int) -> int:
-        """Patches of an image of height x width pixels; errors as `grid_of`."""
-        rows, columns = self.token_grid(height, width)
+    def num_patch_tokens(self, height: int, width: int, tap: Tap = Tap()) -> int:
+        """Patch tokens of an image of height x width pixels; errors as `token_grid`."""
+        rows, columns = self.token_grid(height, width, tap)
         return rows * columns
 
-    def token_grid(self, height: int, width: int) -> Grid:
-        """(rows, columns) of the last block's patch tokens: those of `grid_of`, halved where the tower merges patches.
+    def token_grid(self, height: int, width: int, tap: Tap = Tap()) -> Grid:
+        """(rows, columns) of the patch tokens at `tap`: those of `grid_of`, halved after the tower has merged patches.
 
         Raises:
-            ValueError: as `grid_of`, and a grid that the merger does not divide.
+            ValueError: as `grid_of` and `is_merged`, and a grid that the merger does not divide.
         """
         grid = self.grid_of(height, width)
-        return grid if self.merge_after < 0 else merged_grid(grid)
+        return merged_grid(grid) if self.is_merged(tap) else grid
+
+    def is_merged(self, tap: Tap) -> bool:
+        """Whether the tokens at `tap` are those after the merger in the middle of the tower.
+
+        Raises:
+            ValueError: a block that does not exist, or blocks before and after the merger.
+        """
+        blocks = tap.blocks(self.depth)
+        if self.merge_after < 0:
+            return False
+        if min(blocks) < self.merge_after <= max(blocks):
+            raise ValueError(f"{tap} is of blocks before and after the merger of tokens: tap blocks on one side of it")
+        return min(blocks) >= self.merge_after
+
+    def mergers(self, last: int) -> list[int]:
+        """Places in `deepstack` whose mergers give the deep features of blocks up to `last`, in the order of these blocks."""
+        blocks = sorted({block for block in self.deepstack if 0 <= block <= last})
+        return [self.deepstack.index(block) for block in blocks]
+
+    @property
+    def needs_all_patches(self) -> str:
+        """Name of a field whose modules need every patch of an image; "" for none."""
+        needs = [name for name in ("window", "window_padding", "deepstack") if getattr(self, name)]
+        return (needs + ["merge_after"] * (self.merge_after >= 0) + [""])[0]
 
     def num_frames(self, frames: int) -> int:
         """Frames of tokens of a video of `frames` frames.
@@ -365,11 +384,17 @@ _OF_VERSION_0_0 = (
     "num_heads", "num_registers", "patch_bias", "patch_drop", "patch_norm", "patch_size", "pool", "pool_dim", "pool_head",
     "pool_norm", "position", "position_prefix", "position_resize", "pre_norm", "proj_bias", "qkv_bias", "remainder", "rope_base",
 )  # fmt: skip
-_SWITCHES = (
-    "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
-    "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
-    "unit_pixels",
-)  # fmt: skip
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "norm_eps": (lambda x: 0 < x < 1, "a small positive number"),
+    "outer_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "qk_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "rope_base": (lambda x: 1 < x < 1e9, "a number above 1"),
+    "mlp_limit": (lambda x: 0 < x < 1e9, "a positive number such as 10.0, or None"),
+    "attention_scale": (lambda x: 0 < x < 1e9, "a positive number such as 0.125, or None"),
+    "layer_scale": (lambda x: abs(x) < 1e9, "a number such as 1e-5, or None"),
+    "patch_drop": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+    "drop_path": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+}
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
 )  # fmt: skip
@@ -377,32 +402,3 @@ _AT_LEAST_ZERO = (
     "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
     "num_kv_heads", "window", "merge_dim", "deepstack_dim", "time_position",
 )  # fmt: skip
-
-
-def merged_grid(grid: Grid) -> Grid:
-    """The grid of tokens made of 2 x 2 patches each. Raises ValueError for odd rows or columns."""
-    if grid[0] % 2 or grid[1] % 2:
-        raise ValueError(
-            f"a grid of {grid[0]}x{grid[1]} patches cannot be merged two by two: resize images to an even number of patches"
-        )
-    return grid[0] // 2, grid[1] // 2
-
-
-def check_whole(field: str, value: object, least: int, most: int = 2**17) -> None:
-    """Raise ValueError unless `value` is a whole number; `most` is more than any width, side or count of a transformer."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{field} is {value!r}: it must be a whole number of at least {least} and at most {most}")
-
-
-def check_choices(config: object) -> None:
-    """Raise ValueError if a field of a dataclass whose type is a Literal has a value that is none of its choices."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal:
-            _check_choice(f"{type(config).__name__}.{name}", getattr(config, name), get_args(hint))
-
-
-def _check_choice(field: str, value: object, choices: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        near = difflib.get_close_matches(str(value), choices)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field} is {value!r}, expected one of {', '.join(choices)}{hint}")

@@ -1,18 +1,12 @@
 """Fields of a configuration by name, some or all of them, as YAML gives them: typed dictionaries and their checks."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
+from projectors.names import did_you_mean
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.text import TextConfig
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """A hint to append to an error: the known name nearest to `name`, or nothing."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:

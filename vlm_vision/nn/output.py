@@ -1,10 +1,12 @@
 """Output of an encoder, `VisionOutput`, and the block that it is read from, `Tap`."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from vlm_vision.nn.checks import is_whole
 from vlm_vision.nn.rope import Grid
 
 
@@ -18,11 +20,11 @@ class Tap:
     """More blocks, whose tokens follow those of `layer` in the channels, in this order."""
 
     def __post_init__(self):
-        if not isinstance(self.layer, int) or not isinstance(self.norm, bool):
+        if not is_whole(self.layer) or not isinstance(self.norm, bool):
             raise ValueError(
                 f"Tap takes a whole number and True or False, got layer={self.layer!r}, norm={self.norm!r}"
             )
-        if not isinstance(self.more, list | tuple) or not all(isinstance(layer, int) for layer in self.more):
+        if not isinstance(self.more, list | tuple) or not all(map(is_whole, self.more)):
             raise ValueError(f"Tap takes whole numbers of blocks in more, got {self.more!r}")
         object.__setattr__(self, "more", tuple(self.more))
 
@@ -67,3 +69,8 @@ class VisionOutput:
     """(B, K) indices of the patches that were encoded, where some were dropped: then patch_tokens is (B, K, D)."""
     deepstack: tuple[Tensor, ...] = ()
     """(B, M, E) each: deep features after their own mergers, for towers with DeepStack; of the blocks up to the tap."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "VisionOutput":
+        """A copy whose tensors, deep features included, are those that `change` returns for them."""
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed, deepstack=tuple(map(change, self.deepstack)))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vlm_vision.nn.attention import Attention, Context
 from vlm_vision.nn.blocks import Mlp, norm
-from vlm_vision.nn.config import ViTConfig, merged_grid
+from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.linear import Linear
+from vlm_vision.nn.rope import merged_grid
 from vlm_vision.nn.sequence import Part
 
 

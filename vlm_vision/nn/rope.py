@@ -14,8 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlm_vision.nn.checks import check_choice, check_whole
+
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
+
+
+def merged_grid(grid: Grid, side: int = 2) -> Grid:
+    """The grid of tokens made of side x side patches each. Raises ValueError for rows or columns that `side` does not divide."""
+    if grid[0] % side or grid[1] % side:
+        raise ValueError(
+            f"a grid of {grid[0]}x{grid[1]} patches cannot be merged {side} by {side}: resize images to rows and columns of "
+            f"patches that {side} divides"
+        )
+    return grid[0] // side, grid[1] // side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,12 @@ class Rope:
     def __post_init__(self):
         if not isinstance(self.base, float) or not 1 < self.base < 1e9:
             raise ValueError(f"Rope.base is {self.base!r}, expected a number above 1")
+        # field by field: torch.compile traces this, and cannot read type hints
+        check_choice("Rope.coordinates", self.coordinates, ("index", "center"))
+        check_choice("Rope.frequencies", self.frequencies, ("same", "alternate"))
+        check_choice("Rope.axes", self.axes, (2, 3))
+        check_whole("Rope.first", self.first, 0)
+        check_whole("Rope.span", self.span, 0)
         if self.axes == 3 and self.frequencies == "alternate":
             raise ValueError("Rope: alternating frequencies are for two axes, got axes=3")
 

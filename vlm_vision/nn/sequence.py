@@ -4,8 +4,9 @@ A sequence is a list of `Part`s, one after the other. Blocks see it through a `C
 tokens of a window are put side by side first, so that no block pads or masks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vlm_vision.nn.attention import Context, Runs
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.rope import Grid
+from vlm_vision.nn.rope import Grid, merged_grid
 
 
 class Part(NamedTuple):
@@ -54,7 +55,7 @@ def plan(
     keep: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> Plan:
-    """The plan of a sequence.
+    """The plan of a sequence; its tensors are made on `device`, so that a CUDA graph may hold their making.
 
     Args:
         parts: those of the sequence; one part with count 1 where every row of a batch is such a sequence.
@@ -62,50 +63,67 @@ def plan(
         keep: (B, K) patches that were kept, see `VisionTransformer.forward`.
         condition: (B, C), see `Context`.
     """
-    lengths = [length for part in parts for length in _lengths(config, part)]
+    lengths = [_lengths(config, part) for part in parts]
+    several = packed or sum(count for count, _ in lengths) > 1
+    runs = _joined(lengths) if several else None
     context = Context(
         rope=_rope(config, parts, packed=packed, keep=keep, device=device),
-        runs=_runs(lengths) if len(lengths) > 1 or packed else None,
-        offsets=_offsets(lengths, device) if len(lengths) > 1 or packed else None,
-        images=_offsets(
-            [sum(_lengths(config, part._replace(count=1))) for part in parts for _ in range(part.count)], device
-        )
-        if packed
-        else None,
+        runs=runs,
+        offsets=None if runs is None else _offsets(runs, device),
+        images=_offsets(tuple((part.count, _length(config, part)) for part in parts), device) if packed else None,
         condition=condition,
         grid=parts[0].grid,
     )
     if not config.window or config.window_padding:
         return Plan(context, context)
-    orders, windows, start = [], [], 0
+    orders, starts, windows, start = [], [], [], 0
     for part in parts:
-        order, sizes = _windows(part.grid, config.window)
-        for _ in range(part.count * part.frames):
-            orders.append(torch.tensor(order) + start)
-            start += len(order)
-            windows += sizes
-    order = torch.cat(orders)
-    back = order.argsort().to(device)
-    order = order.to(device)
+        order, offsets, own = _windows(part.grid, config.window, device)
+        number, patches = part.count * part.frames, part.grid[0] * part.grid[1]
+        frames = torch.arange(start, start + number * patches, patches, device=device)[:, None]
+        orders.append((frames + order).flatten())
+        starts.append((frames + offsets).flatten())
+        windows += own * number
+        start += number * patches
+    order, ends = torch.cat(orders), torch.full((1,), start, device=device)
     rope = context.rope
     context = context._replace(rope=None if rope is None else (rope[0][order], rope[1][order]))
-    return Plan(context, context._replace(runs=_runs(windows), offsets=_offsets(windows, device)), order, back)
+    windowed = context._replace(runs=_joined(windows), offsets=torch.cat([*starts, ends]).int())
+    return Plan(context, windowed, order, order.argsort())
 
 
-def _lengths(config: ViTConfig, part: Part) -> Iterator[int]:
-    """Tokens of each sequence that attends to itself alone."""
-    prefix, patches = config.num_prefix_tokens, part.grid[0] * part.grid[1]
+def check_dropping(config: ViTConfig, frames: int) -> None:
+    """Raise ValueError unless patches may be left out of an input of `frames` frames of tokens."""
+    needs = config.needs_all_patches
+    if needs or frames > 1:
+        reason = f"it has {needs}" if needs else f"got a video of {frames} frames of tokens"
+        raise ValueError(f"this encoder cannot leave patches out by keep or patch_drop: {reason}; encode all patches")
+
+
+def _lengths(config: ViTConfig, part: Part) -> tuple[int, int]:
+    """The sequences of a part that attend to themselves alone, and the tokens of each."""
     if config.frames == "apart":
-        return iter([prefix + patches] * (part.count * part.frames))
-    return iter([prefix + part.frames * patches] * part.count)
+        return part.count * part.frames, config.num_prefix_tokens + part.grid[0] * part.grid[1]
+    return part.count, _length(config, part)
 
 
-def _runs(lengths: Sequence[int]) -> Runs:
-    return tuple((len(list(same)), length) for length, same in groupby(lengths))
+def _length(config: ViTConfig, part: Part) -> int:
+    """Tokens of one image or video."""
+    return config.num_prefix_tokens + part.frames * part.grid[0] * part.grid[1]
 
 
-def _offsets(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
+def _joined(runs: Iterable[tuple[int, int]]) -> Runs:
+    """Neighboring runs of one length as one."""
+    return tuple((sum(count for count, _ in same), length) for length, same in groupby(runs, key=itemgetter(1)))
+
+
+def _offsets(runs: Runs, device: torch.device) -> Tensor:
+    """(sequences + 1,) int32: the start of each sequence, and the end of the last."""
+    starts, start = [], 0
+    for count, length in runs:
+        starts.append(torch.arange(start, start + count * length, length, dtype=torch.int32, device=device))
+        start += count * length
+    return torch.cat([*starts, torch.full((1,), start, dtype=torch.int32, device=device)])
 
 
 def _rope(
@@ -127,15 +145,39 @@ def _rope(
     return cos, sin
 
 
-def _windows(grid: Grid, side: int) -> tuple[list[int], list[int]]:
-    """Patches of one frame window by window, h * w, and the tokens of each window: equal sizes stand together.
+def _windows(grid: Grid, side: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Patches of one frame window by window, (h * w,); the start of each window; and its runs: equal windows stand together.
 
     Windows start at the first row and column; those at the far edges are smaller (Qwen2.5-VL, arXiv:2502.13923).
     """
-    (rows, columns), windows = grid, []
-    for top in range(0, rows, side):
-        for left in range(0, columns, side):
-            tall, wide = range(top, min(top + side, rows)), range(left, min(left + side, columns))
-            windows.append([row * columns + column for row in tall for column in wide])
-    windows.sort(key=len)
-    return [patch for window in windows for patch in window], [len(window) for window in windows]
+    patches = torch.arange(grid[0] * grid[1], device=device).unflatten(0, grid)
+    orders, runs = [], []
+    for top, bottom, tall in _cuts(grid[0], side):
+        for left, right, wide in _cuts(grid[1], side):
+            windows = patches[top:bottom, left:right].unflatten(1, (-1, wide)).unflatten(0, (-1, tall)).transpose(1, 2)
+            orders.append(windows.flatten())
+            runs.append(((bottom - top) // tall * ((right - left) // wide), tall * wide))
+    return torch.cat(orders), _offsets(tuple(runs), device)[:-1], runs
+
+
+def _cuts(size: int, side: int) -> list[tuple[int, int, int]]:
+    """(start, end, side) of the whole windows along an axis, and of the smaller one after them, where they are."""
+    whole = size - size % side
+    return [cut for cut in ((0, whole, side), (whole, size, size % side)) if cut[0] < cut[1]]
+
+
+def stacked_frames(x: Tensor, parts: Sequence[Part], merge: int) -> list[tuple[Tensor, Grid]]:
+    """The patches of each part of a sequence without prefix tokens, one frame below the other, and the grid of them all.
+
+    Raises:
+        ValueError: a frame that squares of `merge` x `merge` patches do not fill.
+    """
+    sizes = [part.count * part.frames * part.grid[0] * part.grid[1] for part in parts]
+    pieces = x.split(sizes, dim=1)
+    stacked = []
+    for piece, part in zip(pieces, parts, strict=True):
+        merged_grid(part.grid, merge)
+        if part.count > 1:
+            piece = piece[0].unflatten(0, (part.count, -1))
+        stacked.append((piece, (part.frames * part.grid[0], part.grid[1])))
+    return stacked

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_vision.nn.attention import Context, select_tokens
 from vlm_vision.nn.blocks import Block, norm
-from vlm_vision.nn.config import Activation, check_choices, check_whole
+from vlm_vision.nn.checks import check_choices, check_whole
+from vlm_vision.nn.config import Activation
 
 TextPool = Literal["last", "argmax", "eos", "mean"]
 

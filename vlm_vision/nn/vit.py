@@ -9,6 +9,7 @@ knows (key names, layouts) lives in `vlm_vision.checkpoints`. Shapes: B batch, F
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import projectors
-from vlm_vision.nn.blocks import Block, outer_norm
+from vlm_vision.nn.blocks import Block, FilmBlock, check_condition, outer_norm
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.film import FilmBlock, check_condition
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.pool import AttentionPool, Merge, QueryPool
 from vlm_vision.nn.position import AxisTables, PositionTable, time_sincos
 from vlm_vision.nn.rope import Grid
-from vlm_vision.nn.sequence import Part, plan
+from vlm_vision.nn.sequence import Part, check_dropping, plan, stacked_frames
 from vlm_vision.nn.windows import PaddedWindowAttention
 
 
@@ -85,12 +85,12 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def _block(config: ViTConfig, index: int, drop_path: float) -> Block:
-        if config.film_dim:
-            return FilmBlock(config, drop_path, config.film_dim)
+        attention = None
         if config.window_padding:
-            side = 0 if index in config.full_blocks else config.window
-            return Block(config, drop_path, PaddedWindowAttention(config, side))
-        return Block(config, drop_path)
+            attention = PaddedWindowAttention(config, 0 if index in config.full_blocks else config.window)
+        if config.film_dim:
+            return FilmBlock(config, drop_path, config.film_dim, attention)
+        return Block(config, drop_path, attention)
 
     def reset_parameters(self) -> None:
         """Truncated normal(0, 0.02) for weights and tokens, zero biases: the ViT and DINOv2 recipes."""
@@ -120,8 +120,8 @@ class VisionTransformer(nn.Module):
             pixels: (B, C, H, W), normalized as the checkpoint expects; videos (B, T, C, H, W).
             tap: whose tokens to return; blocks past it are not run.
             mask: (B, N) bool; True patches are replaced by the mask token before positions are added.
-            keep: (B, K) indices of the patches to encode, others are left out after positions are added (MAE). In
-                training a config with patch_drop draws them itself.
+            keep: (B, K) indices of the patches to encode, others are left out after positions are added (MAE): of images, by
+                encoders without windows and mergers. In training a config with patch_drop draws them itself.
             pool: False leaves `pooled` and `logits` None and saves their cost.
             patches: False leaves `patch_tokens` empty, (B, 0, D); unless pooling reads them, the last block then computes
                 CLS and registers alone.
@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: pixels of another shape or channel count, an image smaller than a patch, a video for an encoder
                 of images or of another number of frames than whole temporal patches, a tap that does not exist, a mask
-                of another shape or for a model without mask token.
+                of another shape or for a model without mask token, patches left out where all are needed.
         """
         taken = self._taken(tap)
         if keep is None and self.training and self.config.patch_drop > 0:
@@ -168,9 +168,10 @@ class VisionTransformer(nn.Module):
             of_shape.setdefault(images[i].shape, []).append(i)
         batches = [torch.stack([images[i] for i in same]) for same in of_shape.values()]
         outputs = self.together(batches, tap=tap, pool=pool)
-        rows = {
-            i: _row(out, at) for same, out in zip(of_shape.values(), outputs, strict=True) for at, i in enumerate(same)
-        }
+        rows: dict[int, VisionOutput] = {}
+        for same, out in zip(of_shape.values(), outputs, strict=True):
+            for at, i in enumerate(same):
+                rows[i] = out.map(itemgetter(slice(at, at + 1)))
         return [rows[i] for i in range(len(images))]
 
     def together(
@@ -217,6 +218,8 @@ class VisionTransformer(nn.Module):
     def embed(self, pixels: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Part]:
         """Input of block 0, (B, P + F N, D), and its size."""
         grid, frames = self._grid(pixels)
+        if keep is not None:
+            check_dropping(self.config, frames)
         if self.config.remainder == "pad":
             patch = self.config.patch_size
             missing = [want * patch - has for want, has in zip(grid, pixels.shape[-2:], strict=True)]
@@ -254,10 +257,8 @@ class VisionTransformer(nn.Module):
     def _taken(self, tap: Tap) -> tuple[int, ...]:
         if not isinstance(tap, Tap):
             raise ValueError(f"tap is {tap!r}, expected a Tap such as Tap(layer=-2, norm=False)")
-        taken, merged = tap.blocks(self.config.depth), self.config.merge_after
-        if 0 <= merged and min(taken) < merged <= max(taken):
-            raise ValueError(f"{tap} is of blocks before and after the merger of tokens: tap blocks on one side of it")
-        return taken
+        self.config.is_merged(tap)  # says what is wrong with the tap
+        return tap.blocks(self.config.depth)
 
     def _grid(self, pixels: Tensor) -> tuple[Grid, int]:
         """The patch grid and the frames of tokens of a batch."""
@@ -294,9 +295,11 @@ class VisionTransformer(nn.Module):
         """Blocks up to the last taken, which computes the tokens at `places` alone if they are given.
 
         Returns:
-            The outputs of those taken, side by side, the parts of its sequence, and for each block with deep features those of each part.
+            The outputs of those taken, side by side, the parts of its sequence, and for each block with deep features those
+            of each part.
         """
         config, deep, last, outputs = self.config, [], max(taken), {}
+        mergers = {config.deepstack[place]: self.deepstack[place] for place in config.mergers(last)}
         how = plan(config, parts, packed=packed, device=x.device, keep=keep, condition=condition)
         x = how.inward(x)
         for i, block in enumerate(islice(self.blocks, last + 1)):
@@ -307,12 +310,12 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
-            if i in config.deepstack:
-                merger = self.deepstack[config.deepstack.index(i)]
-                deep.append([merger(tokens, grid) for tokens, grid in _frames(how.outward(x), parts)])
+            if i in mergers:
+                pieces = stacked_frames(how.outward(x), parts, config.deepstack_merge)
+                deep.append([mergers[i](tokens, grid) for tokens, grid in pieces])
             if self.merge is not None and i == config.merge_after:
                 x, parts = self.merge(x, parts)
-                how = plan(config, parts, packed=packed, device=x.device)
+                how = plan(config, parts, packed=packed, device=x.device, condition=condition)
             if i in taken:
                 outputs[i] = how.outward(x)
         return torch.cat([outputs[i] for i in taken], -1) if len(taken) > 1 else outputs[last], parts, deep
@@ -389,35 +392,27 @@ class VisionTransformer(nn.Module):
         return pooled or (self.head is not None and config.class_input not in ("pooled", "distilled"))
 
     def unused_modules(self, tap: Tap) -> list[nn.Module]:
-        """Modules that take no part in the patch tokens of `tap`: blocks past it, pooling, heads."""
+        """Modules that take no part in the patch tokens and deep features of `tap`: blocks and mergers past it, pooling, heads."""
         last = tap.block(self.config.depth)
+        used = self.config.mergers(last)
+        mergers = [merger for place, merger in enumerate(self.deepstack) if place not in used]
+        merge = None if self.config.is_merged(tap) else self.merge
         heads = (self.pool, self.pool_norm, self.pool_head, self.head, self.head_dist)
-        parts = [*islice(self.blocks, last + 1, None), *heads]
+        parts = [*islice(self.blocks, last + 1, None), *mergers, merge, *heads]
         return [part for part in parts if part is not None] + ([] if tap.norm else [self.norm])
 
     def fold_layer_scale(self) -> None:
-        """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only."""
+        """Multiply every LayerScale into the linear layer before it: same outputs, less work. For inference only.
+
+        Raises:
+            ValueError: a norm or a clip between the two, or a layer that is not linear.
+        """
+        if self.config.layer_scale is not None and (self.config.post_norm or self.config.clipped):
+            raise ValueError(
+                "LayerScale does not fold into layers whose outputs are normed or clipped: leave it as it is"
+            )
         for module in self.modules():
             if isinstance(module, Block):
                 module.residual1.fold_into(module.attn.proj)
                 module.residual2.fold_into(module.mlp.fc2)
         self.config = replace(self.config, layer_scale=None)
-
-
-def _frames(x: Tensor, parts: Sequence[Part]) -> list[tuple[Tensor, Grid]]:
-    """The patches of each part of a sequence without prefix tokens, one grid below the other, and the grid of them all."""
-    sizes = [part.count * part.frames * part.grid[0] * part.grid[1] for part in parts]
-    pieces = x.split(sizes, dim=1)
-    stacked = []
-    for piece, part in zip(pieces, parts, strict=True):
-        if part.count > 1:
-            piece = piece[0].unflatten(0, (part.count, -1))
-        stacked.append((piece, (part.frames * part.grid[0], part.grid[1])))
-    return stacked
-
-
-def _row(out: VisionOutput, at: int) -> VisionOutput:
-    """Of one image of a batch."""
-    part = slice(at, at + 1)
-    rows = {name: value[part] for name, value in vars(out).items() if isinstance(value, Tensor)}
-    return replace(out, **rows, deepstack=tuple(features[part] for features in out.deepstack))

@@ -1,10 +1,11 @@
 """Checks of the fields of a `Preprocess`."""
 
-import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from projectors.names import did_you_mean
 
 
 def whole_number(value: float) -> int:
@@ -18,9 +19,8 @@ def is_factor(value: float) -> bool:
 
 def check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
     if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
+        hint = did_you_mean(name, allowed) or "; use one of these"
+        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}{hint}")
 
 
 def checked(

@@ -1,17 +1,28 @@
 """The steps of `vlm_vision.preprocess` on one image: sizes, resampling, bars, crops."""
 
 import math
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 CropRounding = Literal["floor", "half_even"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
 Kernel = Literal["pillow", "float", "point", "point_float", "point_rounded", "torch", "torchvision", "gaussian"]
 RGB = tuple[float, float, float]
+KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
+    "pillow": get_args(ResampleFilter),
+    "float": ("bilinear", "bicubic"),
+    "point": ("bilinear",),
+    "point_float": ("bilinear",),
+    "point_rounded": ("bilinear",),
+    "gaussian": ("bilinear",),
+    "torch": ("bilinear", "bicubic"),
+    "torchvision": ("bilinear", "bicubic"),
+}
+"""Kernel -> filters that it has."""
 
 
 def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
@@ -39,11 +50,16 @@ def crop_array(
     return canvas
 
 
-def with_bars(image: Image.Image, fill: Any) -> Image.Image:
-    """Equal bars on both sides of the shorter edge: square, or one pixel short of it."""
-    edge = max(image.size)
-    across, down = (edge - image.width) // 2, (edge - image.height) // 2
-    return ImageOps.expand(image, border=(across, down, across, down), fill=fill)
+def with_bars(pixels: np.ndarray, fill: RGB) -> np.ndarray:
+    """(H, W, 3) with equal bars on both sides of the shorter edge: square, or one pixel short of it."""
+    edge = max(pixels.shape[:2])
+    height, width = (side + 2 * ((edge - side) // 2) for side in pixels.shape[:2])
+    return crop_array(pixels, (height, width), fill, "floor")
+
+
+def as_image(pixels: np.ndarray) -> Image.Image | np.ndarray:
+    """8-bit pixels (H, W, 3) as an image of Pillow; others as they are."""
+    return Image.fromarray(np.ascontiguousarray(pixels)) if pixels.dtype == np.uint8 else pixels
 
 
 def size_within_budget(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ transformers in the order of their code, for the same floating point results."""
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import Literal, NamedTuple
 
 from vlm_vision.preprocess.resize import (
     enlarged,
@@ -15,14 +16,27 @@ from vlm_vision.preprocess.resize import (
     size_within_budget,
 )
 
+ResizeMode = Literal[
+    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
+    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "square", "cover", "fit", "within",
+    "scaled_within", "between", "edges_rounded", "edges_floored", "edges_divided", "half_area",
+    "shaped_patches", "shrunk_patches", "bounded_patches",
+]  # fmt: skip
+COUNTED = ("max_patches", "fill_patches", "whole_patches", "shaped_patches")
+"""Resizes to a number of patches."""
+SIDED = ("shrunk_patches", "bounded_patches")
+"""Resizes that `multiple` goes with."""
+AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area", "half_area")
+"""Resizes to an area, or within two, in whole squares of patches."""
 
-def edges_rounded(height: int, width: int, least: int, longest: int, divisor: int) -> tuple[int, int]:
+
+def edges_rounded(height: int, width: int, least: int, longest: int) -> tuple[int, int]:
     """The longer edge to `longest`, the shorter by the same factor, half pixels to even, but at least `least` (Janus)."""
     scale = longest / max(height, width)
     return max(round(height * scale), least), max(round(width * scale), least)
 
 
-def edges_floored(height: int, width: int, least: int, longest: int, divisor: int) -> tuple[int, int]:
+def edges_floored(height: int, width: int, least: int, longest: int) -> tuple[int, int]:
     """The longer edge to `longest`, the shorter by the same factor, rounded down, but at least `least` (Aria)."""
     scale = longest / max(height, width)
     if width >= height:
@@ -110,67 +124,93 @@ def _merged(side: int, other: int, merge: int, most: int) -> int:
     return above if above * other <= most else max(merge, side - side % merge)
 
 
-SIZES: dict[str, Callable[[int, int, int, int, int], tuple[int, int]]] = {
-    "edges_rounded": edges_rounded,
-    "edges_floored": edges_floored,
-    "edges_divided": edges_divided,
-    "half_area": half_area,
-}
-"""Resize -> (height, width, the two numbers of `resize_to`, `patch_size`) -> (height, width)."""
+def within_whole_patches(height: int, width: int, to: tuple[int, int], patch: int) -> tuple[int, int]:
+    """An image larger than `to` within it, its aspect ratio kept; then each side rounded up to whole patches (Pixtral)."""
+    ratio = max(height / to[0], width / to[1], 1.0)
+    rows, columns = ((math.floor(side / ratio) - 1) // patch + 1 for side in (height, width))
+    return rows * patch, columns * patch
 
 
-def size_after(
-    mode: str, height: int, width: int, to: tuple[int, int], *, patch_size: int, max_patches: int, multiple: int
+def longest_edge(height: int, width: int, edge: int) -> tuple[int, int]:
+    """The longer edge to `edge`, the aspect ratio kept, the shorter edge rounded (SAM)."""
+    scale = edge * 1.0 / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def shortest_edge(height: int, width: int, edge: int) -> tuple[int, int]:
+    """The shorter edge to `edge`, the aspect ratio kept, the longer edge rounded down.
+
+    Written in the order of transformers and torchvision, for the same floating point result.
+    """
+    if width <= height:
+        return int(edge * height / width), edge
+    return edge, int(edge * width / height)
+
+
+def scaled(
+    height: int, width: int, to: tuple[int, int], *, larger: bool, rounding: Callable[[float], int]
 ) -> tuple[int, int]:
-    """(height, width) to which `Preprocess.resize` takes an image of this height and width; `to` is its `resize_to`."""
-    to_height, to_width = to
-    if mode in SIZES:
-        return SIZES[mode](height, width, *to, patch_size)
-    if mode == "max_patches":
-        return size_within_budget(height, width, patch_size, max_patches)
-    if mode == "fill_patches":
-        return size_filling(height, width, patch_size, max_patches)
-    if mode == "whole_patches":
-        return size_in_rows_and_columns(height, width, patch_size, max_patches)
-    if mode == "shaped_patches":
-        return size_of_shape(height, width, patch_size, max_patches)
-    if mode == "shrunk_patches":
-        return size_shrunk(height, width, patch_size, max_patches, to_height)
-    if mode == "bounded_patches":
-        return size_bounded(height, width, patch_size, multiple, *to)
-    if mode == "near_area":
-        return size_near_area(height, width, patch_size, to_height)
-    if mode == "within_patches":
-        ratio = max(height / to_height, width / to_width, 1.0)
-        sides = (math.floor(side / ratio) for side in (height, width))
-        tall, wide = ((side - 1) // patch_size + 1 for side in sides)
-        return tall * patch_size, wide * patch_size
-    if mode == "longest_edge":
-        scale = to_height * 1.0 / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
-    if mode in ("area", "floored_area", "rounded_area"):
-        height, width = enlarged(height, width, patch_size, mode)
-        return size_of_area(height, width, patch_size, *to)
-    if mode == "padded_area":
-        return size_on_canvas(height, width, patch_size, *to)[0]
-    if mode in ("shortest_edge", "letterbox"):
-        # written in the order of transformers and torchvision, for the same floating point result
-        if width <= height:
-            return int(to_height * height / width), to_width
-        return to_height, int(to_width * width / height)
-    if mode in ("cover", "fit"):
-        ratio = (min if mode == "cover" else max)(height / to_height, width / to_width)
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
-    if mode == "within":
-        ratio = max(height / to_height, width / to_width)
-        return max(1, int(height / ratio)), max(1, int(width / ratio))
-    if mode == "scaled_within":
-        ratio = min(to_height / height, to_width / width)
-        return max(1, int(height * ratio)), max(1, int(width * ratio))
-    if mode == "between":
-        least, most = to
-        ratio = width / height
-        if max(height, width) > most:  # written in the order of transformers, for the same floating point result
-            height, width = (int(most / ratio), most) if width >= height else (most, int(most * ratio))
-        return max(height, least), max(width, least)
-    return to
+    """Both sides over the larger, or the smaller, of their ratios to `to`, and then rounded to at least one pixel."""
+    ratio = (max if larger else min)(height / to[0], width / to[1])
+    return max(1, rounding(height / ratio)), max(1, rounding(width / ratio))
+
+
+def scaled_within(height: int, width: int, to: tuple[int, int]) -> tuple[int, int]:
+    """The largest size within `to`, the aspect ratio kept, both edges rounded down after a product (transformers' max_height)."""
+    ratio = min(to[0] / height, to[1] / width)
+    return max(1, int(height * ratio)), max(1, int(width * ratio))
+
+
+def between(height: int, width: int, least: int, most: int) -> tuple[int, int]:
+    """A longer edge above `most` to that, the shorter rounded down; then each edge below `least` to that (Idefics2).
+
+    Written in the order of transformers, for the same floating point result.
+    """
+    ratio = width / height
+    if max(height, width) > most:
+        height, width = (int(most / ratio), most) if width >= height else (most, int(most * ratio))
+    return max(height, least), max(width, least)
+
+
+class Bounds(NamedTuple):
+    """Numbers of a `Preprocess` that decide a size; its fields of these names."""
+
+    resize_to: tuple[int, int]
+    patch_size: int
+    max_patches: int
+    multiple: int
+
+
+def _area(mode: str) -> Callable[[int, int, Bounds], tuple[int, int]]:
+    return lambda h, w, b: size_of_area(*enlarged(h, w, b.patch_size, mode), b.patch_size, *b.resize_to)
+
+
+SIZES: dict[ResizeMode, Callable[[int, int, Bounds], tuple[int, int]]] = {
+    "squash": lambda h, w, b: b.resize_to,
+    "square": lambda h, w, b: b.resize_to,
+    "shortest_edge": lambda h, w, b: shortest_edge(h, w, b.resize_to[0]),
+    "letterbox": lambda h, w, b: shortest_edge(h, w, b.resize_to[0]),
+    "longest_edge": lambda h, w, b: longest_edge(h, w, b.resize_to[0]),
+    "cover": lambda h, w, b: scaled(h, w, b.resize_to, larger=False, rounding=round),
+    "fit": lambda h, w, b: scaled(h, w, b.resize_to, larger=True, rounding=round),
+    "within": lambda h, w, b: scaled(h, w, b.resize_to, larger=True, rounding=int),
+    "scaled_within": lambda h, w, b: scaled_within(h, w, b.resize_to),
+    "between": lambda h, w, b: between(h, w, *b.resize_to),
+    "edges_rounded": lambda h, w, b: edges_rounded(h, w, *b.resize_to),
+    "edges_floored": lambda h, w, b: edges_floored(h, w, *b.resize_to),
+    "edges_divided": lambda h, w, b: edges_divided(h, w, *b.resize_to, b.patch_size),
+    "area": _area("area"),
+    "floored_area": _area("floored_area"),
+    "rounded_area": _area("rounded_area"),
+    "padded_area": lambda h, w, b: size_on_canvas(h, w, b.patch_size, *b.resize_to)[0],
+    "near_area": lambda h, w, b: size_near_area(h, w, b.patch_size, b.resize_to[0]),
+    "half_area": lambda h, w, b: half_area(h, w, *b.resize_to, b.patch_size),
+    "max_patches": lambda h, w, b: size_within_budget(h, w, b.patch_size, b.max_patches),
+    "fill_patches": lambda h, w, b: size_filling(h, w, b.patch_size, b.max_patches),
+    "whole_patches": lambda h, w, b: size_in_rows_and_columns(h, w, b.patch_size, b.max_patches),
+    "within_patches": lambda h, w, b: within_whole_patches(h, w, b.resize_to, b.patch_size),
+    "shaped_patches": lambda h, w, b: size_of_shape(h, w, b.patch_size, b.max_patches),
+    "shrunk_patches": lambda h, w, b: size_shrunk(h, w, b.patch_size, b.max_patches, b.resize_to[0]),
+    "bounded_patches": lambda h, w, b: size_bounded(h, w, b.patch_size, b.multiple, *b.resize_to),
+}
+"""Resize -> (height, width) of an image -> (height, width) to which it is resized."""

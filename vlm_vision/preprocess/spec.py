@@ -11,7 +11,7 @@ import json
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -21,46 +21,24 @@ from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_n
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
+    KERNEL_FILTERS,
     CropPlace,
     CropRounding,
     Kernel,
     ResampleFilter,
+    as_image,
     crop_array,
     resize_array,
     size_on_canvas,
     with_bars,
 )
-from vlm_vision.preprocess.sizes import size_after
+from vlm_vision.preprocess.sizes import AREAS, COUNTED, SIDED, SIZES, Bounds, ResizeMode
 from vlm_vision.preprocess.steps import ImageStep, after
-
-ResizeMode = Literal[
-    "none", "squash", "shortest_edge", "longest_edge", "max_patches", "fill_patches", "whole_patches", "within_patches", "area",
-    "floored_area", "rounded_area", "padded_area", "near_area", "letterbox", "square", "cover", "fit", "within",
-    "scaled_within", "between", "edges_rounded", "edges_floored", "edges_divided", "half_area",
-    "shaped_patches", "shrunk_patches", "bounded_patches",
-]  # fmt: skip
-COUNTED = ("max_patches", "fill_patches", "whole_patches", "shaped_patches")
-"""Resizes to a number of patches."""
-_SIDED = ("shrunk_patches", "bounded_patches")
-"""Resizes that `multiple` goes with."""
-AREAS = ("area", "floored_area", "rounded_area", "padded_area", "near_area", "half_area")
-"""Resizes to an area, or within two, in whole squares of patches."""
 
 # Mean and standard deviation of RGB in 0..1, as checkpoints were trained with them.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-_KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
-    "pillow": get_args(ResampleFilter),
-    "float": ("bilinear", "bicubic"),
-    "point": ("bilinear",),
-    "point_float": ("bilinear",),
-    "point_rounded": ("bilinear",),
-    "gaussian": ("bilinear",),
-    "torch": ("bilinear", "bicubic"),
-    "torchvision": ("bilinear", "bicubic"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +95,9 @@ class Preprocess:
         multiples of `patch_size` (BridgeTower).
     """
     resize_to: tuple[int, int]
-    """(height, width) in pixels; the least and the most patches for bounded_patches; the edge twice for shortest_edge, longest_edge, near_area, shrunk_patches and letterbox; two edges for between and
-    edges_...; the least and the most area for the areas but near_area; (0, 0) for none and numbers of patches."""
+    """(height, width) in pixels; the least and the most patches for bounded_patches; the edge twice for shortest_edge,
+    longest_edge, near_area, shrunk_patches and letterbox; two edges for between and edges_...; the least and the most area
+    for the areas but near_area; (0, 0) for none and numbers of patches."""
     resample: ResampleFilter
     """Pillow's filter of that name."""
     crop: tuple[int, int] | None
@@ -182,7 +161,7 @@ class Preprocess:
         object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
         object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
         object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
-        darkest = -1 if self.multiple else 0  # Inkling 2 fills up with one below black
+        darkest = -1 if self.multiple and self.resize != "letterbox" else 0  # Inkling 2 fills up with one below black
         color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
             whole = f"whole numbers in {darkest}..255"
@@ -194,7 +173,7 @@ class Preprocess:
             raise ValueError(f"before is {self.before!r}: expected a tuple of ImageStep")
         object.__setattr__(self, "before", tuple(self.before))
         for field, modes in (
-            ("patch_size", (*COUNTED, *AREAS, *_SIDED, "within_patches", "edges_divided")),
+            ("patch_size", (*COUNTED, *AREAS, *SIDED, "within_patches", "edges_divided")),
             ("max_patches", (*COUNTED, "shrunk_patches")),
         ):
             value, needed = getattr(self, field), self.resize in modes
@@ -204,7 +183,7 @@ class Preprocess:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        filters = _KERNEL_FILTERS[self.kernel]
+        filters = KERNEL_FILTERS[self.kernel]
         if self.resample not in filters:
             raise ValueError(f"kernel {self.kernel!r} has no filter {self.resample!r}: expected {' or '.join(filters)}")
         if self.kernel != "pillow" and self.resize == "none":
@@ -216,12 +195,12 @@ class Preprocess:
             )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
-        if not isinstance(self.multiple, int) or self.multiple < (self.resize in _SIDED):
-            least = "a positive" if self.resize in _SIDED else "a"
+        if not isinstance(self.multiple, int) or self.multiple < (self.resize in SIDED):
+            least = "a positive" if self.resize in SIDED else "a"
             raise ValueError(
                 f"multiple is {self.multiple!r} for resize {self.resize!r}: expected {least} number of pixels"
             )
-        if self.crop is not None and (self.resize in (*COUNTED, *AREAS, *_SIDED) or self.multiple):
+        if self.crop is not None and (self.resize in (*COUNTED, *AREAS, *SIDED) or self.multiple):
             raise ValueError(
                 f"crop is {self.crop} but resize is {self.resize!r}, which keeps the whole image: expected crop=None"
             )
@@ -251,7 +230,7 @@ class Preprocess:
         Raises:
             ValueError: as `load_image`; also when there is no image, or the results differ in size.
         """
-        resized_images = self._resized_and_cropped(images)
+        resized_images = [self._resize_and_crop(image) for image in load_images(images)]
         sizes = sorted({image.shape[:2] for image in resized_images})
         if len(sizes) > 1:
             raise ValueError(
@@ -270,14 +249,11 @@ class Preprocess:
             ValueError: as `load_image`; also when there is no image.
         """
         pixels = []
-        for image in self._resized_and_cropped(images):
-            pixels.append(np.empty((3, *image.shape[:2]), dtype=np.float32))
-            self._normalize(image, pixels[-1])
+        for image in load_images(images):
+            resized = self._resize_and_crop(image)
+            pixels.append(np.empty((3, *resized.shape[:2]), dtype=np.float32))
+            self._normalize(resized, pixels[-1])
         return [torch.from_numpy(planes) for planes in pixels]
-
-    def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
-        """(H, W, 3) in 0..255 for each image, uint8 or float32."""
-        return [self._resize_and_crop(image) for image in load_images(images)]
 
     def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
         """(H, W, 3) in 0..255 to float32 (3, H, W)."""
@@ -286,20 +262,15 @@ class Preprocess:
         np.multiply(image.transpose(2, 0, 1), scale, out=out)
         out -= shift
 
-    def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
-        if self.camera is not None:
-            image = self.camera(image)
-        if self.before:
-            return self._resize_and_crop_after(after(image, self.before))
-        return self._resize_and_crop_after(image)
-
-    def _resize_and_crop_after(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """The steps after those of the camera and the policy."""
-        if self.resize == "letterbox" and isinstance(image, Image.Image):
-            image = with_bars(image, self.fill)
+    def _resize_and_crop(self, original: Image.Image) -> np.ndarray:
+        """(H, W, 3) in 0..255, uint8 or float32."""
+        seen = original if self.camera is None else self.camera(original)
+        image = after(seen, self.before) if self.before else seen
+        if self.resize == "letterbox":
+            image = as_image(with_bars(np.asarray(image), self.fill))
         if self.resize == "square":
-            edge = max(image.size) if isinstance(image, Image.Image) else max(image.shape[:2])
-            image = Image.fromarray(crop_array(np.asarray(image), (edge, edge), (0, 0, 0), "floor", "top_left"))
+            whole = np.asarray(image)
+            image = as_image(crop_array(whole, (max(whole.shape[:2]),) * 2, (0, 0, 0), "floor", "top_left"))
         height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         if self.resize == "none":
             pixels = np.asarray(image)
@@ -311,24 +282,29 @@ class Preprocess:
             _, canvas = size_on_canvas(height, width, self.patch_size, *self.resize_to)
             pixels = crop_array(pixels, canvas, self.fill, "floor", "top_left")
         if self.multiple:
-            tall, wide = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
-            pixels = crop_array(pixels, (tall, wide), self.fill, "floor", "top_left")
+            pixels = crop_array(pixels, self._filled(*pixels.shape[:2]), self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
             pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
-        if self.crop is None:
-            return pixels
-        return crop_array(pixels, self.crop, self.fill, self.crop_rounding, self.crop_place)
+        place = self.crop_rounding, self.crop_place
+        return pixels if self.crop is None else crop_array(pixels, self.crop, self.fill, *place)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image of this height and width is resized, before padding and crop."""
-        numbers = dict(patch_size=self.patch_size, max_patches=self.max_patches, multiple=self.multiple)
-        return size_after(self.resize, height, width, self.resize_to, **numbers)
+        bounds = Bounds(self.resize_to, self.patch_size, self.max_patches, self.multiple)
+        return SIZES[self.resize](height, width, bounds)
+
+    def _filled(self, height: int, width: int) -> tuple[int, int]:
+        """The sides up to multiples of `multiple`, if there is one."""
+        step = self.multiple or 1
+        return -(-height // step) * step, -(-width // step) * step
 
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of the pixels; None when it depends on the image."""
-        return self.crop or (self.resize_to if self.resize in ("squash", "letterbox", "square") else None)
+        return self.crop or (
+            self._filled(*self.resize_to) if self.resize in ("squash", "letterbox", "square") else None
+        )
 
     def at(self, height: int, width: int) -> Self:
         """The same kind of preprocessing for another output size, in pixels.
@@ -337,8 +313,10 @@ class Preprocess:
         For a crop that is not square the edge follows its longer side, so that images still fill it.
 
         Raises:
-            ValueError: the output size depends on the image, so that none can be set.
+            ValueError: the output size depends on the image, so that none can be set; sides that `multiple` does not divide.
         """
+        if self._filled(height, width) != (height, width):
+            raise ValueError(f"sides are filled up to multiples of {self.multiple} pixels, got {(height, width)}")
         by_edge = self.resize in ("shortest_edge", "letterbox")
         if self.crop is None and self.resize != "squash" and not (by_edge and height == width):
             raise ValueError(
@@ -366,6 +344,7 @@ class Preprocess:
             crop=None,
             patch_size=patch_size,
             max_patches=max_patches,
+            multiple=0,
             fill=(0, 0, 0),
             crop_rounding="floor",
             crop_place="centre",

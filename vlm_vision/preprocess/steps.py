@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vlm_vision.preprocess.area import resize_area
+from vlm_vision.preprocess.resize import as_image
 
 Kind = Literal["squash", "shortest_edge", "longest_edge", "crop", "square"]
 StepKernel = Literal["bicubic", "area", "mean"]
@@ -115,4 +116,4 @@ def after(image: Image.Image, steps: tuple[ImageStep, ...]) -> Image.Image | np.
     pixels = np.asarray(image)
     for step in steps:
         pixels = step(pixels)
-    return pixels if pixels.dtype == np.float32 else Image.fromarray(np.ascontiguousarray(pixels))
+    return as_image(pixels)

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 import yaml
 from jsonargparse import get_loader
 
-from vlm_vision.nn.fields import did_you_mean
+from projectors.names import did_you_mean
 
 COMMAND_LINE = "the command line"
 _COMMANDS = ("help", "print_config", "config")

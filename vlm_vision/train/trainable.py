@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from vlm_vision.encoder import Encoder
-from vlm_vision.nn.film import Film
+from vlm_vision.nn.blocks import Film
 from vlm_vision.vlm.model import VisionLanguageModel
 
 How = Literal["frozen", "lora", "full"]
@@ -46,9 +46,10 @@ def set_trainable(
 
     FiLM's own layers train in full there: they begin as zeros, which are no weights to adapt (so does OpenVLA-OFT).
 
-    What the encoder's tap does not reach (blocks past it, pooling, heads) stays frozen whatever is asked. Next to a group
-    with adapters, one that trains in full becomes part of the adapter (peft's `modules_to_save`): saved and loaded with
-    it, also by peft itself. A copy trains then, and the weights it started from are kept: they take memory twice.
+    What the encoder's tap does not reach (blocks past it, pooling, heads), and mergers of deep features that the language
+    model does not read, stay frozen whatever is asked. Next to a group with adapters, one that trains in full becomes part
+    of the adapter (peft's `modules_to_save`): saved and loaded with it, also by peft itself. A copy trains then, and the
+    weights it started from are kept: they take memory twice.
 
     Returns:
         The model to train: the model itself, or the peft wrapper around it. `vlm_vision.train.adapters` saves, loads and
@@ -167,8 +168,9 @@ def _towers(model: VisionLanguageModel) -> list[Encoder]:
 
 
 def _idle(model: VisionLanguageModel) -> list[nn.Module]:
-    """Modules of the encoder that its image tokens do not come from."""
-    return [part for tower in _towers(model) for part in tower.model.unused_modules(tower.tap)]
+    """Modules of the encoder that neither its image tokens nor the deep features that the model reads come from."""
+    idle = [part for tower in _towers(model) for part in tower.model.unused_modules(tower.tap)]
+    return idle if model.config.deepstack else [*idle, *(tower.model.deepstack for tower in _towers(model))]
 
 
 def _freeze_idle(model: VisionLanguageModel) -> None:

@@ -5,9 +5,12 @@ for text. So they go wherever embeddings go: through generation, chunked prefill
 before the language model, and adds level i to the output of its layer i, as Qwen3-VL does.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,8 +22,7 @@ def deep_levels(encoder: Encoder | FusedEncoder) -> int:
     """Number of deep features that an encoder gives at its tap."""
     if isinstance(encoder, FusedEncoder):
         return 0
-    last = encoder.tap.block(encoder.config.depth)
-    return sum(block <= last for block in encoder.config.deepstack)
+    return len(encoder.config.mergers(encoder.tap.block(encoder.config.depth)))
 
 
 def check_deepstack(encoder: Encoder | FusedEncoder, width: int, newline: bool) -> None:
@@ -38,7 +40,7 @@ def check_deepstack(encoder: Encoder | FusedEncoder, width: int, newline: bool) 
 
 
 class DeepStack:
-    """Hooks on the first layers of a language model.
+    """Hooks on the first layers of a language model; they do nothing outside `reading`.
 
     Args:
         language_model: its decoder has `layers` (or `h`), whose first output is the hidden states (B, T, width).
@@ -58,6 +60,7 @@ class DeepStack:
             )
         self.levels = levels
         self._features: tuple[Tensor, ...] = ()
+        self._recorded = False
         for i in range(levels):
             layers[i].register_forward_hook(partial(self._add, i))
 
@@ -65,15 +68,26 @@ class DeepStack:
         """(B, T, width) of text -> (B, T, width * (1 + levels)), zeros for the features."""
         return F.pad(words, (0, words.shape[-1] * self.levels))
 
-    def take(self, embeds: Tensor, width: int) -> Tensor:
-        """The words and image tokens (B, T, width) of wide embeddings; their features are for the next forward pass."""
+    @contextmanager
+    def reading(self, embeds: Tensor, width: int) -> Iterator[Tensor]:
+        """The words and image tokens (B, T, width) of wide embeddings; inside, the language model reads their features."""
         words, *features = embeds.split(width, dim=-1)
-        self._features = tuple(features)
-        return words
+        self._features, self._recorded = tuple(features), torch.is_grad_enabled()
+        try:
+            yield words
+        finally:
+            self._features = ()
 
     def _add(self, level: int, layer: nn.Module, inputs: Any, output: Any) -> Any:
-        if level >= len(self._features):
+        if (
+            not self._features
+        ):  # the language model alone; or a layer recomputed for the backward pass, which reads no sum
             return None
+        if self._recorded and not torch.is_grad_enabled():
+            raise ValueError(
+                "deep features get no gradients from reentrant checkpointing: pass "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+            )
         hidden = output if isinstance(output, Tensor) else output[0]
         hidden = hidden + self._features[level].to(hidden)
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])

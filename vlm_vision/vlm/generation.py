@@ -78,8 +78,9 @@ class LanguageMixin:
         Args:
             inputs: or `input_ids`, the prompt (B, T), with pixel_values and all other outputs of the processor; or
                 inputs_embeds (B, T, width) in its place.
-            past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt begins with. Images are needed if what is new
-                shows some; then pass them all, or with input_ids that are only what is new, the new ones.
+            past_key_values: (or cache, as transformers calls it from 5.24 on) of an earlier call whose sequences the prompt
+                begins with. Images are needed if what is new shows some; then pass them all, or with input_ids that are only
+                what is new, the new ones.
             assistant_model: a `VisionLanguageModel` of the same tokenizer, which sees the images too, or a language model.
             kwargs: as in transformers.
 

@@ -2,8 +2,8 @@
 
 `Whole`: one canvas. `AnyRes`: one canvas and tiles of the enlarged image, a newline after each row (LLaVA-NeXT).
 `Native`: the image's own aspect ratio, within a budget of patches (NaFlex) or as the encoder's preprocessing resizes it
-(Qwen-VL, Pixtral). Each says by one formula, `num_tokens`, how
-long the sequence is; processor, collator and model all use it.
+(Qwen-VL, Pixtral). Each says by one formula, `num_tokens`, how long the sequence is; processor, collator and model all
+use it.
 """
 
 import math
@@ -239,7 +239,7 @@ class Native(Layout):
         sides = self.multiple
         if self.max_patches is None and encoder.preprocess.patch_size:
             sides = encoder.preprocess.patch_size // encoder.config.patch_size
-        grid = encoder.config.token_grid(*(sides * encoder.config.patch_size,) * 2)
+        grid = encoder.grid(*(sides * encoder.config.patch_size,) * 2)
         projector.num_tokens(grid)  # says what is wrong
 
     def pixels(self, encoder: Encoder | FusedEncoder, images: Sequence[ImageInput]) -> dict[str, Tensor]:
@@ -300,7 +300,10 @@ def _squashing(preprocess: Preprocess | FusedPreprocess) -> Preprocess | FusedPr
 def _squashed(preprocess: Preprocess) -> Preprocess:
     size = preprocess.output_size
     assert size is not None
-    return replace(preprocess, resize="squash", resize_to=size, crop=None, crop_rounding="floor", fill=(0, 0, 0))
+    none = dict(
+        crop=None, crop_rounding="floor", crop_place="centre", fill=(0, 0, 0), multiple=0, patch_size=0, max_patches=0
+    )
+    return replace(preprocess, resize="squash", resize_to=size, **none)  # type: ignore[arg-type]
 
 
 def _fitted(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:

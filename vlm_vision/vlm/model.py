@@ -103,7 +103,6 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
             layout: `Whole()`, `AnyRes(pinpoints)` or `Native(max_patches)`, see `vlm_vision.vlm.layout`. Default `Native`
                 for a tower of native resolution, as its preprocessing resizes images, else `Whole`.
-
             deepstack: add the deep features of a tower that has them to the first layers of the language model, as Qwen3-VL
                 does. Their mergers map to one width: that of `llm`. False warns if the tower has any.
 
@@ -298,8 +297,6 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
                 condition=condition,
             )
         assert inputs_embeds is not None
-        if self._deepstack is not None:
-            inputs_embeds = self._deepstack.take(inputs_embeds, self.projector.out_dim)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         elif position_ids is not None and attention_mask is None and past is None and _begins_again(position_ids):
@@ -307,13 +304,11 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         given: dict[str, Any] = dict(position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
         given = {name: value for name, value in given.items() if name in self._language_arguments and value is not None}
         given["cache" if "cache" in self._language_arguments else "past_key_values"] = past
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            labels=labels,
-            **given,
-            **kwargs,
-        )
+        given |= dict(attention_mask=attention_mask, labels=labels, **kwargs)
+        if self._deepstack is None:
+            return self.language_model(inputs_embeds=inputs_embeds, **given)
+        with self._deepstack.reading(inputs_embeds, self.projector.out_dim) as words:
+            return self.language_model(inputs_embeds=words, **given)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The vision tower; the model itself for a modality that it does not know."""
