@@ -20,7 +20,7 @@ from vlm_vision.tokens.numbers import to_disk
 from vlm_vision.tokens.shard import WORK, read_failures, stored_keys
 from vlm_vision.tokens.source import Source
 
-MOST_IMAGES = 4096
+MOST_IMAGES = 1024
 """Images of a shard at most, so that little is lost where rows are small."""
 
 
