@@ -1,7 +1,7 @@
 """Rows of a store as one batch, padded where their grids differ."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ class TokenBatch:
 
     def pin_memory(self) -> "TokenBatch":
         """The batch in page-locked memory, as a DataLoader asks for it."""
-        moved = {name: one.pin_memory() for name, one in vars(self).items() if isinstance(one, Tensor)}
-        return TokenBatch(**vars(self) | moved)
+        return replace(self, **{name: one.pin_memory() for name, one in vars(self).items() if isinstance(one, Tensor)})
 
 
 def collate_rows(rows: Sequence[Row]) -> TokenBatch:
