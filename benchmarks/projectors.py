@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
+from vlm_vision.data.features import FeatureCache
 
 import projectors
 import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, easy_vqa
-from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.new_models import new_language_model, word_tokenizer
 from vlm_vision.train.loop.sampler import StepBatches

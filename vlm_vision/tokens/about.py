@@ -93,6 +93,11 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ""
 
 
+def encoder_difference(about: Mapping[str, Any], encoder: Mapping[str, Any]) -> str:
+    """As `difference`, of architecture and preprocessing alone, with `Encoder.to_dict` of an encoder."""
+    return _first("encoder", about["encoder"], json.loads(json.dumps(_without_tap(dict(encoder)))))
+
+
 def _first(name: str, there: Any, here: Any) -> str:
     if there == here:
         return ""

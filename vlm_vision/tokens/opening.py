@@ -15,10 +15,10 @@ from filelock import FileLock
 
 from vlm_vision.tokens.about import ABOUT, difference, read_about, write_about
 from vlm_vision.tokens.encode import ImageTokens, TokenEncoder
-from vlm_vision.tokens.numbers import to_disk
 from vlm_vision.tokens.plan import Listing, write_plan
 from vlm_vision.tokens.shard import INDEX, WORK, read_failures
 from vlm_vision.tokens.source import Source
+from vlm_vision.tokens.wanted import DTYPES
 from vlm_vision.tokens.work import encode_in_order
 
 MOST_IMAGES = 4096
@@ -84,8 +84,9 @@ def bad_images(store: Path) -> dict[str, str]:
 
 def bytes_of(image: ImageTokens, dtype: str) -> int:
     """Bytes on disk of what is stored of an image."""
-    disk = (value for key, one in image.tensors.items() for value in to_disk(key, one, dtype).values())
-    return sum(value.numel() * value.element_size() for value in disk)
+    scale = 4 if dtype == "int8" else 0
+    tensors = image.tensors.values()
+    return sum(value.numel() * DTYPES[dtype].itemsize + value.numel() // value.shape[-1] * scale for value in tensors)
 
 
 def first_images(source: Source, tokens: TokenEncoder) -> list[ImageTokens]:

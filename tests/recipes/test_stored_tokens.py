@@ -1,0 +1,158 @@
+"""Recipes on a token store: the losses are those of the live encoder, which is loaded only to be saved."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from support.recipe_records.conversations import ALIGN, VQA
+from support.recipe_records.recipe import Recipe
+
+import vlm_vision as vv
+from vlm_vision import load_encoder
+from vlm_vision.new_models import new_encoder
+from vlm_vision.tokens.extract import extract
+from vlm_vision.tokens.sources.choose import open_sources
+from vlm_vision.tokens.wanted import Wanted
+from vlm_vision.train import stored_tokens
+
+SHAPE = dict(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, position_prefix=1)
+FROZEN = ("--train_vision", "frozen", "--train_language", "lora", "--lora_rank", "2", "--feature_dtype", "float32")
+TALK = {"align": (ALIGN, ()), "vqa": (VQA, FROZEN)}
+
+
+def save_tower(folder: Path, **change) -> vv.Encoder:
+    torch.manual_seed(3)
+    tower = new_encoder(SHAPE | change).eval()
+    tower.save_pretrained(folder)
+    return tower
+
+
+def store(folder: Path, source: str | Path, tower: str | Path, **wanted) -> str:
+    extract(open_sources([str(source)]), vv.load(tower), folder, wanted=Wanted(**wanted))
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=TALK)
+def talk(request, tmp_path_factory) -> tuple[Recipe, Path, Sequence[str]]:
+    """A recipe on conversations, its folder with tower, store and a run with the live tower, and that run's arguments."""
+    recipe, changes = TALK[request.param]
+    folder = recipe.prepare(tmp_path_factory.mktemp(recipe.name))
+    save_tower(folder / "tower")
+    store(folder / "store", folder / "*.png", folder / "tower")
+    changes = ("--encoder.source", str(folder / "tower"), *changes)
+    (folder / "losses.json").write_text(json.dumps(recipe.train(folder, "live", *changes, "--cache_features", "false")))
+    return recipe, folder, changes
+
+
+@pytest.fixture
+def tower_only_to_save(monkeypatch) -> None:
+    """No weight of a tower is read, and no encoder called, before the tower is loaded to be saved."""
+
+    def fails(*given, **named):
+        pytest.fail("the tower was loaded, or called")
+
+    take = stored_tokens.load_tower
+
+    def allowed(settings):
+        monkeypatch.undo()
+        return take(settings)
+
+    monkeypatch.setattr(stored_tokens, "load_tower", allowed)
+    monkeypatch.setattr(load_encoder, "build", fails)
+    monkeypatch.setattr("vlm_vision.train.vlm.WeightFiles", fails)
+    monkeypatch.setattr(vv.Encoder, "forward", fails)
+
+
+def test_losses_are_those_of_the_live_tower_which_is_loaded_only_to_be_saved(talk, tmp_path, tower_only_to_save):
+    recipe, folder, changes = talk
+    live = json.loads((folder / "losses.json").read_text())
+    stored = recipe.train(folder, tmp_path / "stored", *changes, "--data.tokens", str(folder / "store"))
+    assert stored["losses"] == pytest.approx(live["losses"], rel=1e-5)
+    for name in {"eval_loss/right", "eval_loss/shuffled", "accuracy", "shuffled"} & live.keys():
+        assert stored[name] == pytest.approx(live[name], rel=1e-4)
+    assert "eval_loss/blank" not in stored
+    one, other = (
+        vv.VisionLanguageModel.from_pretrained(run / "model") for run in (folder / "live", tmp_path / "stored")
+    )
+    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, theirs[name])
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_tower_with_other_weights_stops_the_end_alone_and_the_run_resumes(talk, tmp_path):
+    recipe, folder, _ = talk
+    tower = tmp_path / "tower"
+    shutil.copytree(folder / "tower", tower)
+    changed = vv.load(tower)
+    with torch.no_grad():
+        changed.model.norm.weight[0] += 1
+    changed.save_pretrained(tower)
+    changes = ("--encoder.source", str(tower), *TALK[recipe.name][1], "--data.tokens", str(folder / "store"))
+    with pytest.raises(
+        ValueError, match=r"the encoder's weights \(fingerprint\) are .* in .*/store and .* in .*/tower: put"
+    ):
+        recipe.train(folder, tmp_path / "run", *changes)
+    assert not (tmp_path / "run/model").exists()
+    shutil.copytree(folder / "tower", tower, dirs_exist_ok=True)
+    rest = recipe.train(folder, tmp_path / "run", *changes)
+    assert rest["first_step"] == 4 and rest["losses"] == []
+    one, other = (vv.VisionLanguageModel.from_pretrained(run / "model") for run in (folder / "live", tmp_path / "run"))
+    for (name, value), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, theirs, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_saved_model_to_start_from_is_read_without_its_tower(talk, tmp_path, tower_only_to_save, monkeypatch):
+    recipe, folder, _ = talk
+    changes = ("--encoder.new", "{}", "--language.new", "{}", "--start", str(folder / "live/model"))
+    changes += (*TALK[recipe.name][1], "--data.tokens", str(folder / "store"))
+    stored = recipe.train(folder, tmp_path / "stored", *changes)
+    live = recipe.train(folder, tmp_path / "live", *changes, "--data.tokens", "", "--cache_features", "false")
+    assert stored["losses"] == pytest.approx(live["losses"], rel=1e-5)
+    one, other = (vv.VisionLanguageModel.from_pretrained(tmp_path / run / "model") for run in ("live", "stored"))
+    for (name, value), theirs in zip(one.encoder.named_parameters(), other.encoder.parameters(), strict=True):
+        assert torch.equal(value, theirs), name
+
+
+WRONG = {
+    "lora": (["--train_vision", "lora"], "without augmentation: set train_vision frozen, or leave data.tokens out"),
+    "full": (["--train_vision", "full"], "without augmentation: set train_vision frozen, or leave data.tokens out"),
+    "tiles": (
+        ["--layout", '{"name": "anyres", "pinpoints": [[16, 32], [32, 16]]}'],
+        "the layout here is 'anyres' with images of several canvases or sizes",
+    ),
+    "new tower": (["--encoder.new", json.dumps(SHAPE)], "encoder.new is another: set encoder.source"),
+    "image size": (["--encoder.image_size", "32"], "was made by another encoder: encoder preprocess resize_to"),
+    "layer": (["--encoder.tap_layer", "0"], "holds the layers -1 and this run reads 0 (tap layer)"),
+    "norm": (["--encoder.tap_layer", "-1", "--encoder.tap_norm", "false"], "this run reads them without it (tap norm)"),
+    "no store": (["--data.tokens", "FOLDER"], "has no store.json: expected a token store"),
+    "other images": (
+        ["--data.images", "FOLDER/other"],
+        "has no tokens of the image FOLDER/other/new.png; its keys are",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_stored_tokens_exclude_is_refused_with_one_sentence(talk, tmp_path, name):
+    recipe, folder, changes = talk
+    if name in ("lora", "full") and recipe.name == "align":
+        pytest.skip("align has no setting train_vision")
+    (folder / "other").mkdir(exist_ok=True)
+    make_image(99, 16, 16).save(folder / "other/new.png")
+    wrong, says = WRONG[name]
+    if name == "other images":
+        records = json.loads((folder / "captions.json").read_text())[:1] * 4
+        for record in records:
+            record["image"] = "new.png"
+        (folder / "other.json").write_text(json.dumps(records))
+        wrong = [*wrong, "--data.train", str(folder / "other.json"), "--data.test", ""]
+    with pytest.raises(ValueError) as error:
+        recipe.train(folder, tmp_path / "run", *changes, "--data.tokens", str(folder / "store"), *wrong)
+    assert says.replace("FOLDER", str(folder)) in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run/model").exists()
