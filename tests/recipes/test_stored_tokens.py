@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.models import make_image
 from support.recipe_records.conversations import ALIGN, VQA
 from support.recipe_records.recipe import Recipe
+from support.recipe_records.vla import HEADS, actions
+from support.recipe_records.vla import RECIPE as VLA
 
 import vlm_vision as vv
 from vlm_vision import load_encoder
 from vlm_vision.new_models import new_encoder
 from vlm_vision.tokens.extract import extract
 from vlm_vision.tokens.sources.choose import open_sources
+from vlm_vision.tokens.sources.options import SourceOptions
 from vlm_vision.tokens.wanted import Wanted
 from vlm_vision.train import stored_tokens
 
@@ -120,13 +124,11 @@ def test_a_saved_model_to_start_from_is_read_without_its_tower(talk, tmp_path, t
 
 
 WRONG = {
-    "lora": (["--train_vision", "lora"], "without augmentation: set train_vision frozen, or leave data.tokens out"),
-    "full": (["--train_vision", "full"], "without augmentation: set train_vision frozen, or leave data.tokens out"),
     "tiles": (
         ["--layout", '{"name": "anyres", "pinpoints": [[16, 32], [32, 16]]}'],
         "the layout here is 'anyres' with images of several canvases or sizes",
     ),
-    "new tower": (["--encoder.new", json.dumps(SHAPE)], "encoder.new is another: set encoder.source"),
+    "new tower": ([], "encoder.new is another: set encoder.source"),
     "image size": (["--encoder.image_size", "32"], "was made by another encoder: encoder preprocess resize_to"),
     "layer": (["--encoder.tap_layer", "0"], "holds the layers -1 and this run reads 0 (tap layer)"),
     "norm": (["--encoder.tap_layer", "-1", "--encoder.tap_norm", "false"], "this run reads them without it (tap norm)"),
@@ -138,14 +140,21 @@ WRONG = {
 }
 
 
+def test_a_tower_that_trains_excludes_stored_tokens(talk):
+    recipe, folder, changes = talk
+    for how in ("lora", "full") if recipe is VQA else ():
+        wrong = [*changes, "--data.tokens", str(folder / "store"), "--train_vision", how]
+        with pytest.raises(ValueError, match="without augmentation: set train_vision frozen, or leave data.tokens out"):
+            recipe.train(folder, "wrong", *wrong)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_stored_tokens_exclude_is_refused_with_one_sentence(talk, tmp_path, name):
     recipe, folder, changes = talk
-    if name in ("lora", "full") and recipe.name == "align":
-        pytest.skip("align has no setting train_vision")
     (folder / "other").mkdir(exist_ok=True)
     make_image(99, 16, 16).save(folder / "other/new.png")
     wrong, says = WRONG[name]
+    changes = changes[2 * (name == "new tower") :]
     if name == "other images":
         records = json.loads((folder / "captions.json").read_text())[:1] * 4
         for record in records:
@@ -156,3 +165,67 @@ def test_what_stored_tokens_exclude_is_refused_with_one_sentence(talk, tmp_path,
         recipe.train(folder, tmp_path / "run", *changes, "--data.tokens", str(folder / "store"), *wrong)
     assert says.replace("FOLDER", str(folder)) in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run/model").exists()
+
+
+# Robot data
+
+
+@pytest.fixture(scope="module", params=["parallel", "flow"])
+def robot(request, tmp_path_factory) -> tuple[Path, Sequence[str]]:
+    """The folder of robot data, tower, store and a run with the live tower, and that run's arguments."""
+    folder = VLA.prepare(tmp_path_factory.mktemp("robot"))
+    save_tower(folder / "tower")
+    store(folder / "store", folder / "data", folder / "tower")
+    changes = (*HEADS[request.param], "--encoder.source", str(folder / "tower"), *STILL)
+    (folder / "live.json").write_text(json.dumps(VLA.train(folder, "live", *changes)))
+    return folder, changes
+
+
+STILL = ("--train_vision", "frozen", "--area", "1", "--color", "false", "--train_language", "lora", "--lora_rank", "2")
+
+
+def test_a_policy_learns_from_stored_frames_as_from_images(robot, tmp_path, tower_only_to_save, monkeypatch):
+    folder, changes = robot
+    monkeypatch.setattr(
+        "vlm_vision.data.lerobot.reader.RobotDataset._image", lambda *a: pytest.fail("an image was read")
+    )
+    stored = VLA.train(folder, tmp_path / "stored", *changes, "--data.tokens", str(folder / "store"))
+    live = json.loads((folder / "live.json").read_text())
+    assert stored["losses"] == pytest.approx(live["losses"], rel=1e-5)
+    for name in ("right", "shuffled"):
+        assert stored[f"action_error/{name}"] == pytest.approx(live[f"action_error/{name}"], rel=1e-3)
+    assert "action_error/blank" not in stored
+    torch.testing.assert_close(
+        actions(tmp_path / "stored", folder), actions(folder / "live", folder), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            ["--area", "0.9", "--color", "true"],
+            "without augmentation: set area 1 and color false, or leave data.tokens out",
+        ),
+        (["--train_vision", "lora"], "without augmentation: set train_vision frozen, or leave"),
+        (["--train_vision", "lora", "--film", "true"], "set train_vision frozen and film false, or leave"),
+        (["--data.train", '{"one": "FOLDER/data", "two": "FOLDER/data"}'], "which the data sets one, two share"),
+        (["--data.tokens", "FOLDER/sparse"], "has no tokens of the image 0/1/top; its keys are like '0/0/top'"),
+    ],
+)
+def test_what_stored_frames_exclude_is_refused_with_one_sentence(robot, tmp_path, wrong, says):
+    folder, changes = robot
+    if not (folder / "sparse").exists():
+        source = open_sources([str(folder / "data")], SourceOptions(every=2))
+        extract(source, vv.load(folder / "tower"), folder / "sparse")
+    wrong = [word.replace("FOLDER", str(folder)) for word in wrong]
+    with pytest.raises(ValueError) as error:
+        VLA.train(folder, tmp_path / "run", *changes, "--data.tokens", str(folder / "store"), *wrong)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_cameras_of_a_policy_are_found_by_their_names_in_the_data(robot, tmp_path):
+    folder, changes = robot
+    renamed = (*changes, "--data.cameras", '{"front": "top"}', "--steps", "2")
+    stored = VLA.train(folder, tmp_path / "stored", *renamed, "--data.tokens", str(folder / "store"))
+    assert stored["losses"] == pytest.approx(VLA.train(folder, tmp_path / "live", *renamed)["losses"], rel=1e-5)
