@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.models import make_image
 from support.recipe_records.conversations import ALIGN, VQA
+from support.recipe_records.distill import RECIPE as DISTILL
 from support.recipe_records.recipe import Recipe
 from support.recipe_records.vla import HEADS, actions
 from support.recipe_records.vla import RECIPE as VLA
@@ -21,6 +23,7 @@ from vlm_vision.tokens.sources.choose import open_sources
 from vlm_vision.tokens.sources.options import SourceOptions
 from vlm_vision.tokens.wanted import Wanted
 from vlm_vision.train import stored_tokens
+from vlm_vision.train.tasks.distill_stored import stored_view
 
 SHAPE = dict(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, position_prefix=1)
 FROZEN = ("--train_vision", "frozen", "--train_language", "lora", "--lora_rank", "2", "--feature_dtype", "float32")
@@ -229,3 +232,68 @@ def test_cameras_of_a_policy_are_found_by_their_names_in_the_data(robot, tmp_pat
     renamed = (*changes, "--data.cameras", '{"front": "top"}', "--steps", "2")
     stored = VLA.train(folder, tmp_path / "stored", *renamed, "--data.tokens", str(folder / "store"))
     assert stored["losses"] == pytest.approx(VLA.train(folder, tmp_path / "live", *renamed)["losses"], rel=1e-5)
+
+
+# Distillation
+
+TEACHERS = '[{"source": "FOLDER/wide"}, {"source": "FOLDER/map", "name": "pooling", "image_size": 24}]'
+WHOLE = ("--teachers", TEACHERS, "--crop_scale", "[1, 1]", "--flip", "0", "--eval_neighbors", "6")
+BOTH = ("--data.tokens", "FOLDER/wide store + FOLDER/map store")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of square images, two teachers and their stores, and metrics of a run with live teachers."""
+    folder = DISTILL.prepare(tmp_path_factory.mktemp("distill"))
+    for i in range(16):
+        make_image(i, 24, 24).save(folder / f"{i}.png")
+    store(folder / "wide store", folder / "*.png", folder / "wide")
+    source = open_sources([str(folder / "*.png")])
+    extract(source, vv.load(folder / "map", image_size=24), folder / "map store")
+    return folder, DISTILL.train(folder, "live", *WHOLE)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_student_learns_from_stored_teachers_as_from_live_ones(taught, tmp_path, monkeypatch, workers):
+    folder, live = taught
+    monkeypatch.setattr("vlm_vision.train.tasks.distill.load", lambda *a, **k: pytest.fail("a teacher was loaded"))
+    stored = DISTILL.train(folder, tmp_path / "stored", *WHOLE, *BOTH, "--workers", workers)
+    assert stored["losses"] == pytest.approx(live["losses"], rel=1e-5)
+    for name in ("teacher wide", "teacher pooling"):
+        assert stored["neighbors"][name] == live["neighbors"][name]
+    assert sum(name.startswith("eval_cosine") for name in stored) == 4
+
+
+def test_a_bad_image_of_store_and_data_is_skipped(taught, tmp_path):
+    folder, _ = taught
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "bad.csv").write_text((folder / "train.csv").read_text() + "bad.png,odd\n")
+    store(tmp_path / "store", folder / "*.png", folder / "wide")
+    changes = (*WHOLE, "--teachers", '[{"source": "FOLDER/wide"}]', "--data.train", "FOLDER/bad.csv")
+    found = DISTILL.train(folder, tmp_path / "run", *changes, "--data.tokens", str(tmp_path / "store"))
+    assert found["skipped"] > 0 and len(found["losses"]) == 8
+    (folder / "bad.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--flip", "0.5"], "without augmentation: set flip 0, or leave data.tokens out"),
+        (["--crop_scale", "[0.4, 1]"], "without augmentation: set crop_scale [1, 1], or leave"),
+        (["--data.tokens", "FOLDER/wide store"], "data.tokens names 1 stores for 2 teachers"),
+        (["--data.tokens", "FOLDER/map store + FOLDER/wide store"], "was made by another encoder: encoder "),
+    ],
+)
+def test_what_stored_teachers_exclude_is_refused_with_one_sentence(taught, tmp_path, wrong, says):
+    folder, _ = taught
+    with pytest.raises(ValueError) as error:
+        DISTILL.train(folder, tmp_path / "run", *WHOLE, *BOTH, *wrong)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_teachers_that_show_different_parts_have_no_common_view(taught):
+    folder, _ = taught
+    one, other = vv.load(folder / "wide"), vv.load(folder / "wide")
+    other.preprocess = replace(other.preprocess, resize="shortest_edge", resize_to=(28, 28), crop=(24, 24))
+    with pytest.raises(ValueError, match="teachers one and other shows different parts of an image"):
+        stored_view(["one", "other"], [one, other], 24)

@@ -56,6 +56,10 @@ class StoredFeatures:
         """
         return [self._output(self.store[self._row(image)]) for image in images]
 
+    def means(self, images: Sequence[ImageSource]) -> Tensor:
+        """(len(images), D): the mean of the patch tokens of each image, in float32. Raises ValueError as `outputs`."""
+        return torch.cat([out.patch_tokens.mean(dim=1) for out in self.outputs(images)])
+
     def _row(self, image: ImageSource) -> int:
         name = str(image)
         try:

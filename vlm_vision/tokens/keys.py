@@ -8,24 +8,34 @@ from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.tokens.store import TokenStore
 
 
-def find_keys(store: TokenStore, images: Iterable[ImageSource], *, root: str = "") -> dict[str, str]:
+def find_keys(
+    store: TokenStore, images: Iterable[ImageSource], *, root: str = "", skip_bad: bool = False
+) -> dict[str, str]:
     """`str(image)` -> its key, for the images whose key is not `str(image)` itself.
 
     A key is looked for as `str(image)`, as the path below `root`, then as the longest end of the path that the store has
     (`shard/member` of a shard); of a data set as `row`, or `row/image`.
+
+    Args:
+        root: folder that image paths start from.
+        skip_bad: leave out images that the store lists as bad, for data of which bad images are skipped.
 
     Raises:
         ValueError: an image that the store lacks, or two images that would take one key.
     """
     found: dict[str, str] = {}
     taken: dict[str, str] = {}
+    bad = dict(store.failures)
     for image in images:
         name = str(image)
         if name in found:
             continue
         key = next((key for key in _possible(image, root) if key in store), None)
         if key is None:
-            raise _lacking(store, image, root)
+            reason = next((bad[key] for key in _possible(image, root) if key in bad), None)
+            if reason is not None and skip_bad:
+                continue
+            raise _lacking(store, image, reason)
         if key in taken:
             raise ValueError(
                 f"the images {taken[key]} and {name} would both take the key {key!r} of {store.folder}: extract the tokens of a "
@@ -51,9 +61,7 @@ def _possible(image: ImageSource, root: str) -> Iterator[str]:
         yield "/".join(parts[start:])
 
 
-def _lacking(store: TokenStore, image: ImageSource, root: str) -> ValueError:
-    bad = dict(store.failures)
-    reason = next((bad[key] for key in _possible(image, root) if key in bad), None)
+def _lacking(store: TokenStore, image: ImageSource, reason: str | None) -> ValueError:
     if reason is not None:
         return ValueError(
             f"{store.folder} has no tokens of the image {image}, which could not be read ({reason}): replace the image and "
