@@ -16,9 +16,13 @@ from support.recipe_records.vla import HEADS, actions
 from support.recipe_records.vla import RECIPE as VLA
 
 import vlm_vision as vv
+from recipes import probe
 from vlm_vision import load_encoder
 from vlm_vision.new_models import new_encoder
+from vlm_vision.probe import features
+from vlm_vision.probe.stored import StoredProbe
 from vlm_vision.tokens.extract import extract
+from vlm_vision.tokens.keys import find_keys
 from vlm_vision.tokens.sources.choose import open_sources
 from vlm_vision.tokens.sources.options import SourceOptions
 from vlm_vision.tokens.wanted import Wanted
@@ -297,3 +301,83 @@ def test_teachers_that_show_different_parts_have_no_common_view(taught):
     other.preprocess = replace(other.preprocess, resize="shortest_edge", resize_to=(28, 28), crop=(24, 24))
     with pytest.raises(ValueError, match="teachers one and other shows different parts of an image"):
         stored_view(["one", "other"], [one, other], 24)
+
+
+# Probes
+
+PROBES = '["knn", "logistic", "linear", "attentive"]'
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> tuple[Path, list[str]]:
+    """The folder of images of two classes, an encoder and its store, and arguments of a run."""
+    folder = tmp_path_factory.mktemp("probe")
+    for i in range(24):
+        for split in ("train", "test"):
+            at = folder / "images" / split / ["even", "odd"][i % 2] / f"{i}.png"
+            at.parent.mkdir(parents=True, exist_ok=True)
+            make_image(i + 50 * (split == "test"), 20, 18 + i % 3).save(at)
+    save_tower(folder / "tower", depth=5)
+    store(folder / "store", folder / "images", folder / "tower", layers=(-1, -2, -3, -4))
+    arguments = [
+        "--encoder",
+        str(folder / "tower"),
+        "--probes",
+        PROBES,
+        "--neighbors",
+        "[1, 3]",
+        "--test",
+        f"{folder}/images/test",
+    ]
+    return folder, [*arguments, "--train", f"{folder}/images/train", "--out", str(folder / "out")]
+
+
+@pytest.mark.parametrize(
+    "changes", [(), ("--tap_layer", "-2", "--features", "mean", "--probes", '["knn", "attentive"]')]
+)
+def test_probes_of_stored_tokens_find_what_they_find_of_the_encoder(asked, monkeypatch, changes):
+    folder, arguments = asked
+    live = probe.main(probe.parse([*arguments, *changes]))["found"]
+    monkeypatch.setattr(load_encoder, "build", lambda *a, **k: pytest.fail("the encoder was loaded"))
+    stored = probe.main(probe.parse([*arguments, *changes, "--data.tokens", str(folder / "store")]))["found"]
+    assert stored.keys() == live.keys()
+    for name, figures in live.items():
+        assert stored[name] == pytest.approx(figures, abs=1e-5), name
+
+
+def test_features_out_of_a_store_are_those_of_the_encoder(asked):
+    folder, _ = asked
+    images = sorted(map(str, (folder / "images/train").rglob("*.png")))[:5]
+    encoder, tokens = vv.load(folder / "tower"), vv.TokenStore(folder / "store")
+    stored = StoredProbe(tokens, encoder, find_keys(tokens, images))
+    for kind in ("cls", "mean", "cls+mean", "pooled"):
+        close(stored.image_features(images, kind=kind), features.image_features(encoder, images, kind=kind))
+    close(stored.block_features(images), features.block_features(encoder, images))
+    close(stored.patch_features(images), features.patch_features(encoder, images))
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--probes", '["correspondence"]'], "leave correspondence out of probes"),
+        (["--tap_norm", "false"], "this run reads them without it (tap norm)"),
+        (["--image_size", "32"], "was made by another encoder: encoder preprocess"),
+        (["--test", "FOLDER/more"], "has no tokens of the image FOLDER/more/even/new.png"),
+        (["--data.tokens", "FOLDER/last"], "last holds the layers -1 and this run reads -4 (tap layer)"),
+    ],
+)
+def test_what_stored_tokens_exclude_of_probes_is_refused_with_one_sentence(asked, wrong, says):
+    folder, arguments = asked
+    if not (folder / "more").exists():
+        for name in ("even", "odd"):
+            (folder / "more" / name).mkdir(parents=True)
+            make_image(0).save(folder / "more" / name / "new.png")
+        store(folder / "last", folder / "images", folder / "tower")
+    wrong = [word.replace("FOLDER", str(folder)) for word in wrong]
+    with pytest.raises(ValueError) as error:
+        probe.main(probe.parse([*arguments, "--data.tokens", str(folder / "store"), *wrong]))
+    assert says.replace("FOLDER", str(folder)) in str(error.value) and "\n" not in str(error.value)

@@ -37,6 +37,8 @@ class StoredFeatures:
     ):
         self.store, self.keys = store, dict(keys)
         self.layers = stored_layers(store, encoder, tap)
+        depths = {(tower.config.depth, tap or tower.tap) for tower in towers_of(encoder)}
+        self.has_pooled = all(depth - 1 in one.blocks(depth) for depth, one in depths)
         self.widths = [tower.embed_dim // (1 + len(tower.tap.more)) for tower in towers_of(encoder)]
 
     def __getitem__(self, images: Sequence[ImageSource]) -> Tensor:
@@ -79,7 +81,7 @@ class StoredFeatures:
             frames=row.frames,
             cls_token=part("cls_token"),
             register_tokens=part("register_tokens"),
-            pooled=None if row.pooled is None else row.pooled.float()[None],
+            pooled=row.pooled.float()[None] if row.pooled is not None and self.has_pooled else None,
         )
 
     def _joined(self, layers: Sequence[Tensor]) -> Tensor:
