@@ -24,8 +24,8 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, easy_vqa
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.new_models import new_language_model, word_tokenizer
-from vlm_vision.tokens.build import build_features
-from vlm_vision.tokens.features import StoredFeatures
+from vlm_vision.tokens.training.build import build_features
+from vlm_vision.tokens.training.features import StoredFeatures
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim.groups import parameter_groups, warmup_cosine

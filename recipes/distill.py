@@ -75,7 +75,7 @@ class DistillStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillData(ImageData):
-    """Sources of images, and what the teachers give for them."""
+    """Sources of images, and the stored outputs of the teachers."""
 
     tokens: str = ""
     """Token stores of all images, one for each teacher in their order, joined by " + ", written by `vlm-vision tokens` with the

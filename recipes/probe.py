@@ -33,10 +33,10 @@ from vlm_vision.probe.knn import NEIGHBORS, knn
 from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
 from vlm_vision.probe.stored import PARTS, StoredProbe
-from vlm_vision.tokens.keys import find_keys
-from vlm_vision.tokens.match import matching_store
+from vlm_vision.tokens.training.keys import find_keys
+from vlm_vision.tokens.training.match import matching_store
+from vlm_vision.tokens.training.weightless import remove_weights
 from vlm_vision.tokens.wanted import Part
-from vlm_vision.tokens.weightless import remove_weights
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.settings import as_plain
@@ -46,7 +46,7 @@ Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """What is known of the images."""
+    """Tokens of the images, where they are stored."""
 
     tokens: str = ""
     """Token store of all images, written by `vlm-vision tokens` with `encoder`, whose weights are then not loaded (nor compared with
@@ -64,7 +64,7 @@ class ProbeConfig:
     test: str
     """Labeled images to test the probes on, in the same forms and of the same classes."""
     data: ProbeData = ProbeData()
-    """What is known of the images."""
+    """Tokens of the images, where they are stored."""
     out: str = "runs/probe"
     """Folder for metrics.json and config.yaml."""
     train_split: str = "train"

@@ -8,7 +8,7 @@ import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.tokens.build import build_features
+from vlm_vision.tokens.training.build import build_features
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.packing import check_packing
 

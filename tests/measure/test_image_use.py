@@ -11,7 +11,7 @@ from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import answers, is_correct, teacher_forced
 from vlm_vision.measure.image_use import LARGEST_RATIO, blank_batch, gradient_norms, image_use, token_ratio
-from vlm_vision.tokens.build import build_features
+from vlm_vision.tokens.training.build import build_features
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules, set_trainable
 from vlm_vision.vlm.layout import AnyRes, Native

@@ -22,9 +22,9 @@ from vlm_vision.new_models import new_encoder
 from vlm_vision.probe import features
 from vlm_vision.probe.stored import StoredProbe
 from vlm_vision.tokens.extract import extract
-from vlm_vision.tokens.keys import find_keys
 from vlm_vision.tokens.sources.choose import open_sources
 from vlm_vision.tokens.sources.options import SourceOptions
+from vlm_vision.tokens.training.keys import find_keys
 from vlm_vision.tokens.wanted import Wanted
 from vlm_vision.train import stored_tokens
 from vlm_vision.train.tasks.distill_stored import stored_view

@@ -17,12 +17,12 @@ from vlm_vision.data.conversations.webdataset import webdataset
 from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.new_models import new_encoder
 from vlm_vision.tokens import shard
-from vlm_vision.tokens.build import build_features, fingerprint, has_one_tap
 from vlm_vision.tokens.extract import extract
-from vlm_vision.tokens.features import StoredFeatures
-from vlm_vision.tokens.keys import find_keys
-from vlm_vision.tokens.match import check_weights, matching_store
 from vlm_vision.tokens.sources.choose import open_sources
+from vlm_vision.tokens.training.build import build_features, fingerprint, has_one_tap
+from vlm_vision.tokens.training.features import StoredFeatures
+from vlm_vision.tokens.training.keys import find_keys
+from vlm_vision.tokens.training.match import check_weights, matching_store
 from vlm_vision.tokens.wanted import Wanted
 
 

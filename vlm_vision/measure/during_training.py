@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.measure.image_use import blank_batch
-from vlm_vision.tokens.weightless import has_weights
+from vlm_vision.tokens.training.weightless import has_weights
 from vlm_vision.train.trainable import unwrapped
 
 SHOWN = ("right", "shuffled", "blank")

@@ -11,8 +11,8 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import Tap
 from vlm_vision.probe.features import Kind, vector
-from vlm_vision.tokens.features import StoredFeatures
 from vlm_vision.tokens.store import TokenStore
+from vlm_vision.tokens.training.features import StoredFeatures
 from vlm_vision.tokens.wanted import Part
 
 PARTS: dict[Kind, tuple[Part, ...]] = {
@@ -26,13 +26,13 @@ PARTS: dict[Kind, tuple[Part, ...]] = {
 
 @dataclass(frozen=True)
 class StoredProbe:
-    """What probes read of an encoder whose tokens are stored."""
+    """An encoder whose tokens are stored, as probes read it."""
 
     store: TokenStore
     encoder: Encoder | FusedEncoder
-    """Its architecture and tap; it needs no weights."""
+    """Encoder that made the store; architecture and tap are read, not the weights."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """As in `StoredFeatures`."""
+    """Keys in the store, as in `StoredFeatures`."""
 
     def image_features(self, images: Sequence[ImageSource], *, kind: Kind = "cls+mean") -> Tensor:
         """(M, D), one vector for each image.

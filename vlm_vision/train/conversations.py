@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.tokens.build import build_features, has_one_tap
-from vlm_vision.tokens.features import StoredFeatures
+from vlm_vision.tokens.training.build import build_features, has_one_tap
+from vlm_vision.tokens.training.features import StoredFeatures
 from vlm_vision.train.packing import check_packing
 from vlm_vision.train.settings import ConversationData, ConversationSettings, VlmSettings
 from vlm_vision.train.stored_tokens import stored_features

@@ -6,9 +6,9 @@ from torch import nn
 
 from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.fused import film_dim
-from vlm_vision.tokens.features import StoredFeatures
-from vlm_vision.tokens.keys import find_keys
-from vlm_vision.tokens.match import check_weights, matching_store
+from vlm_vision.tokens.training.features import StoredFeatures
+from vlm_vision.tokens.training.keys import find_keys
+from vlm_vision.tokens.training.match import check_weights, matching_store
 from vlm_vision.train.settings import Training, VlmSettings
 from vlm_vision.train.trainable import unwrapped
 from vlm_vision.train.vlm import load_tower

@@ -15,7 +15,7 @@ from vlm_vision.fused import FusedEncoder
 from vlm_vision.load_encoder import load, load_projector, load_shape
 from vlm_vision.new_models import new_encoder, new_language_model, word_tokenizer
 from vlm_vision.nn.output import Tap
-from vlm_vision.tokens.weightless import remove_weights
+from vlm_vision.tokens.training.weightless import remove_weights
 from vlm_vision.train.settings import VlmSettings
 from vlm_vision.vlm.config import STOCK_TYPES, VisionLanguageConfig
 from vlm_vision.vlm.image_processor import encoder_from_dict
@@ -31,7 +31,7 @@ def build_vlm(
     Args:
         texts: a new language model knows the words of these.
         gradient_checkpointing: compute each layer again in the backward pass.
-        tower: False for an encoder whose weights are not loaded, see `vlm_vision.tokens.weightless`.
+        tower: False for an encoder whose weights are not loaded, see `vlm_vision.tokens.training.weightless`.
 
     Raises:
         ValueError: as the loaders.

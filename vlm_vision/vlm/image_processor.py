@@ -62,7 +62,8 @@ class VisionLanguageImageProcessor(RemoteCodeMixin, BaseImageProcessor):
             grid: (h, w) of the patch tokens; None for that of the encoder's own preprocessing.
 
         Raises:
-            ValueError: another shape than the encoder and the grid have, or a layout of several canvases.
+            ValueError: another shape than the encoder and the grid have, no grid where images have no fixed size, or a layout of
+                several canvases.
         """
         encoder, projector, layout = self._shapes
         if type(layout) is AnyRes:
@@ -70,7 +71,10 @@ class VisionLanguageImageProcessor(RemoteCodeMixin, BaseImageProcessor):
                 f"layout {layout.name!r} has several canvases for each image: pass pixel_values, not patch_tokens"
             )
         size = encoder.preprocess.output_size
-        grid = grid or encoder.grid(*size)  # type: ignore[misc]
+        if grid is None:
+            if size is None:
+                raise ValueError("this model's images have no fixed size: pass the grid of the patch_tokens")
+            grid = encoder.grid(*size)
         wanted = (grid[0] * grid[1], encoder.embed_dim)
         if len(shape) != 3 or tuple(shape[1:]) != wanted:
             raise ValueError(

@@ -173,9 +173,6 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         self, texts: list[str], tokens: torch.Tensor | Sequence[torch.Tensor], grid: tuple[int, int] | None
     ) -> tuple[dict[str, Any], list[int]]:
         """patch_tokens of the model, and the number of image tokens of each image."""
-        size = self.image_processor.canvas_size
-        if size is None and grid is None:
-            raise ValueError("this model's images have no fixed size: pass the grid of the patch_tokens")
         try:
             stacked = tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
             each = self.image_processor.num_stored_tokens(stacked.shape, grid)

@@ -18,7 +18,7 @@ from vlm_vision.encoder import Encoder, eval_mode
 from vlm_vision.load_encoder import load, load_shape
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
-from vlm_vision.tokens.weightless import remove_weights
+from vlm_vision.tokens.training.weightless import remove_weights
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
@@ -67,7 +67,7 @@ class Teacher:
         """The tower, frozen.
 
         Args:
-            weights: False for one whose weights are not loaded, see `vlm_vision.tokens.weightless`.
+            weights: False for one whose weights are not loaded, see `vlm_vision.tokens.training.weightless`.
 
         Raises:
             ValueError: several towers, or one that does not see squares of one size.

@@ -11,9 +11,9 @@ from vlm_vision.data.sample import Samples
 from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.encoder import Encoder
 from vlm_vision.nn.output import VisionOutput
-from vlm_vision.tokens.features import StoredFeatures
-from vlm_vision.tokens.keys import find_keys
-from vlm_vision.tokens.match import matching_store
+from vlm_vision.tokens.training.features import StoredFeatures
+from vlm_vision.tokens.training.keys import find_keys
+from vlm_vision.tokens.training.match import matching_store
 from vlm_vision.tokens.wanted import Part
 from vlm_vision.train.loop.step import Batch
 
@@ -23,11 +23,11 @@ JOINED = " + "
 
 @dataclass(frozen=True)
 class StoredTeachers:
-    """What each teacher gives for images by name, as tensors of a batch: "0/patch_tokens" (B, N, D) of the first teacher, and so on."""
+    """Images by name to the outputs of the teachers, as tensors of a batch: "0/patch_tokens" (B, N, D) of the first one, and so on."""
 
     features: tuple[StoredFeatures, ...]
     parts: tuple[tuple[Part, ...], ...]
-    """What is read of each."""
+    """Parts that are read of each teacher."""
 
     def __call__(self, images: Sequence[ImageSource]) -> Batch:
         """Raises ValueError for an image that a store lacks."""
@@ -74,8 +74,8 @@ def stored_output(teacher: Encoder, batch: Mapping[str, Tensor], number: int) ->
     """The output of a teacher in a batch of `StoredTeachers`."""
     size = teacher.preprocess.output_size
     assert size is not None
-    found = {part: batch.get(f"{number}/{part}") for part in ("cls_token", "pooled")}
-    return VisionOutput(batch[f"{number}/patch_tokens"], teacher.grid(*size), **found)
+    cls, pooled = (batch.get(f"{number}/{part}") for part in ("cls_token", "pooled"))
+    return VisionOutput(batch[f"{number}/patch_tokens"], teacher.grid(*size), cls_token=cls, pooled=pooled)
 
 
 def stored_view(names: Sequence[str], teachers: Sequence[Encoder], side: int) -> Plain:

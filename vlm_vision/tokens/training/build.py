@@ -15,10 +15,10 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.tokens.about import ABOUT, read_about, weights_fingerprint
 from vlm_vision.tokens.extract import extract
-from vlm_vision.tokens.features import StoredFeatures
-from vlm_vision.tokens.match import towers_of
 from vlm_vision.tokens.source import Item, Opened
 from vlm_vision.tokens.store import TokenStore
+from vlm_vision.tokens.training.features import StoredFeatures
+from vlm_vision.tokens.training.match import towers_of
 from vlm_vision.tokens.wanted import StoredDtype, Wanted
 
 log = logging.getLogger(__name__)

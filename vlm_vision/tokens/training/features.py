@@ -10,8 +10,8 @@ from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import Tap, VisionOutput
-from vlm_vision.tokens.match import stored_layers, towers_of
 from vlm_vision.tokens.store import Row, TokenStore
+from vlm_vision.tokens.training.match import stored_layers, towers_of
 
 
 class StoredFeatures:

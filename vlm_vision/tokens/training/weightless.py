@@ -7,7 +7,7 @@ from torch import nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.tokens.match import towers_of
+from vlm_vision.tokens.training.match import towers_of
 
 E = TypeVar("E", bound=Encoder | FusedEncoder)
 
