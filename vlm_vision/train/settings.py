@@ -77,7 +77,10 @@ class Training:
         """Settings that must be equal when a stopped run resumes, as YAML and JSON write them."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:
-            plain["data"] = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+            data = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+            plain["data"] = {
+                name: value for name, value in data.items() if value or name != "tokens"
+            }  # newer than some runs
         return {name: value for name, value in plain.items() if name not in _FREE}
 
 
