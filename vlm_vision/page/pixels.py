@@ -37,8 +37,8 @@ def place(image: Image.Image, preprocess: Preprocess) -> dict[str, Any] | None:
     if preprocess.standardize:
         return None
     width, height = image.size
-    across = np.broadcast_to(np.linspace(0, 255, width)[None, :, None], (height, width, 3)).round().astype(np.uint8)
-    down = np.broadcast_to(np.linspace(0, 255, height)[:, None, None], (height, width, 3)).round().astype(np.uint8)
+    across = np.broadcast_to(_ramp(width, height)[..., None], (height, width, 3))
+    down = np.broadcast_to(_ramp(height, width).T[..., None], (height, width, 3))
     plain = replace(preprocess, mean=(0, 0, 0), std=(1, 1, 1), rescale=1.0)
     black, white = (plain(Image.new("RGB", image.size, color))[0, 0] for color in ("black", "white"))
     inside = (black - white).abs() > 200
@@ -46,14 +46,28 @@ def place(image: Image.Image, preprocess: Preprocess) -> dict[str, Any] | None:
         return None
     rows, columns = (inside.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
     top, bottom, left, right = (int(edge) for edge in (rows[0], rows[-1], columns[0], columns[-1]))
-    x = _line(plain(Image.fromarray(across))[0, 0][top : bottom + 1, left : right + 1].mean(dim=0), left, width)
-    y = _line(plain(Image.fromarray(down))[0, 0][top : bottom + 1, left : right + 1].mean(dim=1), top, height)
+    x = _line(
+        plain(Image.fromarray(np.ascontiguousarray(across)))[0, 0][top : bottom + 1, left : right + 1].mean(dim=0),
+        left,
+        width,
+    )
+    y = _line(
+        plain(Image.fromarray(np.ascontiguousarray(down)))[0, 0][top : bottom + 1, left : right + 1].mean(dim=1),
+        top,
+        height,
+    )
     tall, wide = black.shape
     box = [x[0], y[0], x[0] + wide * x[1], y[0] + tall * y[1]]
     return {
         "box": [round(edge, 2) for edge in box],
         "padding": [left, top, wide - 1 - right, tall - 1 - bottom],
     }
+
+
+def _ramp(size: int, rows: int) -> np.ndarray:
+    """(rows, size) uint8 that grow from 0 to 255, rounded in each row otherwise, so that means of rows are finer than a level."""
+    offsets = np.arange(rows)[:, None] * 0.6180339887 % 1
+    return np.floor(np.linspace(0, 255, size)[None] + offsets).clip(0, 255).astype(np.uint8)
 
 
 def _line(levels: Tensor, first: int, size: int) -> tuple[float, float]:

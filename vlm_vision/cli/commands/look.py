@@ -1,0 +1,93 @@
+"""`vlm-vision look`."""
+
+import argparse
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="image files")
+    parser.add_argument(
+        "--encoder", nargs="+", metavar="SRC", default=[], help="folders or hub ids; 'a + b' for fused towers"
+    )
+    parser.add_argument("--out", metavar="PAGE", help="html file to write")
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="blocks, from 0, whose attention the page holds (default: four)",
+    )
+    parser.add_argument(
+        "--text", nargs="+", metavar="TEXT", default=[], help="texts to compare with patches, for CLIP and SigLIP"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="folder or hub id of a VisionLanguageModel that answers --question"
+    )
+    parser.add_argument("--question", help="question about the first image, for --model")
+    parser.add_argument("--policy", metavar="FOLDER", help="folder of a policy, whose actions in --episode are shown")
+    parser.add_argument(
+        "--episode", metavar="DATASET", help="folder of a LeRobotDataset; DATASET:N for its episode N, from 0"
+    )
+    parser.add_argument(
+        "--statistics", default="", metavar="NAME", help="name of the data set whose statistics the policy uses"
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels of the images that encoders see")
+    parser.add_argument(
+        "--serve", action="store_true", help="serve the page on this machine alone, and compute what is looked at"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8765, help="port of --serve, 0 for a free one (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="device that computes (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from vlm_vision.load_encoder import known_device
+    from vlm_vision.page.arrays import Arrays
+    from vlm_vision.page.look import make_page, shown_encoders, shown_images
+
+    if bool(options.out) == options.serve:
+        raise ValueError("pass either --out PAGE for a file, or --serve")
+    if bool(options.model) != bool(options.question):
+        raise ValueError("--model and --question go together: pass both or neither")
+    if bool(options.policy) != bool(options.episode):
+        raise ValueError("--policy and --episode go together: pass both or neither")
+    if options.out and Path(options.out).is_dir():
+        raise ValueError(f"{options.out} is a folder: pass the name of an html file")
+    device, arrays, parts = known_device(options.device), Arrays(), {}
+    encoders, images = [], list(options.images)
+    if options.model:
+        from vlm_vision.page.answer import answer_part
+        from vlm_vision.cli.whole_model import whole_model
+
+        if not images:
+            raise ValueError("a question needs an image: pass its file")
+        model = whole_model(options.model, str(device))
+        parts["answer"] = answer_part(model, shown_images(images[:1])[0].image, options.question, arrays)
+        encoders.append(model.encoder)
+    if options.policy:
+        from vlm_vision.page.episode import episode_part
+        from vlm_vision.vla.policy import load_policy
+
+        policy = load_policy(options.policy, statistics=options.statistics, device=device)
+        parts["episode"], first = episode_part(policy, options.episode, arrays)
+        images = images or [first]
+        encoders.append(policy.model.plain_vlm.encoder)
+    encoders += options.encoder
+    if not encoders or not images:
+        raise ValueError(
+            "there is nothing to look at: pass IMAGES and --encoder SRC, --model with a question, or --policy"
+        )
+    shown = shown_encoders(encoders, texts=options.text, image_size=options.image_size, device=device)
+    if options.serve:
+        from vlm_vision.page.server import serve
+
+        serve(shown, shown_images(images), texts=options.text, parts=parts, arrays=arrays, port=options.port)
+        return
+    page = make_page(shown, shown_images(images), layers=options.layers, texts=options.text, parts=parts, arrays=arrays)
+    path = page.save(options.out)
+    held = {one["name"]: [tower["layers"] for tower in one["towers"]] for one in page.about["encoders"]}
+    described = "; ".join(f"{name} {', '.join(map(str, layers))}" for name, layers in held.items())
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, attention of layers: {described}")

@@ -1,0 +1,150 @@
+"""`vlm_vision.look`: images and encoders to a page."""
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_vision import __version__
+from vlm_vision.encoder import Encoder
+from vlm_vision.fused import FusedEncoder
+from vlm_vision.load_encoder import load
+from vlm_vision.page.arrays import Arrays
+from vlm_vision.page.describe import Describer, ShownEncoder, ShownImage
+from vlm_vision.page.html import page_html
+from vlm_vision.pair import Pair, load_pair
+from vlm_vision.preprocess.images import ImageInput, load_image
+
+AnyEncoder = Encoder | FusedEncoder | Pair | str | Path
+
+
+class Page:
+    """A page of `vlm_vision.look`: shows itself in a notebook; `save` writes it."""
+
+    def __init__(self, about: dict[str, Any], arrays: Arrays):
+        self.about, self.arrays = about, arrays
+
+    @property
+    def html(self) -> str:
+        """The whole file."""
+        return page_html(self.about, self.arrays)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file; one that exists is replaced once the new one is complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            part.write_text(self.html, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def _repr_html_(self) -> str:
+        source = html.escape(self.html, quote=True)
+        return f'<iframe srcdoc="{source}" width="100%" height="900" style="border: 0" title="What does the encoder see?"></iframe>'
+
+
+def look(
+    images: ImageInput | Sequence[ImageInput],
+    encoder: AnyEncoder | Sequence[AnyEncoder],
+    *,
+    layers: Sequence[int] | None = None,
+    texts: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Page:
+    """A page that shows what encoders make of images: patches, attention, data flow, comparison, similarity, norms.
+
+    Args:
+        images: one image as `load_image` takes it, or several.
+        encoder: one or several: from `load` or `load_pair`, or what these read.
+        layers: numbers of the blocks, from 0, whose attention the page holds; None for up to four of each tower.
+        texts: texts to compare with patches; encoders that are names of pairs are then loaded as pairs.
+        names: captions of the images; default the names of their files.
+        image_size: side in pixels to which the images are preprocessed, for encoders that are names.
+        device: where encoders that are names are loaded.
+
+    Returns:
+        A `Page`: a notebook shows it, `.save("page.html")` writes it.
+
+    Raises:
+        ValueError: no image or one that cannot be read, names of another number, texts but no pair, layers that do not
+            exist or do not fit into the page.
+    """
+    shown = shown_encoders(encoder, texts=texts, image_size=image_size, device=device)
+    return make_page(shown, shown_images(images, names), layers=layers, texts=texts)
+
+
+def make_page(
+    encoders: Sequence[ShownEncoder],
+    images: Sequence[ShownImage],
+    *,
+    layers: Sequence[int] | None = None,
+    texts: Sequence[str] = (),
+    served: bool = False,
+    parts: dict[str, Any] | None = None,
+    arrays: Arrays | None = None,
+) -> Page:
+    """The page of encoders and images that are loaded; `parts` are added to its description, their arrays are in `arrays`."""
+    arrays = Arrays() if arrays is None else arrays
+    about = Describer(encoders, layers=layers, served=served, texts=texts).describe(images, arrays)
+    return Page({"version": __version__, "served": served} | about | (parts or {}), arrays)
+
+
+def shown_images(images: ImageInput | Sequence[ImageInput], names: Sequence[str] | None = None) -> list[ShownImage]:
+    """Images with their captions. Raises ValueError as `look`."""
+    each: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    if not each:
+        raise ValueError("there are no images: pass at least one")
+    if names is not None and len(names) != len(each):
+        raise ValueError(f"there are {len(names)} names for {len(each)} images: pass one for each")
+    captions = names or [
+        Path(one).name if isinstance(one, str | os.PathLike) else f"image {i}" for i, one in enumerate(each)
+    ]
+    return [ShownImage(caption, load_image(one)) for caption, one in zip(captions, each, strict=True)]
+
+
+def shown_encoders(
+    encoder: AnyEncoder | Sequence[AnyEncoder],
+    *,
+    texts: Sequence[str] = (),
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> list[ShownEncoder]:
+    """Encoders with their names, pairs where there are texts. Raises ValueError as `look`."""
+    each: list[Any] = list(encoder) if isinstance(encoder, list | tuple) else [encoder]
+    if not each:
+        raise ValueError("there are no encoders: pass at least one")
+    shown = [_shown(one, bool(texts), image_size, device) for one in each]
+    if texts and not any(one.pair for one in shown):
+        raise ValueError(
+            f"there are texts, but none of {', '.join(one.name for one in shown)} has a text tower: pass a CLIP or SigLIP"
+        )
+    return shown
+
+
+def _shown(source: AnyEncoder, wants_text: bool, image_size: int | None, device: str | torch.device) -> ShownEncoder:
+    if isinstance(source, Pair):
+        return ShownEncoder(source.image.hub_id or source.image.origin.family, source.image, source)
+    if isinstance(source, Encoder):
+        return ShownEncoder(source.hub_id or source.origin.family, source)
+    if isinstance(source, FusedEncoder):
+        names = [tower.hub_id or tower.origin.family for tower in source.towers]  # type: ignore[union-attr]
+        return ShownEncoder(" + ".join(names), source)
+    name = " + ".join(Path(part.strip()).name or part for part in str(source).split(" + "))
+    if wants_text and " + " not in str(source):
+        try:
+            pair = load_pair(source, device=device)
+        except ValueError:  # no pair: its patches alone are shown
+            pair = None
+        if pair is not None:
+            if image_size is not None:
+                pair.image.preprocess = load(source, image_size=image_size).preprocess  # type: ignore[assignment]
+            return ShownEncoder(name, pair.image, pair)
+    return ShownEncoder(name, load(source, image_size=image_size, device=device))

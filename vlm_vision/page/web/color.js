@@ -1,0 +1,56 @@
+// Color scales whose lightness grows steadily, which the color-blind and black-and-white printers keep in order.
+
+const HEAT = ["#081d3a", "#133b66", "#275d80", "#4c8088", "#86a17f", "#c9bd6a", "#ffe45c"];
+const SIGNED = ["#0b4f8a", "#5c93c4", "#c3d5e6", "#f4f2ee", "#f0cfa6", "#d98c3f", "#8f4a06"];
+
+/** 256 colors, [red, green, blue] one after the other. */
+function table(stops) {
+  const parts = stops.map((stop) => [1, 3, 5].map((at) => parseInt(stop.slice(at, at + 2), 16)));
+  const colors = new Uint8ClampedArray(256 * 3);
+  for (let i = 0; i < 256; i++) {
+    const at = (i / 255) * (parts.length - 1);
+    const low = Math.min(Math.floor(at), parts.length - 2);
+    for (let c = 0; c < 3; c++) colors[3 * i + c] = parts[low][c] + (at - low) * (parts[low + 1][c] - parts[low][c]);
+  }
+  return colors;
+}
+
+export const scales = { heat: table(HEAT), signed: table(SIGNED) };
+
+/** CSS gradient of a scale, for legends. */
+export function gradient(name) {
+  return `linear-gradient(90deg, ${(name === "heat" ? HEAT : SIGNED).join(",")})`;
+}
+
+const small = document.createElement("canvas");
+
+/** Draw values (rows x columns) as colored cells over all of a canvas's context. */
+export function paint(context, values, [rows, columns], { least, most, scale = "heat", opacity = 1 }) {
+  const data = new ImageData(columns, rows);
+  const colors = scales[scale];
+  const factor = most > least ? 255 / (most - least) : 0;
+  for (let i = 0; i < rows * columns; i++) {
+    const level = 3 * Math.max(0, Math.min(255, Math.round((values[i] - least) * factor)));
+    data.data.set([colors[level], colors[level + 1], colors[level + 2], 255], 4 * i);
+  }
+  put(context, data, opacity);
+}
+
+/** Draw red, green and blue (rows x columns x 3) as colored cells. */
+export function paintColors(context, colors, [rows, columns], opacity = 1) {
+  const data = new ImageData(columns, rows);
+  for (let i = 0; i < rows * columns; i++) {
+    data.data.set([colors[3 * i], colors[3 * i + 1], colors[3 * i + 2], 255], 4 * i);
+  }
+  put(context, data, opacity);
+}
+
+function put(context, data, opacity) {
+  small.width = data.width;
+  small.height = data.height;
+  small.getContext("2d").putImageData(data, 0, 0);
+  context.globalAlpha = opacity;
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+  context.globalAlpha = 1;
+}
