@@ -83,6 +83,7 @@ class Describer:
         texts: Sequence[str] = (),
     ):
         self.encoders, self.layers, self.served, self.texts = list(encoders), layers, served, list(texts)
+        self._costs: dict[int, dict[str, float]] = {}
         for one in self.encoders:
             for tower in one.towers:
                 check_tower(tower)
@@ -156,13 +157,14 @@ class Describer:
         for described, shown, tokens in zip(described_images, shared.maps, seen.tokens, strict=True):
             described["components"] = arrays.add(shown.numpy(), "uint8")
             described["nearest"] = [arrays.add(maps.nearest(tokens, other).numpy(), "int16") for other in seen.tokens]
-        pixels, _ = one.pixels(images[0].image)
-        return {
+        if id(one) not in self._costs:
+            pixels, _ = one.pixels(images[0].image)
+            costs = {"flops": comparison.flops(one.encoder, pixels)}
+            self._costs[id(one)] = costs | {"milliseconds": comparison.milliseconds(one.encoder, pixels)}
+        return self._costs[id(one)] | {
             "name": one.name,
             "width": one.encoder.embed_dim,
             "parameters": sum(weight.numel() for weight in one.encoder.parameters()),
-            "flops": comparison.flops(one.encoder, pixels),
-            "milliseconds": comparison.milliseconds(one.encoder, pixels),
             "device": str(one.encoder.device),
             "shares": shared.shares,
             "towers": [
@@ -243,10 +245,10 @@ def _taps(tower: Encoder, traces: Sequence[Trace], arrays: Arrays) -> list[dict[
     norm, depth = tower.model.norm, tower.config.depth
     usual: list[tuple[str, int, bool]] = [
         ("last block with the final norm", -1, True),
-        ("last block without it", -1, False),
+        ("last block without the norm", -1, False),
     ]
     if depth > 1:
-        usual.append(("second to last block without it", -2, False))
+        usual.append(("second to last block, no norm", -2, False))
     described, normed_tokens = [], None
     for name, layer, normed in usual:
         tokens = []

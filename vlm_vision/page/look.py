@@ -114,14 +114,15 @@ def shown_encoders(
     encoder: AnyEncoder | Sequence[AnyEncoder],
     *,
     texts: Sequence[str] = (),
+    pairs: bool = False,
     image_size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> list[ShownEncoder]:
-    """Encoders with their names, pairs where there are texts. Raises ValueError as `look`."""
+    """Encoders with their names; pairs, where they are, if there are texts or `pairs` is set. Raises ValueError as `look`."""
     each: list[Any] = list(encoder) if isinstance(encoder, list | tuple) else [encoder]
     if not each:
         raise ValueError("there are no encoders: pass at least one")
-    shown = [_shown(one, bool(texts), image_size, device) for one in each]
+    shown = [_shown(one, pairs or bool(texts), image_size, device) for one in each]
     if texts and not any(one.pair for one in shown):
         raise ValueError(
             f"there are texts, but none of {', '.join(one.name for one in shown)} has a text tower: pass a CLIP or SigLIP"
@@ -135,8 +136,8 @@ def _shown(source: AnyEncoder, wants_text: bool, image_size: int | None, device:
     if isinstance(source, Encoder):
         return ShownEncoder(source.hub_id or source.origin.family, source)
     if isinstance(source, FusedEncoder):
-        names = [tower.hub_id or tower.origin.family for tower in source.towers]  # type: ignore[union-attr]
-        return ShownEncoder(" + ".join(names), source)
+        towers = ShownEncoder("", source).towers
+        return ShownEncoder(" + ".join(tower.hub_id or tower.origin.family for tower in towers), source)
     name = " + ".join(Path(part.strip()).name or part for part in str(source).split(" + "))
     if wants_text and " + " not in str(source):
         try:

@@ -112,12 +112,18 @@ def trace(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Trac
             if index in layers:
                 hooked(block.attn.register_forward_pre_hook(partial(_keep_attention, made, how, index)))
         if not isinstance(model.norm, nn.Identity):
-            hooked(model.norm.register_forward_hook(_noting(note, "final norm", config.depth)))
+
+            def final(_: nn.Module, args: Any, out: Tensor) -> None:
+                note("final norm", config.depth, out.flatten(2))
+
+            hooked(model.norm.register_forward_hook(final))
         out = encoder(pixels, tap=Tap(), pool=True)
         if out.pooled is not None:
             note("pooled", config.depth, out.pooled)
-        own = out if encoder.tap == Tap() else encoder(pixels, pool=False)
-    return made, own
+    if encoder.tap == Tap():
+        return made, out
+    with torch.no_grad(), eval_mode(encoder):
+        return made, encoder(pixels, pool=False)
 
 
 def attention_layers(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> dict[int, LayerAttention]:

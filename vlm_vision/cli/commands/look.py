@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> None:
     device, arrays, parts = known_device(options.device), Arrays(), {}
     encoders, images = [], list(options.images)
     if options.model:
-        from vlm_vision.page.answer import answer_part
         from vlm_vision.cli.whole_model import whole_model
+        from vlm_vision.page.answer import answer_part
 
         if not images:
             raise ValueError("a question needs an image: pass its file")
@@ -80,11 +80,13 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             "there is nothing to look at: pass IMAGES and --encoder SRC, --model with a question, or --policy"
         )
-    shown = shown_encoders(encoders, texts=options.text, image_size=options.image_size, device=device)
+    shown = shown_encoders(
+        encoders, texts=options.text, pairs=options.serve, image_size=options.image_size, device=device
+    )
     if options.serve:
-        from vlm_vision.page.server import serve
+        from vlm_vision.page.server import LookService, serve
 
-        serve(shown, shown_images(images), texts=options.text, parts=parts, arrays=arrays, port=options.port)
+        serve(LookService(shown, shown_images(images), texts=options.text, parts=parts, arrays=arrays), options.port)
         return
     page = make_page(shown, shown_images(images), layers=options.layers, texts=options.text, parts=parts, arrays=arrays)
     path = page.save(options.out)

@@ -12,10 +12,10 @@ export class AnswerTab {
   }
 
   build() {
-    const { question, words, probabilities, layers, url, occlusion } = about.answer;
+    const { question, words, probabilities, layers, url, original, occlusion } = about.answer;
     this.layer = layers - 1;
     this.attention = new MapView({ label: "attention to image tokens", url, side: 400 });
-    this.hidden = new MapView({ label: "what the answer depends on", url, side: 400 });
+    this.hidden = new MapView({ label: "what the answer depends on", url: original, side: 400 });
     this.bar = el("div", {});
     this.sentence = el("p", { class: "reading", "aria-live": "polite" });
     this.element.replaceChildren(

@@ -104,7 +104,7 @@ export class AttentionTab {
     const { most } = range(weights.patches);
     fit(canvas, grid, 112);
     paint(canvas.getContext("2d"), weights.patches, grid, { least: 0, most });
-    text.textContent = `${head}: to ${percent(most)}`;
+    text.textContent = `head ${head}: ≤ ${percent(most)}`;
     button.setAttribute("aria-pressed", String(head === state.head));
   }
 

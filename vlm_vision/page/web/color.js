@@ -24,33 +24,34 @@ export function gradient(name) {
 
 const small = document.createElement("canvas");
 
-/** Draw values (rows x columns) as colored cells over all of a canvas's context. */
+/** Draw values (rows x columns) as colored cells over all of a canvas's context. With an opacity below 1 the image below
+ *  shows through, most where values are low. */
 export function paint(context, values, [rows, columns], { least, most, scale = "heat", opacity = 1 }) {
   const data = new ImageData(columns, rows);
   const colors = scales[scale];
   const factor = most > least ? 255 / (most - least) : 0;
   for (let i = 0; i < rows * columns; i++) {
-    const level = 3 * Math.max(0, Math.min(255, Math.round((values[i] - least) * factor)));
-    data.data.set([colors[level], colors[level + 1], colors[level + 2], 255], 4 * i);
+    const level = Math.max(0, Math.min(255, Math.round((values[i] - least) * factor)));
+    const strength = scale === "signed" ? Math.abs(level - 127.5) / 127.5 : level / 255;
+    const alpha = opacity < 1 ? opacity + (0.85 - opacity) * strength : 1;
+    data.data.set([colors[3 * level], colors[3 * level + 1], colors[3 * level + 2], 255 * alpha], 4 * i);
   }
-  put(context, data, opacity);
+  put(context, data);
 }
 
 /** Draw red, green and blue (rows x columns x 3) as colored cells. */
-export function paintColors(context, colors, [rows, columns], opacity = 1) {
+export function paintColors(context, colors, [rows, columns]) {
   const data = new ImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
     data.data.set([colors[3 * i], colors[3 * i + 1], colors[3 * i + 2], 255], 4 * i);
   }
-  put(context, data, opacity);
+  put(context, data);
 }
 
-function put(context, data, opacity) {
+function put(context, data) {
   small.width = data.width;
   small.height = data.height;
   small.getContext("2d").putImageData(data, 0, 0);
-  context.globalAlpha = opacity;
   context.imageSmoothingEnabled = false;
   context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
-  context.globalAlpha = 1;
 }

@@ -4,7 +4,7 @@ import { inGrid } from "./attention.js";
 import { about, load } from "./data.js";
 import { choices, el, explain } from "./dom.js";
 import { cosines, range, short } from "./numbers.js";
-import { choose, encoderImage, patch, state, towerImage } from "./state.js";
+import { choose, patch, state, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 const towers = () => about.encoders.flatMap((encoder, e) => encoder.towers.map((tower, t) => ({
@@ -19,8 +19,8 @@ export class ComparisonTab {
 
   build() {
     this.views = about.encoders.map((encoder, e) => ({
-      colors: new MapView({ label: `${encoder.name}: principal components`, side: 230 }),
-      similar: new MapView({ label: `${encoder.name}: similarity to the chosen patch`, url: encoder.images[state.image].towers[0].url, side: 230,
+      colors: new MapView({ label: "principal components", side: 230 }),
+      similar: new MapView({ label: "similarity to the chosen patch", url: encoder.images[state.image].towers[0].url, side: 230,
         choose: (at) => choose({ token: this.here(e, at) }) }),
     }));
     this.layers = new MapView({ label: "similarity of layers", side: 320 });
@@ -60,7 +60,7 @@ export class ComparisonTab {
   async update() {
     await Promise.all(this.views.map(async ({ colors, similar }, e) => {
       const shown = about.encoders[e].images[state.image];
-      const at = e === state.encoder ? inGrid(patch(), towerImage().grid, shown.grid) : inGrid(patch(), towerImage().grid, shown.grid);
+      const at = inGrid(patch(), towerImage().grid, shown.grid);
       const tokens = await load(shown.tokens);
       const values = cosines(tokens, at, tokens, about.encoders[e].width);
       similar.chosen = at;
@@ -82,6 +82,6 @@ export class ComparisonTab {
     const values = await load(about.cka[one][other]);
     const grid = [all[one].depth, all[other].depth];
     this.layers.caption.textContent = `layers of ${names[one]} from top to bottom, of ${names[other]} from left to right`;
-    await this.layers.values(values, grid, { least: Math.min(0, range(values).least), most: 1 });
+    await this.layers.values(values, grid, { least: range(values).least, most: Math.max(range(values).most, range(values).least + 1e-6) });
   }
 }

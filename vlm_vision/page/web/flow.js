@@ -1,9 +1,9 @@
 // Tab "Data flow": the stages of the tower with their real shapes and numbers, and the taps that are usual.
 
 import { load, about } from "./data.js";
-import { choices, el, explain } from "./dom.js";
-import { percent, quantile, range, short } from "./numbers.js";
-import { state, tower, towerImage, encoderImage } from "./state.js";
+import { el, explain } from "./dom.js";
+import { percent, range, short } from "./numbers.js";
+import { state, tower, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 const MEANINGS = {
@@ -76,7 +76,7 @@ export class FlowTab {
   line(stage, longest) {
     const name = el("th", { scope: "row" }, stage.name, el("small", {}, MEANINGS[stage.name] ?? ""));
     const numbers = [stage.mean, stage.std, stage.least, stage.most].map((value) => el("td", {}, short(value)));
-    return el("tr", {}, name, el("td", { class: "shape" }, stage.shape.join(" x ")), ...numbers, el("td", {}, this.bar(stage, longest)));
+    return el("tr", {}, name, el("td", { class: "shape" }, stage.shape.join(" x ")), ...numbers, el("td", { class: "bars" }, this.bar(stage, longest)));
   }
 
   bar(stage, longest) {

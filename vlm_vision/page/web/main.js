@@ -66,11 +66,12 @@ function header() {
     el("button", { type: "button", class: "picture", "aria-pressed": String(i === image), onclick: () => choose({ image: i }) },
       el("img", { src: one.url, alt: "", height: 44 }), el("span", {}, one.name)));
   document.getElementById("choices").replaceChildren(...rows.filter(Boolean),
-    el("div", { class: "pictures", role: "group", "aria-label": "image" }, ...pictures, about.served ? upload() : null).valueOf());
+    el("div", { class: "pictures", role: "group", "aria-label": "image" }, ...pictures, about.served ? upload() : ""));
   for (const name of shownTabs) {
     const tab = document.getElementById(`tab-${name}`);
     tab.setAttribute("aria-selected", String(name === state.tab));
     tab.tabIndex = name === state.tab ? 0 : -1;
+    if (name === state.tab) tab.parentNode.scrollLeft = tab.offsetLeft - tab.parentNode.offsetLeft - 60;
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { paint } from "./color.js";
 import { about, load } from "./data.js";
-import { choices, el, explain, picture } from "./dom.js";
+import { el, explain, picture } from "./dom.js";
 import { inGrid } from "./attention.js";
 import { cosines, quantile, range, short } from "./numbers.js";
 import { choose, encoder, encoderImage, patch, state, tower, towerImage } from "./state.js";

@@ -4,7 +4,7 @@ import { inGrid } from "./attention.js";
 import { about, load } from "./data.js";
 import { choices, el, explain } from "./dom.js";
 import { cosines, range, short } from "./numbers.js";
-import { choose, encoder, encoderImage, patch, state, towerImage } from "./state.js";
+import { choose, encoder, patch, state, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 export class SimilarityTab {
@@ -17,7 +17,7 @@ export class SimilarityTab {
     const { images } = encoder();
     const names = about.images.map((image) => image.name);
     const url = (image) => images[image].towers[0].url;
-    this.here = new MapView({ label: "this image", url: url(state.image), side: 380, choose: (at) => choose({ token: inGrid(at, encoderImage().grid, towerImage().grid) }) });
+    this.here = new MapView({ label: "this image", url: url(state.image), side: 380, choose: (at) => choose({ token: inGrid(at, images[state.image].grid, towerImage().grid) }) });
     this.there = new MapView({ label: "the second image", url: url(state.other), side: 380 });
     this.colors = images.map((_, i) => new MapView({ label: names[i], side: 180 }));
     this.sentence = el("p", { class: "reading", "aria-live": "polite" });

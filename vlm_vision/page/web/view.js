@@ -32,7 +32,7 @@ export class MapView {
   }
 
   /** Show values, one for each patch, in a scale of color; the legend shows the scale's ends. */
-  async values(values, grid, { least, most, scale = "heat", opacity = 0.75, unit = short } = {}) {
+  async values(values, grid, { least, most, scale = "heat", opacity = 0.5, unit = short } = {}) {
     this.low.textContent = unit(least);
     this.high.textContent = unit(most);
     this.bar.style.background = gradient(scale);
@@ -40,9 +40,9 @@ export class MapView {
   }
 
   /** Show three numbers of each patch as red, green and blue. */
-  async colors(colors, grid, opacity = 1) {
+  async colors(colors, grid) {
     this.legend.hidden = true;
-    await this.draw(grid, (context) => paintColors(context, colors, grid, opacity));
+    await this.draw(grid, (context) => paintColors(context, colors, grid));
   }
 
   async draw(grid, layer) {
