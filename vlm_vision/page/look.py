@@ -56,7 +56,7 @@ def look(
     layers: Sequence[int] | None = None,
     texts: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     device: str | torch.device = "cpu",
 ) -> Page:
     """A page that shows what encoders make of images: patches, attention, data flow, comparison, similarity, norms.
@@ -67,7 +67,7 @@ def look(
         layers: numbers of the blocks, from 0, whose attention the page holds; None for up to four of each tower.
         texts: texts to compare with patches; encoders that are names of pairs are then loaded as pairs.
         names: captions of the images; default the names of their files.
-        image_size: side in pixels to which the images are preprocessed, for encoders that are names.
+        image_size: side in pixels to which images are preprocessed, for encoders that are names; a list has one for each fused tower.
         device: where encoders that are names are loaded.
 
     Returns:
@@ -115,7 +115,7 @@ def shown_encoders(
     *,
     texts: Sequence[str] = (),
     pairs: bool = False,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     device: str | torch.device = "cpu",
 ) -> list[ShownEncoder]:
     """Encoders with their names; pairs, where they are, if there are texts or `pairs` is set. Raises ValueError as `look`."""
@@ -130,7 +130,9 @@ def shown_encoders(
     return shown
 
 
-def _shown(source: AnyEncoder, wants_text: bool, image_size: int | None, device: str | torch.device) -> ShownEncoder:
+def _shown(
+    source: AnyEncoder, wants_text: bool, image_size: int | list[int] | None, device: str | torch.device
+) -> ShownEncoder:
     if isinstance(source, Pair):
         return ShownEncoder(source.image.hub_id or source.image.origin.family, source.image, source)
     if isinstance(source, Encoder):

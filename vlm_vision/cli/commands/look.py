@@ -31,7 +31,13 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--statistics", default="", metavar="NAME", help="name of the data set whose statistics the policy uses"
     )
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels of the images that encoders see")
+    parser.add_argument(
+        "--image-size",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="side in pixels of the images that encoders see; for fused ones also one for each tower",
+    )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page on this machine alone, and compute what is looked at"
     )
@@ -81,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             "there is nothing to look at: pass IMAGES and --encoder SRC, --model with a question, or --policy"
         )
     shown = shown_encoders(
-        encoders, texts=options.text, pairs=options.serve, image_size=options.image_size, device=device
+        encoders, texts=options.text, pairs=options.serve, image_size=_size(options.image_size), device=device
     )
     if options.serve:
         from vlm_vision.page.server import LookService, serve
@@ -93,3 +99,8 @@ def run(options: argparse.Namespace) -> None:
     held = {one["name"]: [tower["layers"] for tower in one["towers"]] for one in page.about["encoders"]}
     described = "; ".join(f"{name} {', '.join(map(str, layers))}" for name, layers in held.items())
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, attention of layers: {described}")
+
+
+def _size(sides: list[int] | None) -> int | list[int] | None:
+    """One side for every tower, or a list with one for each."""
+    return sides[0] if sides is not None and len(sides) == 1 else sides

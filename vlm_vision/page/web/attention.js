@@ -4,14 +4,8 @@ import { paint } from "./color.js";
 import { about, loadLayer } from "./data.js";
 import { announce, choices, el, explain } from "./dom.js";
 import { attend, percent, range } from "./numbers.js";
-import { choose, layerNow, patchCount, row, state, tower, towerImage } from "./state.js";
+import { choose, inGrid, layerNow, row, state, tower, towerImage } from "./state.js";
 import { MapView } from "./view.js";
-
-/** A patch's number in another grid over the same image. */
-export function inGrid(at, [rows, columns], [otherRows, otherColumns]) {
-  const down = Math.floor(((Math.floor(at / columns) + 0.5) / rows) * otherRows);
-  return down * otherColumns + Math.floor((((at % columns) + 0.5) / columns) * otherColumns);
-}
 
 /** Weights of the chosen token in one head of a layer. */
 export function weightsOf(layer, head) {
@@ -83,7 +77,7 @@ export class AttentionTab {
     this.tokenRow.replaceChildren(
       prefix.length
         ? choices("token", [...prefix.map((name) => name.toUpperCase()), "patch"], patches ? prefix.length : prefix.indexOf(state.token),
-          (i) => choose({ token: prefix[i] ?? Math.floor(patchCount() / 2) }))
+          (i) => choose({ token: prefix[i] ?? state.patch }))
         : el("p", { class: "note" }, this.noPrefix()),
     );
     this.layerRow.replaceChildren(choices("layer", this.shown, this.shown.indexOf(state.layer), (i) => choose({ layer: this.shown[i] })));
@@ -96,7 +90,7 @@ export class AttentionTab {
     this.large.caption.textContent = `layer ${state.layer}, head ${state.head}: ${tokenName()} attends to these patches`;
     await this.large.values(now.patches, layer.grid, { least: 0, most, unit: percent });
     this.describe(now, most);
-    this.drawThumbs();
+    await this.drawThumbs();
   }
 
   drawHead(head, weights, grid) {

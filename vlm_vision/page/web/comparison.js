@@ -1,10 +1,9 @@
 // Tab "Comparison": encoders on the same image.
 
-import { inGrid } from "./attention.js";
 import { about, load } from "./data.js";
 import { choices, el, explain } from "./dom.js";
 import { cosines, range, short } from "./numbers.js";
-import { choose, patch, state, towerImage } from "./state.js";
+import { choose, inGrid, state, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 const towers = () => about.encoders.flatMap((encoder, e) => encoder.towers.map((tower, t) => ({
@@ -60,7 +59,7 @@ export class ComparisonTab {
   async update() {
     await Promise.all(this.views.map(async ({ colors, similar }, e) => {
       const shown = about.encoders[e].images[state.image];
-      const at = inGrid(patch(), towerImage().grid, shown.grid);
+      const at = inGrid(state.patch, towerImage().grid, shown.grid);
       const tokens = await load(shown.tokens);
       const values = cosines(tokens, at, tokens, about.encoders[e].width);
       similar.chosen = at;

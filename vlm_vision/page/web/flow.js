@@ -70,7 +70,7 @@ export class FlowTab {
   table(lines) {
     const head = ["stage", "shape", "mean", "deviation", "least", "most", "mean length"];
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "stages" },
-      el("table", { class: "stages" }, el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, ...lines)));
+      el("table", { class: "stages" }, el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col", class: name === "mean length" ? "bars" : null }, name)))), el("tbody", {}, ...lines)));
   }
 
   line(stage, longest) {

@@ -51,7 +51,7 @@ export class NormsTab {
     const outliers = [...patches.keys()].filter((i) => patches[i] > about.outlier * median);
     this.view.marks = outliers.map((patch) => ({ patch, color: "#ffb000" }));
     this.view.chosen = null;
-    await this.view.values(patches, grid, { least: 0, most: range(patches).most });
+    await this.view.values(patches, grid, range(patches));
     const names = tower().prefix.map((name, i) => `${name.toUpperCase()} ${short(prefix[i])}`);
     this.sentence.textContent = `After block ${this.layer} the median patch has length ${short(median)}, the longest ${short(range(patches).most)}; ${
       outliers.length ? `${outliers.length} outliers (${percent(outliers.length / patches.length)}): patches ${outliers.slice(0, 12).join(", ")}` : "no outliers"}${names.length ? `. ${names.join(", ")}` : ""}.`;

@@ -116,15 +116,16 @@ async function start() {
       if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
     });
   }
-  const { depth, layers, prefix, heads } = about.encoders[0].towers[0];
+  const { depth, layers, prefix } = about.encoders[0].towers[0];
   const { grid } = about.encoders[0].images[0].towers[0];
   await choose({
     tab: about.answer ? "answer" : about.episode ? "policy" : "attention",
     layer: layers.length ? layers[layers.length - 1] : depth - 1,
     other: Math.min(1, about.images.length - 1),
-    token: prefix[0] ?? Math.floor(grid[0] / 2) * grid[1] + Math.floor(grid[1] / 2),
+    token: Math.floor(grid[0] / 2) * grid[1] + Math.floor(grid[1] / 2),
     head: 0,
   });
+  if (prefix.length) await choose({ token: prefix[0] });
 }
 
 function check(name, value, count) {
@@ -143,7 +144,7 @@ window.vlmVision = {
   /** Promise of the first tab being drawn. */
   ready: null,
   about,
-  /** Copy of what is chosen: {tab, encoder, tower, image, other, layer, head, token}. */
+  /** Copy of what is chosen: {tab, encoder, tower, image, other, layer, head, token, patch}. */
   state: () => ({ ...state }),
   /** Change what is chosen; Promise of its being drawn. */
   choose: (changes) => choose(changes),

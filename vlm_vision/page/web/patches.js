@@ -3,9 +3,8 @@
 import { paint } from "./color.js";
 import { about, load } from "./data.js";
 import { el, explain, picture } from "./dom.js";
-import { inGrid } from "./attention.js";
 import { cosines, quantile, range, short } from "./numbers.js";
-import { choose, encoder, encoderImage, patch, state, tower, towerImage } from "./state.js";
+import { choose, encoder, encoderImage, inGrid, state, tower, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 export class PatchesTab {
@@ -65,7 +64,7 @@ export class PatchesTab {
 
   async update() {
     const shown = towerImage();
-    const at = patch();
+    const at = state.patch;
     this.cut.chosen = at;
     await Promise.all([this.drawOriginal(shown, at), this.cut.draw(shown.grid, null), this.enlarge(shown, at), this.drawStrips(shown, at)]);
     await Promise.all(this.maps.map(({ grid, view }, i) => this.drawPositions(view, grid, i, at)));

@@ -1,10 +1,9 @@
 // Tab "Similarity": principal components that images share, and the patches of a second image that match.
 
-import { inGrid } from "./attention.js";
 import { about, load } from "./data.js";
 import { choices, el, explain } from "./dom.js";
 import { cosines, range, short } from "./numbers.js";
-import { choose, encoder, patch, state, towerImage } from "./state.js";
+import { choose, encoder, inGrid, state, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 export class SimilarityTab {
@@ -46,7 +45,7 @@ export class SimilarityTab {
     const [one, other] = [images[state.image], images[state.other]];
     const [tokens, others] = [await load(one.tokens), await load(other.tokens)];
     const [forth, back] = [await load(one.nearest[state.other]), await load(other.nearest[state.image])];
-    const at = inGrid(patch(), towerImage().grid, one.grid);
+    const at = inGrid(state.patch, towerImage().grid, one.grid);
     const [near, far] = [cosines(tokens, at, tokens, width), cosines(tokens, at, others, width)];
     const best = range(far).most;
     const match = forth[at];

@@ -2,36 +2,51 @@
 
 import { about, loadLayer } from "./data.js";
 
-export const state = { tab: "attention", encoder: 0, tower: 0, image: 0, other: 0, layer: 0, head: 0, token: 0 };
+export const state = { tab: "attention", encoder: 0, tower: 0, image: 0, other: 0, layer: 0, head: 0, token: 0, patch: 0 };
 
 const listeners = [];
+let latest = 0;
+let drawn = Promise.resolve();
 
 /** Call `listener` after each change. */
 export function onChange(listener) {
   listeners.push(listener);
 }
 
-/** Change what is chosen, and make it fit: a layer that there is, a token of this grid. Promise of the tabs being drawn. */
-export async function choose(changes) {
+/** Change what is chosen, and make it fit: a layer that there is, the same place in another grid. Promise of the tabs being
+ *  drawn. `patch` is the patch chosen last, also while a prefix token is chosen. */
+export function choose(changes) {
   const before = { ...state };
   Object.assign(state, changes);
   state.tower = Math.min(state.tower, encoder().towers.length - 1);
   const { layers, heads, depth, prefix } = tower();
   const held = about.served ? [...Array(depth).keys()] : layers;
   if (!held.includes(state.layer)) state.layer = held[held.length - 1] ?? 0;
-  if (typeof state.token === "number") state.token = Math.min(state.token, patchCount() - 1);
-  else if (!prefix.includes(state.token)) state.token = 0;
+  if (typeof state.token === "number") state.patch = state.token;
+  const { grid } = towerImage();
+  if (before.encoder !== state.encoder || before.tower !== state.tower || before.image !== state.image) {
+    state.patch = inGrid(Math.min(state.patch, patchCount(before) - 1), gridOf(before), grid);
+  }
+  state.patch = Math.min(state.patch, grid[0] * grid[1] - 1);
+  if (typeof state.token === "number" || !prefix.includes(state.token)) state.token = state.patch;
   state.head = Math.min(state.head, heads - 1);
-  await Promise.all(listeners.map((listener) => listener(before)));
+  const asked = (latest += 1);
+  drawn = drawn.then(() => (asked === latest ? Promise.all(listeners.map((listener) => listener())) : null)); // one after the other
+  return drawn;
 }
 
 export const encoder = () => about.encoders[state.encoder];
 export const tower = () => encoder().towers[state.tower];
 export const encoderImage = (image = state.image) => encoder().images[image];
 export const towerImage = (image = state.image) => encoderImage(image).towers[state.tower];
-export const patchCount = () => towerImage().grid[0] * towerImage().grid[1];
-/** The chosen patch, also while a prefix token is chosen. */
-export const patch = () => (typeof state.token === "number" ? state.token : 0);
+const gridOf = (chosen) => about.encoders[chosen.encoder].images[chosen.image].towers[chosen.tower].grid;
+const patchCount = (chosen) => gridOf(chosen)[0] * gridOf(chosen)[1];
+
+/** A patch's number in another grid over the same image. */
+export function inGrid(at, [rows, columns], [otherRows, otherColumns]) {
+  const down = Math.floor(((Math.floor(at / columns) + 0.5) / rows) * otherRows);
+  return down * otherColumns + Math.floor((((at % columns) + 0.5) / columns) * otherColumns);
+}
 
 /** Row of a token in a layer's queries: "cls", "register0" or a patch number. Raises an Error with what there is. */
 export function row(described, layer, token) {
