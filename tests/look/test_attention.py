@@ -8,8 +8,8 @@ import vlm_vision as vv
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.rope import Rope, rotate
+from vlm_vision.page.compute.trace import attention_layers, trace
 from vlm_vision.page.describe import ShownEncoder
-from vlm_vision.page.trace import attention_layers, trace
 
 SMALL = dict(image_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_dim=64)
 BARE = dict(SMALL, class_token=False, pool="mean", position="none")

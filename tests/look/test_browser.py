@@ -11,7 +11,7 @@ from PIL import Image
 from support.models import make_image
 
 import vlm_vision as vv
-from vlm_vision.page.trace import attention_layers
+from vlm_vision.page.compute.trace import attention_layers
 
 TABS = ["patches", "attention", "flow", "comparison", "similarity", "norms", "text"]
 PHONE = {"width": 390, "height": 844}

@@ -13,10 +13,10 @@ from starlette.testclient import TestClient
 from support.models import make_image
 
 import vlm_vision as vv
-from vlm_vision.page.attention import LayerAttention
+from vlm_vision.page.compute.attention import LayerAttention
+from vlm_vision.page.compute.trace import attention_layers
 from vlm_vision.page.look import shown_encoders, shown_images
 from vlm_vision.page.server import LookService, application
-from vlm_vision.page.trace import attention_layers
 
 OWN = {"X-Vlm-Vision": "1"}
 

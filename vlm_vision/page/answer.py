@@ -1,4 +1,4 @@
-"""Where a vision-language model looks while it answers, and which places of the image its answer depends on."""
+"""An answer of a vision-language model: its attention to the image, and the places of the image that it depends on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vlm_vision.encoder import eval_mode
 from vlm_vision.page.arrays import Arrays, image_url
-from vlm_vision.page.cover import covered, squares
+from vlm_vision.page.compute.cover import covered, squares
+from vlm_vision.page.compute.pixels import drawn, thumbnail
 from vlm_vision.page.describe import ShownEncoder
-from vlm_vision.page.pixels import drawn, thumbnail
 from vlm_vision.vlm.layout import Whole
 from vlm_vision.vlm.model import VisionLanguageModel
 

@@ -1,4 +1,4 @@
-"""What the page holds about images and encoders: a description as JSON, and its arrays."""
+"""Description of images and encoders for the page: JSON, and arrays."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.page import comparison, maps, texts
 from vlm_vision.page.arrays import Arrays, image_url
-from vlm_vision.page.attention import LayerAttention
-from vlm_vision.page.layers import choose_layers
-from vlm_vision.page.pixels import drawn, place, thumbnail
-from vlm_vision.page.trace import Trace, check_tower, trace
+from vlm_vision.page.compute import comparison, maps, texts
+from vlm_vision.page.compute.attention import LayerAttention
+from vlm_vision.page.compute.layers import choose_layers
+from vlm_vision.page.compute.pixels import drawn, place, thumbnail
+from vlm_vision.page.compute.trace import Trace, check_tower, trace
 from vlm_vision.pair import Pair
 
 _COMPARED = 8
@@ -69,7 +69,7 @@ class Describer:
 
     Args:
         encoders: those of the page, in its order.
-        layers: layers whose attention the page holds; None for a choice of `vlm_vision.page.layers`.
+        layers: layers whose attention the page holds; None for a choice of `vlm_vision.page.compute.layers`.
         served: whether a server computes attention, so that the page holds none.
         texts: texts that are compared with the patches of pairs.
     """

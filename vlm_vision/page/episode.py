@@ -1,4 +1,4 @@
-"""Where a policy looks: a recorded episode, what its actions depend on, and how far they are from the recorded ones."""
+"""A policy in a recorded episode: what its actions depend on, and how far they are from the recorded ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlm_vision.data.lerobot import read_dataset
 from vlm_vision.page.arrays import Arrays, image_url
-from vlm_vision.page.cover import covered
+from vlm_vision.page.compute.cover import covered
 from vlm_vision.preprocess.images import load_image
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.policy import Policy

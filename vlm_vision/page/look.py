@@ -56,7 +56,7 @@ def look(
     layers: Sequence[int] | None = None,
     texts: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    image_size: int | list[int] | None = None,
+    image_size: int | list[int | tuple[int, int]] | None = None,
     device: str | torch.device = "cpu",
 ) -> Page:
     """A page that shows what encoders make of images: patches, attention, data flow, comparison, similarity, norms.
@@ -115,7 +115,7 @@ def shown_encoders(
     *,
     texts: Sequence[str] = (),
     pairs: bool = False,
-    image_size: int | list[int] | None = None,
+    image_size: int | list[int | tuple[int, int]] | None = None,
     device: str | torch.device = "cpu",
 ) -> list[ShownEncoder]:
     """Encoders with their names; pairs, where they are, if there are texts or `pairs` is set. Raises ValueError as `look`."""
@@ -131,7 +131,10 @@ def shown_encoders(
 
 
 def _shown(
-    source: AnyEncoder, wants_text: bool, image_size: int | list[int] | None, device: str | torch.device
+    source: AnyEncoder,
+    wants_text: bool,
+    image_size: int | list[int | tuple[int, int]] | None,
+    device: str | torch.device,
 ) -> ShownEncoder:
     if isinstance(source, Pair):
         return ShownEncoder(source.image.hub_id or source.image.origin.family, source.image, source)

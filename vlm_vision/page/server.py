@@ -11,10 +11,10 @@ from PIL import Image
 
 from vlm_vision import __version__
 from vlm_vision.page.arrays import Arrays
+from vlm_vision.page.compute.texts import text_features
+from vlm_vision.page.compute.trace import attention_layers
 from vlm_vision.page.describe import Describer, ShownEncoder, ShownImage, attention_entry
 from vlm_vision.page.html import page_html
-from vlm_vision.page.texts import text_features
-from vlm_vision.page.trace import attention_layers
 from vlm_vision.preprocess.images import load_image
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -29,7 +29,7 @@ class LookService:
     Args:
         encoders, images: those of the page at first.
         texts: texts that are compared with patches.
-        parts, arrays: of the page besides, see `make_page`.
+        parts, arrays: additions to the page, see `make_page`.
     """
 
     def __init__(

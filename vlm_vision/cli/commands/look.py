@@ -101,6 +101,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, attention of layers: {described}")
 
 
-def _size(sides: list[int] | None) -> int | list[int] | None:
+def _size(sides: list[int] | None) -> int | list[int | tuple[int, int]] | None:
     """One side for every tower, or a list with one for each."""
-    return sides[0] if sides is not None and len(sides) == 1 else sides
+    if sides is None or len(sides) == 1:
+        return sides and sides[0]
+    return list(sides)

@@ -12,7 +12,7 @@ from vlm_vision.nn.rope import Grid
 from vlm_vision.nn.vit import VisionTransformer
 
 _MOST_PATCHES = 1600
-"""Patches of the largest grid whose positions the page holds besides those of its images."""
+"""Patches of the largest grid whose positions the page holds in addition to those of its images."""
 
 
 @dataclass(frozen=True)

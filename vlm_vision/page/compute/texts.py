@@ -1,4 +1,4 @@
-"""Which patches a text fits, for CLIP and SigLIP pairs: each patch token goes alone through the tower's own pooling."""
+"""Similarity of a text to patches, for CLIP and SigLIP pairs: each patch token goes alone through the tower's own pooling."""
 
 from collections.abc import Sequence
 

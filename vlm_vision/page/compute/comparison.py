@@ -1,4 +1,4 @@
-"""Encoders side by side: cost, time on this machine, and how alike their layers are."""
+"""Encoders side by side: cost, time on this machine, and the similarity of their layers."""
 
 import time
 from collections.abc import Sequence

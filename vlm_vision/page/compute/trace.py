@@ -15,7 +15,7 @@ from vlm_vision.nn.blocks import Block
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.nn.rope import Grid
 from vlm_vision.nn.sequence import Part, plan
-from vlm_vision.page.attention import LayerAttention, layer_attention
+from vlm_vision.page.compute.attention import LayerAttention, layer_attention
 
 
 @dataclass(frozen=True)

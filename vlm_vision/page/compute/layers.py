@@ -1,4 +1,4 @@
-"""Which layers' attention a page holds, and what that takes."""
+"""Layers whose attention a page holds, and their size."""
 
 from collections.abc import Sequence
 
@@ -63,8 +63,8 @@ def choose_layers(
 
 def _remedy(fit: int) -> str:
     if fit:
-        return f"choose {fit} with --layers, or --serve, which computes the layers that one looks at"
-    return "use --serve, which computes the layers that one looks at, or a smaller --image-size"
+        return f"choose {fit} with --layers, or --serve, which computes each layer when it is shown"
+    return "use --serve, which computes each layer when it is shown, or a smaller --image-size"
 
 
 def spread(depth: int, count: int) -> list[int]:
