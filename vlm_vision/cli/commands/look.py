@@ -103,6 +103,6 @@ def run(options: argparse.Namespace) -> None:
 
 def _size(sides: list[int] | None) -> int | list[int | tuple[int, int]] | None:
     """One side for every tower, or a list with one for each."""
-    if sides is None or len(sides) == 1:
-        return sides and sides[0]
-    return list(sides)
+    if sides is None:
+        return None
+    return sides[0] if len(sides) == 1 else [*sides]

@@ -90,6 +90,7 @@ export class AttentionTab {
     this.large.caption.textContent = `layer ${state.layer}, head ${state.head}: ${tokenName()} attends to these patches`;
     await this.large.values(now.patches, layer.grid, { least: 0, most, unit: percent });
     this.describe(now, most);
+    performance.mark("heads drawn");
     await this.drawThumbs();
   }
 
@@ -129,6 +130,7 @@ export class AttentionTab {
         paint(button.firstChild.getContext("2d"), patches, loaded.grid, { least: 0, most: range(patches).most });
       });
     }
+    performance.mark("thumbnails drawn");
   }
 }
 

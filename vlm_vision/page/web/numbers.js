@@ -2,7 +2,7 @@
 
 /** Softmax weights of one token in one head: {prefix, patches, padding}, which sum to 1. */
 export function attend(layer, head, token) {
-  const { width, keyCount, windows, scale, prefix } = layer;
+  const { width, keyCount, windows, scale, prefix, queries, keys } = layer;
   const query = (head * layer.tokens + token) * width;
   const first = head * keyCount * width;
   const weights = new Float64Array(keyCount);
@@ -14,7 +14,7 @@ export function attend(layer, head, token) {
     }
     const key = first + s * width;
     let sum = 0;
-    for (let k = 0; k < width; k++) sum += layer.queries[query + k] * layer.keys[key + k];
+    for (let k = 0; k < width; k++) sum += queries[query + k] * keys[key + k];
     weights[s] = sum * scale;
     if (weights[s] > most) most = weights[s];
   }
