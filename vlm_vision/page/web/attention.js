@@ -47,7 +47,7 @@ export class AttentionTab {
         "Dosovitskiy et al. 2020", "https://arxiv.org/abs/2010.11929",
       ),
       this.tokenRow, this.layerRow,
-      el("div", { class: "split" }, this.large.element, el("div", {}, el("h3", {}, "All heads of the layer"),
+      el("div", { class: "split" }, this.large.element, el("div", {}, el("h3", {}, "All heads of the layer, each up to its largest weight"),
         el("div", { class: "heads" }, ...this.heads.map((head) => head.button)))),
       this.sentence,
       el("h3", {}, "All layers and heads of the page"),
@@ -99,7 +99,7 @@ export class AttentionTab {
     const { most } = range(weights.patches);
     fit(canvas, grid, 112);
     paint(canvas.getContext("2d"), weights.patches, grid, { least: 0, most });
-    text.textContent = `head ${head}: ≤ ${percent(most)}`;
+    text.textContent = `head ${head}, ${percent(most)}`;
     button.setAttribute("aria-pressed", String(head === state.head));
   }
 

@@ -47,7 +47,8 @@ export class EpisodeTab {
     this.view.caption.textContent = `${cameras[this.camera]}, moment ${moments[this.time]}`;
     await this.view.values(values, grid, { least: 0, most: Math.max(1e-9, range(all).most) });
     this.draw(error);
-    this.sentence.textContent = `At moment ${moments[this.time]} the action is ${short(error[this.time])} from the recorded one; the most that a covered square moves it is ${short(range(values).most)}.`;
+    this.sentence.textContent = `At moment ${moments[this.time]} the action is ${short(error[this.time])} from the recorded one; the most that a covered square moves it is ${short(range(values).most)}.${
+      range(all).most < 0.01 ? " No square of any moment moves it by a hundredth: this policy hardly uses its images." : ""}`;
   }
 
   draw(error) {
