@@ -175,10 +175,8 @@ def serve(service: LookService, port: int) -> None:
     except ModuleNotFoundError:
         raise ValueError("--serve needs uvicorn and starlette: pip install 'vlm-vision[serve]'") from None
     with socket.create_server((HOSTS[0], port)) as listener:
-        print(
-            f"open http://{HOSTS[0]}:{listener.getsockname()[1]} in a browser on this machine; Ctrl+C ends it",
-            flush=True,
-        )
+        address = f"http://{HOSTS[0]}:{listener.getsockname()[1]}"
+        print(f"serving the page at {address} to this machine alone; Ctrl+C ends it", flush=True)
         server = uvicorn.Server(uvicorn.Config(application(service), log_level="warning"))
         server.run(sockets=[listener])
 
