@@ -46,6 +46,7 @@ export class AttentionTab {
           + "They are not a rollout over layers. Click a patch, or move with the arrow keys.",
         "Dosovitskiy et al. 2020", "https://arxiv.org/abs/2010.11929",
       ),
+      tower().windows ? el("p", { class: "note" }, "Blocks of this tower attend within windows: patches outside of the token's window have no weight.") : "",
       this.tokenRow, this.layerRow,
       el("div", { class: "split" }, this.large.element, el("div", {}, el("h3", {}, "All heads of the layer, each up to its largest weight"),
         el("div", { class: "heads" }, ...this.heads.map((head) => head.button)))),

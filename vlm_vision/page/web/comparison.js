@@ -3,7 +3,7 @@
 import { about, load } from "./data.js";
 import { choices, el, explain } from "./dom.js";
 import { cosines, range, short } from "./numbers.js";
-import { choose, inGrid, state, towerImage } from "./state.js";
+import { choose, inGrid, samePlace, state, towerImage } from "./state.js";
 import { MapView } from "./view.js";
 
 const towers = () => about.encoders.flatMap((encoder, e) => encoder.towers.map((tower, t) => ({
@@ -40,7 +40,7 @@ export class ComparisonTab {
         el("tbody", {}, ...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), ...about.encoders.map((one) => el("td", {}, value(one)))))))),
       el("p", { class: "note" }, "The time is that of one forward pass on the machine that made the page, which may have had other work."),
       el("h3", {}, "The same patch in each encoder"),
-      explain("Cosine of patch tokens with the one that you click, and the first three principal components as red, green and blue. The components are of each encoder alone: their colors mean nothing between encoders, only what is separated from what.",
+      explain("Cosine of patch tokens with the one at the place that you click, and the first three principal components as red, green and blue. The components are of each encoder alone: their colors mean nothing between encoders, only what is separated from what.",
         "Oquab et al. 2023", "https://arxiv.org/abs/2304.07193"),
       el("div", { class: "taps" }, ...this.views.map(({ colors, similar }, e) =>
         el("section", { class: "card" }, el("h4", {}, about.encoders[e].name), el("div", { class: "row" }, similar.element, colors.element)))),
@@ -53,13 +53,15 @@ export class ComparisonTab {
 
   /** The patch of the chosen encoder at the place of another encoder's patch. */
   here(e, at) {
-    return inGrid(at, about.encoders[e].images[state.image].grid, towerImage().grid);
+    const { grid, towers } = about.encoders[e].images[state.image];
+    return samePlace(inGrid(at, grid, towers[0].grid), towers[0], towerImage());
   }
 
   async update() {
     await Promise.all(this.views.map(async ({ colors, similar }, e) => {
       const shown = about.encoders[e].images[state.image];
-      const at = inGrid(state.patch, towerImage().grid, shown.grid);
+      const there = shown.towers[0];
+      const at = inGrid(samePlace(state.patch, towerImage(), there), there.grid, shown.grid);
       const tokens = await load(shown.tokens);
       const values = cosines(tokens, at, tokens, about.encoders[e].width);
       similar.chosen = at;

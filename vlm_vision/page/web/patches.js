@@ -53,7 +53,7 @@ export class PatchesTab {
   place({ place, size }) {
     if (!place) return "Its place depends on its content and is not measured.";
     const [left, top, right, bottom] = place.padding;
-    const padded = left + top + right + bottom > 0 ? ` Padding: ${left}, ${top}, ${right} and ${bottom} pixels at the left, top, right and bottom.` : "";
+    const padded = left + top + right + bottom > 0 ? ` Padding, gray here: ${left}, ${top}, ${right} and ${bottom} pixels at the left, top, right and bottom.` : "";
     const [width, height] = about.images[state.image].size;
     const [x0, y0, x1, y1] = place.box;
     const slack = 0.01 * Math.max(width, height);
@@ -73,13 +73,18 @@ export class PatchesTab {
   async drawOriginal(shown, at) {
     const { url, size } = about.images[state.image];
     const image = await picture(url);
-    const scale = 420 / Math.max(...size);
-    Object.assign(this.original, { width: Math.round(size[0] * scale), height: Math.round(size[1] * scale) });
+    const box = shown.place ? shown.place.box : [0, 0, ...size];
+    const [left, top] = [Math.min(0, box[0]), Math.min(0, box[1])]; // padding lies outside of the original
+    const [wideAll, tallAll] = [Math.max(size[0], box[2]) - left, Math.max(size[1], box[3]) - top];
+    const scale = 420 / Math.max(wideAll, tallAll);
+    Object.assign(this.original, { width: Math.round(wideAll * scale), height: Math.round(tallAll * scale) });
     const context = this.original.getContext("2d");
     const { width, height } = this.original;
-    context.drawImage(image, 0, 0, width, height);
+    context.fillStyle = "#777777";
+    context.fillRect(0, 0, width, height);
+    context.drawImage(image, -left * scale, -top * scale, size[0] * scale, size[1] * scale);
     if (!shown.place) return;
-    const [x0, y0, x1, y1] = shown.place.box.map((edge) => edge * scale);
+    const [x0, y0, x1, y1] = box.map((edge, i) => (edge - (i % 2 ? top : left)) * scale);
     context.fillStyle = "rgba(0, 0, 0, 0.55)";
     context.beginPath();
     context.rect(0, 0, width, height);

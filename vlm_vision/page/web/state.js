@@ -25,7 +25,10 @@ export function choose(changes) {
   if (typeof state.token === "number") state.patch = state.token;
   const { grid } = towerImage();
   if (before.encoder !== state.encoder || before.tower !== state.tower || before.image !== state.image) {
-    state.patch = inGrid(Math.min(state.patch, patchCount(before) - 1), gridOf(before), grid);
+    const { encoder, image, tower } = before;
+    const from = about.encoders[encoder].images[image].towers[tower];
+    const same = image === state.image && image < about.images.length;
+    state.patch = same ? samePlace(state.patch, from, towerImage()) : inGrid(state.patch, from.grid, grid);
   }
   state.patch = Math.min(state.patch, grid[0] * grid[1] - 1);
   if (typeof state.token === "number" || !prefix.includes(state.token)) state.token = state.patch;
@@ -39,13 +42,23 @@ export const encoder = () => about.encoders[state.encoder];
 export const tower = () => encoder().towers[state.tower];
 export const encoderImage = (image = state.image) => encoder().images[image];
 export const towerImage = (image = state.image) => encoderImage(image).towers[state.tower];
-const gridOf = (chosen) => about.encoders[chosen.encoder].images[chosen.image].towers[chosen.tower].grid;
-const patchCount = (chosen) => gridOf(chosen)[0] * gridOf(chosen)[1];
-
-/** A patch's number in another grid over the same image. */
+/** A patch's number in another grid over the same pixels. */
 export function inGrid(at, [rows, columns], [otherRows, otherColumns]) {
   const down = Math.floor(((Math.floor(at / columns) + 0.5) / rows) * otherRows);
   return down * otherColumns + Math.floor((((at % columns) + 0.5) / columns) * otherColumns);
+}
+
+/** The patch of another tower at the same place of the original, or the one nearest to it where that tower's crop lacks it. */
+export function samePlace(at, from, to) {
+  if (!from.place || !to.place) return inGrid(at, from.grid, to.grid);
+  const [rows, columns] = from.grid;
+  const [x0, y0, x1, y1] = from.place.box;
+  const x = x0 + (((at % columns) + 0.5) / columns) * (x1 - x0);
+  const y = y0 + ((Math.floor(at / columns) + 0.5) / rows) * (y1 - y0);
+  const [left, top, right, bottom] = to.place.box;
+  const within = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+  const row = within((y - top) / (bottom - top), to.grid[0]);
+  return row * to.grid[1] + within((x - left) / (right - left), to.grid[1]);
 }
 
 /** Row of a token in a layer's queries: "cls", "register0" or a patch number. Raises an Error with what there is. */
