@@ -175,8 +175,8 @@ def test_an_episode_of_another_robot_is_refused(tmp_path: Path):
     [
         (["IMAGE", "--encoder", "mini"], "either --out PAGE for a file, or --serve"),
         (["IMAGE", "--encoder", "mini", "--out", "PAGE", "--serve"], "either --out PAGE"),
-        (["IMAGE", "--out", "PAGE"], "nothing to look at"),
-        (["--encoder", "mini", "--out", "PAGE"], "nothing to look at"),
+        (["IMAGE", "--out", "PAGE"], "1 images and 0 encoders"),
+        (["--encoder", "mini", "--out", "PAGE"], "0 images and 1 encoders"),
         (["NOTES", "--encoder", "mini", "--out", "PAGE"], "is not an image that Pillow can read"),
         (["IMAGE", "--encoder", "mini", "--out", "PAGE", "--layers", "6"], "has 6 blocks: choose from 0 to 5"),
         (["IMAGE", "--encoder", "mini", "--out", "PAGE", "--question", "what"], "--model and --question go together"),
@@ -208,3 +208,13 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
         "attention of layers: mini [0, 2, 3, 5]; mini + mini" in " ".join(capsys.readouterr().out.split())
         and out.is_file()
     )
+
+
+def test_a_model_and_a_policy_of_code(tmp_path: Path):
+    vlm, image = join(), make_image(0, 40, 60)
+    page = vv.look(image, "mini", model=vlm, question="what color is this")
+    assert [one["name"] for one in page.about["encoders"]] == ["mini", "vit"] and page.about["answer"]["words"]
+    page = vv.look(policy=VLAPolicy(made("parallel"), "mine"), episode=str(recorded(tmp_path / "set")))
+    assert page.about["images"][0]["name"] == "first image of the episode" and page.about["episode"]["moments"]
+    with pytest.raises(ValueError, match="a model goes with a question"):
+        vv.look(image, "mini", model=vlm)

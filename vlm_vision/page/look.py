@@ -3,8 +3,9 @@
 import html
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +18,10 @@ from vlm_vision.page.describe import Describer, ShownEncoder, ShownImage
 from vlm_vision.page.html import page_html
 from vlm_vision.pair import Pair, load_pair
 from vlm_vision.preprocess.images import ImageInput, load_image
+
+if TYPE_CHECKING:
+    from vlm_vision.vla.policy import VLAPolicy
+    from vlm_vision.vlm.model import VisionLanguageModel
 
 AnyEncoder = Encoder | FusedEncoder | Pair | str | Path
 
@@ -50,12 +55,16 @@ class Page:
 
 
 def look(
-    images: ImageInput | Sequence[ImageInput],
-    encoder: AnyEncoder | Sequence[AnyEncoder],
+    images: ImageInput | Sequence[ImageInput] = (),
+    encoder: AnyEncoder | Sequence[AnyEncoder] = (),
     *,
     layers: Sequence[int] | None = None,
     texts: Sequence[str] = (),
     names: Sequence[str] | None = None,
+    model: "VisionLanguageModel | None" = None,
+    question: str | None = None,
+    policy: "VLAPolicy | None" = None,
+    episode: str | None = None,
     image_size: int | list[int | tuple[int, int]] | None = None,
     device: str | torch.device = "cpu",
 ) -> Page:
@@ -67,6 +76,10 @@ def look(
         layers: numbers of the blocks, from 0, whose attention the page holds; None for up to four of each tower.
         texts: texts to compare with patches; encoders that are names of pairs are then loaded as pairs.
         names: captions of the images; default the names of their files.
+        model: a model that answers `question` about the first image; its encoder follows the others.
+        question: the question to `model`.
+        policy: a policy, of `load_policy`, whose actions in `episode` are shown; its encoder follows the others.
+        episode: folder of a LeRobotDataset, or FOLDER:N for its episode N; without `images` its first image is shown.
         image_size: side in pixels to which images are preprocessed, for encoders that are names; a list has one for each fused tower.
         device: where encoders that are names are loaded.
 
@@ -74,11 +87,62 @@ def look(
         A `Page`: a notebook shows it, `.save("page.html")` writes it.
 
     Raises:
-        ValueError: no image or one that cannot be read, names of another number, texts but no pair, layers that do not
-            exist or do not fit into the page.
+        ValueError: no image or one that cannot be read, no encoder, names of another number, texts but no pair, layers that
+            do not exist or do not fit into the page; a model without a question, a policy without an episode; as `answer_part`
+            and `episode_part`.
     """
-    shown = shown_encoders(encoder, texts=texts, image_size=image_size, device=device)
-    return make_page(shown, shown_images(images, names), layers=layers, texts=texts)
+    arrays = Arrays()
+    given = gather(images, encoder, arrays, names=names, model=model, question=question, policy=policy, episode=episode)
+    encoders = shown_encoders(given.encoders, texts=texts, image_size=image_size, device=device)
+    return make_page(encoders, given.images, layers=layers, texts=texts, parts=given.parts, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a page is made of, before encoders that are names are loaded."""
+
+    images: list[ShownImage]
+    encoders: list[Any]
+    parts: dict[str, Any]
+    """Descriptions of an answer and of an episode."""
+
+
+def gather(
+    images: ImageInput | Sequence[ImageInput],
+    encoder: AnyEncoder | Sequence[AnyEncoder],
+    arrays: Arrays,
+    *,
+    names: Sequence[str] | None = None,
+    model: "VisionLanguageModel | None" = None,
+    question: str | None = None,
+    policy: "VLAPolicy | None" = None,
+    episode: str | None = None,
+) -> Given:
+    """Images, encoders and parts of a page; arguments and errors as `look`."""
+    sources: list[Any] = list(encoder) if isinstance(encoder, list | tuple) else [encoder]
+    shown = shown_images(images, names)
+    parts = {}
+    if (model is None) != (question is None) or (policy is None) != (episode is None):
+        raise ValueError("a model goes with a question, and a policy with an episode: pass both or neither")
+    if model is not None and question is not None:
+        from vlm_vision.page.answer import answer_part
+
+        if not shown:
+            raise ValueError("a question needs an image: pass one")
+        parts["answer"] = answer_part(model, shown[0].image, question, arrays)
+        sources.append(model.encoder)
+    if policy is not None and episode is not None:
+        from vlm_vision.page.episode import episode_part
+
+        parts["episode"], first = episode_part(policy, episode, arrays)
+        shown = shown or [ShownImage("first image of the episode", first)]
+        sources.append(policy.model.plain_vlm.encoder)
+    if not sources or not shown:
+        raise ValueError(
+            f"there are {len(shown)} images and {len(sources)} encoders: pass at least one of each, a model with a question, or a "
+            "policy with an episode"
+        )
+    return Given(shown, sources, parts)
 
 
 def make_page(
@@ -100,8 +164,6 @@ def make_page(
 def shown_images(images: ImageInput | Sequence[ImageInput], names: Sequence[str] | None = None) -> list[ShownImage]:
     """Images with their captions. Raises ValueError as `look`."""
     each: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-    if not each:
-        raise ValueError("there are no images: pass at least one")
     if names is not None and len(names) != len(each):
         raise ValueError(f"there are {len(names)} names for {len(each)} images: pass one for each")
     captions = names or [
@@ -120,8 +182,6 @@ def shown_encoders(
 ) -> list[ShownEncoder]:
     """Encoders with their names; pairs, where they are, if there are texts or `pairs` is set. Raises ValueError as `look`."""
     each: list[Any] = list(encoder) if isinstance(encoder, list | tuple) else [encoder]
-    if not each:
-        raise ValueError("there are no encoders: pass at least one")
     shown = [_shown(one, pairs or bool(texts), image_size, device) for one in each]
     if texts and not any(one.pair for one in shown):
         raise ValueError(

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     from vlm_vision.load_encoder import known_device
     from vlm_vision.page.arrays import Arrays
-    from vlm_vision.page.look import make_page, shown_encoders, shown_images
+    from vlm_vision.page.look import gather, make_page, shown_encoders
 
     if bool(options.out) == options.serve:
         raise ValueError("pass either --out PAGE for a file, or --serve")
@@ -62,42 +62,38 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--policy and --episode go together: pass both or neither")
     if options.out and Path(options.out).is_dir():
         raise ValueError(f"{options.out} is a folder: pass the name of an html file")
-    device, arrays, parts = known_device(options.device), Arrays(), {}
-    encoders, images = [], list(options.images)
+    device, arrays, model, policy = known_device(options.device), Arrays(), None, None
     if options.model:
         from vlm_vision.cli.whole_model import whole_model
-        from vlm_vision.page.answer import answer_part
 
-        if not images:
-            raise ValueError("a question needs an image: pass its file")
         model = whole_model(options.model, str(device))
-        parts["answer"] = answer_part(model, shown_images(images[:1])[0].image, options.question, arrays)
-        encoders.append(model.encoder)
     if options.policy:
-        from vlm_vision.page.episode import episode_part
         from vlm_vision.vla.policy import load_policy
 
         policy = load_policy(options.policy, statistics=options.statistics, device=device)
-        parts["episode"], first = episode_part(policy, options.episode, arrays)
-        images = images or [first]
-        encoders.append(policy.model.plain_vlm.encoder)
-    encoders += options.encoder
-    if not encoders or not images:
-        raise ValueError(
-            "there is nothing to look at: pass IMAGES and --encoder SRC, --model with a question, or --policy"
-        )
+    given = gather(
+        options.images,
+        options.encoder,
+        arrays,
+        model=model,
+        question=options.question,
+        policy=policy,
+        episode=options.episode,
+    )
     shown = shown_encoders(
-        encoders, texts=options.text, pairs=options.serve, image_size=_size(options.image_size), device=device
+        given.encoders, texts=options.text, pairs=options.serve, image_size=_size(options.image_size), device=device
     )
     if options.serve:
         from vlm_vision.page.server import LookService, serve
 
-        serve(LookService(shown, shown_images(images), texts=options.text, parts=parts, arrays=arrays), options.port)
+        service = LookService(shown, given.images, texts=options.text, parts=given.parts, arrays=arrays)
+        serve(service, options.port)
         return
-    page = make_page(shown, shown_images(images), layers=options.layers, texts=options.text, parts=parts, arrays=arrays)
+    page = make_page(shown, given.images, layers=options.layers, texts=options.text, parts=given.parts, arrays=arrays)
     path = page.save(options.out)
-    held = {one["name"]: [tower["layers"] for tower in one["towers"]] for one in page.about["encoders"]}
-    described = "; ".join(f"{name} {', '.join(map(str, layers))}" for name, layers in held.items())
+    described = "; ".join(
+        f"{one['name']} {', '.join(str(tower['layers']) for tower in one['towers'])}" for one in page.about["encoders"]
+    )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, attention of layers: {described}")
 
 
