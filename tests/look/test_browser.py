@@ -136,6 +136,30 @@ def test_what_the_page_does_not_have_is_one_sentence(visit: Any, page: Path, ask
         one.ask("attention", asked)
 
 
+def test_a_choice_that_does_not_exist_changes_nothing(visit: Any, page: Path):
+    one = visit(page)
+    before = one.ask("state")
+    for wrong, words in (
+        ({"tab": "colors"}, "no tab colors"),
+        ({"encoder": 5}, "encoder is 5"),
+        ({"image": -1}, "image is -1"),
+    ):
+        with pytest.raises(Exception, match=words):
+            one.ask("choose", wrong)
+    assert one.ask("state") == before
+    one.ask("choose", {"layer": 1})
+    assert one.ask("state")["layer"] == 1
+
+
+def test_a_notebook_shows_the_page(visit: Any, images: list[Image.Image], tmp_path: Path, page: Path):
+    (tmp_path / "notebook.html").write_text(vv.look(images[0], "mini")._repr_html_())
+    tab = visit(page).tab
+    tab.goto((tmp_path / "notebook.html").as_uri())
+    frame = tab.frames[1]
+    frame.wait_for_selector("[role=tab]")
+    assert len(frame.evaluate("() => window.vlmVision.attention({ layer: 5, head: 0, token: 3 })")) == 64
+
+
 def test_markup_in_names_is_text(visit: Any, page: Path):
     one = visit(page)
     assert one.tab.locator("img[src=x]").count() == 0 and one.tab.locator("#panel i").count() == 0

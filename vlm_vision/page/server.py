@@ -87,7 +87,7 @@ class LookService:
             raise ValueError(f"the page shows {_MOST_IMAGES} images, its most: start the command again with others")
         try:
             image = load_image(Image.open(io.BytesIO(data)))
-        except (ValueError, OSError):
+        except (ValueError, OSError, Image.DecompressionBombError):
             raise ValueError(
                 f"{name} is not an image that Pillow can read: expected JPEG, PNG, WebP or the like"
             ) from None

@@ -11,7 +11,7 @@ import { NormsTab, lengthsByLayer } from "./lengths.js";
 import { attend, cosines } from "./numbers.js";
 import { PatchesTab } from "./patches.js";
 import { SimilarityTab } from "./similarity.js";
-import { choose, onChange, row, state } from "./state.js";
+import { checkNumber, choose, onChange, row, state } from "./state.js";
 import { TextsTab, similarities } from "./texts.js";
 
 const TABS = {
@@ -128,14 +128,10 @@ async function start() {
   if (prefix.length) await choose({ token: prefix[0] });
 }
 
-function check(name, value, count) {
-  if (!Number.isInteger(value) || value < 0 || value >= count) throw new Error(`${name} is ${value}: expected 0 to ${count - 1}`);
-}
-
 function find({ encoder = 0, image = 0, tower = 0 }) {
-  check("encoder", encoder, about.encoders.length);
-  check("image", image, about.images.length);
-  check("tower", tower, about.encoders[encoder].towers.length);
+  checkNumber("encoder", encoder, about.encoders.length);
+  checkNumber("image", image, about.images.length);
+  checkNumber("tower", tower, about.encoders[encoder].towers.length);
   return { described: about.encoders[encoder].towers[tower], shown: about.encoders[encoder].images[image].towers[tower] };
 }
 
@@ -147,12 +143,15 @@ window.vlmVision = {
   /** Copy of what is chosen: {tab, encoder, tower, image, other, layer, head, token, patch}. */
   state: () => ({ ...state }),
   /** Change what is chosen; Promise of its being drawn. */
-  choose: (changes) => choose(changes),
+  async choose(changes) {
+    if (changes.tab !== undefined && !shownTabs.includes(changes.tab)) throw new Error(`there is no tab ${changes.tab}: ${shownTabs.join(", ")}`);
+    await choose(changes);
+  },
   /** Promise of the softmax weights from a token to the N patches of its layer. */
   async attention({ encoder = 0, image = 0, tower = 0, layer, head, token }) {
     const { described } = find({ encoder, image, tower });
-    check("layer", layer, described.depth);
-    check("head", head, described.heads);
+    checkNumber("layer", layer, described.depth);
+    checkNumber("head", head, described.heads);
     const loaded = await loadLayer(encoder, image, tower, layer);
     return Array.from(attend(loaded, head, row(described, loaded, token)).patches);
   },
@@ -161,19 +160,19 @@ window.vlmVision = {
     find({ encoder, image });
     find({ encoder, image: other });
     const { images, width } = about.encoders[encoder];
-    check("patch", patch, images[image].grid[0] * images[image].grid[1]);
+    checkNumber("patch", patch, images[image].grid[0] * images[image].grid[1]);
     return Array.from(cosines(await load(images[image].tokens), patch, await load(images[other].tokens), width));
   },
   /** Promise of the lengths of the patch tokens after a block. */
   async lengths({ encoder = 0, image = 0, tower = 0, layer }) {
     const { described, shown } = find({ encoder, image, tower });
-    check("layer", layer, described.depth);
+    checkNumber("layer", layer, described.depth);
     return Array.from((await lengthsByLayer(shown, described))[layer].patches);
   },
   /** Promise of the cosine of a text with the patches of an image. */
   async text({ encoder = 0, image = 0, text }) {
     find({ encoder, image });
-    check("text", text, about.encoders[encoder].texts?.names.length ?? 0);
+    checkNumber("text", text, about.encoders[encoder].texts?.names.length ?? 0);
     return Array.from(await similarities(encoder, image, text));
   },
 };

@@ -17,7 +17,10 @@ export function onChange(listener) {
  *  drawn. `patch` is the patch chosen last, also while a prefix token is chosen. */
 export function choose(changes) {
   const before = { ...state };
-  Object.assign(state, changes);
+  const wanted = { ...state, ...changes };
+  checkNumber("encoder", wanted.encoder, about.encoders.length);
+  checkNumber("image", wanted.image, about.images.length);
+  Object.assign(state, wanted);
   state.tower = Math.min(state.tower, encoder().towers.length - 1);
   const { layers, heads, depth, prefix } = tower();
   const held = about.served ? [...Array(depth).keys()] : layers;
@@ -34,8 +37,13 @@ export function choose(changes) {
   if (typeof state.token === "number" || !prefix.includes(state.token)) state.token = state.patch;
   state.head = Math.min(state.head, heads - 1);
   const asked = (latest += 1);
-  drawn = drawn.then(() => (asked === latest ? Promise.all(listeners.map((listener) => listener())) : null)); // one after the other
+  drawn = drawn.catch(() => null).then(() => (asked === latest ? Promise.all(listeners.map((listener) => listener())) : null)); // one after the other
   return drawn;
+}
+
+/** Raise an Error unless `value` is a whole number from 0 to `count` - 1. */
+export function checkNumber(name, value, count) {
+  if (!Number.isInteger(value) || value < 0 || value >= count) throw new Error(`${name} is ${value}: expected 0 to ${count - 1}`);
 }
 
 export const encoder = () => about.encoders[state.encoder];
