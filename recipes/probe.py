@@ -23,7 +23,7 @@ from torch import Tensor
 import vlm_vision as vv
 from vlm_vision.data.images.samples import Samples, read_samples
 from vlm_vision.data.stored_image import ImageSource
-from vlm_vision.files import write_json
+from vlm_vision.files import check_folder, write_json
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.correspondence import image_correspondence
@@ -92,6 +92,7 @@ class ProbeSplit:
 def main(config: ProbeConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started = time.monotonic()
+    check_folder(config.out)
     learned = read_samples(config.train, config.train_split)
     asked = read_samples(config.test, config.test_split)
     if learned.classes:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from tqdm import tqdm
 
-from vlm_vision.files import write_json
+from vlm_vision.files import check_folder, write_json
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.policy import Policy
@@ -96,6 +96,7 @@ class VlaEvalConfig:
 def main(config: VlaEvalConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds."""
     started, out = time.monotonic(), Path(config.out)
+    check_folder(out)
     others = check_config(config)
     policy = load_checked_policy(config)
     out.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,15 @@ def test_nothing_packed_is_nothing_seen_and_bad_images_are_named(encoder):
         encoder.packed([torch.zeros(1, 32, 32)])
 
 
+def test_pixels_of_whole_numbers_are_refused(encoder):
+    batch = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    for call, pixels in ((encoder, batch), (encoder.packed, [batch[0]]), (encoder.together, [batch])):
+        with pytest.raises(
+            ValueError, match="pixels are torch.uint8, expected floating point .*: pass the result of preprocess"
+        ):
+            call(pixels)
+
+
 @torch.inference_mode()
 def test_a_budget_of_tokens_keeps_the_aspect_ratio(encoder):
     spec = encoder.preprocess.with_budget(max_patches=24, patch_size=8)

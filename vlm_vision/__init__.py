@@ -17,6 +17,7 @@ _NAMES = {
     "vlm_vision.pair": ["Pair", "PairOutput", "TextEncoder", "load_pair", "load_text"],
     "vlm_vision.preprocess.spec": ["Preprocess"],
     "vlm_vision.preprocess.tokenizer": ["TextTokenizer", "TokenizerRules"],
+    "vlm_vision.tokens.store": ["TokenStore"],
     "vlm_vision.vla.policy": ["load_policy"],
     "vlm_vision.vlm.formats.export": ["export"],
     "vlm_vision.vlm.layout": ["AnyRes", "Native", "Whole"],

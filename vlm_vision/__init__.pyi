@@ -22,6 +22,7 @@ from vlm_vision.pair import load_text as load_text
 from vlm_vision.preprocess.spec import Preprocess as Preprocess
 from vlm_vision.preprocess.tokenizer import TextTokenizer as TextTokenizer
 from vlm_vision.preprocess.tokenizer import TokenizerRules as TokenizerRules
+from vlm_vision.tokens.store import TokenStore as TokenStore
 from vlm_vision.vla.policy import load_policy as load_policy
 from vlm_vision.vlm.formats.export import export as export
 from vlm_vision.vlm.layout import AnyRes as AnyRes
@@ -45,6 +46,7 @@ __all__ = [
     "TextOutput",
     "TextTokenizer",
     "TextTransformer",
+    "TokenStore",
     "TokenizerRules",
     "ViTConfig",
     "VisionLanguageModel",

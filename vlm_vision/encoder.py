@@ -82,15 +82,23 @@ class Encoder(nn.Module):
         condition: Tensor | None = None,
     ) -> VisionOutput:
         """Encode images (B, C, H, W) or videos (B, T, C, H, W); arguments and errors as `VisionTransformer.forward`."""
-        pixels, tap = pixels.to(self.dtype), tap or self.tap
+        pixels, tap = self._cast(pixels), tap or self.tap
         return self.model(pixels, tap=tap, mask=mask, keep=keep, pool=pool, patches=patches, condition=condition)
+
+    def _cast(self, pixels: Tensor) -> Tensor:
+        """Pixels in the dtype of the weights. Raises ValueError for whole numbers: those are not normalized."""
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"pixels are {pixels.dtype}, expected floating point numbers: pass the result of preprocess"
+            )
+        return pixels.to(self.dtype)
 
     def packed(self, images: Sequence[Tensor], *, tap: Tap | None = None, pool: bool = True) -> list[VisionOutput]:
         """Encode images (C, H, W) of any sizes in one sequence, each as if alone: `VisionTransformer.packed`.
 
         `encoder.packed(encoder.preprocess.each(images))`
         """
-        return self.model.packed([image.to(self.dtype) for image in images], tap=tap or self.tap, pool=pool)
+        return self.model.packed([self._cast(image) for image in images], tap=tap or self.tap, pool=pool)
 
     def together(
         self,
@@ -101,7 +109,7 @@ class Encoder(nn.Module):
         pool: bool = True,
     ) -> list[VisionOutput]:
         """Encode batches (B, C, H, W) of several sizes in one sequence, each as if alone: `VisionTransformer.together`."""
-        pixels = [batch.to(self.dtype) for batch in batches]
+        pixels = [self._cast(batch) for batch in batches]
         return self.model.together(pixels, tap=tap or self.tap, masks=masks, pool=pool)
 
     def fold_layer_scale(self) -> None:

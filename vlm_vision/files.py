@@ -43,14 +43,22 @@ def is_own_card(path: Path) -> bool:
     return re.sub(r"\A---\n.*?\n---\s*", "", text, flags=re.DOTALL).startswith(CARD_MARK)
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise ValueError if a folder to write is a file, or lies below one."""
+    for path in (Path(folder), *Path(folder).parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"{path} is a file: choose a folder to save to")
+            return
+
+
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A staging folder whose contents move into `folder` only when the block ends without an error, config.json last.
 
     A model card does not replace a README.md that someone wrote.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose a folder to save to")
+    check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

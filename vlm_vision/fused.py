@@ -298,7 +298,7 @@ def _one_grid(towers: list[Encoder], sizes: list[tuple[int, int]]) -> tuple[int,
         )
         raise ValueError(
             f"fused towers must have one grid, got {grid_list}; pass a list of image sizes "
-            "with which the grids agree, such as load('a + b', image_size=[224, 256])"
+            "with which the grids agree, such as load('a + b', image_size=[224, 256]) or --image-size 224 256"
         )
     return grids[0]
 

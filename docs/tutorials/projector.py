@@ -123,4 +123,4 @@ print(vlm.answer(folder / "0.png", "what color is the square?", max_new_tokens=5
 # | training is slow | use a projector with fewer tokens; keep the encoder frozen |
 # | you have a GPU | set `mixed_precision: bf16` and a larger `batch_size` |
 #
-# [Projectors](../projectors.md) lists the nine, and [settings](../settings.md) every key.
+# [Projectors](../projectors.md) lists them, and [settings](../settings.md) every key.

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.golden import golden_case
 from support.models import make_image, tiny_llm, tiny_tokenizer
 
@@ -79,17 +78,14 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
         "--no-norm",
     ]
     assert main([*arguments, "--batch-size", "2"]) == 0
-    about = json.loads((tmp_path / "out" / "tokens.json").read_text())
-    tensors = load_file(tmp_path / "out" / "tokens.safetensors")
+    store = vv.TokenStore(tmp_path / "out")
     encoder = vv.load(source, tap=vv.Tap(-2, norm=False))
-    assert (
-        about["tap"] == {"layer": -2, "norm": False}
-        and about["preprocess_fingerprint"] == encoder.preprocess.fingerprint
-    )
-    for path, entry in zip(paths, about["images"], strict=True):
+    assert store.about["preprocess_fingerprint"] == encoder.preprocess.fingerprint
+    assert store.keys() == ["0.png", "1.png", "2.png"]
+    for path, row in zip(paths, store, strict=True):
         out = encoder(encoder.preprocess(path))
-        assert entry["path"] == path and tuple(entry["grid"]) == out.grid
-        torch.testing.assert_close(tensors[entry["tensor"]], out.patch_tokens[0])
+        assert row.grid == out.grid
+        torch.testing.assert_close(row.patch_tokens, out.patch_tokens[0])
 
 
 @pytest.mark.parametrize(
@@ -101,8 +97,15 @@ def test_tokens_are_those_of_the_encoder_with_grid_and_tap(tmp_path):
         (["ask", "{image}", "what?", "--model", "nothing"], "there is no folder nothing"),
         (["ask", "{image}", "what?", "--model", "{golden}"], "holds a siglip model"),
         (["tokens", "{image}", "--encoder", "nothing", "--out", "{tmp}/o"], "there is no folder nothing"),
-        (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "'none.png' does not exist"),
+        (["tokens", "none.png", "--encoder", "{golden}", "--out", "{tmp}/o"], "none.png"),
+        (["tokens", "{image}", "--encoder", "{golden}", "--out", "{image}"], "a.png is a file: choose a folder"),
+        (["tokens", "{tmp}", "--encoder", "{golden}", "--out", "{tmp}/o", "--every", "2"], "every"),
+        (["store", "stats", "{tmp}"], "has no store.json: expected a token store"),
+        (["store", "merge", "{tmp}", "--out", "{tmp}/o"], "1 store was passed: expected two or more"),
         (["tokens", "{image}", "--encoder", "{golden}", "--out", "{tmp}/o", "--layer", "9"], "outside this encoder"),
+        (["tokens", "{image}", "--encoder", "{golden}", "--out", "{text}"], "a.txt is a file: choose a folder"),
+        (["tokens", "{image}", "--encoder", "{model}", "--out", "{tmp}/o"], "pass the .encoder of VisionLanguageModel"),
+        (["convert", "{model}", "{tmp}/o", "--to", "hf"], "pass the .encoder of VisionLanguageModel"),
         (["diagnose", "--model", "{model}", "--data", "none.json", "--images", "{tmp}"], "there is no file none.json"),
         (["diagnose", "--model", "{tmp}", "--data", "{talk}", "--images", "{tmp}"], "has no config.json"),
         (["diagnose", "--model", "{model}", "--data", "{talk}", "--images", "{golden}"], "0.png' does not exist"),
@@ -125,6 +128,17 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(vlm, talk, tmp_path, capsys
     ]  # progress bars
     assert len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "o").exists()
+
+
+def test_tokens_takes_a_side_for_each_tower(tmp_path):
+    source, image = str(golden_case("hf_siglip")), str(tmp_path / "a.png")
+    make_image().save(image)
+    small, large = 2 * vv.load(source).config.patch_size, 4 * vv.load(source).config.patch_size
+    for encoder, sides, rows in ((source, [large], 4), (f"{source} + {source}", [small, small], 2)):
+        out = tmp_path / str(len(sides))
+        arguments = ["tokens", image, "--encoder", encoder, "--out", str(out), "--image-size", *map(str, sides)]
+        assert main(arguments) == 0
+        assert vv.TokenStore(out)[0].grid == (rows, rows)
 
 
 def test_convert_writes_another_format_and_reads_it_back(tmp_path, capsys):

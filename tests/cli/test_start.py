@@ -141,7 +141,7 @@ def test_what_is_wrong_is_one_line_with_the_nearest_name(arguments, says, capsys
 
 def test_options_may_be_cut_short_and_values_may_be_negative():
     options = _parser(["tokens"]).parse_args(["tokens", "a", "--enc", "b", "--out", "c", "--layer", "-2"])
-    assert (options.encoder, options.layer) == ("b", -2)
+    assert (options.encoder, options.layer) == ("b", [-2])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

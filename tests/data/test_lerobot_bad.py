@@ -235,7 +235,7 @@ GOOD, OTHER = some_episodes(2)
         ([replace(OTHER, images={"a/b": ramps(64, 9, 0)})], "camera 'a/b' has an invalid name"),
         (
             [replace(OTHER, images={"top": ramps(16, 9, 0)})],
-            "16 x 16 cannot be encoded as av1, .* use video=False or codec='h264'",
+            "16 x 16 cannot be encoded as av1, .* use PNG .*video=False, --png.* or H.264 .*--codec h264",
         ),
         ([replace(OTHER, images={"top": ramps(65, 9, 0)})], "65 x 65 cannot be encoded as av1, which needs even sides"),
     ],

@@ -34,7 +34,8 @@ SWITCHES = {
     "radio": dict(class_token=True, num_registers=3, pool="prefix", pool_tokens=(0, 2), position_resize="bilinear_crop",
                   final_norm=False),
     "muse": QWEN | dict(rope=Rope(first=1), window=3, full_blocks=(1,), position_resize="bilinear_zeros_transposed"),
-    "clips": dict(frames="joined", time_position=True, rope=Rope()),
+    "unequal": dict(position_resize="bicubic_offset_unequal"),
+    "clips": dict(frames="joined", time_position=4, rope=Rope()),
     "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
 }  # fmt: skip
 
@@ -256,3 +257,15 @@ def test_more_tapped_blocks_follow_in_the_channels():
         model(x, tap=vv.Tap(more=(4,)))
     with pytest.raises(ValueError, match="whole numbers of blocks in more"):
         vv.Tap(more=(1.5,))  # type: ignore[arg-type]
+
+
+def test_a_rule_for_unequal_sides_moves_a_native_table_too():
+    table = PositionTable(prefix=1, grid=(4, 4), dim=8, resize="bicubic_offset_unequal")
+    native = table.table[:, 1:]
+    for sides in (None, (32, 32), (35, 35)):
+        assert table((4, 4), sides)[1] is native or torch.equal(table((4, 4), sides)[1], native)
+    for sides in ((32, 35), (36, 33)):
+        moved = table((4, 4), sides)[1]
+        assert not torch.allclose(moved, native, atol=1e-4)
+        always = RESIZE["bicubic_offset_always"](native.mT.unflatten(2, (4, 4)), (4, 4))
+        torch.testing.assert_close(moved, always.flatten(2).mT)

@@ -14,6 +14,7 @@ import vlm_vision as vv
 from recipes import align, vla, vqa
 from vlm_vision.new_models import check_language_fields
 from vlm_vision.train.layers import _groups
+from vlm_vision.train.start import start_run
 from vlm_vision.train.vlm import build_vlm
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -201,6 +202,33 @@ def test_a_start_that_is_no_saved_model_has_a_sentence_of_its_own(aligned, tmp_p
         ValueError, match="holds a model of type siglip_vision_model, which is not a vision-language model"
     ):
         begin(tmp_path / "tower")
+
+
+def test_a_language_model_that_cannot_be_loaded_is_named(tmp_path):
+    def build(source: Path) -> None:
+        build_vlm(
+            align.parse(
+                ["--out", "o", "--data.train", "d", "--encoder.source", "mini", "--language.source", str(source)]
+            ),
+            [],
+        )
+
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(
+        ValueError, match=r"^language.source \S+ cannot be loaded \(Unrecognized config[^\n]*\): pass a"
+    ):
+        build(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "weights.gguf").touch()
+    with pytest.raises(ValueError, match="cannot be loaded .*: set language.gguf_file to weights.gguf"):
+        build(tmp_path)
+
+
+def test_a_run_whose_folder_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file is a file: choose a folder to save to"):
+            start_run(vqa.parse([*DEMO, "--out", str(out)]))
 
 
 def test_start_and_parts_in_one_place_are_refused(tmp_path):

@@ -250,3 +250,17 @@ def test_a_llava_next_checkpoint_gives_the_references_logits(tmp_path):
     assert tiles == [3, 3] and counts[0] != counts[1]
     theirs = inputs | {"pixel_values": torch.stack(inputs["pixel_values"].split(tiles))}
     assert gap(vlm(input_ids=ids, **inputs).logits, reference(input_ids=ids, **theirs).logits) < 1e-5
+
+
+def test_what_is_no_vision_language_model_is_one_sentence(tmp_path):
+    load = vv.VisionLanguageModel.from_pretrained
+    with pytest.raises(ValueError, match="holds a dinov2 model, expected one saved by VisionLanguageModel"):
+        load(golden_case("hf_dinov2"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    with pytest.raises(ValueError, match="adapter has no config.json: pass the folder"):
+        load(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="holds a LoRA adapter alone"):
+        vv.load(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="there is no folder mini, and it is no hub id"):
+        load("mini")

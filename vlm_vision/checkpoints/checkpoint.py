@@ -11,6 +11,9 @@ from vlm_vision.files import read_json
 
 Json = dict[str, Any]
 
+OWN_MODEL = "vlm_vision"
+"""model_type of a `VisionLanguageModel`, which its own from_pretrained loads."""
+
 
 class Checkpoint:
     """A path, its JSON files, and the names, shapes and dtypes of its weights.

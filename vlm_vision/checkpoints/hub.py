@@ -48,7 +48,7 @@ def resolve(source: str | Path, revision: str | None, also: Sequence[str] = ()) 
         )
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(
-            f"there is no folder {source}, and it is no hub id of the form owner/name and not {' or '.join(SHIPPED)}{hint}"
+            f"there is no folder {source}, and it is no hub id of the form owner/name, nor {' or '.join(SHIPPED)}{hint}"
         )
     from huggingface_hub import snapshot_download
 

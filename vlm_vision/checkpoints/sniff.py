@@ -66,6 +66,12 @@ def _unknown(checkpoint: Checkpoint) -> ValueError:
             f"{path / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type "
             "(LeRobot): expected one of them"
         )
+    if checkpoint.has("adapter_config.json"):
+        return ValueError(
+            f"{path} holds a LoRA adapter alone: load the model that it was trained on, or merge it first"
+        )
+    if (path / "model" / "config.json").is_file():
+        return ValueError(f"{path} has no config.json, but its sub-folder has: pass {path / 'model'}")
     files = sorted(file.name for file in path.iterdir() if file.suffix in (*SUFFIXES, ".npz"))
     hint = f"; to load one file of the original code, pass the file: {', '.join(files[:3])}" if files else ""
     return ValueError(f"{path} has no config.json and no {open_clip.CONFIG}: it is no checkpoint folder{hint}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import Tap
-from vlm_vision.nn.position import PositionTable
+from vlm_vision.nn.position import PositionTable, once
 from vlm_vision.nn.rope import Grid
 
 OUTPUTS = ("patch_tokens", "cls_token", "register_tokens", "pooled", "logits")
@@ -107,8 +107,8 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     encoder.fold_layer_scale()
     rows, columns = model.config.grid_of(*size)
     if isinstance(table := model.position, PositionTable):
-        table.table = nn.Parameter(torch.cat(table((rows, columns)), dim=1), requires_grad=False)
-        table.grid = (rows, columns)
+        table.table = nn.Parameter(torch.cat(table((rows, columns), size), dim=1), requires_grad=False)
+        table.grid, table.resize = (rows, columns), once(table.resize)
         table._cache.clear()
     side = model.config.patch_size
     model.config = replace(model.config, image_size=(rows * side, columns * side))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.position import Grid, PositionTable
+from vlm_vision.nn.position import Grid, PositionTable, once
 from vlm_vision.preprocess.spec import Preprocess
 
 
@@ -54,7 +54,7 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
         size = (rows * patch_size, columns * patch_size)
     else:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    new = replace(old, patch_size=patch_size, image_size=size)
+    new = replace(old, patch_size=patch_size, image_size=size, position_resize=once(old.position_resize))
     made = copy.deepcopy(encoder)
     model = made.model
     model.config = new
@@ -98,7 +98,7 @@ def _positions(table: PositionTable, grid: Grid) -> PositionTable:
     learned = table.table.requires_grad
     with torch.device("meta"):
         made = PositionTable(
-            prefix=table.prefix, grid=grid, dim=table.table.shape[-1], resize=table.resize, learned=learned
+            prefix=table.prefix, grid=grid, dim=table.table.shape[-1], resize=once(table.resize), learned=learned
         )
     with torch.no_grad():
         made.table = nn.Parameter(torch.cat(table(grid), dim=1), requires_grad=learned)

@@ -37,8 +37,9 @@ class ViTConfig:
     """Frames of a video that one patch spans; an image is repeated that often."""
     frames: Literal["none", "apart", "joined"] = "none"
     """Attention between the frames of a video: none, since videos are refused; each frame apart; or all frames joined."""
-    time_position: bool = False
-    """Fixed sin-cos positions are added to the frames of a clip, none to an image or a clip of one frame (Kimi)."""
+    time_position: int = 0
+    """Most frames of a clip, to which fixed sin-cos positions are added, none to an image or a clip of one frame (Kimi); 0 for
+    clips without them."""
     unit_pixels: bool = False
     """Pixels are in 0..1, and the encoder itself puts them into -1..1 (Gemma 4)."""
     patch_drop: float = 0.0
@@ -341,7 +342,7 @@ class ViTConfig:
         """Frames of tokens of a video of `frames` frames.
 
         Raises:
-            ValueError: an encoder of images, or frames that are no multiple of the temporal patch.
+            ValueError: an encoder of images, frames that are no multiple of the temporal patch, or more than time_position.
         """
         if self.frames == "none":
             raise ValueError(f"this encoder takes images, got a video of {frames} frames: encode its frames as a batch")
@@ -349,6 +350,11 @@ class ViTConfig:
             raise ValueError(
                 f"a video of {frames} frames is no whole number of temporal patches of {self.temporal_patch} frames: "
                 "repeat the last frame, or leave frames out"
+            )
+        if 0 < self.time_position < frames // self.temporal_patch:
+            raise ValueError(
+                f"a video of {frames} frames is longer than the {self.time_position * self.temporal_patch} frames that this encoder "
+                "has positions for: encode it in parts"
             )
         return frames // self.temporal_patch
 
@@ -362,14 +368,14 @@ _OF_VERSION_0_0 = (
 _SWITCHES = (
     "class_token", "mask_token", "patch_norm", "pre_norm", "patch_bias", "qkv_bias", "key_bias", "proj_bias", "mlp_bias",
     "final_norm", "pool_norm", "drop_path_ramp", "post_norm", "value_norm", "clipped", "window_padding", "relative_position",
-    "time_position", "unit_pixels",
+    "unit_pixels",
 )  # fmt: skip
 _AT_LEAST_ONE = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
-    "num_kv_heads", "window", "merge_dim", "deepstack_dim",
+    "num_kv_heads", "window", "merge_dim", "deepstack_dim", "time_position",
 )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ class VisionTransformer(nn.Module):
         if keep is None and self.training and self.config.patch_drop > 0:
             keep = self._draw(pixels)
         x, part = self.embed(pixels, mask=mask, keep=keep)
-        pool = pool and taken == (self.config.depth - 1,)
+        pool = pool and self.config.depth - 1 in taken
         places, prefix = None, self.config.num_prefix_tokens
         if prefix and not patches and len(taken) == 1 and not (pool and self._pools_patches):
             places = torch.arange(prefix, device=x.device).expand(len(x), -1)
@@ -205,7 +205,7 @@ class VisionTransformer(nn.Module):
         embedded = [self.embed(pixels, mask=mask) for pixels, mask in zip(batches, masks, strict=True)]
         sequence = torch.cat([x.flatten(0, 1) for x, _ in embedded])[None]
         x, parts, deep = self._run(sequence, [part for _, part in embedded], taken, packed=True)
-        pool, prefix = pool and taken == (self.config.depth - 1,), self.config.num_prefix_tokens
+        pool, prefix = pool and self.config.depth - 1 in taken, self.config.num_prefix_tokens
         sizes = [part.count * (prefix + part.frames * part.grid[0] * part.grid[1]) for part in parts]
         outputs = []
         for i, (rows, part) in enumerate(zip(x[0].split(sizes), parts, strict=True)):
@@ -227,7 +227,7 @@ class VisionTransformer(nn.Module):
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None
         if self.position is not None:
-            at_prefix, at_patches = self.position(grid)
+            at_prefix, at_patches = self.position(grid, (pixels.shape[-2], pixels.shape[-1]))
             x = (at_patches if frames == 1 else at_patches.repeat(1, frames, 1)) + x
             if prefix is not None:
                 owned = at_prefix.shape[1]
@@ -329,7 +329,9 @@ class VisionTransformer(nn.Module):
             register_tokens=tokens[:, prefix - registers : prefix] if self.registers is not None else None,
         )
         if pool:
-            out.pooled, out.logits = self._pool(x, tokens if tap.norm else None)
+            width, depth = self.config.embed_dim, self.config.depth
+            last = slice(width * (at := tap.blocks(depth).index(depth - 1)), width * (at + 1))
+            out.pooled, out.logits = self._pool(x[..., last], tokens[..., last] if tap.norm else None)
         return out
 
     def _masked(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from accelerate.utils import (
     set_seed,
 )
 
+from vlm_vision.files import check_folder
 from vlm_vision.train.settings import Training, as_plain
 
 LONGEST_WAIT = timedelta(hours=6)
@@ -25,7 +26,7 @@ def start_run(settings: Training) -> Accelerator:
     """The processes, the seed and the run's folder.
 
     Raises:
-        ValueError: a tracker that is not known or not installed, or a precision that this machine does not have.
+        ValueError: a tracker that is not known or not installed, a file in place of the folder, or a precision that this machine does not have.
     """
     if settings.tracker != "none" and settings.tracker not in LOGGER_TYPE_TO_CLASS:
         raise ValueError(f"tracker is {settings.tracker!r}: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}")
@@ -34,6 +35,7 @@ def start_run(settings: Training) -> Accelerator:
             f"tracker {settings.tracker} is not installed: pip install {settings.tracker}, or set tracker: none"
         )
     out = Path(settings.out)
+    check_folder(out)
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,

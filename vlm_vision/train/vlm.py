@@ -60,6 +60,25 @@ def _saved_model(start: str) -> Path:
     return folder
 
 
+def _load_language(source: str, gguf_file: str) -> tuple[Any, Any]:
+    """(language model, tokenizer). Raises ValueError for a source that is not both."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        return llm, AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        files = sorted(Path(source).glob("*.gguf")) if Path(source).is_dir() and not gguf_file else []
+        hint = (
+            f"set language.gguf_file to {files[0].name}"
+            if files
+            else "pass a folder or hub id for AutoModelForCausalLM, with its tokenizer"
+        )
+        raise ValueError(f"language.source {source} cannot be loaded ({reason}): {hint}") from error
+
+
 def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguageModel:
     layer = settings.encoder.tap_layer
     tap = None if layer is None else Tap(layer, settings.encoder.tap_norm)
@@ -70,11 +89,7 @@ def _build_new_vlm(settings: VlmSettings, texts: Iterable[str]) -> VisionLanguag
             settings.encoder.new, tap=tap or Tap(), mean=settings.encoder.mean, std=settings.encoder.std
         )
     if settings.language.source:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        options = {"gguf_file": settings.language.gguf_file} if settings.language.gguf_file else {}
-        llm = AutoModelForCausalLM.from_pretrained(settings.language.source, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(settings.language.source, **options)
+        llm, tokenizer = _load_language(settings.language.source, settings.language.gguf_file)
     else:
         tokenizer = word_tokenizer(texts)
         llm = new_language_model(settings.language.new, tokenizer)

@@ -27,7 +27,7 @@ class LoadingMixin:
         device and revision alone.
 
         Raises:
-            ValueError: weights that do not fit the configuration, or a processor saved for other preprocessing. With
+            ValueError: no saved model of a known kind, weights that do not fit the configuration, or a processor saved for other preprocessing. With
                 ignore_mismatched_sizes the language model's may have other sizes, and are then initialized again.
         """
         kind = _model_type(pretrained_model_name_or_path, kwargs)
@@ -35,6 +35,11 @@ class LoadingMixin:
             foreign = cls.from_parts(read_parts(pretrained_model_name_or_path, model_type=kind, **kwargs))
             foreign.hub_id = hub_id(pretrained_model_name_or_path)
             return foreign
+        if kind != VisionLanguageConfig.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {kind} model, expected one saved by VisionLanguageModel, LLaVA or "
+                "Prismatic"
+            )
         wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         try:
             loaded: Any = super().from_pretrained(  # type: ignore[misc]
@@ -116,7 +121,16 @@ def describe(
 
 
 def _model_type(source: str | Path, options: dict[str, Any]) -> str | None:
-    """model_type of a checkpoint, from config.json."""
+    """model_type of a checkpoint, from config.json. Raises ValueError if there is none that can be read."""
+    folder = Path(source)
+    if folder.is_dir() and not options.get("subfolder") and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: pass the folder that VisionLanguageModel.save_pretrained wrote")
+    if not folder.exists() and str(source).count("/") != 1:
+        raise ValueError(f"there is no folder {source}, and it is no hub id of the form owner/name")
     origin = {name: options[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in options}
-    described, _ = PreTrainedConfig.get_config_dict(source, **origin)
+    try:
+        described, _ = PreTrainedConfig.get_config_dict(source, **origin)
+    except OSError as error:  # offline, unknown, gated
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config.json of {source} cannot be read ({reason})") from error
     return described.get("model_type")

@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_tracing
 import projectors
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.encoder import Encoder
-from vlm_vision.files import CARD
+from vlm_vision.files import CARD, check_folder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
@@ -324,6 +324,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`."""
+        check_folder(save_directory)
         self._describe_parts()
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):

@@ -9,11 +9,12 @@ other parts of a whole model, and a connector to the language model that lies in
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.checkpoint import OWN_MODEL, Checkpoint
 from vlm_vision.checkpoints.families import all as families
 from vlm_vision.checkpoints.families.family import Family, Json, WholeModel
 from vlm_vision.checkpoints.hf.preprocess import from_hf
@@ -63,6 +64,8 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 
     names = part().shapes
     where = checkpoint.path / "config.json"
+    bare = TowerWeights(weights, prefix, spellings=family.spellings)
+    fields |= _with_buffers(family.buffers, fields, bare, where)
     try:
         vit = family.read_config(fields, frozenset(names))
         table = family.keys(vit, family.style_of(names))
@@ -73,7 +76,6 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     default = whole.preprocessor if whole is not None else None
     preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
     if family.pixel_statistics:
-        bare = TowerWeights(weights, prefix, spellings=family.spellings)
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
         Tower(
@@ -87,6 +89,19 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             preprocess=preprocess,
         )
     ]
+
+
+def _with_buffers(names: tuple[str, ...], fields: Json, weights: WeightSource, where: Path) -> Json:
+    """Fields of config.json that the tower holds as buffers too.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    stored = {name: weights.get(name).tolist() for name in names if name in weights.shapes}
+    for name, values in stored.items():
+        if fields.get(name) is not None and list(fields[name]) != values:
+            raise ValueError(f"{where} has {name} {fields[name]}, but its weights hold {values}: remove the wrong one")
+    return stored
 
 
 def public_layout(family: str, config: ViTConfig) -> tuple[str, str]:
@@ -148,6 +163,8 @@ def _known(checkpoint: Checkpoint, name: Any, given: Json) -> tuple[Family, Json
             where += f", whose vision part is {name!r}"
         if reason := families.REFUSED.get(str(name)) or families.REFUSED.get(str(whole)):
             raise ValueError(f"{where}: {reason}")
+        if whole == OWN_MODEL:
+            raise ValueError(f"{where}, a whole model: pass the .encoder of VisionLanguageModel.from_pretrained")
         near = difflib.get_close_matches(str(name), [*families.MODEL_TYPES, *families.WHOLE_MODELS], cutoff=0.8)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{where}, which is not known: `vlm-vision formats` lists the towers that are{hint}")

@@ -174,8 +174,12 @@ def _question(record: dict[str, Any], name: str) -> Turns:
 _TURNS = {"conversations": llava_turns, "texts": _texts, "messages": _messages, "question": _question}
 
 
-def load_data_set(source: str, split: str, subset: str | None) -> Any:
-    """One split of a data set of the `datasets` library; arguments and errors as `hf_dataset`."""
+def load_data_set(source: str, split: str, subset: str | None, revision: str | None = None) -> Any:
+    """One split of a data set of the `datasets` library; arguments and errors as `hf_dataset`.
+
+    Args:
+        revision: branch, tag or commit of a hub id.
+    """
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -186,7 +190,7 @@ def load_data_set(source: str, split: str, subset: str | None) -> Any:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found = datasets.load_from_disk(source)
         else:
-            found = datasets.load_dataset(source, subset, split=split)
+            found = datasets.load_dataset(source, subset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source} cannot be read, split {split}: {reason}") from None

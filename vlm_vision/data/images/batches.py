@@ -66,7 +66,7 @@ class Skip(NamedTuple):
     reason: str
 
 
-class Item(NamedTuple):
+class ImageItem(NamedTuple):
     """One sample of a batch."""
 
     views: tuple[Tensor, ...]
@@ -91,7 +91,7 @@ class ImageBatch(NamedTuple):
     skipped: list[Skip]
 
 
-class ImageDataset(Dataset[Item]):
+class ImageDataset(Dataset[ImageItem]):
     """Views of samples, for a DataLoader with any number of workers.
 
     The next row replaces a sample whose image cannot be decoded or that lacks a part in `needs`; a sample of the next shard
@@ -126,7 +126,7 @@ class ImageDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, draw: Draw | int) -> Item:
+    def __getitem__(self, draw: Draw | int) -> ImageItem:
         """The item of a draw; a number is the row at step 0."""
         row, step, copy = Draw(draw) if isinstance(draw, int) else draw
         skipped, taken = [], row
@@ -147,7 +147,7 @@ class ImageDataset(Dataset[Item]):
                 view(image, derive_seed(self.seed, step, row, copy, v))
                 for v, view in zip(self.seeds, self.views, strict=True)
             )
-            return Item(views, sample.caption, sample.label, seed, tuple(skipped))
+            return ImageItem(views, sample.caption, sample.label, seed, tuple(skipped))
         name, reason = skipped[0]
         raise ValueError(f"{len(skipped)} samples in a row cannot be used, the first is {name}: {reason}")
 
@@ -158,7 +158,7 @@ class ImageDataset(Dataset[Item]):
             raise ValueError("it has no label: expected a class")
 
 
-def collate(items: Sequence[Item]) -> ImageBatch:
+def collate(items: Sequence[ImageItem]) -> ImageBatch:
     """Items to one batch; views of the same place must be of one size."""
     return ImageBatch(
         tuple(torch.stack(views) for views in zip(*(item.views for item in items), strict=True)),

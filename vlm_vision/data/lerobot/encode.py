@@ -42,7 +42,8 @@ def check_size(shape: tuple[int, ...], codec: str) -> None:
     if min(shape[:2]) < _LEAST[codec] or any(side % 2 for side in shape[:2]):
         raise ValueError(
             f"images of {shape[0]} x {shape[1]} cannot be encoded as {codec}, which needs even sides of at least "
-            f"{_LEAST[codec]}: use video=False" + (" or codec='h264'" if codec == "av1" else "")
+            f"{_LEAST[codec]}: use PNG (video=False, --png)"
+            + (" or H.264 (codec='h264', --codec h264)" if codec == "av1" else "")
         )
 
 

@@ -158,10 +158,14 @@ class RobotDataset:
             success=bool(self._values[SUCCESS][first:last].any()) if SUCCESS in self._values else None,
         )
 
-    def image(self, index: int, camera: str) -> np.ndarray:
-        """Image of a camera at a time step, uint8 (H, W, 3) RGB. Raises ValueError as `frame`."""
+    def image(self, index: int, camera: str, videos: VideoReaders | None = None) -> np.ndarray:
+        """Image of a camera at a time step, uint8 (H, W, 3) RGB. Raises ValueError as `frame`.
+
+        Args:
+            videos: open videos to read from; default the data set's, which seek as random order needs.
+        """
         episode, step = self._place(index)
-        return self._image(index, episode, step, camera)
+        return self._image(index, episode, step, camera, videos)
 
     def _place(self, index: int) -> tuple[StoredEpisode, int]:
         if not 0 <= index < len(self):
@@ -174,7 +178,9 @@ class RobotDataset:
         state = self._values[STATE][index].copy() if STATE in self._values else None
         return Observation(images, self.tasks[int(self._values["task_index"][index, 0])], state)
 
-    def _image(self, index: int, episode: StoredEpisode, step: int, camera: str) -> np.ndarray:
+    def _image(
+        self, index: int, episode: StoredEpisode, step: int, camera: str, videos: VideoReaders | None = None
+    ) -> np.ndarray:
         key = self._keys[camera]
         feature = self.features[key]
         try:
@@ -183,7 +189,7 @@ class RobotDataset:
             else:
                 clip = episode.clips[key]
                 seconds = clip.start + float(self._values["timestamp"][index, 0])
-                image = self._videos.at(clip.file, seconds, self.tolerance)
+                image = (videos or self._videos).at(clip.file, seconds, self.tolerance)
         except ValueError as error:
             raise ValueError(f"episode {episode.index}, frame {step}, camera {camera}: {error}") from None
         if image.shape != feature.shape:

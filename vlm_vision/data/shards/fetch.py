@@ -80,12 +80,23 @@ def fetch_temporary(url: str) -> bytes:
     return out.getvalue()
 
 
+def check(url: str) -> None:
+    """Raise MissingFileError or UnreachableError, as `fetch`, if a file cannot be read now; none of it is copied."""
+    try:
+        with _opened(url, 0, ""):
+            pass
+    except MissingFileError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise UnreachableError(f"{url} cannot be reached ({error}): start again later, and the run resumes") from None
+
+
 def size_of(url: str) -> int | None:
     """Bytes of a file; None if unknown."""
     try:
         if not _is_http(url):
-            file_system, path = _file_system(url)
-            return file_system.info(path).get("size")
+            system, path = file_system(url)
+            return system.info(path).get("size")
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as response:
             return _length(response)
     except urllib.error.HTTPError as error:
@@ -99,10 +110,10 @@ def size_of(url: str) -> int | None:
 def _opened(url: str, start: int, version: str) -> Iterator[_Source]:
     """The file from `start` on, or from 0 if the version differs or the server cannot."""
     if not _is_http(url):
-        file_system, path = _file_system(url)
+        system, path = file_system(url)
         try:
-            about = file_system.info(path)
-            with file_system.open(path, "rb") as file:
+            about = system.info(path)
+            with system.open(path, "rb") as file:
                 current = str(about.get("ETag") or about.get("mtime") or about.get("size"))
                 start = start if current == version else 0
                 file.seek(start)
@@ -135,7 +146,12 @@ def _length(response: http.client.HTTPResponse) -> int | None:
     return int(length) if length else None
 
 
-def _file_system(url: str):
+def file_system(url: str):
+    """The file system of fsspec for a URL, and the path in it.
+
+    Raises:
+        ValueError: a protocol that fsspec lacks, or that needs another package.
+    """
     from fsspec.core import url_to_fs
 
     try:

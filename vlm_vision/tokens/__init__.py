@@ -1,0 +1,1 @@
+"""Visual tokens on disk: extraction from any source, the store, its readers."""
