@@ -12,7 +12,7 @@ from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
-from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
@@ -20,6 +20,7 @@ from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.manifest import check, names_in
 from vlm_vision.nn.config import Remainder, ViTConfig
 from vlm_vision.nn.output import Tap
 from vlm_vision.preprocess.spec import Preprocess
@@ -41,6 +42,7 @@ def load(
     part: str | None = None,
     architecture: str | None = None,
     num_heads: int | None = None,
+    verify: bool = False,
 ) -> Encoder | FusedEncoder:
     """Load a vision encoder; it computes exactly what its reference computes.
 
@@ -66,13 +68,16 @@ def load(
         part: prefix of the weights to take from a file with several towers, such as "teacher.backbone".
         architecture: timm's or open_clip's name, for a bare state dict that does not state it.
         num_heads: attention heads, for a file that does not state them.
+        verify: compare every file of the folder with the manifest that `save_pretrained` wrote there, before anything is
+            loaded. It shows damage and accidents; it is no signature.
 
     Returns:
         An `Encoder` in evaluation mode, or a `FusedEncoder`.
 
     Raises:
         ValueError: nothing at `source`, a format that is unknown or not stated, configuration and weights that disagree,
-            a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
+            a weight that is missing or unused, preprocessing that was changed since the encoder was saved; with verify, a
+            folder without a manifest, or with files that are changed, missing or extra.
     """
     if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
@@ -85,6 +90,8 @@ def load(
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
     hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
+    for one in (source.split(" + ") if isinstance(source, str) else [source]) if verify else ():
+        _verify(one.strip() if isinstance(one, str) else one, revision)
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
         return _fuse(names, [_find_towers(name, options) for name in names], tap, image_size, options)
@@ -96,6 +103,14 @@ def load(
     if isinstance(image_size, list):
         raise ValueError(f"{source} is one tower and image_size is {image_size!r}: pass one side, or (height, width)")
     return _encoder(found[0], tap, image_size, options)
+
+
+def _verify(source: str | Path | Checkpoint, revision: str | None) -> None:
+    """Raise ValueError unless the folder is as it was saved."""
+    folder = source.path if isinstance(source, Checkpoint) else resolve(source, revision)
+    if hub_id(source):  # of which only configurations and weights were fetched
+        resolve(str(source), revision, also=names_in(folder))
+    check(folder)
 
 
 @dataclass(frozen=True)

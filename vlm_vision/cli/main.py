@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "list the architectures and their sizes",
     "formats": "list which families are read from which formats, as a table",
     "convert": "write an encoder, or a whole model, in another public format",
+    "verify": "compare a saved folder with its manifest: which files and tensors changed",
     "tokens": "write the image tokens of images to disk",
     "serve": "serve a policy to robots: openpi's websocket and OpenVLA's /act on one port",
     "sizes": "count the samples of WebDataset shards, for training on them by URL",

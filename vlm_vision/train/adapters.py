@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
 from vlm_vision.files import read_json, whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
 
@@ -59,6 +60,7 @@ def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
         (staging / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         write_json(staging / SIDECAR, about)
         write_card(staging, _card(model, about))
+        write_manifest(staging)
 
 
 def _card(model: VisionLanguageModel, about: dict[str, Any]) -> Card:

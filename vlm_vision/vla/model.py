@@ -13,6 +13,7 @@ from vlm_vision.checkpoints.hf.card import IMAGE, Card, count, write_card
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
+from vlm_vision.manifest import write_manifest
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, choose_statistics, read_statistics
@@ -186,13 +187,14 @@ class VisionLanguageActionModel(nn.Module):
         if not isinstance(self.vlm, VisionLanguageModel):
             raise ValueError("the model has adapters: merge them first, see vlm_vision.train.adapters.merge")
         with whole(Path(folder)) as staging:
-            self.vlm.save_pretrained(staging)
+            self.vlm.write_parts(staging)
             own = {f"{name}.{key}": value for name, part in self._own() for key, value in part.state_dict().items()}
             save_file({name: value.contiguous() for name, value in own.items()}, staging / WEIGHTS)
             named = {name: {key: one.to_dict() for key, one in held.items()} for name, held in self.statistics.items()}
             write_json(staging / STATISTICS, named)
             write_json(staging / POLICY, self.to_dict())
             write_card(staging, self._card(self.vlm.card()))
+            write_manifest(staging)
 
     def _card(self, card: Card) -> Card:
         """The policy's card, from that of its vision-language model."""

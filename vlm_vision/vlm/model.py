@@ -21,8 +21,9 @@ from transformers.utils.import_utils import is_tracing
 import projectors
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.encoder import Encoder
-from vlm_vision.files import CARD
+from vlm_vision.files import CARD, whole
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.manifest import renew_manifest, write_manifest
 from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.deepstack import DeepStack, check_deepstack, deep_levels
@@ -323,13 +324,31 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self.encoder = encoder
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`."""
-        self._describe_parts()
+        """Write model, processor, model card and manifest, whole or not at all; the Auto classes load the folder after
+        `import vlm_vision`.
+
+        Raises:
+            ValueError: `save_directory` is a file.
+            OSError: no room or no permission to write; what was in the folder is unchanged.
+        """
         super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            if self.processor is not None:
-                self.processor.save_pretrained(save_directory)
-            write_card(save_directory, self.card())
+
+    def write_folder(self, folder: Path, **kwargs: Any) -> None:
+        if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, and writes nothing
+            self._describe_parts()
+            super().write_folder(folder, **kwargs)
+            return
+        with whole(folder) as staging:
+            self.write_parts(staging, **kwargs)
+            write_manifest(staging)
+
+    def write_parts(self, folder: Path, **kwargs: Any) -> None:
+        """Write all that `save_pretrained` writes but the manifest, directly into a folder."""
+        self._describe_parts()
+        super().write_folder(folder, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        write_card(folder, self.card())
 
     def card(self) -> Card:
         """The model card of a folder that `save_pretrained` writes."""
@@ -348,6 +367,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     def _upload_modified_files(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, whose `push_to_hub` writes its form over the model card: with the card."""
         put_card_back(Path(working_dir) / CARD, self.card())
+        renew_manifest(working_dir, CARD)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
