@@ -25,6 +25,7 @@ from torch import nn
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.labels import ChatLabels
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.files import whole
@@ -33,8 +34,9 @@ from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
+from vlm_vision.train.check_data import checked_conversations, checked_lengths
 from vlm_vision.train.command import parse_config, run_cli
-from vlm_vision.train.conversations import build_model, feature_cache, read_data
+from vlm_vision.train.conversations import build_model, feature_cache
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings
@@ -90,7 +92,7 @@ def main(config: VqaConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
     accelerator = start_run(config)
-    train, test = read_data(config.data)
+    train, test = checked_conversations(accelerator, config.out, config.data)
     metrics, losses, cache = train_model(config, accelerator, train, test)
     accelerator.end_training()  # the other processes have nothing left to do
     accelerator.free_memory()
@@ -116,12 +118,16 @@ def train_model(
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
     step = vqa_step(config, accelerator, model, rates=rates)
 
+    # Records that max_length would cut are an error, or left out, before the first step.
+    conversations = regroup(train, config.data.turns, seed=config.seed)
+    chat, share = ChatLabels(processor, max_length=config.max_length), config.data.leave_out
+    conversations = checked_lengths(accelerator, config.data.train, conversations, chat, share)
+    looked_at = checked_lengths(accelerator, config.data.test, test[: config.eval_limit or None], chat, share)
+
     # Batches are a function of the step, so that the run can stop and go on.
     first_step = step.resume()
     with Progress(step, name="vqa", first_step=first_step) as progress:
-        conversations = regroup(train, config.data.turns, seed=config.seed)
         batches = answer_batches(config, accelerator, conversations, collate, first_step=first_step)
-        looked_at = test[: config.eval_limit or None]
         look = dict(batch_size=config.eval_batch_size, seed=config.seed)
         started = time.monotonic()
         step.trained.train()

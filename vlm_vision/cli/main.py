@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "compare a saved folder with its manifest: which files and tensors changed",
     "tokens": "write the image tokens of images to disk",
     "serve": "serve a policy to robots: openpi's websocket and OpenVLA's /act on one port",
+    "check-data": "check training data: what a source holds, what is wrong with it, what is doubtful",
     "sizes": "count the samples of WebDataset shards, for training on them by URL",
     "robot-data": "make a LeRobotDataset of a folder of episodes",
     "record": "record demonstrations of Meta-World's scripted experts as a LeRobotDataset",

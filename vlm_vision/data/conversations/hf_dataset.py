@@ -35,6 +35,11 @@ class Cell(StoredImage):
             raise ValueError(f"image {self} has neither bytes nor a local file ({path}): embed the images")
         return data
 
+    def head(self, size: int) -> bytes:
+        stored = stored_images(self.dataset[self.row][self.column][0])[self.index]
+        data = stored["bytes"] if hasattr(stored, "keys") else stored  # a struct, or bytes alone
+        return data.as_buffer()[:size].to_pybytes() if data.is_valid else self.read()[:size]
+
     def version(self) -> str:
         return self.fingerprint
 

@@ -40,7 +40,7 @@ def open_json(file: str | Path, image_folder: str | Path) -> Opened:
         raise ValueError(f"there is no file {file}: expected a JSON list of conversations")
     records = read_records(file)
     rows = LazyConversations(_JsonRows(records, file.name, str(image_folder)), range(len(records)))
-    return Opened(rows, unread_keys(records))
+    return Opened(rows, unread_keys(records), in_memory=True)
 
 
 def read_records(file: Path) -> list[Any]:

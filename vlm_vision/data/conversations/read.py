@@ -29,7 +29,7 @@ def read_conversations(source: str, *, images: str = "", split: str = "train") -
         log.warning("%s: %s", source, unread_message(opened))
     if opened.left_out:
         log.warning(left_out_message(opened))
-    return list(opened.rows) if Path(source).suffix in (".json", ".jsonl") else opened.rows
+    return list(opened.rows) if opened.in_memory else opened.rows
 
 
 def open_conversations(source: str, *, images: str = "", split: str = "train") -> Opened:

@@ -67,6 +67,8 @@ class Opened:
     """Key, column or suffix that is not read -> number of records that have it."""
     left_out: Sequence[str] = ()
     """Reason for each sample that is left out."""
+    in_memory: bool = False
+    """True for records that lie in memory as a whole: each is made once."""
 
 
 def checked_conversation(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:

@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -28,6 +29,10 @@ class TarMember(StoredImage):
         with open_shard(self.shard) as file:
             return read_at(file, self.offset, self.size, self)
 
+    def head(self, size: int) -> bytes:
+        with open_shard(self.shard) as file:
+            return read_at(file, self.offset, min(size, self.size), self)
+
     def version(self) -> str:
         try:
             stat = os.stat(self.shard)
@@ -48,7 +53,7 @@ def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.Tar
     return samples
 
 
-def with_second_dot(members: dict[str, tarfile.TarInfo], images: tuple[str, ...]) -> list[str]:
+def with_second_dot(members: Mapping[str, tarfile.TarInfo], images: tuple[str, ...]) -> list[str]:
     """Names of the images of a key whose sample cannot be read, because their names have a second dot: `page.00.jpg`.
 
     Members such as `page.mask.png` next to an image `page.jpg` are no samples, and are not among them.
