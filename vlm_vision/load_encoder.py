@@ -58,7 +58,8 @@ def load(
         reference: library whose resize of the position table is reproduced off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
-            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
+            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size. It is
+            also the native size of a `.pth` file whose position table is not square.
         remainder: treatment of pixels past the last whole patch: "floor" (left out; the default, as in every reference),
             "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
@@ -88,7 +89,9 @@ def load(
             raise ValueError(f"{name} is {text!r}, expected a name")
     if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
-    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
+    one = (image_size, image_size) if isinstance(image_size, int) else image_size
+    asked = one if isinstance(one, tuple) and len(one) == 2 and all(isinstance(side, int) for side in one) else None
+    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads, image_size=asked)
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
     for one in (source.split(" + ") if isinstance(source, str) else [source]) if verify else ():
         _verify(one.strip() if isinstance(one, str) else one, revision)

@@ -87,6 +87,8 @@ class Hints:
     """Format to read, of two in one folder."""
     part: str | None = None
     """Prefix of the tower's weights in a file that holds several."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) in pixels that is asked for, which settles a position table that is not square."""
 
 
 @dataclass(frozen=True, kw_only=True)
