@@ -16,6 +16,7 @@ contact_sheet.png, config.yaml, logs/ for TensorBoard, and checkpoints/ while it
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from vlm_vision.data.conversations.labels import ChatLabels
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.features import FeatureCache
 from vlm_vision.files import whole
-from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
+from vlm_vision.measure.answers import each_question, evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
@@ -183,7 +184,10 @@ def evaluate_model(
         return {}
     out = Path(config.out)
     model = vv.VisionLanguageModel.from_pretrained(out / "model").to(accelerator.device)
-    asked = test[: config.data.test_limit or None]
+    asked = list(islice(each_question(test), config.data.test_limit or None))
+    if not asked:
+        print("the test data hold captions alone, which an exact match cannot judge: no accuracy is measured")
+        return {}
     with accelerator.autocast():
         report, given = evaluate(
             model,
@@ -196,14 +200,14 @@ def evaluate_model(
         )
     print(report.table())
     sheet = [
-        (one.images[0], one.turns[0][0], answer, is_correct(answer, one.turns[0][1]))
+        (one.images[0], one.turns[-1][0], answer, is_correct(answer, one.turns[-1][1]))
         for one, answer in zip(asked, given, strict=True)
         if one.images
     ]
     title = f"{report.accuracy:.1%} of {len(asked)} questions right"
     contact_sheet(out / "contact_sheet.png", sheet[:: max(1, len(sheet) // 24)][:24], title=title)
     metrics = asdict(report)
-    looked_at = asked[: config.eval_limit or None]
+    looked_at = test[: config.eval_limit or None]
     if any(shuffled_images([one.images for one in looked_at], seed=config.seed)):
         for name, how in (("vision", config.train_vision), ("language", config.train_language)):
             group_modules(model)[name].requires_grad_(how == "full")

@@ -34,3 +34,16 @@ def checked(
     if len(values) != count or not all(map(valid, values)):
         raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
     return values
+
+
+_MOST_RESIZED = 2**25
+"""Most pixels that a smaller image may be resized to."""
+
+
+def bounded(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """The size to which an image is resized. Raises ValueError for an image so thin that it would need gigabytes."""
+    if size[0] * size[1] > max(_MOST_RESIZED, height * width):
+        raise ValueError(
+            f"an image of {height}x{width} pixels would be resized to {size[0]}x{size[1]} before its crop: crop it, or leave it out"
+        )
+    return size

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
+from vlm_vision.preprocess.checks import bounded, check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -304,7 +304,9 @@ class Preprocess:
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self.resized(height, width), self.resample, self.kernel)
+            pixels = resize_array(
+                image, bounded(self.resized(height, width), height, width), self.resample, self.kernel
+            )
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":

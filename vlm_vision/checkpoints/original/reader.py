@@ -159,6 +159,7 @@ def _check_whole(family: str, fields: dict, names: set[str], prefix: str) -> Non
         "cls_token": fields["class_token"],
         "pos_embed": rotary or "position" not in fields,
         "rope_embed.periods": not rotary or f"{prefix}rope_embed.periods" in names,
+        "storage_tokens": not rotary or fields["num_registers"] > 0,
         "patch_embed.proj.bias": fields["patch_bias"],
         "blocks.0.attn.qkv.bias": rotary or fields["qkv_bias"],
         "blocks.0.attn.proj.bias": fields["proj_bias"],

@@ -108,6 +108,8 @@ def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfil
 def open_shard(path: str) -> BinaryIO:
     """Open a shard. Raises ValueError if the file cannot be opened."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError(f"shard {path} is no regular file: expected a tar file")
         return open(path, "rb")
     except OSError as error:
         raise ValueError(f"shard {path} cannot be opened ({error.strerror}): expected a local tar file") from None
