@@ -30,7 +30,7 @@ from vlm_vision.data.check.robot import check_robot
 from vlm_vision.data.images.views import Color
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
 from vlm_vision.fused import add_film, film_dim
-from vlm_vision.measure.actions import open_loop
+from vlm_vision.measure.actions import image_warning, open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
 from vlm_vision.train.check_data import DataCheck, allow
@@ -179,8 +179,10 @@ def main(config: VlaConfig) -> dict[str, Any]:
     if looked_at:
         saved = VisionLanguageActionModel.from_pretrained(Path(config.out) / "model").to(accelerator.device)
         found = open_loop(accelerator, saved, looked_at, plain, batch_size=config.eval_batch_size)
-        accelerator.print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
-        metrics |= found
+        lines = [f"{name:24} {value:.4f}" for name, value in found.items()]
+        warning = image_warning(found)
+        accelerator.print("\n".join(["mean error of normalized actions, -1 to 1:", *lines, warning]).rstrip())
+        metrics |= {**found, "warning": warning}
     accelerator.end_training()
     metrics |= {"seconds": time.monotonic() - started, "final_loss": progress.losses[-1] if progress.losses else None}
     if accelerator.is_main_process:

@@ -1,11 +1,13 @@
 """JSON files, and folders written whole or not at all."""
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ MANIFEST = "vlm_vision_manifest.json"
 """Name of the manifest of a saved folder, see `vlm_vision.manifest`."""
 _WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 """Names of the weights that a save writes: one file, or shards with their index."""
+_ABANDONED = 24 * 3600
+"""Seconds without a change after which a staging folder is of a process that was killed."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, a full quota and a limit on the size of a file."""
 
@@ -99,6 +103,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(staging, folder)
 
 
+def _remove_abandoned(folder: Path, mine: Path) -> None:
+    """Remove staging folders for `folder` in which nothing was written for a day: their processes were killed."""
+    for other in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+        try:
+            newest = max(path.stat().st_mtime for path in (other, *other.rglob("*")))
+        except OSError:
+            continue
+        if other != mine and other.is_dir() and time.time() - newest > _ABANDONED:
+            shutil.rmtree(other, ignore_errors=True)
+
+
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """A hidden folder next to `folder`, removed at the end."""
@@ -107,6 +122,7 @@ def _staging(folder: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise OSError(f"{folder} cannot be written ({error.strerror}): choose another folder") from None
+    _remove_abandoned(folder, staging)
     try:
         yield staging
     except (OSError, SafetensorError) as error:

@@ -1,7 +1,7 @@
 """From a checkpoint to its towers: the format follows from its files, and is never guessed."""
 
 from vlm_vision.checkpoints.big_vision import reader as big_vision
-from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.checkpoint import ADAPTER, Checkpoint
 from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.lerobot import reader as lerobot
 from vlm_vision.checkpoints.open_clip import reader as open_clip
@@ -65,6 +65,11 @@ def _unknown(checkpoint: Checkpoint) -> ValueError:
         return ValueError(
             f"{path / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type "
             "(LeRobot): expected one of them"
+        )
+    if checkpoint.has(ADAPTER):
+        return ValueError(
+            f"{path} holds an adapter of peft without its base model: load the base, then put the adapter on it with "
+            "vlm_vision.train.adapters.load_adapter, or merge both with peft"
         )
     files = sorted(file.name for file in path.iterdir() if file.suffix in (*SUFFIXES, ".npz"))
     hint = f"; to load one file of the original code, pass the file: {', '.join(files[:3])}" if files else ""

@@ -170,9 +170,16 @@ def read_state_dict(
 
     def read(name: str) -> Tensor:
         stored = weights.get(name, keep=name not in copied)
-        if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
-            kind = "no numbers" if stored.is_meta else str(stored.dtype)
+        dense = stored.layout == torch.strided
+        if stored.is_meta or stored.is_quantized or not stored.is_floating_point() or not dense:
+            kind = "no numbers" if stored.is_meta else str(stored.dtype) if dense else str(stored.layout)
             raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers")
-        return stored.to(device=device, dtype=dtype)
+        value = stored.to(device=device, dtype=dtype)
+        if not value.isfinite().all():
+            kind = (
+                "values that are not finite" if not stored.float().isfinite().all() else f"values too large for {dtype}"
+            )
+            raise ValueError(f"{source}: {name} holds {kind}: download it again, or load another checkpoint")
+        return value
 
     return keys.read(table, shapes, weights.shapes, read, source=source)

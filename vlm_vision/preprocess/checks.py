@@ -16,6 +16,16 @@ def is_factor(value: float) -> bool:
     return math.isfinite(value) and value != 0
 
 
+def is_mean(value: float) -> bool:
+    """Whether images of any scale, 0..1 or 0..255, could have this mean."""
+    return abs(value) <= 10_000
+
+
+def is_std(value: float) -> bool:
+    """As `is_mean`, for a deviation."""
+    return 1e-6 <= value <= 10_000
+
+
 def check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
     if name not in allowed:
         near = difflib.get_close_matches(str(name), allowed, n=1)

@@ -96,6 +96,11 @@ def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
         ValueError: another base than the adapter's, one that it is merged into, other preprocessing, or a damaged folder.
     """
     folder = Path(folder)
+    if (folder / "adapter_config.json").is_file() and not (folder / SIDECAR).is_file():
+        raise ValueError(
+            f"{folder} has no {SIDECAR}, which save_adapter writes with fingerprints of the base and its preprocessing: peft "
+            "itself wrote the folder; load it with PeftModel.from_pretrained, which does not compare the base"
+        )
     about, config = read_json(folder / SIDECAR), read_json(folder / "adapter_config.json")
     unwrapped(model)
     if any(isinstance(module, LoraLayer) for module in model.modules()):

@@ -59,6 +59,8 @@ class Training:
     (Chowdhery et al. 2022, appendix B; recomputation counts) among the figures; 0 for none. An H100 has 989 in bf16."""
     tracker: str = "tensorboard"
     """Experiment tracker: "none" or any that accelerate knows. TensorBoard's files are in `out`/logs."""
+    overwrite: bool = False
+    """Train again where `out` holds a finished run with other settings, whose model is then replaced."""
     seed: int = 0
     """Seed of everything that is random: new weights, the order of samples, augmentation, dropout."""
 
@@ -84,7 +86,7 @@ class Training:
         return {name: value for name, value in plain.items() if name not in _FREE}
 
 
-_FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
+_FREE = ("out", "overwrite", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change the training result; those that begin with eval do not either."""
 _FREE_DATA = ("cache", "cache_gb", "memory", "check_images")
 """Settings of the data that do not change the training result."""

@@ -1,5 +1,6 @@
 """The start of a run: the processes, the seed and the run's folder."""
 
+import json
 import logging
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from accelerate.utils import (
     set_seed,
 )
 
-from vlm_vision.train.settings import Training, as_plain
+from vlm_vision.train.settings import RENAMED, Training, as_plain
 
 LONGEST_WAIT = timedelta(hours=6)
 """Timeout of a process that waits for another one, which may encode all images or load a large model."""
@@ -48,9 +49,34 @@ def start_run(settings: Training) -> Accelerator:
         raise ValueError(f"mixed_precision fp16 does not work on {accelerator.device.type}: choose bf16 or no")
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    _check_finished(settings)
     set_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    if settings.overwrite and accelerator.is_main_process:
+        (out / "metrics.json").unlink(missing_ok=True)
     return accelerator
+
+
+def _check_finished(settings: Training) -> None:
+    """Raise ValueError where `out` holds a finished run with other settings, unless it may be overwritten."""
+    out = Path(settings.out)
+    if settings.overwrite or not (out / "metrics.json").is_file() or not (out / "config.yaml").is_file():
+        return
+    try:
+        before = yaml.safe_load((out / "config.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return
+    now = json.loads(json.dumps(settings.resume_fields()))
+    for name, value in now.items() if isinstance(before, dict) else ():
+        old = before.get(RENAMED.get(name, name))
+        if isinstance(value, dict) and isinstance(old, dict):
+            old = {key: old.get(key) for key in value}
+        if name in before and json.loads(json.dumps(old)) != value:
+            raise ValueError(
+                f"{out} holds a finished run with {name} {str(old)[:80]}, and this one has {str(value)[:80]}: choose another out, or "
+                "pass --overwrite true to replace it"
+            )
 
 
 def write_config(settings: Training) -> None:

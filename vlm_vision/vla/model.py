@@ -1,7 +1,7 @@
 """`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, its normalization, its files."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,10 @@ print(actions)
             raise ValueError(f"{folder} has a {POLICY} but no {WEIGHTS}: download the whole folder")
         files = WeightFiles(path)
         held = {name: files.get(name) for name in files.shapes}
+        if bad := [name for name, one in held.items() if not one.is_floating_point() or not one.isfinite().all()]:
+            raise ValueError(
+                f"{path}: {bad[0]} holds other values than finite floating point numbers: save the policy again"
+            )
         for name, part in self._own():
             own = {key.removeprefix(f"{name}."): held.pop(key) for key in [*held] if key.startswith(f"{name}.")}
             try:
@@ -307,11 +311,13 @@ def _read_policy(folder: Path) -> dict[str, Any]:
         )
     told = read_json(path)
     try:
+        if lacking := {field.name for field in fields(PolicySpec)} - told["spec"].keys() - {"action_names", "fps"}:
+            raise ValueError(f"{path} is damaged (its spec lacks {', '.join(sorted(lacking))}): restore the file")
         kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
         head = {"name": told["head"]["name"], **told["head"]}
         return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "crop_config": CropConfig(**told["sight"])}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore the file") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): restore the file") from None
 
 
 def insert_token(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

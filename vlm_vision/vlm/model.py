@@ -31,6 +31,7 @@ from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.loading import LoadingMixin, describe
+from vlm_vision.vlm.merge_adapter import merge_adapters
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
 from vlm_vision.vlm.vision import Newline, VisionMixin, active_peft_copy
@@ -98,7 +99,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
 
         Args:
             encoder: from `vlm_vision.load`; used as it is, not copied.
-            llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow if `<image>` or another token of the tokenizer
+            llm: an `AutoModelForCausalLM`; used as it is, but an adapter that transformers loaded into it is merged. Its embeddings grow if `<image>` or another token of the tokenizer
                 has no row.
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
@@ -137,6 +138,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             )
         if layout is not None and not isinstance(layout, Layout):
             raise ValueError(f"layout is {layout!r}, expected Whole(), AnyRes(pinpoints) or Native(max_patches)")
+        merge_adapters(llm)
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         words: Any = llm.get_input_embeddings()
