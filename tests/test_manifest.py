@@ -16,7 +16,7 @@ from support.tiny_vlm import join
 
 import vlm_vision as vv
 from vlm_vision.cli.main import main
-from vlm_vision.files import MANIFEST, whole
+from vlm_vision.files import MANIFEST, one_line, shown, whole
 from vlm_vision.manifest import renew_manifest, verify, write_manifest
 from vlm_vision.new_models import new_encoder
 from vlm_vision.train.adapters import save_adapter
@@ -202,3 +202,15 @@ def test_a_kill_while_files_move_leaves_no_folder_that_is_half_new(tmp_path, at)
         del content[MANIFEST]  # the last: `verify` tells
         assert len(set(content.values())) == 1
     assert os.path.isdir(folder)
+
+
+def test_errors_are_one_short_line():
+    assert one_line("a\nb") == "a b" and shown("short") == "'short'"
+    long = one_line("the value is " + "x" * 10_000 + ": expected a number; download it again")
+    assert len(long) <= 400 and long.startswith("the value is xxx") and long.endswith("download it again")
+    assert len(shown(list(range(100_000)))) <= 80
+    with pytest.raises(ValueError, match=r"mean is \[0, 1, .* expected 3 finite numbers") as error:
+        vv.Preprocess(
+            resize="squash", resize_to=(8, 8), resample="bicubic", crop=None, rescale=1, mean=list(range(10**5)), std=(1,) * 3
+        )  # fmt: skip
+    assert len(str(error.value)) < 400

@@ -42,6 +42,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value in an error message: its repr, cut in the middle if it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 20]} ... {text[-12:]}"
+
+
+def one_line(error: object, most: int = 380) -> str:
+    """The text of an error as one line, cut in the middle if it is long: its end says what to do."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[: most - 145]} ... {text[-140:]}"
+
+
 def write_json(path: Path, value: object) -> None:
     """Indented, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

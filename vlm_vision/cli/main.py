@@ -40,7 +40,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError) as error:
-        print(f"vlm-vision {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        from vlm_vision.files import one_line
+
+        print(f"vlm-vision {options.command}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from vlm_vision.files import shown
+
 
 def whole_number(value: float) -> int:
     """Raises TypeError, as `operator.index`, for a part of a number."""
@@ -30,7 +32,7 @@ def check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
     if name not in allowed:
         near = difflib.get_close_matches(str(name), allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-        raise ValueError(f"{field} is {name!r}: expected one of {', '.join(allowed)}; {hint}")
+        raise ValueError(f"{field} is {shown(name)}: expected one of {', '.join(allowed)}; {hint}")
 
 
 def checked(
@@ -42,7 +44,7 @@ def checked(
     except (TypeError, ValueError):
         values = ()
     if len(values) != count or not all(map(valid, values)):
-        raise ValueError(f"{name} is {given!r}: expected {count} {kind}")
+        raise ValueError(f"{name} is {shown(given)}: expected {count} {kind}")
     return values
 
 
