@@ -101,7 +101,7 @@ class ChatLabels:
             if not text.startswith(prompt) or end <= len(prompt):
                 raise ValueError(
                     f"{name}: the chat template rewrites this answer, as those do that move or drop <think>, so that its tokens "
-                    "cannot be told from the prompt: use another template, or leave the reasoning out of the answers"
+                    "cannot be separated from the prompt: use another template, or leave the reasoning out of the answers"
                 )
             spans.append((len(prompt), end + len(self.tail)))
         return spans
