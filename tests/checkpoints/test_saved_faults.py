@@ -42,7 +42,7 @@ def test_an_adapter_next_to_its_base_is_not_left_out(encoder, tmp_path):
 
 def test_weights_that_are_not_finite_or_whole_numbers_are_refused(encoder, tmp_path):
     encoder.save_pretrained(tmp_path / "tower")
-    name = change(tmp_path / "tower", "bias", nan)
+    name = change(tmp_path / "tower", "query.bias", nan)
     with pytest.raises(ValueError, match=f"{name} holds values that are not finite"):
         vv.load(tmp_path / "tower")
     join().save_pretrained(tmp_path / "vlm")

@@ -175,7 +175,8 @@ def read_state_dict(
             kind = "no numbers" if stored.is_meta else str(stored.dtype) if dense else str(stored.layout)
             raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers")
         value = stored.to(device=device, dtype=dtype)
-        if not value.isfinite().all():
+        mapped = value is stored and name not in copied  # its pages are read at its first use, not here
+        if not mapped and not value.isfinite().all():
             kind = (
                 "values that are not finite" if not stored.float().isfinite().all() else f"values too large for {dtype}"
             )

@@ -28,6 +28,13 @@ def is_std(value: float) -> bool:
     return 1e-6 <= value <= 10_000
 
 
+STATISTICS = {
+    "mean": (is_mean, "finite numbers from -10000 to 10000"),
+    "std": (is_std, "finite numbers from 1e-6 to 10000, not zero"),
+}
+"""Field -> check of one of its three numbers, and its expected values in words."""
+
+
 def check_name(field: str, name: Any, allowed: tuple[str, ...]) -> None:
     if name not in allowed:
         near = difflib.get_close_matches(str(name), allowed, n=1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_vision.preprocess.checks import bounded, check_name, checked, is_factor, is_mean, is_std, whole_number
+from vlm_vision.preprocess.checks import STATISTICS, bounded, check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -180,12 +180,8 @@ class Preprocess:
             object.__setattr__(self, "crop", checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
         factor = "finite numbers, a factor not zero"
         object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
-        object.__setattr__(
-            self, "mean", checked("mean", self.mean, float, 3, is_mean, "finite numbers from -10000 to 10000")
-        )
-        object.__setattr__(
-            self, "std", checked("std", self.std, float, 3, is_std, "finite numbers from 1e-6 to 10000, not zero")
-        )
+        for field, (valid, kind) in STATISTICS.items():
+            object.__setattr__(self, field, checked(field, getattr(self, field), float, 3, valid, kind))
         darkest = -1 if self.multiple else 0  # Inkling 2 fills up with one below black
         color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):

@@ -101,7 +101,7 @@ class Step:
         """
         accelerator = self.accelerator
         if self.stopped.number:
-            self._stop(index)
+            self._end_by_signal(index)
         micro_batches = [_to(batch, accelerator.device) for batch in micro_batches]
         if self.settings.peak_tflops and not self.flops_per_term:
             with FlopCounterMode(display=False) as counter:
@@ -182,7 +182,7 @@ class Step:
         """Write a checkpoint after so many steps."""
         save_checkpoint(self.accelerator, self._checkpoints, self._state(), step=steps)
 
-    def _stop(self, steps: int) -> None:
+    def _end_by_signal(self, steps: int) -> None:
         """End after a signal. One process writes a checkpoint first; many may have got it at different steps."""
         alone = self.accelerator.num_processes == 1
         if alone and steps:
