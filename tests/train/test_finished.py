@@ -18,7 +18,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
     start_run(first)
     start_run(Training(out=str(tmp_path), steps=3, weight_decay=0.01, tracker="none", log_every=7))  # the same result
     with pytest.raises(
-        ValueError, match="holds a finished run with weight_decay 0.01, and this one has 0.02: choose another out"
+        ValueError, match="belongs to another run: weight_decay was 0.01 and is 0.02; it is finished, so choose another"
     ):
         start_run(other)
     start_run(Training(out=str(tmp_path), steps=3, weight_decay=0.02, tracker="none", overwrite=True))

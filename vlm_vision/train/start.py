@@ -16,7 +16,7 @@ from accelerate.utils import (
     set_seed,
 )
 
-from vlm_vision.train.settings import RENAMED, Training, as_plain
+from vlm_vision.train.settings import Training, as_plain
 
 LONGEST_WAIT = timedelta(hours=6)
 """Timeout of a process that waits for another one, which may encode all images or load a large model."""
@@ -69,13 +69,13 @@ def _check_finished(settings: Training) -> None:
         return
     now = json.loads(json.dumps(settings.resume_fields()))
     for name, value in now.items() if isinstance(before, dict) else ():
-        old = before.get(RENAMED.get(name, name))
+        old = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
             old = {key: old.get(key) for key in value}
         if name in before and json.loads(json.dumps(old)) != value:
             raise ValueError(
-                f"{out} holds a finished run with {name} {str(old)[:80]}, and this one has {str(value)[:80]}: choose another out, or "
-                "pass --overwrite true to replace it"
+                f"{out} belongs to another run: {name} was {str(old)[:80]} and is {str(value)[:80]}; it is finished, so choose another "
+                "output folder, or pass --overwrite true to replace it"
             )
 
 
