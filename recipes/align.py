@@ -19,11 +19,13 @@ from typing import Any
 from torch import nn
 
 from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.labels import ChatLabels
 from vlm_vision.data.conversations.records import Conversation, LazyConversations
 from vlm_vision.files import whole
 from vlm_vision.measure.during_training import figures, watch
+from vlm_vision.train.check_data import checked_conversations, checked_lengths
 from vlm_vision.train.command import parse_config, run_cli
-from vlm_vision.train.conversations import build_model, patch_features, read_data
+from vlm_vision.train.conversations import build_model, patch_features
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationSettings, Training, VlmSettings
@@ -57,7 +59,7 @@ def main(config: AlignConfig) -> dict[str, Any]:
     started = time.monotonic()
     accelerator = start_run(config)
     out = Path(config.out)
-    read, held_out = read_data(config.data)
+    read, held_out = checked_conversations(accelerator, config.out, config.data)
     train, test = captions(read), captions(held_out[: config.eval_limit or None])
 
     # The model, of which the projector trains; and what it is shown: an image, then its caption.
@@ -65,9 +67,11 @@ def main(config: AlignConfig) -> dict[str, Any]:
     accelerator.print(trainable_table(model))
     conversations = (one for data in (train, test) for one in data)
     features = patch_features(config, accelerator, unwrapped(model), conversations, out=out)
-    collate = Collator(
-        caption_processor(model), max_length=config.max_length, features=features, pack_length=config.pack_length
-    )
+    processor = caption_processor(model)
+    chat, share = ChatLabels(processor, max_length=config.max_length), config.data.leave_out
+    train = checked_lengths(accelerator, config.data.train, train, chat, share)
+    test = checked_lengths(accelerator, config.data.test, test, chat, share)
+    collate = Collator(processor, max_length=config.max_length, features=features, pack_length=config.pack_length)
     step = vqa_step(config, accelerator, model, rates={"projector": config.lr_projector})
 
     # The loop.

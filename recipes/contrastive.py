@@ -30,6 +30,7 @@ from vlm_vision.nn.fields import TextFields, ViTFields
 from vlm_vision.pair import Pair
 from vlm_vision.probe.features import image_embeddings, text_embeddings
 from vlm_vision.probe.retrieval import Retrieval, ranking
+from vlm_vision.train.check_data import check_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
@@ -109,6 +110,7 @@ def main(config: ContrastiveConfig) -> dict[str, Any]:
     accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
+    check_images(accelerator, config.out, config.data, train, test)
     with accelerator.main_process_first():
         pair = pair_of(config, train)
     trains = ["text", "logits"] if config.lock_image else ["image", "text", "logits"]

@@ -35,6 +35,7 @@ from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.labeled import LabeledFeatures
 from vlm_vision.probe.neighbors import FeatureFunction, knn_accuracy, labeled_images
+from vlm_vision.train.check_data import check_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
@@ -133,6 +134,7 @@ def main(config: DistillConfig) -> dict[str, Any]:
     accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
+    check_images(accelerator, config.out, config.data, train, test)
     measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
     with accelerator.main_process_first():
         loads = not config.data.tokens

@@ -29,6 +29,7 @@ from vlm_vision.mae import DecoderConfig, MaskedAutoencoder, load_mae, new_mae
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import HALF
 from vlm_vision.probe.neighbors import neighbors
+from vlm_vision.train.check_data import check_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
@@ -114,6 +115,7 @@ def main(config: MaeConfig) -> dict[str, Any]:
     accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
+    check_images(accelerator, config.out, config.data, train, test)
     measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
     with accelerator.main_process_first():
         model = model_of(config)

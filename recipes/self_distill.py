@@ -42,6 +42,7 @@ from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.neighbors import LabeledImages, knn_accuracy, labeled_images, neighbors
+from vlm_vision.train.check_data import check_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress, Step
@@ -190,6 +191,7 @@ def main(config: SelfDistillConfig) -> dict[str, Any]:
     accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
+    check_images(accelerator, config.out, config.data, train, test)
     with accelerator.main_process_first():
         model = model_of(config)
         if config.start:

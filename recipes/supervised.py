@@ -40,6 +40,7 @@ from vlm_vision.files import whole
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
+from vlm_vision.train.check_data import check_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Batch, Progress
@@ -145,6 +146,7 @@ def main(config: SupervisedConfig) -> dict[str, Any]:
     accelerator = start_run(config)
     out = Path(config.out)
     train, test = read_data(config.data)
+    check_images(accelerator, config.out, config.data, train, test)
     classes = train.classes
     if not classes:
         raise ValueError(

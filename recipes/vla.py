@@ -15,23 +15,26 @@ config.yaml, logs/ for TensorBoard, and checkpoints/ while it runs. `vlm-vision 
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 
 from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.data.check.robot import check_robot
 from vlm_vision.data.images.views import Color
 from vlm_vision.data.lerobot import RobotDataset, read_dataset
 from vlm_vision.fused import add_film, film_dim
-from vlm_vision.measure.actions import open_loop
+from vlm_vision.measure.actions import image_warning, open_loop
 from vlm_vision.robot.normalize import Kind
 from vlm_vision.train.adapters import merge
+from vlm_vision.train.check_data import DataCheck, allow
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
@@ -56,6 +59,10 @@ class RobotData:
     """Name -> LeRobotDataset v3, a folder or hub id. Statistics are saved by name; the policy chooses them by it when it acts."""
     cameras: dict[str, str] = field(default_factory=dict)
     """Camera name of the policy -> name in the data, in the order in which the policy reads images; empty for all cameras."""
+    state: str = ""
+    """Feature of the data that is the robot's state, or several joined by " + "; empty for observation.state."""
+    action: str = ""
+    """Feature of the data that is the action, or several joined by " + "; empty for action."""
     test_episodes: int = 0
     """Episodes of each data set, drawn at random, to measure on and not to train on."""
     memory: int = 256 * 2**20
@@ -143,6 +150,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
     started = time.monotonic()
     accelerator = start_run(config)
     train, test = read_data(config)
+    check_robots(accelerator, config, train)
     accelerator.print(f"{len(train)} time steps to train on, {len(test)} to test on")
     model = build_policy(config, train)
     accelerator.print(trainable_table(model.vlm))
@@ -190,8 +198,10 @@ def main(config: VlaConfig) -> dict[str, Any]:
     if looked_at:
         saved = VisionLanguageActionModel.from_pretrained(Path(config.out) / "model").to(accelerator.device)
         found = open_loop(accelerator, saved, looked_at, plain, batch_size=config.eval_batch_size)
-        accelerator.print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
-        metrics |= found
+        lines = [f"{name:24} {value:.4f}" for name, value in found.items()]
+        warning = image_warning(found)
+        accelerator.print("\n".join(["mean error of normalized actions, -1 to 1:", *lines, warning]).rstrip())
+        metrics |= {**found, "warning": warning}
     accelerator.end_training()
     metrics |= {"seconds": time.monotonic() - started, "final_loss": progress.losses[-1] if progress.losses else None}
     if accelerator.is_main_process:
@@ -205,7 +215,8 @@ def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
     data = config.data
     learned, kept = {}, {}
     for name, source in data.train.items():
-        read = partial(read_dataset, source, cameras=data.cameras or None, memory=data.memory)
+        numbers = {"state": data.state, "action": data.action}
+        read = partial(read_dataset, source, cameras=data.cameras or None, memory=data.memory, **numbers)
         parts = split(read(), data.test_episodes)
         learned[name] = read(episodes=parts[0])
         if parts[1]:
@@ -218,6 +229,15 @@ def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
         decode=not data.tokens,
     )
     return made(learned), made(kept)
+
+
+def check_robots(accelerator: Accelerator, config: VlaConfig, train: Recordings) -> None:
+    """Print what the data sets hold, and the share that normalization clips; raise ValueError for an error."""
+    look, statistics = DataCheck(accelerator, config.out), train.statistics
+    settings = {**asdict(config.data), "normalization": config.normalization}
+    for name, dataset in train.datasets.items():
+        check = partial(check_robot, name, dataset, normalization=config.normalization, statistics=statistics[name])
+        allow(look(name, str(dataset.folder), settings, check), len(dataset), 0.0)
 
 
 def split(dataset: RobotDataset, test: int) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ contact_sheet.png, config.yaml, logs/ for TensorBoard, and checkpoints/ while it
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +26,18 @@ from torch import nn
 
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.labels import ChatLabels
 from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.patch_features import PatchFeatures
 from vlm_vision.files import whole
-from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
+from vlm_vision.measure.answers import each_question, evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
+from vlm_vision.train.check_data import checked_conversations, checked_lengths
 from vlm_vision.train.command import parse_config, run_cli
-from vlm_vision.train.conversations import build_model, patch_features, read_data
+from vlm_vision.train.conversations import build_model, patch_features
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings, check_frozen
@@ -92,7 +95,7 @@ def main(config: VqaConfig) -> dict[str, Any]:
     """Run it. Returns what metrics.json holds, and the losses."""
     started = time.monotonic()
     accelerator = start_run(config)
-    train, test = read_data(config.data)
+    train, test = checked_conversations(accelerator, config.out, config.data)
     metrics, losses, features = train_model(config, accelerator, train, test)
     accelerator.end_training()  # the other processes have nothing left to do
     accelerator.free_memory()
@@ -118,12 +121,16 @@ def train_model(
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
     step = vqa_step(config, accelerator, model, rates=rates)
 
+    # Records that max_length would cut are an error, or left out, before the first step.
+    conversations = regroup(train, config.data.turns, seed=config.seed)
+    chat, share = ChatLabels(processor, max_length=config.max_length), config.data.leave_out
+    conversations = checked_lengths(accelerator, config.data.train, conversations, chat, share)
+    looked_at = checked_lengths(accelerator, config.data.test, test[: config.eval_limit or None], chat, share)
+
     # Batches are a function of the step, so that the run can stop and go on.
     first_step = step.resume()
     with Progress(step, name="vqa", first_step=first_step) as progress:
-        conversations = regroup(train, config.data.turns, seed=config.seed)
         batches = answer_batches(config, accelerator, conversations, collate, first_step=first_step)
-        looked_at = test[: config.eval_limit or None]
         look = dict(batch_size=config.eval_batch_size, seed=config.seed)
         started = time.monotonic()
         step.trained.train()
@@ -185,7 +192,10 @@ def evaluate_model(
         return {}
     out = Path(config.out)
     model = vv.VisionLanguageModel.from_pretrained(out / "model").to(accelerator.device)
-    asked = test[: config.data.test_limit or None]
+    asked = list(islice(each_question(test), config.data.test_limit or None))
+    if not asked:
+        print("the test data hold captions alone, which an exact match cannot judge: no accuracy is measured")
+        return {}
     with accelerator.autocast():
         report, given = evaluate(
             model,
@@ -198,14 +208,14 @@ def evaluate_model(
         )
     print(report.table())
     sheet = [
-        (one.images[0], one.turns[0][0], answer, is_correct(answer, one.turns[0][1]))
+        (one.images[0], one.turns[-1][0], answer, is_correct(answer, one.turns[-1][1]))
         for one, answer in zip(asked, given, strict=True)
         if one.images
     ]
     title = f"{report.accuracy:.1%} of {len(asked)} questions right"
     contact_sheet(out / "contact_sheet.png", sheet[:: max(1, len(sheet) // 24)][:24], title=title)
     metrics = asdict(report)
-    looked_at = asked[: config.eval_limit or None]
+    looked_at = test[: config.eval_limit or None]
     if any(shuffled_images([one.images for one in looked_at], seed=config.seed)):
         for name, how in (("vision", config.train_vision), ("language", config.train_language)):
             group_modules(model)[name].requires_grad_(how == "full")

@@ -195,7 +195,8 @@ def test_a_saved_folder_is_transformers_own(model, tmp_path):
 
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vlm_vision.json"
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vlm_vision.json",
+        "vlm_vision_manifest.json",
     ]  # fmt: skip
     theirs, report = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report

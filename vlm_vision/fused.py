@@ -19,6 +19,7 @@ from vlm_vision.checkpoints.hf.into import check_alone, check_format, save_into
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.blocks import Block, FilmBlock
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.output import Tap, VisionOutput
@@ -263,6 +264,7 @@ class FusedEncoder(nn.Module):
             write_json(staging / SIDECAR, {"towers": names})
             bases = [tower.hub_id for tower in self._towers]
             write_card(staging, encoder_card(self.to_dict(), self, bases, format=format))
+            write_manifest(staging)
 
 
 def _can_overlap(pixels: list[Tensor]) -> bool:

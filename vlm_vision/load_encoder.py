@@ -13,7 +13,7 @@ from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
-from vlm_vision.checkpoints.hub import resolve
+from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
@@ -21,6 +21,7 @@ from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, build_shape, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.manifest import check, names_in
 from vlm_vision.nn.config import Remainder, ViTConfig
 from vlm_vision.nn.output import Tap
 from vlm_vision.preprocess.spec import Preprocess
@@ -42,6 +43,7 @@ def load(
     part: str | None = None,
     architecture: str | None = None,
     num_heads: int | None = None,
+    verify: bool = False,
 ) -> Encoder | FusedEncoder:
     """Load a vision encoder; it computes exactly what its reference computes.
 
@@ -57,7 +59,8 @@ def load(
         reference: library whose resize of the position table is reproduced off the native grid: "transformers", "timm",
             "original", "big_vision" or "open_clip", those that the family has. Default: the one of the format.
         image_size: side, or (height, width), in pixels that `preprocess` should make instead of its own; for several
-            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size.
+            towers also a list with one for each. A tower of images of any shape takes as many patches as fit that size. It is
+            also the native size of a `.pth` file whose position table is not square.
         remainder: treatment of pixels past the last whole patch: "floor" (left out; the default, as in every reference),
             "error", or "pad" (with zeros to whole patches).
         dtype: of weights and computation. Half precision files are widened to it.
@@ -67,13 +70,16 @@ def load(
         part: prefix of the weights to take from a file with several towers, such as "teacher.backbone".
         architecture: timm's or open_clip's name, for a bare state dict that does not state it.
         num_heads: attention heads, for a file that does not state them.
+        verify: compare every file of the folder with the manifest that `save_pretrained` wrote there, before anything is
+            loaded. It shows damage and accidents; it is no signature.
 
     Returns:
         An `Encoder` in evaluation mode, or a `FusedEncoder`.
 
     Raises:
         ValueError: nothing at `source`, a format that is unknown or not stated, configuration and weights that disagree,
-            a weight that is missing or unused, preprocessing that was changed since the encoder was saved.
+            a weight that is missing or unused, preprocessing that was changed since the encoder was saved; with verify, a
+            folder without a manifest, or with files that are changed, missing or extra.
     """
     if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
@@ -84,8 +90,12 @@ def load(
             raise ValueError(f"{name} is {text!r}, expected a name")
     if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
-    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
+    one = (image_size, image_size) if isinstance(image_size, int) else image_size
+    asked = one if isinstance(one, tuple) and len(one) == 2 and all(isinstance(side, int) for side in one) else None
+    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads, image_size=asked)
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
+    for one in (source.split(" + ") if isinstance(source, str) else [source]) if verify else ():
+        _verify(one.strip() if isinstance(one, str) else one, revision)
     return _load(source, tap, image_size, options)
 
 
@@ -117,6 +127,14 @@ def _load(
     if isinstance(image_size, list):
         raise ValueError(f"{source} is one tower and image_size is {image_size!r}: pass one side, or (height, width)")
     return _encoder(found[0], tap, image_size, options)
+
+
+def _verify(source: str | Path | Checkpoint, revision: str | None) -> None:
+    """Raise ValueError unless the folder is as it was saved."""
+    folder = source.path if isinstance(source, Checkpoint) else resolve(source, revision)
+    if hub_id(source):  # of which only configurations and weights were fetched
+        resolve(str(source), revision, also=names_in(folder))
+    check(folder)
 
 
 @dataclass(frozen=True)

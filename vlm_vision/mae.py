@@ -35,6 +35,7 @@ from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, read_s
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
+from vlm_vision.manifest import write_manifest
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.attention import Context
 from vlm_vision.nn.blocks import Block, norm
@@ -187,6 +188,7 @@ class MaskedAutoencoder(nn.Module):
             os.replace(both, file)
             write_json(staging / "config.json", read_json(staging / "config.json") | described)
             write_card(staging, self._card())
+            write_manifest(staging)
 
     def _card(self) -> Card:
         state, load = (

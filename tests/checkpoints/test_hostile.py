@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support.bare_states import bare, state_of
 from support.golden import golden_case
 
 import vlm_vision as vv
@@ -107,10 +108,6 @@ def test_weights_of_another_family_are_refused(tmp_path):
             vv.load(folder)
 
 
-def state_of(name: str) -> dict[str, torch.Tensor]:
-    return load_file(golden_case(name) / "model.safetensors")
-
-
 def test_a_bare_state_dict_that_does_not_tell_its_activation(tmp_path):
     torch.save(state_of("timm_siglip_tanh_gelu"), tmp_path / "siglip.pth")
     with pytest.raises(ValueError, match='pass architecture="..."'):
@@ -119,18 +116,6 @@ def test_a_bare_state_dict_that_does_not_tell_its_activation(tmp_path):
         vv.load(tmp_path / "siglip.pth", architecture="vit_so400m_patch16_siglip_256")
     with pytest.raises(ValueError, match="expected a plain vision transformer of timm"):
         vv.load(tmp_path / "siglip.pth", architecture="resnet50")
-
-
-def bare(**fields) -> tuple[vv.VisionTransformer, dict[str, torch.Tensor]]:
-    """A small tower with random weights and its state dict by timm's names."""
-    shape = dict(image_size=(32, 32), patch_size=16, depth=1, mlp_dim=48, position_prefix=1)
-    model = vv.VisionTransformer(vv.ViTConfig(**(shape | fields))).eval()
-    names = {"patch_embed.": "patch_embed.proj.", "position.table": "pos_embed"}
-    state = {}
-    for name, value in model.state_dict().items():
-        start = next((ours for ours in names if name.startswith(ours)), "")
-        state[names.get(start, "") + name.removeprefix(start)] = value
-    return model, state
 
 
 def test_the_architecture_of_a_bare_state_dict_can_be_told(tmp_path):

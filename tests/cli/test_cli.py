@@ -9,7 +9,7 @@ from support.models import make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
 from vlm_vision.cli.main import main
-from vlm_vision.data.conversations.records import llava_json
+from vlm_vision.data.conversations.json_file import llava_json
 from vlm_vision.measure.image_use import image_use
 
 

@@ -8,8 +8,9 @@ import torch
 from support.models import CHAT, make_image, tiny_llm, tiny_tokenizer
 
 import vlm_vision as vv
+from vlm_vision.data.conversations.json_file import llava_json
 from vlm_vision.data.conversations.labels import IGNORED, ChatLabels, pad
-from vlm_vision.data.conversations.records import Conversation, easy_vqa, llava_json, regroup
+from vlm_vision.data.conversations.records import Conversation, easy_vqa, regroup
 
 ONE = Conversation(("a.png",), (("<image>\nwhat color is this ?", "red"), ("is it a cat ?", "yes it is")))
 

@@ -19,8 +19,9 @@ from support.processes import fresh_context
 from support.shards import write_tar
 from torch.utils.data import DataLoader
 
+from vlm_vision.data.conversations.json_file import llava_json
 from vlm_vision.data.conversations.read import read_conversations
-from vlm_vision.data.conversations.records import Conversation, llava_json, regroup
+from vlm_vision.data.conversations.records import Conversation, regroup
 from vlm_vision.data.conversations.webdataset import webdataset
 from vlm_vision.data.shards.tar import TarMember
 from vlm_vision.data.stored_image import open_stored_images

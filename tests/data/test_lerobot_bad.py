@@ -194,7 +194,7 @@ def test_no_data_set(tmp_path) -> None:
 
 def test_no_statistics(png) -> None:
     (png / "meta/stats.json").unlink()
-    with pytest.raises(ValueError, match="stats.json does not exist"):
+    with pytest.raises(ValueError, match="has no meta/stats.json: RobotDataset.measured computes statistics from the data"):
         read_dataset(png).statistics  # noqa: B018
 
 

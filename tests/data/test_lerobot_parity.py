@@ -31,7 +31,7 @@ def test_every_feature_and_chunk_is_what_lerobot_reads(folder: Path) -> None:
 
 def test_tasks_and_names_are_lerobots(folder: Path) -> None:
     dataset = read_dataset(folder)
-    assert [one.tasks for one in dataset.episodes] == [(task,) for task in TASKS]
+    assert [dataset.episode(i).task for i in range(dataset.num_episodes)] == list(TASKS)
     assert dataset.action_names == ("a", "b", "c", "d") and dataset.info.robot_type == "toy"
     actions = dataset.column("action").astype(np.float64)
     np.testing.assert_allclose(dataset.statistics["action"].mean, actions.mean(0), atol=1e-6)

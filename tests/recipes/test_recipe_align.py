@@ -12,9 +12,10 @@ from support.models import tiny_llm, tiny_tokenizer
 import vlm_vision as vv
 from recipes import align, vqa
 from vlm_vision.data.conversations.collate import Collator
+from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.measure.answers import teacher_forced
-from vlm_vision.train.conversations import build_model, read_data
+from vlm_vision.train.conversations import build_model
 from vlm_vision.train.start import set_seed
 
 TINY = """
@@ -69,7 +70,7 @@ def begun(arguments: list[str]) -> vv.VisionLanguageModel:
     """The model as the run finds it."""
     config = align.parse(arguments)
     set_seed(config.seed)
-    return build_model(config, read_data(config.data)[0])
+    return build_model(config, read_conversations(config.data.train))
 
 
 @pytest.mark.parametrize("layout", ["whole", "anyres"])
@@ -96,7 +97,7 @@ def test_the_figures_are_those_of_the_saved_model(folder, tmp_path):
     metrics = run(settings(folder, tmp_path, "--cache_features", "false"))
     model = vv.VisionLanguageModel.from_pretrained(tmp_path / "model")
     config = align.parse(settings(folder, tmp_path))
-    shown = list(align.captions(read_data(config.data)[1]))
+    shown = list(align.captions(read_conversations(config.data.test)))
     found = teacher_forced(model, Collator(align.caption_processor(model))(shown))
     assert metrics["eval_loss/right"] == pytest.approx(found.loss_per_token, rel=1e-4)
     assert metrics["eval_accuracy/right"] == pytest.approx(found.accuracy)

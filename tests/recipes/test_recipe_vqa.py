@@ -23,10 +23,11 @@ from support.processes import start
 
 import vlm_vision as vv
 from recipes import vqa
+from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.train import start as training
 from vlm_vision.train.adapters import load_adapter
 from vlm_vision.train.command import run_cli
-from vlm_vision.train.conversations import build_model, read_data
+from vlm_vision.train.conversations import build_model
 from vlm_vision.train.loop import resume
 
 TINY = """
@@ -230,7 +231,7 @@ def test_a_frozen_tower_is_run_once_and_adapters_are_saved_and_merged(settings, 
     assert not any("lora" in name for name, _ in merged.named_parameters())
     config = vqa.parse(arguments)
     training.set_seed(config.seed)
-    base = build_model(config, read_data(config.data)[0])
+    base = build_model(config, read_conversations(config.data.train))
     batch = base.processor(text=["<image> is it red ?"], images=[make_image(0)], return_tensors="pt")
     with torch.no_grad():
         before = base(**batch).logits
@@ -347,7 +348,7 @@ WRONG = [
     (["--encoder.source", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     (["--stepz", "3"], "stepz"),
     (["--language.source", "nowhere/at/all"], "nowhere/at/all"),
-    (["--data.images", "nowhere", "--train_vision", "frozen"], "there is no image nowhere/0.png"),
+    (["--data.images", "nowhere", "--train_vision", "frozen"], "image nowhere/0.png does not exist"),
     (["--train_vision", "thawed"], "thawed"),
     (["--layout", '{"name": "hole"}'], "the image layout {'name': 'hole'} is not known"),
     (["--tracker", "abacus"], "tracker is 'abacus': expected none or one of"),

@@ -70,6 +70,7 @@ def test_saved_loaded_and_merged_adapters_are_the_same_model(vision, projector, 
         "adapter_config.json",
         "adapter_model.safetensors",
         "vlm_vision_adapter.json",
+        "vlm_vision_manifest.json",
     ]
     about = json.loads((tmp_path / "ours" / "vlm_vision_adapter.json").read_text())
     asked = {"vision": vision, "projector": projector, "language": language}

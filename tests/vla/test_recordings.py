@@ -1,7 +1,5 @@
 """Data sets that are learned from together are of one robot."""
 
-import json
-
 import pytest
 from support.robot_episodes import LENGTHS, some_episodes
 
@@ -37,15 +35,3 @@ def test_robots_that_differ_are_not_mixed(dataset) -> None:
     turned = dataset("turned", action_names=("y", "x", "z", "grip"))
     with pytest.raises(ValueError, match="action differently .one: x, y, z, grip; turned: y, x, z, grip.: train"):
         Recordings({"one": one, "turned": turned}, chunk=3)
-
-
-def test_statistics_without_the_action_are_named(dataset) -> None:
-    one = dataset("one")
-    path = one.folder / "meta/stats.json"
-    told = json.loads(path.read_text())
-    del told["action"]
-    path.write_text(json.dumps(told))
-    with pytest.raises(
-        ValueError, match="'observation.state'.*, expected those of the action too: download meta/stats.json again"
-    ):
-        assert Recordings({"one": one}, chunk=3).statistics

@@ -33,6 +33,7 @@ FILES = {
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vlm_vision_manifest.json",
 }
 
 

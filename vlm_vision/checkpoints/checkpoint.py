@@ -10,6 +10,8 @@ from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json
 
 Json = dict[str, Any]
+ADAPTER = "adapter_config.json"
+"""Configuration of an adapter of peft."""
 
 OWN_MODEL = "vlm_vision"
 """model_type of a `VisionLanguageModel`, which its own from_pretrained loads."""
@@ -41,8 +43,22 @@ class Checkpoint:
         return str(self.path)
 
     def has(self, name: str) -> bool:
-        """Whether this is a folder with a file of that name."""
-        return (self.path / name).is_file()
+        """Whether this is a folder with a file of that name. Raises ValueError for a link to a file that is missing."""
+        path = self.path / name
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"{path} is a link to a file that is missing, as in a pruned cache: download the folder again"
+            )
+        return path.is_file()
+
+    def check_no_adapter(self) -> None:
+        """Raise ValueError for a folder with an adapter, which transformers would apply and which is not read here."""
+        if self.has(ADAPTER):
+            base = self.json(ADAPTER).get("base_model_name_or_path") or "its base model"
+            raise ValueError(
+                f"{self.path} holds an adapter ({ADAPTER}, of {str(base)[:100]}) that would change its weights: merge it with "
+                f"peft's merge_and_unload and save the result, or remove {ADAPTER} to load the base alone"
+            )
 
     def json(self, name: str) -> Json:
         """The JSON object in a file of the folder, not to be changed. Raises ValueError as `read_json`."""

@@ -21,6 +21,7 @@ from vlm_vision.checkpoints.timm import writer as timm_write
 from vlm_vision.checkpoints.timm.preprocess import from_timm, to_timm
 from vlm_vision.checkpoints.towers import Hints
 from vlm_vision.files import whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
@@ -60,6 +61,7 @@ def save_tower(
             write_json(staging / name, content)
         write_json(staging / SIDECAR, sidecar)
         write_card(staging, card)
+        write_manifest(staging)
 
 
 def stored_state(model: VisionTransformer) -> Json:

@@ -11,6 +11,7 @@ from vlm_vision.checkpoints.hf.bert_text import BertText
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.save import SIDECAR, hf_files
 from vlm_vision.files import whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.text import TextTransformer
 from vlm_vision.nn.vit import VisionTransformer
@@ -79,6 +80,7 @@ def save_pair(
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         write_card(staging, card)
+        write_manifest(staging)
 
 
 def _check_widths(image: ViTConfig, text: TextTransformer) -> None:

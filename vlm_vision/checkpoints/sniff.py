@@ -1,7 +1,7 @@
 """From a checkpoint to its towers: the format follows from its files, and is never guessed."""
 
 from vlm_vision.checkpoints.big_vision import reader as big_vision
-from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.checkpoint import ADAPTER, Checkpoint
 from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.lerobot import reader as lerobot
 from vlm_vision.checkpoints.open_clip import reader as open_clip
@@ -66,9 +66,10 @@ def _unknown(checkpoint: Checkpoint) -> ValueError:
             f"{path / 'config.json'} names no model_type (transformers), no architecture (timm) and no policy type "
             "(LeRobot): expected one of them"
         )
-    if checkpoint.has("adapter_config.json"):
+    if checkpoint.has(ADAPTER):
         return ValueError(
-            f"{path} holds a LoRA adapter alone: load the model that it was trained on, or merge it first"
+            f"{path} holds an adapter of peft without its base model: load the base, then put the adapter on it with "
+            "vlm_vision.train.adapters.load_adapter, or merge both with peft"
         )
     if (path / "model" / "config.json").is_file():
         return ValueError(f"{path} has no config.json, but its sub-folder has: pass {path / 'model'}")

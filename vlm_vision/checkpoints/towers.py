@@ -91,6 +91,8 @@ class Hints:
     """Format to read, of two in one folder."""
     part: str | None = None
     """Prefix of the tower's weights in a file that holds several."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) in pixels that is asked for, which settles a position table that is not square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +179,17 @@ def read_state_dict(
 
     def read(name: str) -> Tensor:
         stored = weights.get(name, keep=name not in copied)
-        if stored.is_meta or stored.is_quantized or not stored.is_floating_point():
-            kind = "no numbers" if stored.is_meta else str(stored.dtype)
-            raise ValueError(
-                f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized"
+        dense = stored.layout == torch.strided
+        if stored.is_meta or stored.is_quantized or not stored.is_floating_point() or not dense:
+            kind = "no numbers" if stored.is_meta else str(stored.dtype) if dense else str(stored.layout)
+            raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized")
+        value = stored.to(device=device, dtype=dtype)
+        mapped = value is stored and name not in copied  # its pages are read at its first use, not here
+        if not mapped and not value.isfinite().all():
+            kind = (
+                "values that are not finite" if not stored.float().isfinite().all() else f"values too large for {dtype}"
             )
-        return stored.to(device=device, dtype=dtype)
+            raise ValueError(f"{source}: {name} holds {kind}: download it again, or load another checkpoint")
+        return value
 
     return keys.read(table, shapes, weights.shapes, read, source=source)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def load_pickle(file: Path) -> dict[str, Any]:
 
 
 def _unpickled(file: Path) -> Any:
+    if zipfile.is_zipfile(file) and not _checked_archive(file):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
@@ -128,10 +131,30 @@ def _unpickled(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)  # of PyTorch before 1.6: no archive
 
 
-def _flat(state: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _checked_archive(file: Path) -> bool:
+    """Whether the members of a PyTorch archive are stored, so that they can be mapped; compressed ones cannot.
+
+    Raises:
+        ValueError: a member whose checksum differs, or members that unpack to much more than the file.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > 20 * file.stat().st_size + _LEAST_UNPACKED:
+            raise ValueError("it unpacks to more than 20 times its size")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of its member {damaged} differs: it is damaged, download it again")
+    return all(member.compress_type == zipfile.ZIP_STORED for member in members)
+
+
+_LEAST_UNPACKED = 64 * 2**20
+"""Bytes that a compressed file may unpack to, however small it is."""
+
+
+def _flat(state: Mapping[Any, Any], depth: int = 0, outer: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     """Tensors of nested dicts, named by the path to them: {"model": {"norm.bias": x}} gives ("model.norm.bias", x)."""
     for name, value in state.items():
         if isinstance(value, Tensor):
             yield str(name), value
-        elif isinstance(value, Mapping) and depth < 4:
-            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _flat(value, depth + 1))
+        elif isinstance(value, Mapping) and depth < 4 and id(value) not in (*outer, id(state)):
+            inside = _flat(value, depth + 1, (*outer, id(state)))
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in inside)

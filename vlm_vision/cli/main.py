@@ -20,9 +20,11 @@ COMMANDS = {
     "models": "list the architectures and their sizes",
     "formats": "list which families are read from which formats, as a table",
     "convert": "write an encoder, or a whole model, in another public format",
+    "verify": "compare a saved folder with its manifest: which files and tensors changed",
     "tokens": "write the image tokens of any source of images into a token store",
     "store": "measure, merge or export token stores",
     "serve": "serve a policy to robots: openpi's websocket and OpenVLA's /act on one port",
+    "check-data": "check training data: what a source holds, what is wrong with it, what is doubtful",
     "sizes": "count the samples of WebDataset shards, for training on them by URL",
     "robot-data": "make a LeRobotDataset of a folder of episodes",
     "record": "record demonstrations of Meta-World's scripted experts as a LeRobotDataset",
@@ -40,7 +42,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError) as error:
-        print(f"vlm-vision {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        from vlm_vision.files import one_line
+
+        print(f"vlm-vision {options.command}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -23,6 +23,10 @@ class StoredImage(ABC):
     def read(self) -> bytes:
         """The encoded image. Raises ValueError if it no longer exists."""
 
+    def head(self, size: int) -> bytes:
+        """The first bytes of the encoded image, at most `size`. Raises ValueError as `read`."""
+        return self.read()[:size]
+
     @abstractmethod
     def version(self) -> str:
         """A text that changes with the image, without reading it. Raises ValueError as `read`."""

@@ -1,6 +1,6 @@
 """Error of a policy's actions compared with recorded ones, with right, shuffled and blank images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,8 @@ from vlm_vision.robot.window import Window
 from vlm_vision.vla.batch import ActionCollator
 from vlm_vision.vla.model import VisionLanguageActionModel
 
+USES = 1.02
+"""Ratio of the errors with images of other moments and with the right ones from which a policy uses its images."""
 GRAY = np.full((32, 32, 3), 128, dtype=np.uint8)
 
 
@@ -40,6 +42,21 @@ def open_loop(
         shown["blank"] = [_seeing(one, dict.fromkeys(one.observation.images, GRAY)) for one in windows]
     found = {name: _difference(accelerator, model, given, collate, batch_size) for name, given in shown.items()}
     return {f"action_error/{name}": value for name, value in found.items()}
+
+
+def image_warning(found: Mapping[str, float]) -> str:
+    """A warning for a policy whose actions are as good with other images; empty for one that uses its images.
+
+    Args:
+        found: of `open_loop`.
+    """
+    right, other = (found.get(f"action_error/{name}", 0.0) for name in ("right", "shuffled"))
+    if not right or other >= USES * right:
+        return ""
+    return (
+        f"The policy ignores its images: those of other moments raise the error of its actions from {right:.4f} to {other:.4f}, "
+        f"less than {USES - 1:.0%}. Train longer, unfreeze the encoder (train_vision), or check data.cameras."
+    )
 
 
 def _seeing(window: Window, images) -> Window:

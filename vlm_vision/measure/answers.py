@@ -8,8 +8,8 @@ model that uses its images is better than the first, and as bad as it with shuff
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def answers(
     max_new_tokens: int = 16,
     name: str = "answering",
 ) -> list[str]:
-    """Greedy answers to the first question of each conversation.
+    """Greedy answers to the last question of each conversation, after the right answers to those before it.
 
     Args:
         images: images to show instead of the conversations' own.
@@ -126,9 +126,9 @@ def answers(
     if model.processor is None:
         raise ValueError("this model has no processor: load it from a folder with a tokenizer, or set model.processor")
     model.eval()
-    shown = [tuple(given) for given in images] if images is not None else [first_images(one) for one in conversations]
+    shown = [tuple(given) for given in images] if images is not None else [one.images for one in conversations]
     prompts = [
-        model.processor.apply_chat_template([one.messages()[0]], add_generation_prompt=True) for one in conversations
+        model.processor.apply_chat_template(one.messages()[:-1], add_generation_prompt=True) for one in conversations
     ]
     found = [""] * len(prompts)
     by_image = sorted(range(len(prompts)), key=lambda i: [str(image) for image in shown[i]])  # encoded about once
@@ -152,7 +152,7 @@ def evaluate(
     max_new_tokens: int = 16,
     seed: int = 0,
 ) -> tuple[Report, list[str]]:
-    """The report on `test`, and the model's answers. `train` is what the blind answers are learned from."""
+    """The report on `test`, of `each_question`, and the model's answers. `train` is what the blind answers are learned from."""
     options: dict[str, Any] = dict(patch_tokens=patch_tokens, batch_size=batch_size, max_new_tokens=max_new_tokens)
     given = answers(model, test, **options)
     other = other_images(test, seed=seed)
@@ -164,7 +164,7 @@ def evaluate(
     counts = dict(sorted(Counter(one.kind for one in test).items()))
 
     def overall(asked: Sequence[Conversation], said: Sequence[str]) -> float | None:
-        hits = [is_correct(answer, one.turns[0][1]) for one, answer in zip(asked, said, strict=True)]
+        hits = [is_correct(answer, one.turns[-1][1]) for one, answer in zip(asked, said, strict=True)]
         return sum(hits) / len(hits) if hits else None
 
     blind = blind_answers(test, train)
@@ -186,24 +186,30 @@ def is_correct(answer: str, wanted: str) -> bool:
 
 
 def blind_answers(test: Sequence[Conversation], train: Sequence[Conversation]) -> list[str]:
-    """For each first question its most frequent answer in `train`, or the most frequent of all for a new question."""
+    """For each last question its most frequent answer in `train`, or the most frequent of all for a new question."""
     overall: Counter[str] = Counter()
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for one in train:
         for question, answer in one.turns:
             seen[_words(question)][answer] += 1
             overall[answer] += 1
-    return [seen.get(_words(one.turns[0][0]), overall).most_common(1)[0][0] for one in test]
+    return [seen.get(_words(one.turns[-1][0]), overall).most_common(1)[0][0] for one in test]
 
 
-def first_images(one: Conversation) -> tuple[ImageSource, ...]:
-    """The images that the first question names."""
-    return one.images[: one.turns[0][0].count("<image>")]
+def each_question(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+    """A conversation for each question, which is its last one. Captions, questions without words, are left out: an exact
+    match says nothing of them."""
+    for one in conversations:
+        images = 0
+        for i, (question, _) in enumerate(one.turns):
+            images += question.count("<image>")
+            if _words(question):
+                yield replace(one, images=one.images[:images], turns=one.turns[: i + 1])
 
 
 def other_images(test: Sequence[Conversation], *, seed: int) -> list[tuple[ImageSource, ...] | None]:
-    """Other images for each first question; None where there are none to show."""
-    return shuffled_images([first_images(one) for one in test], seed=seed)
+    """Other images for each conversation; None where there are none to show."""
+    return shuffled_images([one.images for one in test], seed=seed)
 
 
 def shuffled_images(shown: Sequence[tuple[ImageSource, ...]], *, seed: int) -> list[tuple[ImageSource, ...] | None]:
@@ -232,7 +238,7 @@ def _words(question: str) -> str:
 def _by_type(test: Sequence[Conversation], given: Sequence[str]) -> dict[str, float]:
     hits: dict[str, list[bool]] = defaultdict(list)
     for one, answer in zip(test, given, strict=True):
-        hits[one.kind].append(is_correct(answer, one.turns[0][1]))
+        hits[one.kind].append(is_correct(answer, one.turns[-1][1]))
     return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
 
 

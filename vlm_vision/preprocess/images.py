@@ -16,8 +16,8 @@ def load_image(image: ImageInput) -> Image.Image:
     """One image, upright, as a PIL image of mode RGB.
 
     As in transformers, the EXIF orientation is applied (`load_image`), transparency is laid on white, and every other mode
-    is converted by Pillow (image processors). So 16-bit gray saturates above 255:
-    scale such images to 8 bits yourself.
+    is converted by Pillow (image processors). So gray of 16 bits saturates above 255, with a warning: `to_8_bits` scales such
+    images.
 
     Args:
         image: path of an image file; PIL image of any mode; uint8 numpy array (H, W) or (H, W, C); uint8 torch tensor
@@ -43,10 +43,44 @@ def load_image(image: ImageInput) -> Image.Image:
         )
     if 0 in loaded.size:
         raise ValueError(f"the image of size {loaded.size} has no pixels: expected at least one; leave it out")
+    if loaded.mode.startswith(("I", "F")) and np.asarray(loaded).max() > 255:
+        warnings.warn(
+            f"{_name(image)} is of mode {loaded.mode}, and its values above 255 become white, as in transformers: scale it with "
+            "vlm_vision.preprocess.images.to_8_bits",
+            stacklevel=2,
+        )
     if "A" in loaded.getbands() or loaded.info.get("transparency") is not None:
         loaded = loaded.convert("RGBA")
         loaded = Image.alpha_composite(Image.new("RGBA", loaded.size, "white"), loaded)
     return loaded.convert("RGB")
+
+
+def to_8_bits(image: ImageInput, *, low: float = 0.0, high: float = 65535.0) -> Image.Image:
+    """A gray image of more than 8 bits (depth, medical, industrial) as one of 8 bits, mode L.
+
+    Args:
+        image: path, PIL image of mode I;16, I or F, or an array (H, W) of numbers.
+        low, high: values that become black and white; values between are scaled and rounded, others are clipped.
+
+    Raises:
+        ValueError: an image of several channels, values that are not finite, or low that is not below high.
+    """
+    if not low < high:
+        raise ValueError(f"low is {low} and high {high}: expected low below high")
+    if isinstance(image, str | os.PathLike | Image.Image):
+        values = np.asarray(_upright(image), dtype=np.float64)
+    else:
+        values = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image, dtype=np.float64)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ValueError(f"{_name(image)} has shape {values.shape}: expected a gray image (H, W) of finite numbers")
+    return Image.fromarray(np.rint((values - low) / (high - low) * 255).clip(0, 255).astype(np.uint8))
+
+
+def _name(image: ImageInput) -> str:
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "")
+        return f"image {name!r}" if name else "the PIL image"
+    return f"image file {os.fspath(image)!r}" if isinstance(image, str | os.PathLike) else "the array"
 
 
 def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
@@ -73,8 +107,11 @@ def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
 
 def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """Decodes a file or a lazily opened PIL image and applies its EXIF orientation; keeps the mode."""
-    name = "the PIL image" if isinstance(source, Image.Image) else f"image file {os.fspath(source)!r}"
+    name = "the PIL image" if isinstance(source, Image.Image) else _name(source)
     try:
+        if not isinstance(source, Image.Image) and os.path.exists(source) and not os.path.isfile(source):
+            if not os.path.isdir(source):  # a pipe or a device would be read for ever
+                raise ValueError(f"{name} is no regular file: expected the path of an image")
         if isinstance(source, Image.Image):
             return ImageOps.exif_transpose(source)
         with warnings.catch_warnings():
@@ -82,19 +119,44 @@ def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source) as opened:
                 if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-                    raise Image.DecompressionBombError
+                    raise ValueError(f"{name} has {opened.width} x {opened.height} pixels: {_limit()}")
                 return ImageOps.exif_transpose(opened)
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
+        if isinstance(error, ValueError) and str(error).startswith(name):
+            raise
+        if isinstance(error, Image.DecompressionBombError):
+            raise ValueError(f"{name} has too many pixels: {_limit()}") from error
         damaged = f"cannot be decoded ({error}): expected a complete image; it is truncated or damaged, replace it"
         raise ValueError(f"{name} {_FILE_PROBLEMS.get(type(error), damaged)}") from error
+
+
+def _limit() -> str:
+    limit = Image.MAX_IMAGE_PIXELS
+    return f"expected at most PIL.Image.MAX_IMAGE_PIXELS, {limit}; shrink it, or raise that limit for images that you trust"
 
 
 _FILE_PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist: expected the path of a local image; check the path",
     IsADirectoryError: "is a folder: expected the path of one image; pass a file inside it",
     UnidentifiedImageError: "is not an image that Pillow can read: expected JPEG, PNG, WebP or the like; convert the file",
-    Image.DecompressionBombError: "has too many pixels: expected at most PIL.Image.MAX_IMAGE_PIXELS; shrink it",
 }
+
+
+def _to_uint8(image: np.ndarray | torch.Tensor) -> str:
+    """How to make an array of numbers uint8, which depends on its values."""
+    cast = ".to(torch.uint8)" if isinstance(image, torch.Tensor) else ".astype(np.uint8)"
+    values = image.detach().cpu().float().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if values.dtype.kind not in "biuf" or not values.size or not np.isfinite(values).all():
+        return "it holds values that are no finite numbers: repair it"
+    least, most = float(values.min()), float(values.max())
+    shown = f"its values are in {least:.4g}..{most:.4g}"
+    if least < 0:
+        return f"{shown}: pixels before normalization, without negative values, are needed"
+    if most <= 1:
+        return f"{shown}: convert them by (image * 255).round(){cast}"
+    if most <= 255:
+        return f"{shown}: convert them by image{'.round()' if values.dtype.kind == 'f' else ''}{cast}"
+    return f"{shown}: scale a gray image by vlm_vision.preprocess.images.to_8_bits(image, high=...)"
 
 
 def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
@@ -103,10 +165,7 @@ def _from_array(image: np.ndarray | torch.Tensor) -> Image.Image:
     dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
     description = f"the {'torch tensor' if is_torch else 'numpy array'} of dtype {dtype} and shape {shape}"
     if dtype != "uint8":
-        convert = "(image * 255).round()" + (".to(torch.uint8)" if is_torch else ".astype(np.uint8)")
-        raise ValueError(
-            f"{description} is not an 8-bit image: expected uint8 in 0..255; convert values in 0..1 by {convert}"
-        )
+        raise ValueError(f"{description} is not an 8-bit image: expected uint8 in 0..255; {_to_uint8(image)}")
     channels = 1 if image.ndim == 2 else shape[0 if is_torch else -1] if image.ndim == 3 else None
     if channels not in (1, 3, 4):
         layout, reorder = ("(C, H, W)", "permute(2, 0, 1)") if is_torch else ("(H, W, C)", "transpose(1, 2, 0)")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
+from vlm_vision.preprocess.checks import STATISTICS, bounded, check_name, checked, is_factor, whole_number
 from vlm_vision.preprocess.images import ImageInput, load_images
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
@@ -159,8 +159,8 @@ class Preprocess:
             object.__setattr__(self, "crop", checked("crop", self.crop, operator.index, 2, lambda n: n >= 1, pixels))
         factor = "finite numbers, a factor not zero"
         object.__setattr__(self, "rescale", *checked("rescale", [self.rescale], float, 1, is_factor, factor))
-        object.__setattr__(self, "mean", checked("mean", self.mean, float, 3, math.isfinite, factor))
-        object.__setattr__(self, "std", checked("std", self.std, float, 3, is_factor, factor))
+        for field, (valid, kind) in STATISTICS.items():
+            object.__setattr__(self, field, checked(field, getattr(self, field), float, 3, valid, kind))
         darkest = -1 if self.multiple and self.resize != "letterbox" else 0  # Inkling 2 fills up with one below black
         color = checked("fill", self.fill, float, 3, lambda c: darkest <= c <= 255, f"numbers in {darkest}..255")
         if self.resize == "letterbox" or all(value == int(value) for value in color):
@@ -275,7 +275,9 @@ class Preprocess:
         if self.resize == "none":
             pixels = np.asarray(image)
         else:
-            pixels = resize_array(image, self.resized(height, width), self.resample, self.kernel)
+            pixels = resize_array(
+                image, bounded(self.resized(height, width), height, width), self.resample, self.kernel
+            )
         if self.resize == "letterbox":  # a bar is whole pixels, so that the square may lack one
             pixels = crop_array(pixels, self.resize_to, self.fill, "half_even")
         if self.resize == "padded_area":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_vision.files import read_json
+from vlm_vision.files import read_json, shown
 
 FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -39,10 +39,10 @@ class Statistics:
                 values = np.asarray(field, dtype=bool if name == "mask" else np.float64).reshape(-1)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"{name} of the statistics is {field!r}: expected one number for each dimension"
+                    f"{name} of the statistics is {shown(field)}: expected one number for each dimension"
                 ) from None
             if name != "mask" and not np.isfinite(values).all():
-                raise ValueError(f"{name} of the statistics is {values.tolist()}: expected finite numbers")
+                raise ValueError(f"{name} of the statistics is {shown(values.tolist())}: expected finite numbers")
             object.__setattr__(self, name, values)
             lengths[name] = len(values)
         if len(set(lengths.values())) != 1:

@@ -14,6 +14,7 @@ from vlm_vision.robot.policy import Policy
 from vlm_vision.serve.admission import RateLimits, check_token
 from vlm_vision.serve.batching import Answer, Batcher
 from vlm_vision.serve.errors import RequestError
+from vlm_vision.serve.journal import Journal
 from vlm_vision.serve.key_map import KeyMap
 from vlm_vision.serve.metrics import Metrics
 from vlm_vision.serve.settings import ServerSettings
@@ -32,9 +33,16 @@ class RequestHandler:
         self.spec, self.settings, self.metrics = policy.spec, settings, Metrics()
         self.keys = KeyMap.of(policy.spec, settings.keys)
         self.batcher = Batcher(policy, settings, self.metrics)
+        self.journal = Journal()
         self._rates = RateLimits(settings.rate)
         self._in_flight, self._idle = 0, asyncio.Event()
         self._idle.set()
+
+    def refused(self, protocol: str, connection: HTTPConnection, error: RequestError) -> None:
+        """Count a refusal, and log it."""
+        self.metrics.request(protocol, error.status)
+        address = connection.client.host if connection.client else "unknown"
+        self.journal.write(f"{address} {protocol}: refused with {error.status}: {str(error)[:300]}")
 
     async def admit(self, connection: HTTPConnection) -> None:
         """Let a client pass that has the token and stays within the rate; wrong tokens count too.

@@ -119,7 +119,14 @@ class KeyMap:
 def _image(camera: str, value: object) -> np.ndarray:
     """(H, W, C); from (3, H, W) too, which openpi's ALOHA client sends, where it can be nothing else."""
     if not isinstance(value, np.ndarray):
-        raise ValueError(f"camera {camera} is of type {type(value).__name__}: expected a uint8 array (H, W, 3)")
+        raise ValueError(
+            f"camera {camera} is of type {type(value).__name__}: expected a uint8 array (H, W, 3), which is written in JSON as "
+            '{"__numpy__": base64 of its bytes, "dtype": "|u1", "shape": [H, W, 3]}, in msgpack as openpi\'s client does'
+        )
+    if value.ndim == 4:
+        raise ValueError(
+            f"camera {camera} has an image of shape {value.shape}, whose first axis is a batch: send one image (H, W, 3), image[0]"
+        )
     if value.ndim == 3 and value.shape[0] == 3 and value.shape[2] not in (1, 3, 4):
         value = value.transpose(1, 2, 0)
     short, long = min(value.shape[:2], default=0), max(value.shape[:2], default=0)

@@ -90,6 +90,7 @@ def _config(handler: RequestHandler) -> uvicorn.Config:
 
     class Http(GuardedHttp):
         stall_s, max_connections = settings.stall_s, settings.max_connections
+        max_per_address = settings.max_per_address
 
     class Websocket(GuardedWebsocket):
         stall_s = settings.stall_s

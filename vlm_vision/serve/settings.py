@@ -25,6 +25,8 @@ class ServerSettings:
         max_wait_ms: how long the first of a batch waits for others while the policy is idle.
         max_queue: observations that may wait; more are refused.
         max_connections: open at once, and from one address half of them, open websockets aside; more are refused.
+        max_per_address: open at once from one address, websockets included; more are refused, so that one client leaves
+            others room.
         max_message_mb: size of one message, in 2**20 bytes.
         rate: requests a second from one address, over websockets and HTTP together, those without the token and the opening
             of a websocket included; that many may come at once.
@@ -45,13 +47,14 @@ class ServerSettings:
     max_wait_ms: float = 2.0
     max_queue: int = 64
     max_connections: int = 64
+    max_per_address: int = 32
     max_message_mb: float = 16.0
     rate: float = 100.0
     stall_s: float = 10.0
     grace_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "max_connections"):
+        for name in ("max_batch", "max_queue", "max_connections", "max_per_address"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("max_message_mb", "rate", "stall_s"):

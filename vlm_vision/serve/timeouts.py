@@ -55,6 +55,7 @@ class GuardedHttp(_TimedProtocol, H11Protocol):
 
     stall_s: float
     max_connections: int
+    max_per_address: int
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -62,6 +63,9 @@ class GuardedHttp(_TimedProtocol, H11Protocol):
         self._leaving = _Deadline(self.loop, self.stall_s, transport.abort)
         if len(self.connections) > self.max_connections:
             self._refuse(503, f"{self.max_connections} connections are open, the largest number: try again later")
+        elif self._of_address(self.connections) > self.max_per_address:
+            most = f"{self.max_per_address} connections of this address are open"
+            self._refuse(503, f"{most}, the largest number (--max-per-address): close some, or try again later")
         elif self._neighbors > (most := max(self.max_connections // 2, 1)):
             self._refuse(
                 503, f"{most} connections of this address are open, the largest number over HTTP: try again later"
@@ -83,9 +87,11 @@ class GuardedHttp(_TimedProtocol, H11Protocol):
     def _neighbors(self) -> int:
         """Connections from this address, this one included, that may be of a client without the token."""
         known = {one for one in self.connections if isinstance(one, GuardedWebsocket) and one.handshake_complete}
-        unknown: set[Any] = self.connections - known
-        hosts = [one.client and one.client[0] for one in unknown]
-        return hosts.count(self.client and self.client[0])
+        return self._of_address(self.connections - known)
+
+    def _of_address(self, connections: set[Any]) -> int:
+        """Number of those from this address."""
+        return [one.client and one.client[0] for one in connections].count(self.client and self.client[0])
 
     def _watch(self) -> None:
         state, rest = self.conn.their_state, self.conn.trailing_data[0]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
 from vlm_vision.files import read_json, whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
 
@@ -59,6 +60,7 @@ def save_adapter(wrapped: nn.Module, folder: str | Path) -> None:
         (staging / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         write_json(staging / SIDECAR, about)
         write_card(staging, _card(model, about))
+        write_manifest(staging)
 
 
 def _card(model: VisionLanguageModel, about: dict[str, Any]) -> Card:
@@ -94,6 +96,11 @@ def load_adapter(model: VisionLanguageModel, folder: str | Path) -> nn.Module:
         ValueError: another base than the adapter's, one that it is merged into, other preprocessing, or a damaged folder.
     """
     folder = Path(folder)
+    if (folder / "adapter_config.json").is_file() and not (folder / SIDECAR).is_file():
+        raise ValueError(
+            f"{folder} has no {SIDECAR}, which save_adapter writes with fingerprints of the base and its preprocessing: peft "
+            "itself wrote the folder; load it with PeftModel.from_pretrained, which does not compare the base"
+        )
     about, config = read_json(folder / SIDECAR), read_json(folder / "adapter_config.json")
     unwrapped(model)
     if any(isinstance(module, LoraLayer) for module in model.modules()):

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from vlm_vision.files import one_line
 from vlm_vision.train.layers import check_keys, read_layers, replace_choices
 from vlm_vision.train.settings import RENAMED
 
@@ -45,7 +46,10 @@ def parse_config(kind: type[S], name: str, about: str | None, arguments: list[st
     try:
         settings = parser.instantiate(parser.parse_args([argument for layer in layers for argument in layer.arguments]))
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        text = " ".join(str(error).split())
+        raise ValueError(
+            text.replace("Expected a <class 'dict'>", 'expected a map such as {"NAME": "VALUE"}')
+        ) from None
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             log.info(note)
@@ -105,5 +109,5 @@ def run_cli(name: str, job: Callable[[], object]) -> None:
     try:
         job()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Preparation of a recipe that trains on conversations: the data, the model, patch tokens on disk."""
+"""Preparation of a recipe that trains on conversations: the model, patch tokens on disk."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -6,24 +6,16 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.tokens.training.build import build_features, has_one_tap
 from vlm_vision.tokens.training.features import StoredFeatures
 from vlm_vision.train.packing import check_packing
-from vlm_vision.train.settings import ConversationData, ConversationSettings, VlmSettings
+from vlm_vision.train.settings import ConversationSettings, VlmSettings
 from vlm_vision.train.stored_tokens import stored_features
 from vlm_vision.train.vlm import build_vlm
 from vlm_vision.vlm.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)
-
-
-def read_data(data: ConversationData) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Conversations to train on, and to measure on; the second list may be empty."""
-    train = read_conversations(data.train, images=data.images, split=data.train_split)
-    test = read_conversations(data.test, images=data.images, split=data.test_split) if data.test else []
-    return train, test
 
 
 def build_model(

@@ -20,6 +20,9 @@ COMMAND_LINE = "the command line"
 _COMMANDS = ("help", "print_config", "config")
 """Flags of the parser itself."""
 
+_ELSEWHERE = {"device": "accelerate chooses it: hide GPUs with CUDA_VISIBLE_DEVICES, or set ACCELERATE_USE_CPU=true"}
+"""What is no setting -> where it is chosen."""
+
 Nested = dict[str, Any]
 
 
@@ -138,7 +141,7 @@ def _check(layer: Layer, values: Nested, group: type, path: str) -> None:
         if key not in hints:
             if layer.name == COMMAND_LINE and not path and key in _COMMANDS:
                 continue
-            near = did_you_mean(key, hints)
+            near = f"; {_ELSEWHERE[key]}" if key in _ELSEWHERE else did_you_mean(key, hints)
             what = f"field of {path}" if is_typeddict(group) else "setting of this recipe"
             raise ValueError(f"{layer.name} has {layer.prefix}{name}, which is not a {what}{near}")
         for inner in _groups(hints[key]):

@@ -59,6 +59,8 @@ class Training:
     (Chowdhery et al. 2022, appendix B; recomputation counts) among the figures; 0 for none. An H100 has 989 in bf16."""
     tracker: str = "tensorboard"
     """Experiment tracker: "none" or any that accelerate knows. TensorBoard's files are in `out`/logs."""
+    overwrite: bool = False
+    """Train again where `out` holds a finished run with other settings, whose model is then replaced."""
     seed: int = 0
     """Seed of everything that is random: new weights, the order of samples, augmentation, dropout."""
 
@@ -77,17 +79,19 @@ class Training:
         """Settings that must be equal when a stopped run resumes, as YAML and JSON write them."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:
-            data = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+            data = plain["data"].items()
             plain["data"] = {
-                name: value for name, value in data.items() if value or name != "tokens"
-            }  # newer than some runs
+                name: value for name, value in data if name not in _FREE_DATA and (value or name not in _LATER)
+            }
         return {name: value for name, value in plain.items() if name not in _FREE}
 
 
-_FREE = ("out", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
+_FREE = ("out", "overwrite", "feature_folder", "checkpoint_every", "workers", "log_every", "peak_tflops", "tracker")
 """Settings that do not change the training result; those that begin with eval do not either."""
-_FREE_DATA = ("cache", "cache_gb", "memory")
+_FREE_DATA = ("cache", "cache_gb", "memory", "check_images")
 """Settings of the data that do not change the training result."""
+_LATER = ("state", "action", "leave_out", "tokens")
+"""Settings of the data that runs of version 0.1.0 do not have, which are as before where they are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +222,15 @@ class ConversationData:
     tokens: str = ""
     """Token store with the patch tokens of all images, written by `vlm-vision tokens` with the encoder of the run, which is then
     not loaded for training; empty to encode the images."""
+    leave_out: float = 0.0
+    """Largest share of bad records that may be left out: with missing or broken images, of no known form, or too long for
+    `max_length`. 0 for none, so that the first one stops the run before it trains."""
+    check_images: Literal["headers", "decode"] = "headers"
+    """Check of images before training: headers, or decode each in full, which finds damage behind the header."""
+
+    def __post_init__(self):
+        if not 0 <= self.leave_out <= 1:
+            raise ValueError(f"data.leave_out is {self.leave_out}: expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

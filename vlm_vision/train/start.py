@@ -1,5 +1,6 @@
 """The start of a run: the processes, the seed and the run's folder."""
 
+import json
 import logging
 from datetime import timedelta
 from pathlib import Path
@@ -50,9 +51,34 @@ def start_run(settings: Training) -> Accelerator:
         raise ValueError(f"mixed_precision fp16 does not work on {accelerator.device.type}: choose bf16 or no")
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    _check_finished(settings)
     set_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    if settings.overwrite and accelerator.is_main_process:
+        (out / "metrics.json").unlink(missing_ok=True)
     return accelerator
+
+
+def _check_finished(settings: Training) -> None:
+    """Raise ValueError where `out` holds a finished run with other settings, unless it may be overwritten."""
+    out = Path(settings.out)
+    if settings.overwrite or not (out / "metrics.json").is_file() or not (out / "config.yaml").is_file():
+        return
+    try:
+        before = yaml.safe_load((out / "config.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return
+    now = json.loads(json.dumps(settings.resume_fields()))
+    for name, value in now.items() if isinstance(before, dict) else ():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            old = {key: old.get(key) for key in value}
+        if name in before and json.loads(json.dumps(old)) != value:
+            raise ValueError(
+                f"{out} belongs to another run: {name} was {str(old)[:80]} and is {str(value)[:80]}; it is finished, so choose another "
+                "output folder, or pass --overwrite true to replace it"
+            )
 
 
 def write_config(settings: Training) -> None:

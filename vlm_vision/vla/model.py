@@ -1,7 +1,7 @@
 """`VisionLanguageActionModel`: a `VisionLanguageModel` with an action head, its normalization, its files."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vlm_vision.checkpoints.hf.card import IMAGE, Card, count, write_card
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
+from vlm_vision.manifest import write_manifest
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, choose_statistics, read_statistics
@@ -192,13 +193,14 @@ class VisionLanguageActionModel(nn.Module):
         if not isinstance(self.vlm, VisionLanguageModel):
             raise ValueError("the model has adapters: merge them first, see vlm_vision.train.adapters.merge")
         with whole(Path(folder)) as staging:
-            self.vlm.save_pretrained(staging)
+            self.vlm.write_parts(staging)
             own = {f"{name}.{key}": value for name, part in self._own() for key, value in part.state_dict().items()}
             save_file({name: value.contiguous() for name, value in own.items()}, staging / WEIGHTS)
             named = {name: {key: one.to_dict() for key, one in held.items()} for name, held in self.statistics.items()}
             write_json(staging / STATISTICS, named)
             write_json(staging / POLICY, self.to_dict())
             write_card(staging, self._card(self.vlm.card()))
+            write_manifest(staging)
 
     def _card(self, card: Card) -> Card:
         """The policy's card, from that of its vision-language model."""
@@ -288,6 +290,10 @@ print(actions)
             raise ValueError(f"{folder} has a {POLICY} but no {WEIGHTS}: download the whole folder")
         files = WeightFiles(path)
         held = {name: files.get(name) for name in files.shapes}
+        if bad := [name for name, one in held.items() if not one.is_floating_point() or not one.isfinite().all()]:
+            raise ValueError(
+                f"{path}: {bad[0]} holds other values than finite floating point numbers: save the policy again"
+            )
         for name, part in self._own():
             own = {key.removeprefix(f"{name}."): held.pop(key) for key in [*held] if key.startswith(f"{name}.")}
             try:
@@ -311,11 +317,13 @@ def _read_policy(folder: Path) -> dict[str, Any]:
         )
     told = read_json(path)
     try:
+        if lacking := {field.name for field in fields(PolicySpec)} - told["spec"].keys() - {"action_names", "fps"}:
+            raise ValueError(f"{path} is damaged (its spec lacks {', '.join(sorted(lacking))}): restore the file")
         kept = {name: told[name] for name in ("normalization", "prompt", "lead_ids")}
         head = {"name": told["head"]["name"], **told["head"]}
         return kept | {"head": head, "spec": PolicySpec(**told["spec"]), "crop_config": CropConfig(**told["sight"])}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore the file") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): restore the file") from None
 
 
 def insert_token(embeds: Tensor, mask: Tensor, token: Tensor, *, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,18 @@
 """Recordings of one robot, in one or several data sets, as training data."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vlm_vision.data.lerobot import RobotDataset
+from vlm_vision.data.lerobot.mapping import number_features
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, join_names
 from vlm_vision.robot.window import Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Recordings(Sequence[Window]):
             raise ValueError(
                 f"the data sets are of different robots ({details}): train on each separately, or use equal camera names"
             )
+        if self.read_state:
+            for name, one in self.datasets.items():
+                self._check_state(name, one)
         named = {name: one.action_names for name, one in self.datasets.items() if one.action_names}
         if len(set(named.values())) > 1:
             details = "; ".join(f"{name}: {', '.join(names)}" for name, names in named.items())
@@ -80,20 +87,17 @@ class Recordings(Sequence[Window]):
 
     @property
     def statistics(self) -> Named:
-        """Statistics of the data sets, with a mask where numbers of an action are not normalized.
+        """Exact statistics of these recordings, with a mask where numbers of an action are not normalized.
+
+        They are computed from the numbers: the quantiles that LeRobot stores with a data set are means over its episodes.
 
         Raises:
-            ValueError: none of the action, or numbers to leave alone that an action does not have.
+            ValueError: numbers to leave alone that an action does not have.
         """
         found: Named = {}
         for name, one in self.datasets.items():
             wanted = ["action", "observation.state"] if self.read_state else ["action"]
-            found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
-            if "action" not in found[name]:
-                raise ValueError(
-                    f"the statistics of {one.folder} are of {join_names(one.statistics) or 'nothing'}, expected those of the action too: download "
-                    "meta/stats.json again"
-                )
+            found[name] = {key: one.measured(key) for key in wanted if key in one.features}
             action = found[name]["action"]
             mask = np.ones(action.dim, dtype=bool)
             if bad := [number for number in self.raw_actions if not 0 <= number < action.dim]:
@@ -101,6 +105,19 @@ class Recordings(Sequence[Window]):
             mask[list(self.raw_actions)] = False
             found[name]["action"] = replace(action, mask=None if mask.all() else mask)
         return found
+
+    @staticmethod
+    def _check_state(name: str, one: RobotDataset) -> None:
+        """Raise ValueError for a data set whose state may be under another name; warn where it has none."""
+        if "observation.state" in one.features:
+            return
+        others = [other for other in number_features(one.info) if not other.startswith(("action", "next."))]
+        if others:
+            raise ValueError(
+                f"data set {name} has no observation.state to read, and the features {join_names(others)}: set data.state to "
+                "the ones that are the state, or data.read_state to false"
+            )
+        log.warning("data set %s has no state: the policy reads none", name)
 
     def _robot(self, one: RobotDataset) -> tuple[tuple[str, ...], int, int, float]:
         """Cameras, numbers of action and of state, moments in a second."""

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoProcessor, PreTrainedConfig
 
 import projectors
+from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.hub import hub_id
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
@@ -40,6 +42,7 @@ class LoadingMixin:
                 f"{pretrained_model_name_or_path} holds a {kind} model, expected one saved by VisionLanguageModel, LLaVA or "
                 "Prismatic"
             )
+        check_saved(Path(pretrained_model_name_or_path))
         wants_info, forgiving = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         try:
             loaded: Any = super().from_pretrained(  # type: ignore[misc]
@@ -59,6 +62,7 @@ class LoadingMixin:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} has {kind.replace('_', ' ')}: {names}; save the model again"
                 )
+        check_finite(model, pretrained_model_name_or_path)
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
             origin = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
@@ -97,6 +101,26 @@ class LoadingMixin:
             module._is_hf_initialized = True  # type: ignore[assignment]  # keeps post_init from touching weights
         made: Any = cls
         return made(config, encoder=encoder, projector=projector, language_model=llm)
+
+
+def check_saved(folder: Path) -> None:
+    """Raise ValueError for a saved folder with an adapter, or with weights that are whole numbers, which would be cast."""
+    if not (folder / "config.json").is_file():
+        return
+    checkpoint = Checkpoint(folder)
+    checkpoint.check_no_adapter()
+    if "quantization_config" in checkpoint.config or not any(folder.glob("model*.safetensors*")):
+        return
+    for name, dtype in checkpoint.weights.dtypes.items():
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"{folder}: {name} holds {dtype}, expected floating point numbers: save the model again")
+
+
+def check_finite(model: nn.Module, source: object) -> None:
+    """Raise ValueError for a model with weights that are not finite."""
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"{source}: {name} holds values that are not finite: load another checkpoint")
 
 
 def describe(

@@ -21,8 +21,9 @@ from transformers.utils.import_utils import is_tracing
 import projectors
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.encoder import Encoder
-from vlm_vision.files import CARD, check_folder
+from vlm_vision.files import CARD, check_folder, whole
 from vlm_vision.fused import FusedEncoder
+from vlm_vision.manifest import renew_manifest, write_manifest
 from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.deepstack import DeepStack, check_deepstack, deep_levels
@@ -30,6 +31,7 @@ from vlm_vision.vlm.generation import LanguageMixin
 from vlm_vision.vlm.image_processor import VisionLanguageImageProcessor, encoder_from_dict
 from vlm_vision.vlm.layout import Layout, Native, Whole, layout_from_dict
 from vlm_vision.vlm.loading import LoadingMixin, describe
+from vlm_vision.vlm.merge_adapter import merge_adapters
 from vlm_vision.vlm.processor import IMAGE_TOKEN, PLAIN_TEMPLATE, VisionLanguageProcessor, with_image_token
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
 from vlm_vision.vlm.vision import Newline, VisionMixin, active_peft_copy
@@ -99,7 +101,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
 
         Args:
             encoder: from `vlm_vision.load`; used as it is, not copied.
-            llm: an `AutoModelForCausalLM`; used as it is. Its embeddings grow if `<image>` or another token of the tokenizer
+            llm: an `AutoModelForCausalLM`; used as it is, but an adapter that transformers loaded into it is merged. Its embeddings grow if `<image>` or another token of the tokenizer
                 has no row.
             projector: a name of `projectors.build`, or a projector of fitting widths.
             tokenizer: the language model's; a copy of it gets `<image>` and, if it has none, a padding token.
@@ -137,6 +139,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
             )
         if layout is not None and not isinstance(layout, Layout):
             raise ValueError(f"layout is {layout!r}, expected Whole(), AnyRes(pinpoints) or Native(max_patches)")
+        merge_adapters(llm)
         tokenizer = with_image_token(tokenizer)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         words: Any = llm.get_input_embeddings()
@@ -320,22 +323,36 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self.encoder = encoder
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`.
+        """Write model, processor, model card and manifest, whole or not at all; the Auto classes load the folder after
+        `import vlm_vision`.
 
         Raises:
-            ValueError: the encoder has no weights, as its tokens are read from a store.
+            ValueError: `save_directory` is a file, or the encoder has no weights, as its tokens are read from a store.
+            OSError: no room or no permission to write; what was in the folder is unchanged.
         """
         check_folder(save_directory)
         if next(self.encoder.parameters(), None) is None:
             raise ValueError(
                 "the encoder of this model has no weights: set model.encoder to the one that is to be saved"
             )
-        self._describe_parts()
         super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            if self.processor is not None:
-                self.processor.save_pretrained(save_directory)
-            write_card(save_directory, self.card())
+
+    def write_folder(self, folder: Path, **kwargs: Any) -> None:
+        if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, and writes nothing
+            self._describe_parts()
+            super().write_folder(folder, **kwargs)
+            return
+        with whole(folder) as staging:
+            self.write_parts(staging, **kwargs)
+            write_manifest(staging)
+
+    def write_parts(self, folder: Path, **kwargs: Any) -> None:
+        """Write all that `save_pretrained` writes but the manifest, directly into a folder."""
+        self._describe_parts()
+        super().write_folder(folder, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        write_card(folder, self.card())
 
     def card(self) -> Card:
         """The model card of a folder that `save_pretrained` writes."""
@@ -354,6 +371,7 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
     def _upload_modified_files(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, whose `push_to_hub` writes its form over the model card: with the card."""
         put_card_back(Path(working_dir) / CARD, self.card())
+        renew_manifest(working_dir, CARD)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 

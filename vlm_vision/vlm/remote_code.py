@@ -49,11 +49,15 @@ class RemoteCodeMixin:
         """As in transformers; what goes to the Hub is all that a folder gets."""
         upload = {name: kwargs.pop(name) for name in _UPLOAD if name in kwargs}
         repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        if kwargs.get("is_main_process", True) and self.note_auto_map(getattr(self, "config", self)):
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            (Path(save_directory) / f"{MODULE}.py").write_text(CODE)
-        written = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        written = self.write_folder(Path(save_directory), *args, **kwargs)
         if push_to_hub:
             shards = {name: size for name, size in kwargs.items() if name == "max_shard_size"}
             self.push_to_hub(repo_id, **upload, **shards)  # type: ignore[attr-defined]
         return written
+
+    def write_folder(self, folder: Path, *args: Any, **kwargs: Any) -> Any:
+        """As `save_pretrained` of transformers, with the file that imports the class."""
+        if kwargs.get("is_main_process", True) and self.note_auto_map(getattr(self, "config", self)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{MODULE}.py").write_text(CODE)
+        return super().save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]

@@ -6,7 +6,10 @@ Nothing is unpickled; sizes are taken from the array headers before anything is 
 
 import math
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,13 @@ from torch import Tensor
 
 _DTYPES = {"float32", "float16", "float64", "bfloat16"}
 _BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16: jax's arrives as two opaque bytes
+
+
+_DAMAGE = (
+    ValueError, TypeError, SyntaxError, EOFError, OSError, RecursionError, MemoryError, NotImplementedError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""Errors of numpy and zipfile on damaged members."""
 
 
 class NpzFile:
@@ -36,7 +46,7 @@ class NpzFile:
                 raise ValueError(f"{path} unpacks from {on_disk} to {size} bytes: expected a file of weights")
             for member in members:
                 self._arrays[_plain(member.filename.removesuffix(".npy"))] = (member.filename, self._shape(member))
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{path} is not a complete npz file ({error}): download it again") from None
         self._split = {name: home for stored in self._arrays for name, home in self._blocks(stored).items()}
         self.shapes = {
@@ -46,8 +56,11 @@ class NpzFile:
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         """The array called `name` as PyTorch lays it out."""
         stored, index = self._split[name]
-        with self._zip.open(self._arrays[stored][0]) as file:
-            array = npy.read_array(file, allow_pickle=False)
+        try:
+            with self._zip.open(self._arrays[stored][0]) as file:
+                array = npy.read_array(file, allow_pickle=False)
+        except _DAMAGE as error:
+            raise ValueError(f"{self.path}: {stored} is damaged ({error}): download it again") from None
         array = array[index] if index is not None else array
         whole = np.ascontiguousarray(array)
         if whole.dtype == _BFLOAT16:
@@ -79,7 +92,7 @@ class NpzFile:
                 version = npy.read_magic(file)
                 read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
                 shape, _, dtype = read(file)
-            except ValueError as error:
+            except _DAMAGE as error:
                 raise ValueError(
                     f"{self.path}: {member.filename} is not a numpy array ({error}): use the original file"
                 ) from None

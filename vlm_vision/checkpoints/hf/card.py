@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vlm_vision.files import CARD, CARD_MARK, is_own_card
+from vlm_vision.manifest import renew_manifest
 
 IMAGE = 'image = Image.linear_gradient("L").convert("RGB")  # or Image.open("photo.jpg")'
 """Line of the Python blocks that makes an image without a file."""
@@ -96,6 +97,7 @@ def record_training(
         "\n".join(f"- {name}: {value}" for name, value in trained.items()) or _NOT_STATED,
     )
     path.write_text(_with_section(text, "Figures", f"{table}\n\n{remark}".strip()), encoding="utf-8")
+    renew_manifest(folder, CARD)
 
 
 def encoder_card(state: dict[str, Any], model: nn.Module, base_models: Sequence[str], *, format: str) -> Card:

@@ -20,7 +20,8 @@ from vlm_vision.checkpoints.keys import Key
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource, read_state_dict
 from vlm_vision.checkpoints.weights import overwrite
-from vlm_vision.files import new_folder, whole
+from vlm_vision.files import MANIFEST, new_folder, whole
+from vlm_vision.manifest import renew_manifest
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -79,12 +80,13 @@ def save_into(
         changed.setdefault(checkpoint.weights.files[name].name, {})[name] = tensor
     with whole(out) if in_place else new_folder(out) as staging:
         if in_place:
-            for file in changed:
+            for file in [*changed, *([MANIFEST] if checkpoint.has(MANIFEST) else [])]:
                 shutil.copyfile(into / file, staging / file)
         else:
             _copy(into, staging)
         for file, contents in changed.items():
             overwrite(staging / file, contents)
+            renew_manifest(staging, file)
     others = sorted(file.name for file in out.iterdir() if file.suffix in _WEIGHTS and file.name not in changed)
     read = {file.name for file in checkpoint.weights.files.values()}
     if stale := [name for name in others if name not in read]:

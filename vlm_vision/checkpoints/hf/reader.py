@@ -41,6 +41,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         ValueError: an unknown model_type, several towers or none, a config.json with wrong values.
     """
     only(checkpoint, hints, "part")
+    checkpoint.check_no_adapter()
     family, fields, whole = _vision_config(checkpoint)
     weights = checkpoint.weights
     prefix = _prefix(checkpoint, family, hints)

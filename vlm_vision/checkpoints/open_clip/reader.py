@@ -1,5 +1,6 @@
 """open_clip folders (`open_clip_config.json` and weights) and bare state dicts: CLIP towers, and timm trunks (SigLIP)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only
 from vlm_vision.checkpoints.weights import STEMS, SUFFIXES, WeightFiles
+from vlm_vision.files import read_json
 from vlm_vision.nn.config import Pool, ViTConfig
 
 Json = dict[str, Any]
@@ -41,6 +43,10 @@ def recognises(checkpoint: Checkpoint) -> bool:
 def own_weights(checkpoint: Checkpoint) -> WeightFiles:
     """open_clip's file where the folder also has that of transformers, as on the hub."""
     own = [name for name in STEMS if name.startswith("open_clip") and checkpoint.has(name)]
+    if not own and not any(checkpoint.has(name) or checkpoint.has(f"{name}.index.json") for name in STEMS):
+        own = sorted(file.name for file in checkpoint.path.glob("*.pt"))  # of open_clip's own training: epoch_3.pt
+        if len(own) > 1:
+            raise ValueError(f"{checkpoint} holds {', '.join(own[:5])}: pass the path of one of them")
     return checkpoint.weights_in(own[0]) if own else checkpoint.weights
 
 
@@ -96,6 +102,8 @@ def described_by(path: Path, weights: WeightFiles, hints: Hints) -> Json:
     Raises:
         ValueError: no architecture is passed.
     """
+    if hints.architecture is None and (path.parent / CONFIG).is_file():
+        return read_json(path.parent / CONFIG)
     if hints.architecture is None:
         raise ValueError(
             f"{path} is a state dict of open_clip that does not state its activation: pass "
@@ -103,8 +111,23 @@ def described_by(path: Path, weights: WeightFiles, hints: Hints) -> Json:
             f"folder with {CONFIG}"
         )
     if any(name.endswith(LANDMARKS[1:]) for name in weights.shapes):
-        return {"model_cfg": {"vision_cfg": {"timm_model_name": hints.architecture}}}
+        name = _timm_name(hints.architecture)
+        if "siglip" not in name:
+            return {"model_cfg": {"vision_cfg": {"timm_model_name": name}}}
+        half = [0.5] * 3
+        preprocess = {"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "squash"}
+        vision = {"timm_model_name": name, "timm_pool": "map"}
+        return {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": preprocess}
     return {"model_cfg": {"quick_gelu": "quickgelu" in hints.architecture, "vision_cfg": {}}}
+
+
+def _timm_name(architecture: str) -> str:
+    """timm's name of the tower of an open_clip model: "ViT-B-16-SigLIP-256" -> vit_base_patch16_siglip_256."""
+    match = re.fullmatch(r"ViT-(B|L|SO400M|gopt)-(\d+)-SigLIP2?(?:-i18n)?(?:-(\d+))?", architecture)
+    if match is None:
+        return architecture
+    sizes = {"B": "base", "L": "large", "SO400M": "so400m", "gopt": "giantopt"}
+    return f"vit_{sizes[match[1]]}_patch{match[2]}_siglip_{match[3] or 224}"
 
 
 def _trunk(path: Path, stem: str, vision: Json, preprocess: Json, weights: WeightFiles, hints: Hints) -> Tower:

@@ -13,7 +13,9 @@ The family of a file follows from its content, in this order:
 | a ViT with a head, attention pooling or a norm before the blocks | timm: `architecture` must state which |
 """
 
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
+from vlm_vision.checkpoints.timm.preprocess import usual_cfg
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights
 from vlm_vision.checkpoints.weights import SUFFIXES, WeightFiles
 from vlm_vision.nn.config import ViTConfig
@@ -59,15 +62,16 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         spellings=timm_layout.IN_CHUNKS,
     )
     if hints.architecture is not None:
-        return [timm.tower(str(path), part, hints.architecture, {}, {}, hints)]
+        return [timm.tower(str(path), part, hints.architecture, {}, usual_cfg(hints.architecture), hints)]
     names = set(weights.shapes)
     family = _family(path, prefix, names)
     if family in ("vit_mae",) and f"{prefix}decoder_embed.weight" in names:
         part = TowerWeights(part, ignored=lambda name: name == "mask_token")  # the decoder's
     try:
-        fields = timm_layout.fields(part.shapes)
+        fields = timm_layout.fields(part.shapes, image_size=_native_size(path, part.shapes, hints))
         if f"{prefix}rope_embed.periods" in names:
             fields["rope_base"] = _rope_base(weights.get(f"{prefix}rope_embed.periods").float())
+        _check_whole(family, fields, names, prefix)
         config = _config(path, family, fields, _num_heads(path, fields["embed_dim"], names, weights, prefix, hints))
         table = timm_layout.key_table(config, part.shapes)
     except MALFORMED_ERRORS as error:
@@ -85,6 +89,28 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
         preprocess=_preprocess(family, config),
     )
     return [tower]
+
+
+def _native_size(path: Path, shapes: Mapping[str, tuple[int, ...]], hints: Hints) -> tuple[int, int] | None:
+    """(height, width) in pixels of the position table: None for a square one, else the requested size, if that fits it.
+
+    Raises:
+        ValueError: a table that may be square, or of the requested size.
+    """
+    patch, size = shapes.get("patch_embed.proj.weight"), hints.image_size
+    if size is None or patch is None or "pos_embed" not in shapes or len(patch) != 4:
+        return None
+    rows, columns = size[0] // patch[2], size[1] // patch[2]
+    prefix = int("cls_token" in shapes)
+    own = shapes["pos_embed"][1] - rows * columns
+    if rows == columns or own not in (0, prefix, prefix + int("dist_token" in shapes)):
+        return None
+    if (side := math.isqrt(rows * columns)) ** 2 == rows * columns:
+        raise ValueError(
+            f"{path}: its position table is of {side}x{side} patches, or of {rows}x{columns} as image_size asks for: load it "
+            "without image_size if it is square, and set encoder.preprocess to encoder.preprocess.at(height, width)"
+        )
+    return size
 
 
 def choose(path: Path, prefixes: list[str], hints: Hints) -> str:
@@ -124,6 +150,27 @@ def _family(path: Path, prefix: str, names: set[str]) -> str:
         f"{path} is a state dict of timm's layout that does not state its activation, epsilon and heads: "
         'pass architecture="...", timm\'s name such as "vit_base_patch16_siglip_224"'
     )
+
+
+def _check_whole(family: str, fields: dict, names: set[str], prefix: str) -> None:
+    """Raise ValueError for weights that every file of the family has: without them it would load as another model."""
+    rotary = family == "dinov3_vit"
+    there = {
+        "cls_token": fields["class_token"],
+        "pos_embed": rotary or "position" not in fields,
+        "rope_embed.periods": not rotary or f"{prefix}rope_embed.periods" in names,
+        "storage_tokens": not rotary or fields["num_registers"] > 0,
+        "patch_embed.proj.bias": fields["patch_bias"],
+        "blocks.0.attn.qkv.bias": rotary or fields["qkv_bias"],
+        "blocks.0.attn.proj.bias": fields["proj_bias"],
+        "blocks.0.mlp.fc2.bias": rotary or fields["mlp_bias"],
+        "blocks.0.norm1.bias": fields["norm"] == "layer",
+        "norm.weight": fields["final_norm"] or fields["pool_norm"],
+    }
+    if lacking := [name for name, is_there in there.items() if not is_there]:
+        raise ValueError(
+            f"it lacks {', '.join(lacking)}, which every {family} has: the file is incomplete, download it again"
+        )
 
 
 def _num_heads(path: Path, dim: int, names: set[str], weights: WeightFiles, prefix: str, hints: Hints) -> int:

@@ -130,7 +130,8 @@ def _position(shapes: Shapes, found: dict[str, Any], image_size: Grid | None) ->
         if side > 0 and side * side == count - own:
             return dict(image_size=(side * patch, side * patch), position_prefix=own)
     raise ValueError(
-        f"the position table has {count} rows, expected a square grid and {' or '.join(map(str, tokens))} prefix tokens"
+        f"the position table has {count} rows, expected a square grid and {' or '.join(map(str, tokens))} prefix tokens: "
+        "for another grid pass image_size=(height, width) in pixels"
     )
 
 

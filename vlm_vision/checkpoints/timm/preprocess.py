@@ -1,9 +1,10 @@
 """`pretrained_cfg` of timm, both ways: the transform that timm evaluates a model with."""
 
 import math
+import re
 from typing import Any
 
-from vlm_vision.preprocess.spec import IMAGENET, Preprocess, ResizeMode
+from vlm_vision.preprocess.spec import IMAGENET, OPENAI, Preprocess, ResizeMode
 
 _DEFAULTS: dict[str, Any] = {
     "input_size": (3, 224, 224),
@@ -14,6 +15,25 @@ _DEFAULTS: dict[str, Any] = {
     "std": IMAGENET[1],
 }
 """Values that timm's `resolve_data_config` fills in for a missing or empty key."""
+
+
+_HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}
+_OPENAI = {"mean": OPENAI[0], "std": OPENAI[1]}
+_USUAL: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r".*_dinov[23]", {"mean": IMAGENET[0], "std": IMAGENET[1], "crop_pct": 1.0}),
+    (r"aimv2", _OPENAI | {"crop_pct": 1.0}),
+    (r".*_clip_.*(336|378|384|448)", _OPENAI | {"crop_pct": 1.0}),
+    (r".*_clip_", _OPENAI | {"crop_pct": 0.9}),
+    (r"deit3_.*384", {"mean": IMAGENET[0], "std": IMAGENET[1], "crop_pct": 1.0}),
+    (r"deit|.*\.(dino|mae)\b", {"mean": IMAGENET[0], "std": IMAGENET[1], "crop_pct": 0.9}),
+    (r"", _HALF),
+)
+"""Start of an architecture's name, tag included -> its pretrained_cfg in timm, the first that fits."""
+
+
+def usual_cfg(architecture: str) -> dict[str, Any]:
+    """The pretrained_cfg that timm has for an architecture, for weights without one: mean, std and crop_pct."""
+    return next(cfg for start, cfg in _USUAL if re.match(start, architecture))
 
 
 def from_timm(pretrained_cfg: dict[str, Any], *, patch_size: int | None = None, max_patches: int = 576) -> Preprocess:

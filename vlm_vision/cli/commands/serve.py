@@ -1,6 +1,7 @@
 """`vlm-vision serve`."""
 
 import argparse
+import logging
 
 from vlm_vision.serve.settings import TOKEN_VARIABLE, ServerSettings, read_token
 
@@ -66,6 +67,7 @@ def add_to(serve: argparse.ArgumentParser) -> None:
         ("max_wait_ms", float, "milliseconds that the first observation of a batch waits for others"),
         ("max_queue", int, "most observations in the queue; the server rejects more"),
         ("max_connections", int, "most open connections"),
+        ("max_per_address", int, "most open connections from one address, websockets included"),
         ("max_message_mb", float, "largest message in MiB"),
         ("rate", float, "most requests per second from one address"),
         ("stall_s", float, "most seconds for a message to arrive"),
@@ -114,4 +116,5 @@ def run(options: argparse.Namespace) -> None:
     policy = load_policy(
         options.model, statistics=options.statistics, device=device, graphs=options.graphs, **published
     )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     serve(policy, chosen)

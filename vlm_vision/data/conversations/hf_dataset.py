@@ -1,21 +1,13 @@
 """Conversations from a data set of the `datasets` library: on disk, as local files, or on the hub."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_vision.data.conversations.records import (
-    Conversation,
-    LazyConversations,
-    Turns,
-    checked_conversation,
-    llava_turns,
-)
+from vlm_vision.data.conversations.forms import check_media, form_of, images_first, turns_of, unread_keys
+from vlm_vision.data.conversations.records import Conversation, LazyConversations, Opened, checked_conversation
 from vlm_vision.data.stored_image import ImageSource, StoredImage
-
-FORMS = "conversations (LLaVA), texts (the Cauldron, FineVision), messages (chat), or question with answer or answers"
 
 
 @dataclass(frozen=True)
@@ -36,12 +28,17 @@ class Cell(StoredImage):
     def read(self) -> bytes:
         stored = stored_images(self.dataset[self.row][self.column][0])[self.index].as_py()
         data = stored["bytes"] if isinstance(stored, dict) else stored
-        path = Path(stored["path"] or "") if isinstance(stored, dict) else Path()
-        if data is None and path.is_file():
-            return path.read_bytes()
+        path = stored["path"] if isinstance(stored, dict) else None
+        if data is None and isinstance(path, str) and Path(path).is_file():
+            return Path(path).read_bytes()
         if not isinstance(data, bytes):
             raise ValueError(f"image {self} has neither bytes nor a local file ({path}): embed the images")
         return data
+
+    def head(self, size: int) -> bytes:
+        stored = stored_images(self.dataset[self.row][self.column][0])[self.index]
+        data = stored["bytes"] if hasattr(stored, "keys") else stored  # a struct, or bytes alone
+        return data.as_buffer()[:size].to_pybytes() if data.is_valid else self.read()[:size]
 
     def version(self) -> str:
         return self.fingerprint
@@ -67,20 +64,26 @@ def hf_dataset(
         ValueError: `datasets` is not installed, no such data set, split or subset, or columns of no known form; on
             reading, a row that is not of its form.
     """
+    return open_data_set(source, split, subset=subset, image_folder=image_folder).rows
+
+
+def open_data_set(source: str, split: str, *, subset: str | None, image_folder: str) -> Opened:
+    """As `hf_dataset`."""
     dataset = load_data_set(source, split, subset)
     columns = dataset.column_names
-    form = next((name for name in ("conversations", "texts", "messages", "question") if name in columns), None)
-    if form is None or (form == "question" and not {"answer", "answers"} & set(columns)):
-        raise ValueError(f"{source} has the columns {', '.join(columns)}: expected {FORMS}, and image or images")
+    form = form_of(columns, source)
     images = [name for name in ("images", "image") if name in columns]
     if len(images) > 1:
         raise ValueError(f"{source} has the columns images and image: expected one of them, remove the other")
+    if not images:
+        check_media(dict.fromkeys(columns, True), source)
     texts = [name for name in columns if name in (form, "answer", "answers", "type")]
     name = f"{source}{f' ({subset})' if subset else ''} {split}"
     rows = _ConversationRows(
         dataset.with_format("arrow"), dataset._fingerprint, name, form, texts, next(iter(images), None), image_folder
     )
-    return LazyConversations(rows, range(len(dataset)))
+    unread = unread_keys([dict.fromkeys(columns, True)])
+    return Opened(LazyConversations(rows, range(len(dataset))), {name: len(dataset) for name in unread})
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +103,7 @@ class _ConversationRows:
         record = {column: _listed(table[column][0].as_py()) for column in self.texts}
         images = self._images(table, row)
         try:
-            turns = _TURNS[self.form](record, name)
-            if images and turns and not any("<image>" in question for question, _ in turns):
-                first = "\n".join(["<image>"] * len(images) + [turns[0][0]] * bool(turns[0][0]))
-                turns = ((first, turns[0][1]), *turns[1:])
+            turns = images_first(turns_of(self.form, record, name), len(images))
         except (TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(f"{name} is not of the form of its column {self.form} ({error!r}): leave it out") from None
         return checked_conversation(images, turns, record.get("type"), name)
@@ -140,38 +140,6 @@ def is_path(one: Any) -> bool:
     import pyarrow
 
     return pyarrow.types.is_string(one.type) or pyarrow.types.is_large_string(one.type)
-
-
-def _texts(record: dict[str, Any], name: str) -> Turns:
-    return tuple((turn["user"], turn["assistant"]) for turn in record["texts"])
-
-
-def _messages(record: dict[str, Any], name: str) -> Turns:
-    said = [(message["role"], _content(message["content"])) for message in record["messages"]]
-    if len(said) > 1 and said[0][0] == "system":
-        (_, system), (role, question), *rest = said
-        said = [(role, f"{system}\n{question}"), *rest]
-    if len(said) % 2 or [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
-        raise ValueError(f"{name}: messages must alternate user, assistant and end with assistant")
-    return tuple((said[i][1], said[i + 1][1]) for i in range(0, len(said), 2))
-
-
-def _content(content: str | list[dict[str, Any]]) -> str:
-    """Text, or parts of type "text" and "image", an image on a separate line."""
-    if isinstance(content, str):
-        return content
-    return "".join("<image>\n" if part["type"] == "image" else part["text"] for part in content).removesuffix("\n")
-
-
-def _question(record: dict[str, Any], name: str) -> Turns:
-    answers = record["answer"] if "answer" in record else record["answers"]
-    each = [
-        one["answer"] if isinstance(one, dict) else one for one in (answers if isinstance(answers, list) else [answers])
-    ]
-    return ((record["question"], Counter(each).most_common(1)[0][0]),)
-
-
-_TURNS = {"conversations": llava_turns, "texts": _texts, "messages": _messages, "question": _question}
 
 
 def load_data_set(source: str, split: str, subset: str | None, revision: str | None = None) -> Any:

@@ -10,6 +10,8 @@ from vlm_vision.data.conversations.records import Conversation
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
 IGNORED = -100
+_MARKUP = ("<", "[")
+"""Signs of answers that a template may rewrite."""
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters of any text: they mark answers in the rendered one, then go
 
 
@@ -47,11 +49,7 @@ class ChatLabels:
         """
         if any(mark in text for turn in conversation.turns for text in turn for mark in (_OPEN, _CLOSE)):
             raise ValueError(f"{conversation.name} holds U+FDD0 or U+FDD1, which are not characters: remove them")
-        marked = [
-            {**m, "content": f"{_OPEN}{m['content'].strip()}{_CLOSE}"} if m["role"] == "assistant" else m
-            for m in conversation.messages()
-        ]
-        text, spans = self._unmark(self.processor.apply_chat_template(marked), conversation.name)
+        text, spans = self._rendered(conversation)
         bos = self.tokenizer.bos_token
         encoded = self.tokenizer(
             text,
@@ -72,6 +70,41 @@ class ChatLabels:
             ids += [token] * repeat
             labels += [token if answer else IGNORED] * repeat
         return self._truncate(ids, labels, conversation.name, image)
+
+    def _rendered(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and the (start, end) of each answer in it, with its frame."""
+        plain = [
+            {**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in conversation.messages()
+        ]
+        marked = [{**m, "content": f"{_OPEN}{m['content']}{_CLOSE}"} if m["role"] == "assistant" else m for m in plain]
+        text = self.processor.apply_chat_template(marked)
+        parts = [part.partition(_CLOSE) for part in text.split(_OPEN)[1:]]
+        answers = [m["content"] for m in plain if m["role"] == "assistant"]
+        kept = [inside for inside, close, after in parts if close and _CLOSE not in after] == answers
+        if kept and not any(sign in answer for answer in answers for sign in _MARKUP):
+            return self._unmark(text, conversation.name)
+        whole = self.processor.apply_chat_template(plain)  # which may treat an answer in another way than a marked one
+        if kept and whole == text.replace(_OPEN, "").replace(_CLOSE, ""):
+            return self._unmark(text, conversation.name)
+        return whole, self._spans_by_prompt(whole, plain, conversation.name)
+
+    def _spans_by_prompt(self, text: str, messages: list[dict[str, str]], name: str) -> list[tuple[int, int]]:
+        """As `_rendered`, for a template that rewrites answers: an answer begins where its prompt ends.
+
+        Raises:
+            ValueError: a template whose text of the whole conversation does not begin with the prompt of an answer.
+        """
+        spans = []
+        for i in range(1, len(messages), 2):
+            prompt = self.processor.apply_chat_template(messages[:i], add_generation_prompt=True)
+            end = text.find(self.tail, len(prompt))
+            if not text.startswith(prompt) or end <= len(prompt):
+                raise ValueError(
+                    f"{name}: the chat template rewrites this answer, as those do that move or drop <think>, so that its tokens "
+                    "cannot be separated from the prompt: use another template, or leave the reasoning out of the answers"
+                )
+            spans.append((len(prompt), end + len(self.tail)))
+        return spans
 
     def _unmark(self, marked: str, name: str) -> tuple[str, list[tuple[int, int]]]:
         """Text without marks, and the (start, end) of each answer in it, with its frame."""

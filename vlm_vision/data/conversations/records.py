@@ -1,10 +1,8 @@
-"""Conversations about images: the record of all sources, LLaVA's JSON and easy-VQA."""
+"""Conversations about images: the record of all sources, and easy-VQA."""
 
-import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 from vlm_vision.data.conversations import easy_vqa as data_set
@@ -60,6 +58,19 @@ class LazyConversations(Sequence[Conversation]):
         return self.make(self.rows[index])
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A source of conversations. Its rows are made at access, where a bad one raises ValueError."""
+
+    rows: Sequence[Conversation]
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Key, column or suffix that is not read -> number of records that have it."""
+    left_out: Sequence[str] = ()
+    """Reason for each sample that is left out."""
+    in_memory: bool = False
+    """True for records that lie in memory as a whole: each is made once."""
+
+
 def checked_conversation(images: tuple[ImageSource, ...], turns: Turns, kind: Any, name: str) -> Conversation:
     """A checked conversation: all texts are strings, and questions have one `<image>` for each image.
 
@@ -78,59 +89,6 @@ def checked_conversation(images: tuple[ImageSource, ...], turns: Turns, kind: An
             f"{name}: {placeholders} <image> in the questions but {len(images)} images; write one for each"
         )
     return Conversation(images, turns, kind if isinstance(kind, str) and kind else "all", name)
-
-
-def llava_json(file: str | Path, image_folder: str | Path) -> list[Conversation]:
-    """Read LLaVA's format: a list of {"id", "image", "conversations": [{"from": "human"|"gpt", "value"}]}.
-
-    "image" may be one path, a list, or absent (text only); "type" is an optional type of question. A `.jsonl` file has one
-    such record in each line.
-
-    Raises:
-        ValueError: no such file, no JSON list, turns that do not alternate, or other numbers of placeholders and images.
-    """
-    file, image_folder = Path(file), Path(image_folder)
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}: expected a JSON list of conversations")
-    return [_llava_record(record, i, file, image_folder) for i, record in enumerate(_records(file))]
-
-
-def _records(file: Path) -> list[Any]:
-    if file.suffix == ".jsonl":
-        lines = enumerate(file.read_bytes().split(b"\n"), start=1)
-        records = [_json(line, f"{file}, line {i},") for i, line in lines if line.strip()]
-    else:
-        records = _json(file.read_bytes(), str(file))
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"{file} holds no JSON list of conversations")
-    return records
-
-
-def _json(text: bytes, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not valid JSON ({error}): expected a list of conversations") from None
-
-
-def _llava_record(record: dict[str, Any], index: int, file: Path, image_folder: Path) -> Conversation:
-    name = f"{file.name}, record {record.get('id', index) if isinstance(record, dict) else index}"
-    try:
-        images = record.get("image") or []
-        if not isinstance(images, str | list):
-            raise ValueError(f"{name} has a {type(images).__name__} as image: expected a path or a list of paths")
-        paths = tuple(str(image_folder / image) for image in ([images] if isinstance(images, str) else images))
-        return checked_conversation(paths, llava_turns(record, name), record.get("type"), name)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} is not in LLaVA's form ({error!r}): expected id, image and conversations") from None
-
-
-def llava_turns(record: dict[str, Any], name: str) -> Turns:
-    """The turns of a record in LLaVA's form. Raises ValueError if they do not alternate."""
-    said = record.get("conversations") or []
-    if len(said) < 2 or len(said) % 2 or [turn.get("from") for turn in said] != ["human", "gpt"] * (len(said) // 2):
-        raise ValueError(f"{name}: conversations must alternate human, gpt, human, gpt and end with gpt")
-    return tuple((said[i]["value"], said[i + 1]["value"]) for i in range(0, len(said), 2))
 
 
 EASY_VQA_KINDS = {"yes": "yes/no", "no": "yes/no", "circle": "shape", "rectangle": "shape", "triangle": "shape"}

@@ -200,6 +200,12 @@ def _labels(values: Sequence[Any], source: str) -> tuple[np.ndarray, tuple[str, 
         if highest > 1_000_000:
             raise ValueError(f"{source} has the label {highest}: expected numbers of classes from 0, or their names")
         return np.array([int(text or -1) for text in texts]), tuple(map(str, range(highest + 1)))
+    if (numbers := [text for text in named if text.isdecimal()]) and len(numbers) > len(named) / 2:
+        odd = next(text for text in named if not text.isdecimal())
+        raise ValueError(
+            f"{source}, record {texts.index(odd) + 1}, has the label {odd[:80]!r}, and most labels are numbers such as {numbers[0]}: "
+            "write numbers from 0 in all, or names in all"
+        )
     places = {name: place for place, name in enumerate(named)}
     return np.array([places.get(text, -1) for text in texts]), tuple(named)
 

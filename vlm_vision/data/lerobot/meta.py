@@ -8,7 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from vlm_vision.data.lerobot.layout import TASKS, Info, file_in
-from vlm_vision.data.lerobot.tables import read_table
+from vlm_vision.data.lerobot.tables import UNFINISHED, read_table
+
+_PLACES = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+"""Columns that state where the clip of an episode is."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Clip:
     file: Path
     start: float
     """Start of the clip in seconds."""
+    end: float
+    """End of the clip in seconds: the start of the next one."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,12 @@ class StoredEpisode:
     Args:
         index: its number in the data set.
         length: number of its time steps.
-        tasks: its instructions.
         file: the table of its numbers.
         clips: video feature -> its clip.
     """
 
     index: int
     length: int
-    tasks: tuple[str, ...]
     file: Path
     clips: dict[str, Clip]
 
@@ -65,19 +68,19 @@ def read_tasks(folder: Path) -> dict[int, str]:
     return dict(tasks)
 
 
-def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tuple[StoredEpisode, ...]:
-    """The episodes of a data set, or those of these numbers, in the order of their numbers.
+def read_episodes(folder: Path, info: Info) -> dict[int, StoredEpisode]:
+    """All episodes of a data set, by their numbers.
 
     Raises:
-        ValueError: an unknown number, or tables that do not state the locations of the episodes.
+        ValueError: tables that do not state the locations of the episodes.
     """
     paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not paths:
-        raise ValueError(f"{folder / 'meta' / 'episodes'} holds no tables: expected the folder of a LeRobotDataset v3")
-    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-    columns += [
-        f"videos/{key}/{name}" for key in info.videos for name in ("chunk_index", "file_index", "from_timestamp")
-    ]
+        raise ValueError(
+            f"{folder / 'meta' / 'episodes'} holds no tables: expected the folder of a LeRobotDataset v3; {UNFINISHED}"
+        )
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    columns += [f"videos/{key}/{name}" for key in info.videos for name in _PLACES]
     rows: dict[int, StoredEpisode] = {}
     for path in paths:
         for row in read_table(path, columns).to_pylist():
@@ -88,22 +91,27 @@ def read_episodes(folder: Path, info: Info, wanted: Iterable[int] | None) -> tup
             rows[row["episode_index"]] = _stored(folder, info, row)
     if len(rows) != info.total_episodes:
         raise ValueError(
-            f"{folder} holds {len(rows)} episodes, its info.json states {info.total_episodes}: download it again"
+            f"{folder} holds {len(rows)} episodes, its info.json states {info.total_episodes}: download it again; {UNFINISHED}"
         )
+    return rows
+
+
+def chosen_episodes(folder: Path, rows: dict[int, StoredEpisode], wanted: Iterable[int] | None) -> list[StoredEpisode]:
+    """The episodes of these numbers, or all, in the order of their numbers. Raises ValueError for an unknown number."""
     chosen = sorted(rows) if wanted is None else sorted(set(wanted))
     if unknown := [number for number in chosen if number not in rows]:
         raise ValueError(f"{folder} has no episode {unknown[0]}: it has {len(rows)}, from {min(rows)} to {max(rows)}")
     if not chosen:
         raise ValueError(f"{folder}: no episode is chosen of {len(rows)}: choose at least one")
-    return tuple(rows[number] for number in chosen)
+    return [rows[number] for number in chosen]
 
 
 def _stored(folder: Path, info: Info, row: dict[str, Any]) -> StoredEpisode:
     clips = {}
     for key in info.videos:
-        chunk, file, start = (row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index", "from_timestamp"))
+        chunk, file, start, end = (row[f"videos/{key}/{name}"] for name in _PLACES)
         where = file_in(folder, info.video_path, video_key=key, chunk_index=chunk, file_index=file)
-        clips[key] = Clip(where, start)
+        clips[key] = Clip(where, start, end)
     places = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
     file = file_in(folder, info.data_path, **places)
-    return StoredEpisode(row["episode_index"], row["length"], tuple(row["tasks"]), file, clips)
+    return StoredEpisode(row["episode_index"], row["length"], file, clips)

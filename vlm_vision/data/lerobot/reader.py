@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from vlm_vision.data.lerobot.cells import MEMORY, Cells
-from vlm_vision.data.lerobot.layout import ACTION, STATE, STATS, SUCCESS, Feature, Info, camera_name, read_info
-from vlm_vision.data.lerobot.meta import StoredEpisode, read_episodes, read_tasks
+from vlm_vision.data.lerobot.layout import ACTION, STATE, STATS, SUCCESS, Info, camera_name, read_info
+from vlm_vision.data.lerobot.mapping import joined_columns, mapped_features, wanted_numbers
+from vlm_vision.data.lerobot.meta import StoredEpisode, chosen_episodes, read_episodes, read_tasks
 from vlm_vision.data.lerobot.rows import read_rows
+from vlm_vision.data.lerobot.spans import check_spans
+from vlm_vision.data.lerobot.statistics import of_numbers
 from vlm_vision.data.lerobot.video import VideoReaders
 from vlm_vision.robot.episode import Episode
 from vlm_vision.robot.observation import Observation
-from vlm_vision.robot.statistics import Statistics, choose_statistics, join_names, read_statistics
+from vlm_vision.robot.statistics import FIELDS, Statistics, choose_statistics, join_names, read_statistics
 from vlm_vision.robot.window import Window
 
 
@@ -50,6 +53,7 @@ class RobotDataset:
         info: Info,
         episodes: Sequence[StoredEpisode],
         cameras: Mapping[str, str],
+        numbers: Mapping[str, tuple[str, ...]],
         tolerance: float | None,
         memory: int,
     ):
@@ -64,14 +68,20 @@ class RobotDataset:
         if memory < 0:
             raise ValueError(f"memory is {memory}: expected bytes, 0 or more")
         self._keys = dict(cameras)
-        self._values, self._rows = read_rows(info, episodes)
+        self._numbers = dict(numbers)
+        finite = frozenset(part for name in (ACTION, STATE) for part in numbers.get(name, (name,)))
+        self._values, self._rows = read_rows(info, episodes, finite)
+        self.features = {**info.features, **mapped_features(info, self._numbers)}
+        read = {name: [self._values[part] for part in parts] for name, parts in self._numbers.items()}
+        self._values |= {name: joined_columns(columns) for name, columns in read.items()}
         if unknown := set(np.unique(self._values["task_index"]).tolist()) - set(self.tasks):
             raise ValueError(f"{folder} has time steps of task {min(unknown)}, which its tasks.parquet lacks")
         self._starts = np.cumsum([0, *(episode.length for episode in self.episodes)])
         self._memory, self._videos, self._cells = memory, VideoReaders(), Cells(memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.info, self.episodes, self._keys, self.tolerance, self._memory)
+        numbers = (self._keys, self._numbers, self.tolerance, self._memory)
+        return type(self), (self.folder, self.info, self.episodes, *numbers)
 
     def __len__(self) -> int:
         """Number of time steps."""
@@ -86,22 +96,35 @@ class RobotDataset:
         return self.info.fps
 
     @property
-    def features(self) -> dict[str, Feature]:
-        return self.info.features
-
-    @property
     def action_names(self) -> tuple[str, ...]:
         """Names of the numbers of an action; empty if unknown."""
         return self.features[ACTION].flat_names if ACTION in self.features else ()
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
-        """Feature -> its statistics in the data set, over all its episodes.
+        """Feature -> its statistics as the data set states them, over all its episodes.
+
+        LeRobot's are not exact: quantiles of a data set are the mean of those of its episodes. `measured` is exact.
 
         Raises:
-            ValueError: the data set has none. `Statistics.of(dataset.column("action"))` measures them.
+            ValueError: the data set has none.
         """
+        if not (self.folder / STATS).is_file():
+            raise ValueError(f"{self.folder} has no {STATS}: RobotDataset.measured computes statistics from the data")
         return choose_statistics(read_statistics(self.folder / STATS), "")
+
+    def measured(self, feature: str) -> Statistics:
+        """Exact statistics of a feature of numbers over the episodes that are read.
+
+        Raises:
+            ValueError: no such feature of numbers.
+        """
+        stated = of_numbers([self.column(feature)])
+        return Statistics(**{name: stated[name] for name in FIELDS}, count=len(self))
+
+    def camera_key(self, camera: str) -> str:
+        """The feature of one of `cameras`."""
+        return self._keys[camera]
 
     def column(self, feature: str) -> np.ndarray:
         """A feature at all time steps, (N, *shape), read-only.
@@ -111,7 +134,8 @@ class RobotDataset:
         """
         if feature not in self._values:
             raise ValueError(
-                f"{self.folder} has no numbers or text called {feature!r}: it has {join_names(self._values)}"
+                f"{self.folder} has no numbers or text called {feature!r}: it has {join_names(self._values)}; name another one by "
+                "state= and action= (data.state and data.action of recipes.vla)"
             )
         return self._values[feature]
 
@@ -240,6 +264,8 @@ def read_dataset(
     *,
     episodes: Iterable[int] | None = None,
     cameras: Mapping[str, str] | None = None,
+    state: str = "",
+    action: str = "",
     tolerance: float | None = None,
     revision: str | None = None,
     memory: int = MEMORY,
@@ -251,35 +277,50 @@ def read_dataset(
         episodes: numbers of the episodes to read; default all.
         cameras: new name -> name in the data set, of the cameras to read; default all, with their own names, which are
             features without "observation.images.". Depth maps are not read.
+        state, action: features of numbers that are the state and the action, joined by " + " if there are several; default
+            observation.state and action.
         tolerance: largest difference in seconds between a video frame and its time step; default a quarter of a step.
         revision: branch, tag ("v3.0") or commit of a hub id.
         memory: bytes of PNG images that are kept in memory. If not all fit, time steps in random order take about
             twenty times as long.
 
     Raises:
-        ValueError: no such data set, episode or camera; a damaged table, or an action or state that is not finite.
+        ValueError: no such data set, episode, camera or feature; a damaged table; an action or state that is not finite; a span
+            of a video that is not as long as its rows, or overlaps another one.
     """
     folder, on_hub = Path(source).expanduser(), not os.path.exists(Path(source).expanduser())
     if on_hub:
         folder = _fetched(os.fspath(source), revision, ["meta/*"])
     info = read_info(folder)
     named = _cameras(folder, info, cameras)
-    stored = read_episodes(folder, info, episodes)
+    numbers = wanted_numbers(folder, info, {STATE: state, ACTION: action})
+    known = read_episodes(folder, info)
+    stored = chosen_episodes(folder, known, episodes)
+    videos = [key for key in named.values() if info.features[key].dtype == "video"]
+    check_spans(known, [episode.index for episode in stored], videos, info.fps)
     if on_hub:
         files = {episode.file for episode in stored}
         files |= {clip.file for one in stored for key, clip in one.clips.items() if key in named.values()}
         _fetched(os.fspath(source), revision, ["meta/*", *(file.relative_to(folder).as_posix() for file in files)])
-    return RobotDataset(folder, info, stored, named, tolerance, memory)
+    return RobotDataset(folder, info, stored, named, numbers, tolerance, memory)
 
 
 def _cameras(folder: Path, info: Info, wanted: Mapping[str, str] | None) -> dict[str, str]:
     """Name -> feature."""
     known = {camera_name(key): key for key, feature in info.features.items() if feature.is_image}
+    color = {name: key for name, key in known.items() if info.features[key].shape[-1:] == (3,)}
     if wanted is None:
+        if other := [name for name in known if name not in color]:
+            raise ValueError(
+                f"{folder}: camera {other[0]!r} has images of shape {info.features[known[other[0]]].shape}, which are not of "
+                f"color, as depth maps: name the cameras to read in cameras, of {join_names(color) or 'none'}"
+            )
         return known
     for name in wanted.values():
         if name not in known and name not in known.values():
             raise ValueError(f"{folder} has no camera {name!r}: it has {join_names(known) or 'none'}")
+        if name not in color and name not in color.values():
+            raise ValueError(f"{folder}: camera {name!r} has no color images, as a depth map: leave it out of cameras")
     return {ours: known.get(name, name) for ours, name in wanted.items()}
 
 

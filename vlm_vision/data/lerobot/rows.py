@@ -6,19 +6,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlm_vision.data.lerobot.layout import ACTION, STATE, Info
+from vlm_vision.data.lerobot.layout import Info
 from vlm_vision.data.lerobot.meta import StoredEpisode
 from vlm_vision.data.lerobot.tables import BadRowError, read_table, to_array
 
 
-def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_rows(
+    info: Info, episodes: Sequence[StoredEpisode], finite: frozenset[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Feature -> (N, *shape) of the time steps of these episodes, one after another; and the row of each in its table.
 
     Each table is read once, memory-mapped. Images, and columns that are neither numbers nor text, are left out.
 
+    Args:
+        finite: features of which every number must be finite.
+
     Raises:
-        ValueError: a damaged table, missing time steps, or an action or state that is not finite; it names the file,
-            and the episode and time step if known.
+        ValueError: a damaged table, missing time steps, or a number that is not finite; it names the file, and the episode and
+            time step if known.
     """
     names = [name for name, feature in info.features.items() if feature.is_table]
     by_file: dict[Path, list[StoredEpisode]] = {}
@@ -40,7 +45,9 @@ def read_rows(info: Info, episodes: Sequence[StoredEpisode]) -> tuple[dict[str, 
         chosen = np.concatenate(kept)
         if not np.array_equal(chosen, np.arange(table.num_rows)):
             table = table.take(pa.array(chosen))
-        values = {name: _column(file, info, table, name, of[chosen], moments[chosen]) for name in names}
+        values = {
+            name: _column(file, info, table, name, of[chosen], moments[chosen], finite=name in finite) for name in names
+        }
         bounds = np.cumsum([len(rows) for rows in kept])[:-1]
         split = {name: np.split(column, bounds) for name, column in values.items()}
         for i, (episode, rows) in enumerate(zip(held, kept, strict=True)):
@@ -59,12 +66,14 @@ def _counter(file: Path, table: pa.Table, name: str) -> np.ndarray:
         raise ValueError(f"{file}: {name}: {error}: download it again") from None
 
 
-def _column(file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def _column(
+    file: Path, info: Info, table: pa.Table, name: str, of: np.ndarray, moments: np.ndarray, *, finite: bool
+) -> np.ndarray:
     feature = info.features[name]
     try:
         values = to_array(table[name], feature.dtype, feature.shape)
-        if name in (ACTION, STATE) and not (finite := np.isfinite(values).reshape(len(values), -1).all(1)).all():
-            raise BadRowError(int(np.flatnonzero(~finite)[0]), "is NaN or Inf")
+        if finite and not (whole := np.isfinite(values).reshape(len(values), -1).all(1)).all():
+            raise BadRowError(int(np.flatnonzero(~whole)[0]), "is NaN or Inf")
         return values
     except BadRowError as error:
         where = f"{file}, episode {of[error.row]}, frame {moments[error.row]}"

@@ -8,6 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+UNFINISHED = "a set that was recorded here needs finalize() of lerobot's LeRobotDataset first"
+"""Way out for a data set whose recorder did not end as it should."""
+
 
 class BadRowError(ValueError):
     """A row without a valid value; `row` is its number in the table."""
@@ -41,7 +44,8 @@ def open_table(path: Path) -> pq.ParquetFile:
 def damaged_table_message(path: Path, error: Exception) -> str:
     """A sentence on a parquet file that cannot be read."""
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
-    return f"{path} cannot be read ({reason}): download it again"
+    unfinished = f"; {UNFINISHED}" if "magic bytes" in reason or "footer" in reason else ""
+    return f"{path} cannot be read ({reason}): download it again{unfinished}"
 
 
 def to_array(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.ndarray:

@@ -115,6 +115,7 @@ class ShardCache:
                 file = closing.enter_context(open(part, "w+b"))
                 fetch(url, file)
                 shard = _indexed(url, file, size)
+                os.fsync(file.fileno())  # before the rename, or a power cut leaves the name without the content
                 with FileLock(path.parent.parent / ".lock"):
                     self._make_room(part.stat().st_size)
                     os.replace(part, path)
@@ -172,9 +173,17 @@ def _there(path: Path) -> OpenShard | None:
     except FileNotFoundError:
         return None
     os.utime(file.fileno())
-    end = file.seek(-_END.size, os.SEEK_END)
-    size, width = _END.unpack(file.read(_END.size))
-    return OpenShard(file, size, width, (end - size) // width)
+    total = file.seek(0, os.SEEK_END)
+    end = total - _END.size
+    if end >= 0:
+        file.seek(end)
+        size, width = _END.unpack(file.read(_END.size))
+        if 0 < size <= end and width >= _PLACES.size and (end - size) % width == 0:
+            return OpenShard(file, size, width, (end - size) // width)
+    file.close()  # what a power cut left: empty, short, or with zeros at the end
+    log.warning("%s is damaged in the cache: it is fetched again", path)
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _check_lost(path: Path) -> None:

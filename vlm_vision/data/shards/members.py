@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from vlm_vision.data.conversations.webdataset import IMAGES
 from vlm_vision.data.sample import caption_of
-from vlm_vision.data.shards.tar import TarMember, read_at
+from vlm_vision.data.shards.tar import TarMember, read_at, with_second_dot
 
 
 class SampleOffsets(NamedTuple):
@@ -24,12 +24,15 @@ class SampleOffsets(NamedTuple):
 
 
 def index_of(samples: Mapping[str, Mapping[str, TarInfo]]) -> tuple[list[str], list[SampleOffsets], list[str]]:
-    """Names of the images and offsets of the samples of a shard; keys without an image."""
+    """Names of the images and offsets of the samples of a shard; keys without an image, and
+    images whose names have a second dot."""
     names, places, without = [], [], []
     for key, members in samples.items():
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        lost = with_second_dot(members, IMAGES)
+        without += [f"{name} (its name has a second dot)" for name in lost]
         if image is None:
-            without.append(key)
+            without += [] if lost else [key]
             continue
         others = [members.get(suffix) for suffix in ("json", "txt", "cls")]
         found = [number for one in (image, *others) for number in ((one.offset_data, one.size) if one else (0, 0))]

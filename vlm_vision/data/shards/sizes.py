@@ -17,6 +17,8 @@ from vlm_vision.data.shards.members import index_of
 from vlm_vision.data.shards.tar import braces, expand_pattern, members_by_key, open_shard
 
 SIZES = "sizes.json"
+_MOST_SAMPLES = 10**8
+"""Most samples of a shard that are believed."""
 AT_ONCE = 16
 """Files that are fetched at the same time; for shards a quarter of it."""
 
@@ -131,14 +133,24 @@ def _record(url: str) -> dict[str, Any]:
 
 def _number(record: dict[str, Any], key: str) -> int | None:
     value = record.get(key)
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_SAMPLES else None
 
 
 def _kept(urls: Iterable[str], cache: ShardCache) -> dict[str, int]:
     """Sizes in the cache."""
     tables = {url: cache.beside(url, SIZES) for url in urls}
-    read = {table: json.loads(table.read_text()) for table in set(tables.values()) if table.exists()}
-    return {url: read[table][_name(url)] for url, table in tables.items() if _name(url) in read.get(table, {})}
+    read = {table: _stored(table) for table in set(tables.values())}
+    found = {url: _number(read[table], _name(url)) for url, table in tables.items()}
+    return {url: size for url, size in found.items() if size is not None}
+
+
+def _stored(table: Path) -> dict[str, Any]:
+    """Sizes in a file of the cache; empty for a missing one, and for one that a power cut left damaged."""
+    try:
+        held = json.loads(table.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def _keep(sizes: dict[str, int], cache: ShardCache) -> None:
@@ -150,7 +162,10 @@ def _keep(sizes: dict[str, int], cache: ShardCache) -> None:
 
 
 def _add(table: Path, counts: dict[str, int]) -> None:
-    held = json.loads(table.read_text()) if table.exists() else {}
+    held = _stored(table)
     part = table.with_name(f".{table.name}.{os.getpid()}")
-    part.write_text(json.dumps(held | counts, indent=1, sort_keys=True))
+    with part.open("w") as file:
+        json.dump(held | counts, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, table)

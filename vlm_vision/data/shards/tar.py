@@ -5,6 +5,8 @@ import itertools
 import os
 import re
 import tarfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -27,6 +29,10 @@ class TarMember(StoredImage):
         with open_shard(self.shard) as file:
             return read_at(file, self.offset, self.size, self)
 
+    def head(self, size: int) -> bytes:
+        with open_shard(self.shard) as file:
+            return read_at(file, self.offset, min(size, self.size), self)
+
     def version(self) -> str:
         try:
             stat = os.stat(self.shard)
@@ -39,12 +45,31 @@ def members_by_key(path: str, file: BinaryIO) -> dict[str, dict[str, tarfile.Tar
     """The members of a shard by their key, their name up to its first dot, and by suffix in lower case.
 
     Raises:
-        ValueError: the shard is compressed, damaged or truncated.
+        ValueError: the shard is compressed, damaged or truncated, or has a member twice.
     """
     samples, damage = whole_members(path, file)
     if damage:
         raise ValueError(damage)
     return samples
+
+
+def with_second_dot(members: Mapping[str, tarfile.TarInfo], images: tuple[str, ...]) -> list[str]:
+    """Names of the images of a key whose sample cannot be read, because their names have a second dot: `page.00.jpg`.
+
+    Members such as `page.mask.png` next to an image `page.jpg` are no samples, and are not among them.
+    """
+    stems: dict[str, list[str]] = {}
+    for suffix in members:
+        stem, dot, end = suffix.rpartition(".")
+        if dot:
+            stems.setdefault(stem, []).append(end)
+    lost = [
+        f"{stem}.{end}"
+        for stem, ends in stems.items()
+        for end in ends
+        if end in images and (len(ends) > 1 or not {*members} & {*images})
+    ]
+    return [members[suffix].name for suffix in lost]
 
 
 def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], str]:
@@ -63,19 +88,28 @@ def whole_members(path: str, file: BinaryIO) -> tuple[dict[str, dict[str, tarfil
             )
     except tarfile.TarError as error:
         damage = f"{path} is not a complete, uncompressed tar file ({error}): write or download it again"
+    if not damage and len({member.name for member in members}) < len(members):
+        twice = Counter(member.name for member in members).most_common(1)[0][0]
+        damage = f"{path} holds the member {twice} twice: write it again with a separate key for each sample"
     size = file.seek(0, os.SEEK_END)
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in members:
         if member.type in tarfile.REGULAR_TYPES and not member.issparse() and member.offset_data + member.size <= size:
             folder, slash, base = member.name.rpartition("/")
             key, _, suffix = base.partition(".")
-            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member
+            held = samples.setdefault(folder + slash + key, {})
+            if suffix.lower() in held and not damage:
+                names = f"{held[suffix.lower()].name} and {member.name}"
+                damage = f"{path} holds the members {names}, which are one member of one sample: rename one of them"
+            held[suffix.lower()] = member
     return samples, damage
 
 
 def open_shard(path: str) -> BinaryIO:
     """Open a shard. Raises ValueError if the file cannot be opened."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError(f"shard {path} is no regular file: expected a tar file")
         return open(path, "rb")
     except OSError as error:
         raise ValueError(f"shard {path} cannot be opened ({error.strerror}): expected a local tar file") from None

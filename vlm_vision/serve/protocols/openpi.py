@@ -25,11 +25,12 @@ async def serve_websocket(socket: WebSocket, handler: RequestHandler) -> None:
     try:
         await handler.admit(socket)
     except RequestError as request_error:
-        handler.metrics.request("websocket", request_error.status)
+        handler.refused("websocket", socket, request_error)
         await socket.send_denial_response(PlainTextResponse(f"{request_error}\n", request_error.status))
         return
     try:
         await socket.accept()
+        handler.journal.write(f"{socket.client.host if socket.client else 'unknown'} websocket: connected")
         await socket.send_bytes(pack(_metadata(handler)))
         await _answer_messages(socket, handler)
     except (WebSocketDisconnect, ClientDisconnect):
@@ -49,7 +50,7 @@ async def _answer_messages(socket: WebSocket, handler: RequestHandler) -> None:
                     read = partial(_observation, handler, message.get("bytes"))
                     answer = await handler.answer(read, _gone(coming))
                 except RequestError as request_error:
-                    handler.metrics.request("websocket", request_error.status)
+                    handler.refused("websocket", socket, request_error)
                     await socket.send_text(str(request_error))
                     continue
                 handler.metrics.request("websocket", 200)

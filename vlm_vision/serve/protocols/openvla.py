@@ -26,7 +26,7 @@ async def act(request: Request, handler: RequestHandler) -> Response:
             question = _ActRequest(await _body(request, handler.settings), handler)
             answer = await handler.answer(question.read, _gone(request))
         except RequestError as request_error:
-            handler.metrics.request("http", request_error.status)
+            handler.refused("http", request, request_error)
             return _json({"error": str(request_error)}, request_error.status)
         except ClientDisconnect:
             return Response(status_code=400)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_vision.data.conversations.records import llava_turns
+from vlm_vision.data.conversations.forms import llava_turns
 from vlm_vision.tokens.source import Item, Opened
 from vlm_vision.tokens.sources.files import file_images
 from vlm_vision.tokens.sources.places import check_place, is_url, joined, opened

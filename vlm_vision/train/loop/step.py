@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from vlm_vision.train.loop.nonfinite import ADVICE, first_bad_gradient, first_bad_module
 from vlm_vision.train.loop.resume import RunState, load_checkpoint, save_checkpoint
 from vlm_vision.train.loop.shard import accumulate_gradients, gather, gather_full_tensor, shard, unsharded
+from vlm_vision.train.loop.stop import StopSignal
 from vlm_vision.train.optim.groups import warmup_cosine
 from vlm_vision.train.settings import Training
 from vlm_vision.train.start import write_config
@@ -86,7 +88,7 @@ class Step:
         self.trained, self.stepper = model, self.optimizer
         if not self.sharded:
             self.trained, self.stepper = accelerator.prepare(model, self.optimizer)
-        self.flops_per_term = 0.0
+        self.flops_per_term, self.stopped = 0.0, StopSignal()
         if accelerator.process_index:  # the first process draws as it would alone, each other one differently
             torch.manual_seed(settings.seed + accelerator.process_index)
 
@@ -98,6 +100,8 @@ class Step:
                 was written.
         """
         accelerator = self.accelerator
+        if self.stopped.number:
+            self._end_by_signal(index)
         micro_batches = [_to(batch, accelerator.device) for batch in micro_batches]
         if self.settings.peak_tflops and not self.flops_per_term:
             with FlopCounterMode(display=False) as counter:
@@ -178,6 +182,14 @@ class Step:
         """Write a checkpoint after so many steps."""
         save_checkpoint(self.accelerator, self._checkpoints, self._state(), step=steps)
 
+    def _end_by_signal(self, steps: int) -> None:
+        """End after a signal. One process writes a checkpoint first; many may have got it at different steps."""
+        alone = self.accelerator.num_processes == 1
+        if alone and steps:
+            self.save(steps)
+        kept = f"the state after {steps} steps is kept" if alone else "the last checkpoint is kept"
+        self.stopped.end(f"stopped by {Signals(self.stopped.number).name}: {kept}, and the same command resumes")
+
     def whole_model(self, build: Callable[[], nn.Module]) -> nn.Module:
         """The trained model, not sharded, in the main process. Every process must call it.
 
@@ -251,12 +263,14 @@ class Progress:
         self.terms, self.since = 0, time.monotonic()
 
     def __enter__(self) -> Self:
+        self.step.stopped.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
+        self.step.stopped.__exit__()
         if error is not None:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

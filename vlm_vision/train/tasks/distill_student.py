@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
+from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.objectives.distill import feature_distillation_loss
 
@@ -142,6 +143,7 @@ class AgglomerativeStudent(nn.Module):
             self.encoder.save_pretrained(staging)
             save_file(self.heads.state_dict(), staging / "heads.safetensors")
             write_json(staging / "heads.json", {"teachers": [asdict(heads.space) for heads in self.each()]})
+            write_manifest(staging)
 
     @classmethod
     def load(cls, folder: str | Path) -> "AgglomerativeStudent":

@@ -15,6 +15,7 @@ from vlm_vision.data.images.views import normalize_views
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
 from vlm_vision.load_encoder import load
+from vlm_vision.manifest import renew_manifest
 from vlm_vision.nn.fields import VIT_FIELDS, ViTFields, check_names
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.vit import VisionTransformer
@@ -185,6 +186,7 @@ def save_classifier(encoder: Encoder, folder: Path, classes: Sequence[str]) -> N
     named = {"id2label": {str(i): name for i, name in enumerate(classes)}}
     named |= {"label2id": {name: i for i, name in enumerate(classes)}}
     write_json(folder / "config.json", read_json(folder / "config.json") | named)
+    renew_manifest(folder, "config.json")
 
 
 def encoder_of(model: nn.Module) -> Encoder:

@@ -8,6 +8,7 @@ from huggingface_hub import save_torch_state_dict
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
 from vlm_vision.files import whole, write_json
+from vlm_vision.manifest import write_manifest
 from vlm_vision.vlm.formats import llava_export, prismatic_export
 from vlm_vision.vlm.formats.common import Folder
 from vlm_vision.vlm.model import VisionLanguageModel
@@ -50,6 +51,7 @@ def export(vlm: VisionLanguageModel, format: str, folder: str | Path, *, verify:
         for name, content in {"config.json": written.config, **written.files}.items():
             write_json(staging / name, content)
         write_card(staging, _card(vlm.card(), format))
+        write_manifest(staging)
         if verify:
             check(vlm, staging)
 
