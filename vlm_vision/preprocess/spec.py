@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from vlm_vision.preprocess.checks import check_name, checked, is_factor, whole_number
-from vlm_vision.preprocess.images import ImageInput, load_images
+from vlm_vision.preprocess.images import ImageInput, each_image, load_pixels
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
     CropPlace,
@@ -277,7 +277,7 @@ class Preprocess:
 
     def _resized_and_cropped(self, images: ImageInput | Sequence[ImageInput]) -> list[np.ndarray]:
         """(H, W, 3) in 0..255 for each image, uint8 or float32."""
-        return [self._resize_and_crop(image) for image in load_images(images)]
+        return [self._resize_and_crop(load_pixels(image)) for image in each_image(images)]
 
     def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
         """(H, W, 3) in 0..255 to float32 (3, H, W)."""
@@ -286,11 +286,14 @@ class Preprocess:
         np.multiply(image.transpose(2, 0, 1), scale, out=out)
         out -= shift
 
-    def _resize_and_crop(self, image: Image.Image) -> np.ndarray:
+    def _resize_and_crop(self, pixels: np.ndarray) -> np.ndarray:
+        image: Image.Image | np.ndarray = pixels
         if self.camera is not None:
-            image = self.camera(image)
+            image = self.camera(Image.fromarray(pixels))
         if self.before:
-            return self._resize_and_crop_after(after(image, self.before))
+            image = after(image, self.before)
+        if self.resize == "letterbox" and isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = Image.fromarray(image)
         return self._resize_and_crop_after(image)
 
     def _resize_and_crop_after(self, image: Image.Image | np.ndarray) -> np.ndarray:
