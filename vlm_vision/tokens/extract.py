@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -34,7 +33,7 @@ from vlm_vision.tokens.plan import read_plan
 from vlm_vision.tokens.shard import INDEX, WORK, ShardWriter, file_name, read_failures
 from vlm_vision.tokens.source import Item, Source
 from vlm_vision.tokens.wanted import Wanted
-from vlm_vision.tokens.work import Encoded, default_workers, encode_in_order, one_thread_each
+from vlm_vision.tokens.work import Encoded, default_workers, encode_in_order, one_thread_each, single_threads
 
 MAX_BAD, FEW_BAD = 0.1, 2
 """Share of bad images above which a run stops, unless another is chosen; that many are allowed in any case."""
@@ -178,7 +177,7 @@ class Extraction:
         done, bad, dtype = self._done(), len(read_failures(self.store)), self.tokens.wanted.dtype
         loss, channels = Loss(), {}
         try:
-            with ThreadPoolExecutor(self.workers) as pool:
+            with single_threads(self.workers) as pool:
                 batches = encode_in_order(self.tokens, self.source.images(items), pool, self.workers)
                 left = iter(items)
                 for batch in batches:

@@ -5,7 +5,6 @@ A segment is what one source adds to a store: the number and digest of its image
 
 import shutil
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from vlm_vision.tokens.numbers import to_disk
 from vlm_vision.tokens.plan import Listing, write_plan
 from vlm_vision.tokens.shard import INDEX, WORK, read_failures
 from vlm_vision.tokens.source import Source
-from vlm_vision.tokens.work import encode_in_order
+from vlm_vision.tokens.work import encode_in_order, single_threads
 
 MOST_IMAGES = 4096
 """Images of a shard at most, so that little is lost where rows are small."""
@@ -91,7 +90,7 @@ def bytes_of(image: ImageTokens, dtype: str) -> int:
 def first_images(source: Source, tokens: TokenEncoder) -> list[ImageTokens]:
     """What is stored of the first images of a source, one batch of them; those that cannot be read are left out."""
     items = list(islice(source.items(), tokens.wanted.batch_size))
-    with ThreadPoolExecutor(1) as pool:
+    with single_threads(1) as pool:
         batches = list(encode_in_order(tokens, source.images(items), pool, 1))
     return [one for batch in batches for one in batch if isinstance(one, ImageTokens)]
 
