@@ -73,11 +73,14 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], resample: str, way: Way)
     height, width = pixels.shape[:2]
     across, down = _bands(width, size[1], resample), _bands(height, size[0], resample)
     if way == "across":
-        columns = np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(3 * height, width).T
-        narrow = _reduced(columns, across).reshape(3 * size[1], height).T
-        return _reduced(narrow, down).reshape(*size, 3)
-    low = _reduced(pixels.reshape(height, 3 * width), down).reshape(size[0], width, 3)
-    columns = low.transpose(1, 0, 2).reshape(width, 3 * size[0])
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        np.bitwise_xor(planes, 128, out=planes)
+        narrow = _reduced(planes.reshape(3 * height, width).T, across)
+        np.bitwise_xor(narrow, 128, out=narrow)
+        return _reduced(narrow.reshape(3 * size[1], height).T, down).reshape(*size, 3)
+    low = _reduced((pixels ^ 128).reshape(height, 3 * width), down)
+    np.bitwise_xor(low, 128, out=low)
+    columns = low.reshape(size[0], width, 3).transpose(1, 0, 2).reshape(width, 3 * size[0])
     return np.ascontiguousarray(_reduced(columns, across).reshape(size[1], size[0], 3).transpose(1, 0, 2))
 
 
@@ -93,8 +96,8 @@ class _Band(NamedTuple):
 
 
 def _reduced(values: np.ndarray, bands: tuple[_Band, ...]) -> np.ndarray:
-    """uint8 (L, R) -> (rows of all bands, R)."""
-    signed = torch.from_numpy(values).bitwise_xor(128).view(torch.int8)  # less 128
+    """uint8 (L, R), with the highest bit flipped, which makes it signed and 128 less -> (rows of all bands, R)."""
+    signed = torch.from_numpy(values).view(torch.int8)
     results = []
     for start, weights, rounding in bands:
         low, middle, high = torch._int_mm(weights, signed[start : start + weights.shape[1]]).chunk(3)
