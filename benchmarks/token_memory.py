@@ -55,9 +55,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20000], help="numbers of images")
-    parser.add_argument("--shard-images", type=int, default=500)
+    parser.add_argument("--shard-images", type=int, default=0, help="images of a shard (default: as extract chooses)")
     options = parser.parse_args()
-    print(f"{machine('cpu')}; {options.shard_images} images in a shard\n")
+    print(f"{machine('cpu')}; {options.shard_images or 'as many as extract chooses'} images in a shard\n")
     print("| images | peak MB | beside the first |\n|---|---|---|")
     first = 0
     for count in options.counts:
