@@ -10,12 +10,15 @@ All read the same files and use the same weights, on all cores that the process 
 - loop: a DataLoader with a worker for each core, transformers' image processor in its workers, its model on batches of 16;
 - decode, preprocess, forward: our parts alone, in as many threads as `extract` has, and their sum.
 
+CPU ms is the processor time of an image, workers included, which depends less on what else the machine does.
+
 dinotool is no contestant: it gets DINOv2 by torch.hub alone, and takes no weights of a folder.
 """
 
 import argparse
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +184,7 @@ def main() -> None:
 
 _COLUMNS = (
     "ours images/s", "pipeline", "pipeline, batches", "loop", "ours / pipeline", "ours / faster pipeline", "ours / loop", "decode", "preprocess",
-    "forward", "sum of the parts", "ours / sum", "difference", "load",
+    "forward", "sum of the parts", "ours / sum", "CPU ms: ours, pipeline, batches, loop", "difference", "load",
 )  # fmt: skip
 
 
@@ -195,7 +198,8 @@ def _row(contest: Contest, options: argparse.Namespace) -> str:
         "loop": contest.loop,
     }
     loads = [os.getloadavg()[0]]
-    seconds = interleaved(contestants | parts, rounds=options.rounds, device="cpu")
+    clocks = {name: _Clock(run) for name, run in contestants.items()}
+    seconds = interleaved(clocks | parts, rounds=options.rounds, device="cpu")
     loads.append(os.getloadavg()[0])
     rate = {name: options.number / value for name, value in seconds.items()}
     for name in parts:
@@ -205,7 +209,27 @@ def _row(contest: Contest, options: argparse.Namespace) -> str:
     cells = [f"{rate[name]:.1f}" for name in ("ours", "pipeline", "batches", "loop")]
     cells += [f"{rate['ours'] / other:.2f}" for other in (rate["pipeline"], best, rate["loop"])]
     cells += [f"{rate[name]:.1f}" for name in parts] + [f"{whole:.1f}", f"{rate['ours'] / whole:.2f}"]
+    cells.append(
+        ", ".join(
+            f"{clocks[name].median() / options.number * 1e3:.1f}" for name in ("ours", "pipeline", "batches", "loop")
+        )
+    )
     return " | ".join([*cells, f"{difference:.0e}", f"{loads[0]:.1f} to {loads[1]:.1f}"])
+
+
+class _Clock:
+    """A contestant, and the seconds of processor time of each of its runs."""
+
+    def __init__(self, run: Callable[[], object]):
+        self.run, self.seconds = run, list[float]()
+
+    def __call__(self) -> None:
+        start = sum(os.times()[:4])
+        self.run()
+        self.seconds.append(sum(os.times()[:4]) - start)
+
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
 
 def _mini() -> str:
