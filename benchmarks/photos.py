@@ -1,5 +1,6 @@
 """JPEG files of 1 to 2 megapixels, like photos, for benchmarks: the same files for the same seed."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def write_photos(folder: Path, number: int, seed: int = 0) -> str:
 
 def _originals() -> tuple[list[np.ndarray], str]:
     try:
-        from skimage import data
+        data = importlib.import_module("skimage.data")
     except ImportError:
         return [smooth_noise(np.random.default_rng(i), 700) for i in range(4)], "smooth noise"
     return [getattr(data, name)()[..., :3] for name in _PHOTOS], "parts of scikit-image's photos"

@@ -179,8 +179,12 @@ def main() -> None:
         expected = [row.sum(dtype=np.float64) for row in rows_of(min(20, options.images))]
         for name, store in stores.items():
             assert [store.row(i).sum(dtype=np.float64) for i in range(len(expected))] == expected, name
-        one = {name: lambda store=store: [store.row(at) for at in places] for name, store in stores.items()}
-        all_rows = {name: lambda store=store: [None for _ in store.in_order()] for name, store in stores.items()}
+        one: dict[str, Callable[[], object]] = {
+            name: lambda store=store: [store.row(at) for at in places] for name, store in stores.items()
+        }
+        all_rows: dict[str, Callable[[], object]] = {
+            name: lambda store=store: [None for _ in store.in_order()] for name, store in stores.items()
+        }
         random = interleaved(one, rounds=options.rounds, device="cpu")
         ordered = interleaved(all_rows, rounds=options.rounds, device="cpu")
     print(

@@ -1,15 +1,20 @@
 """JPEG files by simplejpeg where it is installed: the same libjpeg-turbo as Pillow's, hence the same pixels, with fewer copies of them."""
 
+import importlib
 from types import ModuleType
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin
 
-try:
-    import simplejpeg as _simplejpeg
-except ImportError:
-    _simplejpeg = None
-decoder: ModuleType | None = _simplejpeg
+
+def _simplejpeg() -> ModuleType | None:
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+decoder = _simplejpeg()
 """None where Pillow decodes all files."""
 
 

@@ -35,7 +35,7 @@ _ways: "OrderedDict[tuple[int, int, int, int, str], Way]" = OrderedDict()
 
 def resize_rgb(pixels: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
     """uint8 (H, W, 3) -> (height, width, 3), as Pillow resizes with its filter of that name."""
-    key = (*pixels.shape[:2], *size, resample)
+    key = (pixels.shape[0], pixels.shape[1], *size, resample)
     way = _ways.get(key) if _suits(*key) else "pillow"
     if way == "across" or way == "down":
         return _resized(pixels, size, resample, way)
@@ -51,8 +51,10 @@ def resize_rgb(pixels: np.ndarray, size: tuple[int, int], resample: str) -> np.n
 def _way(pixels: np.ndarray, size: tuple[int, int], resample: str, result: np.ndarray) -> Way:
     """The way that gives Pillow's result; "seen" for an image so flat that both do."""
     ways: tuple[Way, Way] = ("across", "down")
-    equal = [way for way in ways if np.array_equal(_resized(pixels, size, resample, way), result)]
-    return "seen" if len(equal) == 2 else equal[0] if equal else "pillow"
+    equal: list[Way] = [way for way in ways if np.array_equal(_resized(pixels, size, resample, way), result)]
+    if len(equal) == 2:
+        return "seen"
+    return equal[0] if equal else "pillow"
 
 
 def _suits(height: int, width: int, to_height: int, to_width: int, resample: str) -> bool:
@@ -100,7 +102,7 @@ def _reduced(values: np.ndarray, bands: tuple[_Band, ...]) -> np.ndarray:
     signed = torch.from_numpy(values).view(torch.int8)
     results = []
     for start, weights, rounding in bands:
-        low, middle, high = torch._int_mm(weights, signed[start : start + weights.shape[1]]).chunk(3)
+        low, middle, high = torch.ops.aten._int_mm(weights, signed[start : start + weights.shape[1]]).chunk(3)
         total = middle.add_(high, alpha=256).mul_(256).add_(low).add_(rounding)
         results.append(total.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.uint8))
     return torch.cat(results).numpy()
