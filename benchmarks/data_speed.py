@@ -74,9 +74,7 @@ def shard(folder: Path, number: int, side: int) -> Path:
     path, draw = folder / "00000.tar", np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
         for i in range(number):
-            layers = [draw.normal(size=(size, size, 3)) * 400 / size for size in (8, 32, 128, 512)]
-            whole = sum(np.stack([_enlarged(layer[..., c], side) for c in range(3)], axis=-1) for layer in layers)
-            image = Image.fromarray(np.clip(128 + whole, 0, 255).astype(np.uint8))
+            image = Image.fromarray(smooth_noise(draw, side))
             held = io.BytesIO()
             image.save(held, "JPEG", quality=90)
             info = tarfile.TarInfo(f"{i:08d}.jpg")
@@ -84,6 +82,13 @@ def shard(folder: Path, number: int, side: int) -> Path:
             held.seek(0)
             tar.addfile(info, held)
     return path
+
+
+def smooth_noise(draw: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side, 3), uint8, which compresses as photos do."""
+    layers = [draw.normal(size=(size, size, 3)) * 400 / size for size in (8, 32, 128, 512)]
+    whole = sum(np.stack([_enlarged(layer[..., c], side) for c in range(3)], axis=-1) for layer in layers)
+    return np.clip(128 + whole, 0, 255).astype(np.uint8)
 
 
 def _enlarged(values: np.ndarray, side: int) -> np.ndarray:

@@ -182,7 +182,9 @@ def read_state_dict(
         dense = stored.layout == torch.strided
         if stored.is_meta or stored.is_quantized or not stored.is_floating_point() or not dense:
             kind = "no numbers" if stored.is_meta else str(stored.dtype) if dense else str(stored.layout)
-            raise ValueError(f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized")
+            raise ValueError(
+                f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized"
+            )
         value = stored.to(device=device, dtype=dtype)
         mapped = value is stored and name not in copied  # its pages are read at its first use, not here
         if not mapped and not value.isfinite().all():

@@ -3,11 +3,13 @@
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlm_vision.preprocess.images import ImageInput
+from vlm_vision.preprocess.jpeg_file import decode_jpeg
 
 
 class StoredImage(ABC):
@@ -45,13 +47,26 @@ def open_stored_images(images: Sequence[ImageSource]) -> list[ImageInput]:
     return [_decoded(one) if isinstance(one, StoredImage) else one for one in images]
 
 
-def _decoded(stored: StoredImage) -> Image.Image:
+def open_pixels(image: StoredImage) -> ImageInput:
+    """Input of `encoder.preprocess` alone: an upright array (H, W, 3) where `decode_jpeg` gives one, else as `open_stored_images`.
+
+    Raises:
+        ValueError: as `open_stored_images`.
+    """
+    return _decoded(image, decode_jpeg)
+
+
+def _decoded(
+    stored: StoredImage, decode: Callable[[Image.Image], np.ndarray | None] = lambda image: None
+) -> Image.Image | np.ndarray:
     data = stored.read()
     try:
         with warnings.catch_warnings():
             # Pillow warns above its limit and raises above twice that; here the limit is a limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
+            if (pixels := decode(image)) is not None:
+                return pixels
             image.load()
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vlm_vision.preprocess.jpeg_file import decode_jpeg
+
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -52,7 +54,29 @@ def load_image(image: ImageInput) -> Image.Image:
     if "A" in loaded.getbands() or loaded.info.get("transparency") is not None:
         loaded = loaded.convert("RGBA")
         loaded = Image.alpha_composite(Image.new("RGBA", loaded.size, "white"), loaded)
-    return loaded.convert("RGB")
+    return loaded if loaded.mode == "RGB" else loaded.convert("RGB")
+
+
+def load_pixels(image: ImageInput) -> np.ndarray:
+    """One image by `load_image`, as an array uint8 (H, W, 3) that may be the memory of `image`: do not write into it.
+
+    Raises:
+        ValueError: as `load_image`.
+    """
+    if _is_plain(image):
+        return np.asarray(image)
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] == 3
+        and image.size
+    ):
+        return np.ascontiguousarray(image)
+    if isinstance(image, str | os.PathLike):
+        decoded = _decoded(image)
+        return decoded if isinstance(decoded, np.ndarray) else np.asarray(load_image(decoded))
+    return np.asarray(load_image(image))
 
 
 def to_8_bits(image: ImageInput, *, low: float = 0.0, high: float = 65535.0) -> Image.Image:
@@ -91,36 +115,49 @@ def _is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
 
 
 def load_images(images: ImageInput | Sequence[ImageInput]) -> list[Image.Image]:
-    """One image, a list or tuple of them, or a batch as one uint8 array (numpy (B, H, W, C), torch (B, C, H, W)), each by
-    `load_image`.
+    """Images as `each_image` takes them, each by `load_image`.
 
     Raises:
         ValueError: as `load_image`; also when there is none.
     """
+    return [load_image(image) for image in each_image(images)]
+
+
+def each_image(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
+    """One image, a list or tuple of them, or a batch as one uint8 array (numpy (B, H, W, C), torch (B, C, H, W)), one by one.
+
+    Raises:
+        ValueError: there is none.
+    """
     is_array = isinstance(images, np.ndarray | torch.Tensor)
     batch = images if isinstance(images, list | tuple) or (is_array and images.ndim == 4) else [images]
-    loaded = [load_image(cast(ImageInput, image)) for image in batch]
-    if not loaded:
+    if not len(batch):
         raise ValueError("there are no images: expected at least one; leave empty batches out")
-    return loaded
+    return cast(Sequence[ImageInput], batch)
 
 
 def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """Decodes a file or a lazily opened PIL image and applies its EXIF orientation; keeps the mode."""
-    name = "the PIL image" if isinstance(source, Image.Image) else _name(source)
+    decoded = _decoded(source)
+    return Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
+
+
+def _decoded(source: str | os.PathLike[str] | Image.Image) -> Image.Image | np.ndarray:
+    """As `_upright`; an array (H, W, 3) where `decode_jpeg` gave one."""
+    name = "the PIL image" if isinstance(source, Image.Image) else f"image file {os.fspath(source)!r}"
     try:
         if not isinstance(source, Image.Image) and os.path.exists(source) and not os.path.isfile(source):
             if not os.path.isdir(source):  # a pipe or a device would be read for ever
                 raise ValueError(f"{name} is no regular file: expected the path of an image")
         if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source)
+            return _all_pixels(source)
         with warnings.catch_warnings():
             # Pillow warns above its limit and raises above twice that; here the limit is a limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source) as opened:
                 if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
                     raise ValueError(f"{name} has {opened.width} x {opened.height} pixels: {_limit()}")
-                return ImageOps.exif_transpose(opened)
+                return _all_pixels(opened)
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost any type
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
@@ -133,6 +170,11 @@ def _upright(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
 def _limit() -> str:
     limit = Image.MAX_IMAGE_PIXELS
     return f"expected at most PIL.Image.MAX_IMAGE_PIXELS, {limit}; shrink it, or raise that limit for images that you trust"
+
+
+def _all_pixels(opened: Image.Image) -> Image.Image | np.ndarray:
+    pixels = decode_jpeg(opened)
+    return ImageOps.exif_transpose(opened) if pixels is None else pixels
 
 
 _FILE_PROBLEMS: dict[type[Exception], str] = {

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlm_vision.preprocess.pillow_resize import resize_rgb
+
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 CropRounding = Literal["floor", "half_even"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
@@ -191,8 +193,7 @@ def resize_array(
 ) -> np.ndarray:
     """(H, W, 3) of `size` in 0..255: uint8, or float32 for the kernels that do not round, which take that too."""
     if kernel == "pillow":
-        assert isinstance(image, Image.Image)
-        return np.asarray(image.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
+        return resize_rgb(np.asarray(image), size, resample)
     if kernel == "gaussian":
         pixels = np.asarray(image, dtype=np.float64)
         rows, columns = (_smoothed(*sides) for sides in zip(pixels.shape, size, strict=False))

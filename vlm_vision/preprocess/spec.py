@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from vlm_vision.preprocess.checks import STATISTICS, bounded, check_name, checked, is_factor, whole_number
-from vlm_vision.preprocess.images import ImageInput, load_images
+from vlm_vision.preprocess.images import ImageInput, each_image, load_pixels
 from vlm_vision.preprocess.openvla import CameraPath, camera_path
 from vlm_vision.preprocess.resize import (
     KERNEL_FILTERS,
@@ -230,7 +230,7 @@ class Preprocess:
         Raises:
             ValueError: as `load_image`; also when there is no image, or the results differ in size.
         """
-        resized_images = [self._resize_and_crop(image) for image in load_images(images)]
+        resized_images = [self._resize_and_crop(load_pixels(image)) for image in each_image(images)]
         sizes = sorted({image.shape[:2] for image in resized_images})
         if len(sizes) > 1:
             raise ValueError(
@@ -249,8 +249,8 @@ class Preprocess:
             ValueError: as `load_image`; also when there is no image.
         """
         pixels = []
-        for image in load_images(images):
-            resized = self._resize_and_crop(image)
+        for image in each_image(images):
+            resized = self._resize_and_crop(load_pixels(image))
             pixels.append(np.empty((3, *resized.shape[:2]), dtype=np.float32))
             self._normalize(resized, pixels[-1])
         return [torch.from_numpy(planes) for planes in pixels]
@@ -262,10 +262,11 @@ class Preprocess:
         np.multiply(image.transpose(2, 0, 1), scale, out=out)
         out -= shift
 
-    def _resize_and_crop(self, original: Image.Image) -> np.ndarray:
+    def _resize_and_crop(self, original: np.ndarray) -> np.ndarray:
         """(H, W, 3) in 0..255, uint8 or float32."""
-        seen = original if self.camera is None else self.camera(original)
-        image = after(seen, self.before) if self.before else seen
+        image = original if self.camera is None else self.camera(Image.fromarray(original))
+        if self.before:
+            image = after(image, self.before)
         if self.resize == "letterbox":
             image = as_image(with_bars(np.asarray(image), self.fill))
         if self.resize == "square":

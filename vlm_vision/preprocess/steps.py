@@ -111,7 +111,7 @@ class ImageStep:
         return cls(**state)
 
 
-def after(image: Image.Image, steps: tuple[ImageStep, ...]) -> Image.Image | np.ndarray:
+def after(image: Image.Image | np.ndarray, steps: tuple[ImageStep, ...]) -> Image.Image | np.ndarray:
     """The image after the steps; float32 (H, W, 3) where the last does not round."""
     pixels = np.asarray(image)
     for step in steps:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projectors import Projector, describe
-from vlm_vision.data.stored_image import StoredImage, open_stored_images
+from vlm_vision.data.stored_image import StoredImage, open_pixels
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import VisionOutput
@@ -76,7 +76,7 @@ class TokenEncoder:
 
     def pixels(self, image: ImageInput | StoredImage) -> Tensor:
         """(C, H, W) of one image. Raises ValueError if it cannot be read."""
-        opened = open_stored_images([image])[0] if isinstance(image, StoredImage) else image
+        opened = open_pixels(image) if isinstance(image, StoredImage) else image
         if isinstance(self.encoder, FusedEncoder):
             return self.encoder.preprocess(opened)[0]
         return self.encoder.preprocess.each(opened)[0]

@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -30,7 +29,7 @@ from vlm_vision.tokens.card import write_store_card
 from vlm_vision.tokens.extraction.encode import TokenEncoder
 from vlm_vision.tokens.extraction.opening import open_store, plan_path
 from vlm_vision.tokens.extraction.plan import read_plan
-from vlm_vision.tokens.extraction.work import Encoded, default_workers, encode_in_order, one_thread_each
+from vlm_vision.tokens.extraction.work import Encoded, default_workers, encode_in_order, one_thread_each, single_threads
 from vlm_vision.tokens.numbers import Loss, to_disk
 from vlm_vision.tokens.shard import INDEX, WORK, ShardWriter, bad_images, file_name, read_failures
 from vlm_vision.tokens.source import Item, Source
@@ -179,7 +178,7 @@ class Extraction:
         done, bad, dtype = self._done(), len(read_failures(self.store)), self.tokens.wanted.dtype
         loss, channels = Loss(), {}
         try:
-            with ThreadPoolExecutor(self.workers) as pool:
+            with single_threads(self.workers) as pool:
                 batches = encode_in_order(self.tokens, self.source.images(items), pool, self.workers)
                 left = iter(items)
                 for batch in batches:

@@ -5,7 +5,6 @@ A segment is what one source adds to a store: the number and digest of its image
 
 import shutil
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from filelock import FileLock
 from vlm_vision.tokens.about import ABOUT, difference, read_about, write_about
 from vlm_vision.tokens.extraction.encode import ImageTokens, TokenEncoder
 from vlm_vision.tokens.extraction.plan import Listing, write_plan
-from vlm_vision.tokens.extraction.work import encode_in_order
+from vlm_vision.tokens.extraction.work import encode_in_order, single_threads
 from vlm_vision.tokens.shard import WORK, read_failures, stored_keys
 from vlm_vision.tokens.source import Source
 from vlm_vision.tokens.wanted import DTYPES
@@ -78,7 +77,7 @@ def bytes_of(image: ImageTokens, dtype: str) -> int:
 def first_images(source: Source, tokens: TokenEncoder) -> list[ImageTokens]:
     """What is stored of the first images of a source, one batch of them; those that cannot be read are left out."""
     items = list(islice(source.items(), tokens.wanted.batch_size))
-    with ThreadPoolExecutor(1) as pool:
+    with single_threads(1) as pool:
         batches = list(encode_in_order(tokens, source.images(items), pool, 1))
     return [one for batch in batches for one in batch if isinstance(one, ImageTokens)]
 

@@ -42,6 +42,11 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def single_threads(workers: int) -> ThreadPoolExecutor:
+    """A pool of threads whose operations use one thread each; oneDNN, called first in a new thread, would take all cores."""
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def encode_in_order(
     tokens: TokenEncoder, opened: Iterable[Opened], pool: ThreadPoolExecutor, workers: int
 ) -> Iterator[list[Encoded]]:
