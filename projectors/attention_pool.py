@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from projectors.activation import activation as activation_called
+from projectors.attention import CrossAttention
+from projectors.gated_mlp import GatedMLP
+from projectors.neighbors import rounded_up_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -56,16 +58,10 @@ class AttentionPool2d(Projector):
             raise ValueError(f"attention_pool has {num_heads} heads, no multiple of its num_kv_heads {heads}")
         self._options = sizes | dict(hidden_dim=hidden, activation=activation)
         self._options |= dict(attention_bias=attention_bias, mlp_bias=mlp_bias, masked=masked)
-        self.masked = masked
-        self.pool, self.head_dim, self.grouped = pool, head_dim, heads != num_heads
-        self.act = activation_called(activation)
-        self.q_proj = nn.Linear(in_dim, num_heads * head_dim, bias=attention_bias)
-        self.k_proj = nn.Linear(in_dim, heads * head_dim, bias=attention_bias)
-        self.v_proj = nn.Linear(in_dim, heads * head_dim, bias=attention_bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=attention_bias)
-        self.gate = nn.Linear(width, hidden, bias=mlp_bias)
-        self.up = nn.Linear(width, hidden, bias=mlp_bias)
-        self.fc2 = nn.Linear(hidden, out_dim, bias=False)
+        self.pool, self.masked = pool, masked
+        counts = dict(num_heads=num_heads, num_kv_heads=heads, head_dim=head_dim)
+        self.attn = CrossAttention(in_dim, in_dim, **counts, bias=attention_bias, output_width=width)
+        self.mlp = GatedMLP(width, hidden, out_dim, activation, bias=mlp_bias)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=(layer.in_features**-0.5))
@@ -76,27 +72,18 @@ class AttentionPool2d(Projector):
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
-        return -(-grid[0] // self.pool), -(-grid[1] // self.pool)
+        return rounded_up_grid(grid, self.pool)
 
     def flops(self, grid: Grid) -> int:
         queries = self.num_tokens(grid)
-        places = queries * self.pool**2
-        maps = sum(weight_flops(layer, queries) for layer in (self.q_proj, self.o_proj, self.gate, self.up, self.fc2))
-        maps += sum(weight_flops(layer, places) for layer in (self.k_proj, self.v_proj))
-        return maps + 4 * places * self.q_proj.out_features
+        return queries * self.attn.flops(1, self.pool**2) + weight_flops(self.mlp, queries)
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
         squares, valid = self._squares(tokens, grid)
         whole = grid[0] % self.pool == 0 and grid[1] % self.pool == 0
         query = squares.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
-        q, k, v = (
-            projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-            for projected in (self.q_proj(query), self.k_proj(squares), self.v_proj(squares))
-        )
-        seen = None if whole else valid[:, None, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=self.grouped)
-        y = self.o_proj(mixed.transpose(1, 2).flatten(1))
-        return self.fc2(self.act(self.gate(y)) * self.up(y)).unflatten(0, (len(tokens), -1))
+        y = self.attn(query, squares, seen=None if whole else valid)[:, 0]
+        return self.mlp(y).unflatten(0, (len(tokens), -1))
 
     def _squares(self, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """(B M, pool^2, in_dim), zeros past the edges, and which of them are patches, (B M, pool^2)."""

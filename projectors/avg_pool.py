@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from projectors.mlp import MlpProjector
+from projectors.neighbors import rounded_up_grid
 from projectors.projector import Grid, Projector, at_least_one
 
 How = Literal["mean", "bilinear", "mean_mirrored"]
@@ -41,7 +42,7 @@ class AvgPool(Projector):
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
-        return -(-grid[0] // self.factor), -(-grid[1] // self.factor)
+        return rounded_up_grid(grid, self.factor)
 
     def flops(self, grid: Grid) -> int:
         return self.mlp.flops(self.out_grid(grid))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from projectors.neighbors import rounded_up_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
 
@@ -66,7 +67,7 @@ class ConvNeck(Projector):
         """The grid after the neck, and after each convolution of stride 2."""
         grids = [grid]
         for _ in self.widths:
-            grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
+            grids.append(rounded_up_grid(grids[-1], 2))
         return grids
 
     def flops(self, grid: Grid) -> int:

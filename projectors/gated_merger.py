@@ -1,11 +1,9 @@
 """Fewer, wider tokens: each square of neighbors becomes one, then a gated perceptron."""
 
-from math import inf
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.activation import activation as activation_called
+from projectors.gated_mlp import GatedMLP
 from projectors.neighbors import side_by_side, square_grid
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
 
@@ -42,13 +40,10 @@ class GatedMerger(Projector):
             raise ValueError(f"gated_merger has limit {limit}, expected a positive number, or None")
         self.merge, self.hidden_dim = merge, hidden_dim or 3 * out_dim
         self.activation, self.limit = activation, limit
-        self.act = activation_called(activation)
         self.down = nn.Linear(in_dim * merge * merge, out_dim)
         self.fc1 = nn.Linear(out_dim, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim)
-        self.gate = nn.Linear(out_dim, self.hidden_dim, bias=False)
-        self.up = nn.Linear(out_dim, self.hidden_dim, bias=False)
-        self.fc2 = nn.Linear(self.hidden_dim, out_dim, bias=False)
+        self.mlp = GatedMLP(out_dim, self.hidden_dim, out_dim, activation, limit=limit)
 
     @property
     def options(self) -> dict:
@@ -68,8 +63,4 @@ class GatedMerger(Projector):
 
     def project(self, tokens: Tensor, grid: Grid) -> Tensor:
         x = self.down(side_by_side(tokens, self.out_grid(grid), self.merge))
-        x = F.gelu(self.norm(self.fc1(x)))
-        gate, up = self.gate(x), self.up(x)
-        if self.limit is not None:
-            gate, up = gate.clamp(-inf, self.limit), up.clamp(-self.limit, self.limit)
-        return self.fc2(self.act(gate) * up)
+        return self.mlp(F.gelu(self.norm(self.fc1(x))))

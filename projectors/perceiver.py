@@ -3,23 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from projectors.activation import activation as activation_called
 from projectors.attention import CrossAttention
+from projectors.gated_mlp import GatedMLP
 from projectors.projector import Grid, Projector, at_least_one, weight_flops
-
-
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)), without biases."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, activation: str):
-        super().__init__()
-        self.gate_proj = nn.Linear(in_dim, hidden_dim, bias=False)
-        self.up_proj = nn.Linear(in_dim, hidden_dim, bias=False)
-        self.down_proj = nn.Linear(hidden_dim, out_dim, bias=False)
-        self.act = activation_called(activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class PerceiverLayer(nn.Module):

@@ -1,7 +1,8 @@
 """Named architectures: the public models of every family.
 
 `config("dinov2_large")` gives the `ViTConfig` of the public checkpoint of that name; `create("siglip_base_patch16_224")`
-builds it with random weights. Their sizes are in the family's record, in `vlm_vision.checkpoints.families`.
+builds it with random weights. `public_id("qwen3_vl_4b")` names the checkpoint of a tower that comes inside a vision-language
+model. Sizes are in the family's record, and in `vlm.published`, of `vlm_vision.checkpoints.families`.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vlm_vision.checkpoints.families.all import ALL
 from vlm_vision.checkpoints.families.sizes import SIZES
+from vlm_vision.checkpoints.families.vlm.published import PUBLISHED
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
 
@@ -21,6 +23,8 @@ class _Preset(NamedTuple):
     """Name in `vlm_vision.checkpoints.families`."""
     fields: dict[str, Any]
     """Fields of `ViTConfig`."""
+    id: str | None = None
+    """Public checkpoint."""
 
 
 def _table() -> dict[str, _Preset]:
@@ -35,6 +39,10 @@ def _table() -> dict[str, _Preset]:
                         fields = (SIZES | dict(presets.sizes))[size] | presets.fields | differs
                         shape = dict(patch_size=int(patch), image_size=(int(side), int(side)))
                         table[name] = _Preset(presets.name, family.name, fields | shape)
+    for tower in PUBLISHED:
+        config = tower.config
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        table[tower.name] = _Preset(tower.group, tower.family, fields, tower.id)
     return table
 
 
@@ -54,6 +62,11 @@ def family(name: str) -> str:
 def checkpoint_family(name: str) -> str:
     """Family of the preset `name` in `vlm_vision.checkpoints`, whose layout its weights have."""
     return _row(name).family
+
+
+def public_id(name: str) -> str | None:
+    """A public checkpoint that contains the tower of the preset `name`; None for encoders that are published on their own."""
+    return _row(name).id
 
 
 def config(name: str, **changes: Any) -> ViTConfig:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from projectors.neighbors import rounded_up_grid
 from projectors.projector import Grid, Projector, at_least_one
 
 
@@ -34,13 +35,13 @@ class ConvDownsample(Projector):
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
         for _ in range(self.depth):
-            grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
+            grid = rounded_up_grid(grid, 2)
         return grid
 
     def flops(self, grid: Grid) -> int:
         total = 0
         for conv in self.convs:
-            grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
+            grid = rounded_up_grid(grid, 2)
             total += 2 * grid[0] * grid[1] * sum(weight.numel() for weight in conv.parameters() if weight.ndim > 1)
         return total + 2 * grid[0] * grid[1] * self.fc.weight.numel()
 

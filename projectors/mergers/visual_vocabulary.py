@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projectors.neighbors import side_by_side
+from projectors.neighbors import rounded_up_grid, side_by_side
 from projectors.projector import Grid, Projector, at_least_one
 
 Choice = Literal["softmax", "argmax"]
@@ -55,7 +55,7 @@ class VisualVocabulary(Projector):
 
     def out_grid(self, grid: Grid) -> Grid:
         super().out_grid(grid)
-        return -(-grid[0] // self.merge), -(-grid[1] // self.merge)
+        return rounded_up_grid(grid, self.merge)
 
     def flops(self, grid: Grid) -> int:
         return 2 * self.num_tokens(grid) * self.words * (self.logits.in_features + self.out_dim)

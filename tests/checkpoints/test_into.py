@@ -1,6 +1,7 @@
 """A tuned tower and projector in the folder of their whole model, which unmodified transformers loads."""
 
 import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -191,6 +192,35 @@ def test_an_untouched_tower_changes_no_byte_of_a_sharded_folder(dtype, tmp_path)
         assert all(before[name].dtype == after[name].dtype == dtype for name in before)
 
 
+def test_shards_of_pytorch_keep_the_weights_that_were_not_tuned(tmp_path):
+    whole = saved("llava", tmp_path / "whole")
+    folder = tmp_path / "bin"
+    shutil.copytree(tmp_path / "whole", folder)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    vision = {name: value for name, value in state.items() if "vision_tower" in name}
+    shards = {"one.bin": vision, "two.bin": {name: state[name] for name in state.keys() - vision.keys()}}
+    for file, tensors in shards.items():
+        torch.save(tensors, folder / file)
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    encoder, projector = vv.load(folder), vv.load_projector(folder)
+    encoder.save_pretrained(tmp_path / "same", into=folder, projector=projector)
+    assert contents(tmp_path / "same") == contents(folder)
+    tuned(encoder)
+    encoder.save_pretrained(tmp_path / "new", into=folder)
+    before, after = contents(folder), contents(tmp_path / "new")
+    assert before.keys() == after.keys() and [name for name in before if before[name] != after[name]] == ["one.bin"]
+    again = type(whole).from_pretrained(tmp_path / "new").state_dict()
+    written = torch.load(tmp_path / "new/one.bin")
+    assert written.keys() == vision.keys()
+    mine = vv.load(tmp_path / "new").state_dict()
+    assert all(torch.equal(weight, mine[name]) for name, weight in encoder.state_dict().items())
+    assert all(
+        torch.equal(again[name], value) for name, value in whole.state_dict().items() if "vision_tower" not in name
+    )
+
+
 def test_numbers_that_were_not_changed_keep_their_bits_where_ours_are_rounded(tmp_path):
     whole = build("gemma3", WHOLE["gemma3"].changes)  # our scale of its norm is theirs plus one
     with torch.no_grad():
@@ -241,17 +271,12 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(tmp_path):
     encoder, projector = vv.load(tmp_path / "whole"), vv.load_projector(tmp_path / "whole")
     build("qwen2_5_vl", WHOLE["qwen2_5_vl"].changes).save_pretrained(tmp_path / "qwen")
     build("llava", {"vision_config": {"hidden_act": "gelu", "image_size": 32}}).save_pretrained(tmp_path / "other")
-    bin_folder = tmp_path / "bin"
-    shutil.copytree(tmp_path / "whole", bin_folder)
-    torch.save(load_file(bin_folder / "model.safetensors"), bin_folder / "pytorch_model.bin")
-    (bin_folder / "model.safetensors").unlink()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/a.txt").touch()
     new = tmp_path / "new"
     refused = [
         ("family qwen2_5_vl.*expected clip_vision_model", dict(into=tmp_path / "qwen")),
         ("image_size is .64, 64. in the encoder and .32, 32. there, mlp is", dict(into=tmp_path / "other")),
-        ("pytorch_model.bin is not a safetensors file", dict(into=bin_folder)),
         ("which is no folder", dict(into=tmp_path / "none")),
         ("has no config.json", dict(into=tmp_path / "full")),
         ("full already exists", dict(into=tmp_path / "whole", folder=tmp_path / "full")),

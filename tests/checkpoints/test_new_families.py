@@ -212,7 +212,10 @@ def test_every_record_writes_what_it_reads_back():
                 state = VisionTransformer(config).state_dict()
             for style in ("hub", "memory"):
                 covered = {name for row in family.keys(config, style) for name in row.ours}
-                assert covered == state.keys() - ({"position.table"} if family.rotary else set()), (presets.name, style)
+                assert covered == state.keys() - ({"position.table"} if family.unresized else set()), (
+                    presets.name,
+                    style,
+                )
             names = frozenset(name for row in family.keys(config) for name in row.theirs)
             again = family.read_config(family.defaults | described, names)
             assert (again.embed_dim, again.grid, again.mlp) == (32, (4, 4), config.mlp), presets.name

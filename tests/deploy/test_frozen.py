@@ -64,6 +64,15 @@ def test_a_frozen_encoder_gives_the_same_and_leaves_the_original_alone(family, s
     assert all(weight.requires_grad for weight in encoder.model.blocks.parameters())
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 36), (44, 24)])
+@pytest.mark.parametrize("rule", ["bicubic_offset_always", "bicubic_offset_unequal"])
+def test_a_rule_that_moves_the_native_table_moves_a_frozen_one_once(rule, size, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "moved", dict(position_prefix=1, position_resize=rule))
+    encoder, pixels = tower("moved"), torch.randn(2, 3, *size)
+    frozen = freeze(encoder, height=size[0], width=size[1])
+    assert_same(frozen(pixels), wanted(encoder, pixels, frozen.outputs))
+
+
 @pytest.mark.parametrize("batch", ["fixed", "dynamic"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_program_gives_the_same(family, batch):

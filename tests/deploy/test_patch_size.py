@@ -129,3 +129,12 @@ def test_impossible_sizes_are_refused(encoder, options, says):
 def test_several_towers_are_refused(encoder):
     with pytest.raises(ValueError, match="takes one tower, got FusedEncoder"):
         with_patch_size(vv.FusedEncoder([encoder, encoder]), 16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["bicubic_offset_always", "bicubic_offset_unequal"])
+def test_a_rule_that_moves_the_native_table_is_applied_once(encoder, rule):
+    encoder.model.position.resize = rule
+    made = with_patch_size(encoder, 4, image_size=(32, 24))
+    expected = torch.cat(encoder.model.position((8, 6)), dim=1)
+    assert torch.equal(torch.cat(made.model.position((8, 6), (32, 24)), dim=1), expected)

@@ -37,7 +37,8 @@ SWITCHES = {
     "radio": dict(class_token=True, num_registers=3, pool="prefix", pool_tokens=(0, 2), position_resize="bilinear_crop",
                   final_norm=False),
     "muse": QWEN | dict(rope=Rope(first=1), window=3, full_blocks=(1,), position_resize="bilinear_zeros_transposed"),
-    "clips": dict(frames="joined", time_position=True, rope=Rope()),
+    "unequal": dict(position_resize="bicubic_offset_unequal"),
+    "clips": dict(frames="joined", time_position=4, rope=Rope()),
     "clips in three axes": dict(position="none", frames="joined", temporal_patch=2, rope=Rope(axes=3)),
 }  # fmt: skip
 
@@ -384,7 +385,7 @@ def test_more_tapped_blocks_follow_in_the_channels():
         each = [model(x, tap=vv.Tap(layer, norm)) for layer in (3, 1, 0)]
         for name in ("patch_tokens", "cls_token", "register_tokens"):
             assert torch.equal(getattr(both, name), torch.cat([getattr(out, name) for out in each], -1))
-        assert both.pooled is None and torch.equal(
+        assert torch.equal(both.pooled, each[0].pooled) and torch.equal(
             model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0].cls_token, both.cls_token[:1]
         )
         assert torch.equal(model(x, tap=vv.Tap(-1, norm, (-3, 0)), patches=False).cls_token, both.cls_token)
@@ -395,3 +396,15 @@ def test_more_tapped_blocks_follow_in_the_channels():
         vv.Tap(more=(1.5,))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got layer=True"):
         vv.Tap(layer=True)
+
+
+def test_a_rule_for_unequal_sides_moves_a_native_table_too():
+    table = PositionTable(prefix=1, grid=(4, 4), dim=8, resize="bicubic_offset_unequal")
+    native = table.table[:, 1:]
+    for sides in (None, (32, 32), (35, 35)):
+        assert table((4, 4), sides)[1] is native or torch.equal(table((4, 4), sides)[1], native)
+    for sides in ((32, 35), (36, 33)):
+        moved = table((4, 4), sides)[1]
+        assert not torch.allclose(moved, native, atol=1e-4)
+        always = RESIZE["bicubic_offset_always"](native.mT.unflatten(2, (4, 4)), (4, 4))
+        torch.testing.assert_close(moved, always.flatten(2).mT)

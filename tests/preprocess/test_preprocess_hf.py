@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from support.golden import golden_case
 from support.preprocessing import BUDGETED, CROPPED, FLOAT, SIZES, SPECS, SQUASH, make_image
 
-from vlm_vision.checkpoints.hf.preprocess import from_hf
+from vlm_vision.checkpoints.hf.preprocess import DEFAULTS, from_hf
 from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 from vlm_vision.preprocess.spec import Preprocess
 
@@ -325,4 +325,51 @@ def test_to_hf_refuses_a_type_that_could_not_be_read_back() -> None:
         to_hf(SQUASH, image_processor_type="ConvNextImageProcessor")
 
 
-# ---------------------------------------------------------------------------------------------- timm
+def _usual(name: str) -> Preprocess | None:
+    try:
+        return from_hf({"image_processor_type": name})
+    except ValueError:
+        return None
+
+
+USUAL = {name: spec for name in DEFAULTS if (spec := _usual(name)) is not None}
+"""Class of transformers -> what it does where its file is silent."""
+
+
+@pytest.mark.parametrize("resize", sorted({spec.resize for spec in USUAL.values()}))
+def test_a_file_that_is_written_reads_back_whatever_class_it_names(resize: str) -> None:
+    specs = {spec for spec in USUAL.values() if spec.resize == resize}
+    specs |= {dataclasses.replace(spec, crop=(40, 44)) for spec in specs if resize in ("squash", "shortest_edge")}
+    for spec in specs:
+        written = []
+        for name in (None, *DEFAULTS):
+            try:
+                config = to_hf(spec, image_processor_type=name)
+            except ValueError as error:
+                assert "cannot be written" in str(error) or "expected one of" in str(error)
+                continue
+            read = from_hf(json.loads(json.dumps(config)))
+            assert read == dataclasses.replace(spec, fill=read.fill), name
+            np.testing.assert_allclose(read.fill, spec.fill)
+            assert name in (None, config["image_processor_type"])
+            written.append(name)
+        if None in written:  # where the default class does it, so does at least that class by its name
+            assert len(written) > 1
+
+
+WITHOUT_FILE = {
+    "AriaImageProcessor", "BridgeTowerImageProcessor", "DeepseekVLHybridImageProcessor", "DeepseekVLImageProcessor",
+    "JanusImageProcessor", "Lfm2VlImageProcessor", "Molmo2ImageProcessor", "Owlv2ImageProcessor", "PI0ImageProcessor",
+    "Phi4MultimodalImageProcessor",
+}  # fmt: skip
+"""Classes whose sizes are read, but not written."""
+
+
+def test_a_class_writes_its_own_file() -> None:
+    failed = set()
+    for name, spec in USUAL.items():
+        try:
+            to_hf(spec, image_processor_type=name)
+        except ValueError:
+            failed.add(name)
+    assert failed == WITHOUT_FILE

@@ -1,6 +1,7 @@
 """Projectors out of published models, made tiny by transformers itself, against transformers' own modules."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support.golden import TOLERANCE, error
 from torch import nn
 
 import vlm_vision as vv
+from vlm_vision.checkpoints.connectors.by_model import REFUSED
 
 VISION = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, patch_size=4)
 TEXT = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32)
@@ -197,8 +199,19 @@ def test_a_qformer_that_reads_the_question_or_has_another_activation_is_refused(
 def test_heads_are_read_from_the_configuration_and_never_guessed(tmp_path):
     blip2(tmp_path)
     assert vv.load_projector(tmp_path).options["num_heads"] == 2
-    with pytest.raises(ValueError, match="does not state the heads of its projector: pass the folder"):
+    with pytest.raises(
+        ValueError,
+        match="has no config.json, whose qformer_config states what the weights .* do not: pass the folder of the whole",
+    ):
         vv.load_projector(tmp_path / "model.safetensors")
     changed(tmp_path, qformer_config="large")
     with pytest.raises(ValueError, match="describes its projector in an unknown way"):
+        vv.load_projector(tmp_path)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_projector_that_none_here_can_be_is_refused_by_its_reason(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name, "vision_config": {}}))
+    save_file({"multi_modal_projector.linear_2.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"is of model type '{name}': {REFUSED[name]}")):
         vv.load_projector(tmp_path)

@@ -40,11 +40,19 @@ PATCH_ROW = TensorLayout(write=lambda x: x.flatten(1), read=lambda x, shape: x.v
 """Our convolution (D, C, p, p) as a linear map of patch vectors in (channel, row, column) order, (D, C * p * p)."""
 
 
-def table_to_grid(rows: int, columns: int) -> TensorLayout:
-    """Our position table (1, N, D) as (1, rows, columns, D)."""
+def table_to_grid(*sizes: int) -> TensorLayout:
+    """Our position table (1, N, D) as (*sizes, D), whose product is N."""
     return TensorLayout(
-        write=lambda x: x.unflatten(1, (rows, columns)),
-        read=lambda x, shape: x.flatten(1, 2),
+        write=lambda x: x.reshape(*sizes, x.shape[-1]),
+        read=lambda x, shape: x.reshape(*shape),
+    )
+
+
+def squares(side: int) -> TensorLayout:
+    """Our linear map of squares of tokens as a convolution of their size and stride."""
+    return TensorLayout(
+        write=lambda x: x.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2),
+        read=lambda x, shape: x.permute(0, 2, 3, 1).flatten(1),
     )
 
 

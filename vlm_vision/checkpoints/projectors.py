@@ -7,10 +7,9 @@ from typing import Any
 
 from vlm_vision.checkpoints.connectors import mergers, necks
 from vlm_vision.checkpoints.connectors.candidate import Candidate, ProjectorSpec, Reader
-from vlm_vision.checkpoints.connectors.candidate import count as _count
 from vlm_vision.checkpoints.connectors.candidate import shape_of as _shape
-from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
-from vlm_vision.checkpoints.towers import TowerWeights
+from vlm_vision.checkpoints.keys import Key, key, layer, squares
+from vlm_vision.checkpoints.towers import TowerWeights, count
 
 
 def _stack(name: str, part: TowerWeights, *layers: str, **options: Any) -> ProjectorSpec:
@@ -35,7 +34,7 @@ def _llava_own(candidate: Candidate) -> ProjectorSpec:
     if not re.fullmatch(r"mlp\d+x_gelu", kind):
         raise ValueError(f"{candidate.checkpoint} has mm_projector_type {kind!r}, expected linear or mlpNx_gelu")
     part = candidate.part("mm_projector.")
-    depth = _count(part, r"(\d+)\.weight$")
+    depth = count(part.shapes, r"(\d+)\.weight$")
     return _stack("mlp", part, *(str(2 * i) for i in range(depth)), depth=depth)
 
 
@@ -79,7 +78,7 @@ def _idefics2(candidate: Candidate) -> ProjectorSpec:
         "in_dim": in_dim,
         "out_dim": out_dim,
         "num_latents": num_latents,
-        "depth": _count(part, r"perceiver_resampler\.layers\.(\d+)\."),
+        "depth": count(part.shapes, r"perceiver_resampler\.layers\.(\d+)\."),
         "num_heads": config.get("resampler_n_heads", 16),
         "num_kv_heads": config.get("num_key_value_heads", 4),
         "head_dim": config.get("resampler_head_dim", 96),
@@ -121,7 +120,7 @@ def _qformer(candidate: Candidate) -> ProjectorSpec:
         "out_dim": out_dim,
         "num_queries": num_queries,
         "width": width,
-        "depth": _count(part, r"encoder\.layer\.(\d+)\."),
+        "depth": count(part.shapes, r"encoder\.layer\.(\d+)\."),
         "num_heads": config.get("num_attention_heads", 12),
         "hidden_dim": hidden_dim,
         "cross_attention_frequency": config.get("cross_attention_frequency", 2),
@@ -191,18 +190,10 @@ def _glm(candidate: Candidate) -> ProjectorSpec:
         "activation": candidate.activation(config, "hidden_act", "silu"),
         "limit": float(config.get("swiglu_limit", 10.0)) if limited else None,
     }
-    names = {"fc1": "proj", "gate": "gate_proj", "up": "up_proj", "fc2": "down_proj"}
-    rows = [key("down.weight", f"{down}.weight", layout=_squares(merge)), key("down.bias", f"{down}.bias")]
+    names = {"fc1": "proj"} | {f"mlp.{x}_proj": f"{x}_proj" for x in ("gate", "up", "down")}
+    rows = [key("down.weight", f"{down}.weight", layout=squares(merge)), key("down.bias", f"{down}.bias")]
     rows += [key(f"{ours}.weight", f"{theirs}.weight") for ours, theirs in names.items()]
     return ProjectorSpec("gated_merger", options, rows + layer("norm", "post_projection_norm"), part)
-
-
-def _squares(side: int) -> TensorLayout:
-    """Our linear map of squares of tokens as a convolution of their size and stride."""
-    return TensorLayout(
-        write=lambda x: x.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2),
-        read=lambda x, shape: x.permute(0, 2, 3, 1).flatten(1),
-    )
 
 
 def _ernie(candidate: Candidate) -> ProjectorSpec:

@@ -40,6 +40,7 @@ class TowerWeights:
     """The tensors of `weights` under a prefix, by their names without it. `stored` maps these to the names in `source`.
 
     Args:
+        prefix: None for the extra names alone.
         extra: names outside the prefix that belong to the part as well.
         ignored: whether a name, without prefix, is documented to have no effect on the model. Tensors without
             elements (the registers of a model that has none) are ignored as well.
@@ -52,20 +53,18 @@ class TowerWeights:
     def __init__(
         self,
         weights: WeightSource,
-        prefix: str = "",
+        prefix: str | None = "",
         *,
         extra: Iterable[str] = (),
         ignored: Callable[[str], bool] = lambda name: False,
         spellings: Spellings = (),
     ):
+        own = [] if prefix is None else [name for name in weights.shapes if name.startswith(prefix)]
+        pairs = [(_usual(name.removeprefix(prefix or ""), spellings), name) for name in own]
         stored: dict[str, str] = {}
-        for name in weights.shapes:
-            if name.startswith(prefix):
-                usual = _usual(name.removeprefix(prefix), spellings)
-                if usual in stored:
-                    raise ValueError(f"{name} and {stored[usual]} are one weight under two names: remove the wrong one")
-                stored[usual] = name
-        stored |= {name: name for name in extra if name in weights.shapes}
+        for usual, name in [*pairs, *((name, name) for name in extra if name in weights.shapes)]:
+            if stored.setdefault(usual, name) != name:
+                raise ValueError(f"{name} and {stored[usual]} are one weight under two names: remove the wrong one")
         self.source = weights
         self.stored = {
             name: theirs for name, theirs in stored.items() if not ignored(name) and 0 not in weights.shapes[theirs]
@@ -74,6 +73,11 @@ class TowerWeights:
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         return self.source.get(self.stored[name], keep=keep)
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """Number of different indices that the pattern matches at the beginning of names."""
+    return len({found[1] for name in names if (found := re.match(pattern, name))})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_vision.checkpoints import safetensors_file
 from vlm_vision.checkpoints.safetensors_file import SafetensorsFile
 from vlm_vision.files import read_json
 
@@ -41,6 +42,29 @@ class WeightFiles:
         return self._home[name].get(name, keep=keep)
 
 
+def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors over those of the same names, shapes and dtypes in a file; all others keep their bits.
+
+    Of a safetensors file every other byte stays. A PyTorch file is written again as a whole, unless all of them are as they were.
+    """
+    if path.suffix == ".safetensors":
+        safetensors_file.overwrite(path, tensors)
+        return
+    state = load_pickle(path)
+    stored = {name: value for name, value in _flat(state) if name in tensors}
+    if all(torch.equal(_bytes(value), _bytes(tensors[name])) for name, value in stored.items()):
+        return
+    for name, value in stored.items():
+        value.copy_(tensors[name])  # in pages of the process: the file is mapped privately
+    fresh = path.with_name(f"{path.name}.new")
+    torch.save(state, fresh)
+    fresh.replace(path)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
 """Suffixes of a file of weights."""
 STEMS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -70,22 +94,29 @@ class _Pickle:
     """The tensors of a PyTorch file, by the path to them in nested dicts."""
 
     def __init__(self, file: Path):
-        try:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # options of MAE and DeiT training; plain data
-                state = _unpickled(file)
-        except Exception as error:  # zipfile, pickle and torch each raise their own
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy"
-            ) from None
-        if not isinstance(state, dict):
-            raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
-        self._tensors = dict(_flat(state))
+        self._tensors = dict(_flat(load_pickle(file)))
         self.shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
         self.dtypes = {name: value.dtype for name, value in self._tensors.items()}
 
     def get(self, name: str, *, keep: bool = True) -> Tensor:
         return self._tensors[name]
+
+
+def load_pickle(file: Path) -> dict[str, Any]:
+    """The state dict in a PyTorch file, its tensors mapped where the format allows it.
+
+    Raises:
+        ValueError: no PyTorch file, one with objects that are not plain data, or no state dict.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of MAE and DeiT training; plain data
+            state = _unpickled(file)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{file} is not a PyTorch file of plain tensors ({reason}): use a safetensors copy") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, expected a state dict of tensors")
+    return state
 
 
 def _unpickled(file: Path) -> Any:

@@ -25,15 +25,18 @@ _COLUMNS = {
 
 
 def models() -> str:
-    """Every preset with its sizes."""
-    lines = [f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}"]
+    """Every preset with its sizes, and a public checkpoint of towers that come inside vision-language models."""
+    lines = [
+        f"{'name':34} {'parameters':>12} {'width':>6} {'blocks':>7} {'patch':>6} {'native':>7} {'patches':>8}  public checkpoint"
+    ]
     for name in presets.names():
         with torch.device("meta"):
             model = presets.create(name)
         config, count = model.config, sum(weight.numel() for weight in model.parameters())
-        side = config.image_size[0]
-        row = (config.embed_dim, config.depth, config.patch_size, side, config.num_patch_tokens(side, side))
-        lines.append(f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}")
+        patches = config.num_patch_tokens(*(side * config.patch_size for side in config.grid))
+        row = (config.embed_dim, config.depth, config.patch_size, config.image_size[0], patches)
+        sizes = f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}"
+        lines.append(f"{sizes}  {presets.public_id(name) or ''}".rstrip())
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -48,7 +51,7 @@ def formats() -> str:
         for name in _COLUMNS:
             read = (family.written_as if name == "hf" and family.written_as else family.name) in READ[name]
             cells.append("read, written" if read and name in WRITTEN else "read" if read else "")
-        references = "none needed" if family.rotary else ", ".join(family.resize)
+        references = "none needed" if family.unresized else ", ".join(family.resize)
         lines.append(f"| {family.name} | {' | '.join(cells)} | {references} |")
     return "".join(f"{line}\n" for line in lines)
 

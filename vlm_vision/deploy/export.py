@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import Tap
-from vlm_vision.nn.position import PositionTable
+from vlm_vision.nn.position import PositionTable, once
 from vlm_vision.nn.rope import Grid
 
 OUTPUTS = ("patch_tokens", "cls_token", "register_tokens", "pooled", "logits")
@@ -107,12 +107,11 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     encoder.fold_layer_scale()
     rows, columns = model.config.grid_of(*size)
     if isinstance(table := model.position, PositionTable):
-        table.table = nn.Parameter(torch.cat(table((rows, columns)), dim=1), requires_grad=False)
-        table.grid = (rows, columns)
-        table.resize = table.resize.removesuffix("_always")  # the rows are moved already
+        table.table = nn.Parameter(torch.cat(table((rows, columns), size), dim=1), requires_grad=False)
+        table.grid, table.resize = (rows, columns), once(table.resize)
         table._cache.clear()
     side = model.config.patch_size
-    rule = model.config.position_resize.removesuffix("_always")
+    rule = once(model.config.position_resize)
     model.config = replace(model.config, image_size=(rows * side, columns * side), position_resize=rule)
     model.mask_token = None
     first, *others = tap.blocks(model.config.depth)
@@ -123,7 +122,7 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     model.config = replace(model.config, deepstack=tuple(model.config.deepstack[place] for place in used))
     if not model.config.is_merged(tap):
         model.merge = None
-    if not pool or others or last < model.config.depth - 1:
+    if not pool or last < model.config.depth - 1:
         model.pool = model.pool_head = model.head = model.head_dist = None
         model.pool_norm = nn.Identity()
         if not tap.norm:

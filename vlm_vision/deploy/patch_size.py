@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlm_vision.encoder import Encoder
 from vlm_vision.nn.config import ViTConfig
-from vlm_vision.nn.position import Grid, PositionTable
+from vlm_vision.nn.position import Grid, PositionTable, once
 from vlm_vision.preprocess.spec import Preprocess
 
 
@@ -57,11 +57,12 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
     new = replace(old, patch_size=patch_size, image_size=size)
     made = copy.deepcopy(encoder)
     model = made.model
-    model.config = new
     assert isinstance(model.patch_embed, nn.Conv2d)
     model.patch_embed = _conv(model.patch_embed, new)
     if isinstance(model.position, PositionTable) and new.grid != model.position.grid:
         model.position = _positions(model.position, new.grid)
+        new = replace(new, position_resize=once(old.position_resize))
+    model.config = new
     made.preprocess = _preprocess(encoder.preprocess, old, new, by_grid=image_size is None)
     return made
 
@@ -94,20 +95,11 @@ def _conv(conv: nn.Conv2d, config: ViTConfig) -> nn.Conv2d:
 
 
 def _positions(table: PositionTable, grid: Grid) -> PositionTable:
-    """A table whose native grid is `grid`, with the rows that `table` gives for it.
-
-    Raises:
-        ValueError: a rule that would move these rows once more.
-    """
-    if table.resize.endswith("_always"):
-        raise ValueError(
-            f"this encoder moves its positions on the native grid too ({table.resize}): leave image_size out, so that the grid "
-            f"of {table.grid[0]}x{table.grid[1]} patches stays"
-        )
+    """A table whose native grid is `grid`, with the rows that `table` gives for it, which its rule moves no more there."""
     learned = table.table.requires_grad
     with torch.device("meta"):
         made = PositionTable(
-            prefix=table.prefix, grid=grid, dim=table.table.shape[-1], resize=table.resize, learned=learned
+            prefix=table.prefix, grid=grid, dim=table.table.shape[-1], resize=once(table.resize), learned=learned
         )
     with torch.no_grad():
         made.table = nn.Parameter(torch.cat(table(grid), dim=1), requires_grad=learned)

@@ -46,8 +46,9 @@ class ViTConfig:
     """Frames of a video that one patch spans; an image is repeated that often."""
     frames: Literal["none", "apart", "joined"] = "none"
     """Attention between the frames of a video: none, since videos are refused; each frame apart; or all frames joined."""
-    time_position: bool = False
-    """Fixed sin-cos positions are added to the frames of a clip, none to an image or a clip of one frame (Kimi)."""
+    time_position: int = 0
+    """Most frames of a clip, to which fixed sin-cos positions are added, none to an image or a clip of one frame (Kimi); 0 for
+    clips without them."""
     unit_pixels: bool = False
     """Pixels are in 0..1, and the encoder itself puts them into -1..1 (Gemma 4)."""
     patch_drop: float = 0.0
@@ -197,9 +198,7 @@ class ViTConfig:
                 f"ViTConfig: pool {self.pool!r} does not go with pool_tokens {self.pool_tokens} of {len(prefix)} prefix tokens"
             )
         if self.pool == "none" and (self.pool_head != "none" or (self.num_classes and self.class_input == "pooled")):
-            raise ValueError(
-                "ViTConfig: pool 'none' leaves nothing for pool_head or the classes to read; choose a pool"
-            )
+            raise ValueError("ViTConfig: pool 'none' leaves nothing for pool_head or the classes; choose a pool")
 
     def _check_positions(self) -> None:
         if self.rope is not None and (not isinstance(self.rope, Rope) or self.position == "rope2d"):
@@ -360,7 +359,7 @@ class ViTConfig:
         """Frames of tokens of a video of `frames` frames.
 
         Raises:
-            ValueError: an encoder of images, or frames that are no multiple of the temporal patch.
+            ValueError: an encoder of images, frames that are no multiple of the temporal patch, or more than time_position.
         """
         if self.frames == "none":
             raise ValueError(f"this encoder takes images, got a video of {frames} frames: encode its frames as a batch")
@@ -368,6 +367,11 @@ class ViTConfig:
             raise ValueError(
                 f"a video of {frames} frames is no whole number of temporal patches of {self.temporal_patch} frames: "
                 "repeat the last frame, or leave frames out"
+            )
+        if 0 < (most := self.time_position * self.temporal_patch) < frames:
+            raise ValueError(
+                f"a video of {frames} frames is longer than the {most} frames that this encoder has positions for: "
+                "encode it in parts"
             )
         return frames // self.temporal_patch
 
@@ -394,5 +398,5 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
-    "num_kv_heads", "window", "merge_dim", "deepstack_dim",
+    "num_kv_heads", "window", "merge_dim", "deepstack_dim", "time_position",
 )  # fmt: skip

@@ -126,12 +126,15 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "bicubic": _interpolate("bicubic"),  # transformers: ViT, CLIP, SigLIP, DINOv2; DeiT and MAE at load
     "bicubic_antialias": _interpolate("bicubic", antialias=True),  # timm; DINOv2 with registers; open_clip at load
     "bicubic_offset": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),  # facebookresearch/dinov2 without registers
+    "bicubic_offset_unequal": _offset(
+        "bicubic", lambda x: _cubic(x, a=-0.75)
+    ),  # facebookresearch/dino; transformers: Idefics
     "bicubic_offset_always": _offset("bicubic", lambda x: _cubic(x, a=-0.75)),
     "bilinear_offset": _offset("bilinear", lambda x: _triangle(x)),  # HY-V4-VL
     "bilinear": _interpolate("bilinear"),  # timm's npz loader, FlexiViT
     "bilinear_antialias": _interpolate("bilinear", antialias=True),  # SigLIP2 NaFlex
     "zoom": _interpolate("bilinear", align_corners=True),  # big_vision at load: scipy.ndimage.zoom, order 1
-    "bucket": _bucket,  # transformers: Idefics3, SmolVLM
+    "bucket": _bucket,  # facebookresearch/dino; transformers: Idefics3, SmolVLM
     "recompute": _recompute,  # 2D sin-cos computed for the grid: AIMv2 native
     "bilinear_zeros_transposed": _zeros_outside_transposed,  # Muse
     "bilinear_crop": _crop,  # RADIO
@@ -140,7 +143,12 @@ RESIZE: dict[str, Callable[[Tensor, Grid], Tensor]] = {
     "native": _native,  # none: transformers' AIMv2
 }
 """The resize of a (1, D, h, w) fp32 position table to a grid, one entry for each rule in public code. Those named "always"
-move the table on its native grid too."""
+move the table on its native grid too, those named "unequal" there for images whose sides differ in pixels."""
+
+
+def once(rule: str) -> str:
+    """The rule for a table that `rule` has made: the same, but it leaves the native grid as it is."""
+    return rule.removesuffix("_always").removesuffix("_unequal")
 
 
 class PositionTable(nn.Module):
@@ -170,13 +178,20 @@ class PositionTable(nn.Module):
                 self.table.zero_()
                 self.table[0, self.prefix :] = sincos_2d(self.grid, self.table.shape[-1])
 
-    def forward(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Rows of the prefix (1, P, D) and of the patches (1, h*w, D) for `grid`."""
-        return self.table[:, : self.prefix], self._patches(grid)
+    def forward(self, grid: Grid, sides: Grid | None = None) -> tuple[Tensor, Tensor]:
+        """Rows of the prefix (1, P, D) and of the patches (1, h*w, D) for `grid`.
 
-    def _patches(self, grid: Grid) -> Tensor:
+        Args:
+            sides: (height, width) of the image in pixels; None for a whole number of patches.
+        """
+        return self.table[:, : self.prefix], self._patches(grid, sides)
+
+    def _patches(self, grid: Grid, sides: Grid | None) -> Tensor:
         native = self.table[:, self.prefix :]
-        if grid == self.grid and not self.resize.endswith("_always"):
+        moved = self.resize.endswith("_always")
+        if self.resize.endswith("_unequal") and sides is not None:
+            moved = sides[0] != sides[1]
+        if grid == self.grid and not moved:
             return native
         trained = torch.is_grad_enabled() and self.table.requires_grad
         if trained or not self.keeps or torch.compiler.is_compiling() or self.table.is_inference():
@@ -214,8 +229,8 @@ class AxisTables(nn.Module):
         for table in (self.rows, self.columns):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def forward(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """No rows of a prefix, (1, 0, D), and the positions of the patches (1, h*w, D).
+    def forward(self, grid: Grid, sides: Grid | None = None) -> tuple[Tensor, Tensor]:
+        """No rows of a prefix, (1, 0, D), and the positions of the patches (1, h*w, D); `sides` have no effect.
 
         Raises:
             ValueError: a grid with more rows or columns than the tables have entries.

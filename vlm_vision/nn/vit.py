@@ -230,7 +230,7 @@ class VisionTransformer(nn.Module):
         tokens: list[Tensor] = [token for token in (self.cls_token, self.registers) if token is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None
         if self.position is not None:
-            at_prefix, at_patches = self.position(grid)
+            at_prefix, at_patches = self.position(grid, (pixels.shape[-2], pixels.shape[-1]))
             x = (at_patches if frames == 1 else at_patches.repeat(1, frames, 1)) + x
             if prefix is not None:
                 owned = at_prefix.shape[1]

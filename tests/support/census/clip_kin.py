@@ -85,6 +85,13 @@ CASES = (
     Case(model_type="owlvit", **_CLIP),
     Case(model_type="owlv2", **_CLIP),
     Case(model_type="idefics", changes={"vision_config": dict(hidden_act="quick_gelu")}, bare=False, **_CLIP),
+    Case(
+        model_type="idefics",
+        label="idefics, past the last patch",
+        bare=False,
+        sizes=((64, 64), (64, 70), (70, 66), (68, 68), (32, 128)),
+        **_CLIP,
+    ),
     Case(model_type="bridgetower", tower="vision_model", reference=bridgetower),
     Case(
         model_type="bridgetower",

@@ -116,7 +116,7 @@ def _keys(config: ViTConfig, part: TowerWeights) -> list[Key]:
         *flax_keys.norm("norm", "Transformer/encoder_norm"),
     ]
     if naflex:
-        keys.append(key("position.table", position, layout=table_to_grid(*config.grid)))
+        keys.append(key("position.table", position, layout=table_to_grid(1, *config.grid)))
     else:
         keys.append(key("position.table", position))
     if config.class_token:

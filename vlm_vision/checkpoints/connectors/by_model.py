@@ -4,28 +4,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vlm_vision.checkpoints.keys import Key, Spellings, TensorLayout, key, layer
+from vlm_vision.checkpoints.keys import TRANSPOSED, Key, Spellings, TensorLayout, key, layer, squares
 from vlm_vision.checkpoints.projectors import Candidate, ProjectorSpec
 from vlm_vision.checkpoints.towers import TowerWeights
 
 ONE_MORE = TensorLayout(write=lambda x: x - 1, read=lambda x, shape: x + 1)
 """Weights of Gemma's RMS norms, which are stored less one."""
 
-TRANSPOSED = TensorLayout(write=lambda x: x.t(), read=lambda x, shape: x.t())
 POINTWISE = TensorLayout(write=lambda x: x[..., None, None], read=lambda x, shape: x.flatten(1))
 """Our linear map as a convolution of one place."""
 
 
-def squares(side: int) -> TensorLayout:
-    """Our linear map of squares of tokens as a convolution of their size and stride."""
-    return TensorLayout(
-        write=lambda x: x.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2),
-        read=lambda x, shape: x.permute(0, 2, 3, 1).flatten(1),
-    )
-
-
 def _merger(
-    it: Candidate,
     part: TowerWeights,
     merge: int,
     fc1: str,
@@ -49,24 +39,24 @@ def _merger(
 def _aya_vision(it: Candidate) -> ProjectorSpec:
     eps = float(it.config.get("adapter_layer_norm_eps", 1e-6))
     part, merge = it.part("multi_modal_projector."), it.config.get("downsample_factor", 2)
-    return _merger(it, part, merge, "linear_1", "linear_2", norm="layernorm", eps=eps, activation="silu", gated=True)
+    return _merger(part, merge, "linear_1", "linear_2", norm="layernorm", eps=eps, activation="silu", gated=True)
 
 
 def _cohere2_vision(it: Candidate) -> ProjectorSpec:
     part, merge = it.part("multi_modal_projector."), it.config.get("downsample_factor", 2)
-    return _merger(it, part, merge, "linear_1", "linear_2", activation="silu", gated=True)
+    return _merger(part, merge, "linear_1", "linear_2", activation="silu", gated=True)
 
 
 def _lfm2_vl(it: Candidate) -> ProjectorSpec:
     part, merge = it.part("multi_modal_projector."), it.config.get("downsample_factor", 2)
     norm = "layer_norm" if "layer_norm.weight" in part.shapes else ""
     act = it.activation(it.config, "projector_hidden_act", "gelu")
-    return _merger(it, part, merge, "linear_1", "linear_2", norm=norm, eps=1e-5, activation=act)
+    return _merger(part, merge, "linear_1", "linear_2", norm=norm, eps=1e-5, activation=act)
 
 
 def _cosmos3_edge(it: Candidate) -> ProjectorSpec:
     merge = it.section("vision_config").get("spatial_merge_size", 2)
-    return _merger(it, it.part("projector."), merge, "linear_fc1", "linear_fc2", norm="norm", after=False)
+    return _merger(it.part("projector."), merge, "linear_fc1", "linear_fc2", norm="norm", after=False)
 
 
 def _hunyuan(it: Candidate) -> ProjectorSpec:
@@ -189,9 +179,8 @@ def _aria(it: Candidate) -> ProjectorSpec:
         "exact": True,
         "num_queries": part.shapes["query"][0],
     }
-    names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj"}
     ours = tuple(f"attn.{x}_proj" for x in "qkv")
-    rows = [key(f"{our}.weight", f"cross_attn.{their}.weight") for our, their in names.items()]
+    rows = [key(f"{x}_proj.weight", f"cross_attn.{x}_proj.weight") for x in "qkv"]
     rows += [
         key("queries", "query"),
         *layer("query_norm", "cross_attn.layer_norm"),
@@ -205,13 +194,6 @@ def _aria(it: Candidate) -> ProjectorSpec:
         key("fc2.weight", "feed_forward.linear_out.weight"),
     ]
     return ProjectorSpec("query_attention", options, rows, part)
-
-
-def _internvl(it: Candidate) -> ProjectorSpec:
-    ratio = float(it.config.get("downsample_ratio", 0.5))
-    act = it.activation(it.config, "projector_hidden_act", "gelu")
-    part = it.part("multi_modal_projector.")
-    return _merger(it, part, round(1 / ratio), "linear_1", "linear_2", norm="layer_norm", eps=1e-5, activation=act)
 
 
 def _phi4(it: Candidate) -> ProjectorSpec:
@@ -253,11 +235,11 @@ def _molmo2(it: Candidate) -> ProjectorSpec:
         "masked": config.get("pooling_attention_mask", True),
         "mlp_bias": "image_projector.gate_proj.bias" in part.shapes,
     }
-    rows = [key("fc2.weight", "image_projector.down_proj.weight")]
+    rows = [key("mlp.down_proj.weight", "image_projector.down_proj.weight")]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        rows += layer(name, f"image_pooling_2d.{name}", bias=bool(options["attention_bias"]))
-    for name in ("gate", "up"):
-        rows += layer(name, f"image_projector.{name}_proj", bias=bool(options["mlp_bias"]))
+        rows += layer(f"attn.{name}", f"image_pooling_2d.{name}", bias=bool(options["attention_bias"]))
+    for name in ("gate_proj", "up_proj"):
+        rows += layer(f"mlp.{name}", f"image_projector.{name}", bias=bool(options["mlp_bias"]))
     return ProjectorSpec("attention_pool", options, rows, part)
 
 
@@ -279,7 +261,6 @@ MODELS: dict[str, tuple[tuple[str, ...], Callable[[Candidate], ProjectorSpec]]] 
     "ultravbert": (("connector.modality_projection.weight",), _modernvbert),
     "aria": (("multi_modal_projector.feed_forward.linear_in.weight",), _aria),
     "phi4_multimodal": (("img_projection_up.weight",), _phi4),
-    "internvl": (("multi_modal_projector.layer_norm.weight",), _internvl),
     "molmo2": (
         ("multi_modal_projector.image_pooling_2d.q_proj.weight", "vision_backbone.image_pooling_2d.wq.weight"),
         _molmo2,
@@ -311,7 +292,7 @@ REFUSED: dict[str, str] = dict.fromkeys(
     "glm_image": "it turns tokens into discrete codes: expected a model with a projector of patch tokens",
     "deepseek_vl_hybrid": "its projector reads tokens of two towers at two sizes, which no projector here does",
     "granite4_vision": "it has several projectors, for several blocks of its language model: expected one",
-    "granite_docling": "its projector adds positions to merged tokens, which no projector here does",
+    "granite_docling": "its tower's deep features go to blocks of its language model, with one of two projectors: expected one",
     "kosmos-2": "its projector reads the class token with the patches, which no projector here does",
     "pix2struct": "its decoder reads the tokens by attention in each block: expected a model with a projector of patch tokens",
     "mllama": "its language model reads tiles by attention in several blocks: expected a model with a projector of patch tokens",

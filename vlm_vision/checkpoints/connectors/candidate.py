@@ -1,27 +1,19 @@
 """A projector that was recognized in a checkpoint, and what a reader makes of it."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.families import fields as families
 from vlm_vision.checkpoints.keys import Key
 from vlm_vision.checkpoints.towers import TowerWeights, WeightSource
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "silu": "silu",
-    "swish": "silu",
-    "quick_gelu": "quick_gelu",
-}
+ACTIVATIONS: dict[str, str] = {**families.ACTIVATIONS, "relu2": "relu_squared"}
 """transformers' name of an activation -> ours."""
+
+ACTIVATION_NAMES: dict[str, str] = {**families.ACTIVATION_NAMES, "relu_squared": "relu2"}
+"""Our name of an activation -> transformers'."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,11 @@ class Candidate:
         return TowerWeights(self.weights, self.before + prefix, extra=extra)
 
     def section(self, name: str) -> dict[str, Any]:
-        """A part of config.json. Raises ValueError for a file alone: only config.json states how many heads there are."""
+        """A part of config.json. Raises ValueError for a file alone: only config.json states such numbers."""
         if not self.config:
             raise ValueError(
-                f"{self.checkpoint} does not state the heads of its projector: pass the folder with config.json"
+                f"{self.checkpoint} has no config.json, whose {name} states what the weights of the projector do not: pass the "
+                "folder of the whole model"
             )
         return self.config.get(name) or {}
 
@@ -85,11 +78,6 @@ def shape_of(part: TowerWeights, name: str, dims: int) -> tuple[int, ...]:
             f"{name} has shape {list(shape)}, expected {dims} dimensions: this is not a projector of its form"
         )
     return shape
-
-
-def count(part: TowerWeights, pattern: str) -> int:
-    """Number of different indices that the pattern matches at the beginning of names."""
-    return len({found[1] for name in part.shapes if (found := re.match(pattern, name))})
 
 
 Reader = Callable[[Candidate], ProjectorSpec]

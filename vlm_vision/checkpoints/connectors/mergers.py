@@ -10,7 +10,7 @@ from vlm_vision.checkpoints.towers import TowerWeights
 
 def _only(candidate: Candidate, *names: str) -> TowerWeights:
     """These weights alone, under their whole names."""
-    return TowerWeights(candidate.weights, "\n", extra=names)
+    return TowerWeights(candidate.weights, None, extra=names)
 
 
 def _layers(candidate: Candidate, *names: str) -> TowerWeights:

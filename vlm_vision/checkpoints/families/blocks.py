@@ -1,6 +1,6 @@
 """Rows of a block's key table from the names of its layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_vision.checkpoints.families.rotary import reordered
 from vlm_vision.checkpoints.keys import ZEROS, Key, TensorLayout, key
@@ -71,3 +71,29 @@ class BlockNames:
                 for part in ("weight", "bias")[: 1 + (kind == "layer")]:
                     rows.append(key(f"{ours}.attn.norms.{i}.{part}", f"{stem}.{name}.{part}", layout=turned))
         return rows
+
+
+SIGLIP_BLOCKS = BlockNames(
+    stem="encoder.layers.{}",
+    norm1="layer_norm1",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    proj="self_attn.out_proj",
+    norm2="layer_norm2",
+    fc1="mlp.fc1",
+    fc2="mlp.fc2",
+)
+"""Names of SigLIP's blocks."""
+
+QWEN_BLOCKS = BlockNames(
+    stem="blocks.{}", norm1="norm1", qkv="attn.qkv", proj="attn.proj", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"
+)
+"""Names of Qwen2-VL's blocks."""
+
+GLM_BLOCKS = replace(
+    QWEN_BLOCKS,
+    fc1=("mlp.gate_proj", "mlp.up_proj"),
+    fc2="mlp.down_proj",
+    q_norm="attn.q_norm",
+    k_norm="attn.k_norm",
+)
+"""Names of a gated block with norms of queries and keys."""

@@ -125,7 +125,7 @@ DINOV3 = Family(
     preprocessor=lambda config: dict(image_processor_type="DINOv3ViTImageProcessor", size=square(config)) | IMAGENET,
     image_processors={"DINOv3ViTImageProcessor": IMAGENET | dict(size=[224, 224], resample=2, kernel="float")},
     resize=dict.fromkeys(("transformers", "timm", "original"), "bicubic"),  # which has nothing to do
-    rotary=True,
+    unresized=True,
     timm=_timm,
     presets=(
         Presets(  # Siméoni et al. 2025 (arXiv:2508.10104)

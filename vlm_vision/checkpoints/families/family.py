@@ -29,8 +29,6 @@ class WholeModel:
     """Name of that part in older files."""
     always: bool = False
     """True for a tower that is this one under any name in vision_config: public files have a name from other code."""
-    headless: bool = False
-    """The model drops the tower's pooling head, whatever its config.json says."""
     checked: bool = False
     """The other parts are those of `Family.siblings`: a weight elsewhere is an error."""
     preprocessor: Json | None = None
@@ -106,13 +104,15 @@ class Family:
     pixel_statistics: tuple[str, str] | None = None
     """Weights of the mean and the deviation by which the tower normalizes its pixels: here the preprocessing does. The last
     parts of their names are those of the fields of config.json."""
+    buffers: tuple[str, ...] = ()
+    """Stored whole numbers that repeat the field of config.json of their name: they decide where it is silent."""
     image_processors: Mapping[str, Json] = field(default_factory=dict)
     """Class of transformers that came with the family -> what it does where preprocessor_config.json is silent: keys of that
     file above `PLAIN` of `vlm_vision.checkpoints.hf.preprocess`; and "kernel", that of `Preprocess`, if not Pillow's."""
     resize: Mapping[str, str]
     """Reference by name -> its rule in `vlm_vision.nn.position.RESIZE` for positions off the native grid."""
-    rotary: bool = False
-    """Positions are rotary, so that there is no table to resize."""
+    unresized: bool = False
+    """No position table is resized: positions are rotary alone, computed, or in one table for rows and one for columns."""
     timm: Callable[[ViTConfig], str] | None = None
     """timm's architecture whose switches, under our arguments, give our numbers; None if timm cannot hold the family."""
     presets: tuple[Presets, ...] = ()

@@ -91,7 +91,7 @@ SIGLIP = Family(
     whole_models=(
         WholeModel(model_type="siglip", checked=True),
         *(
-            WholeModel(model_type=name, headless=True)
+            WholeModel(model_type=name)
             for name in (
                 "llava_onevision",
                 "paligemma",
@@ -106,12 +106,11 @@ SIGLIP = Family(
                 "ultravbert",
             )
         ),
-        WholeModel(model_type="t5gemma2", around="encoder", headless=True),
+        WholeModel(model_type="t5gemma2", around="encoder"),
         WholeModel(
             model_type="pi0",
             checked=True,
             around="vlm_config",
-            headless=True,
             preprocessor={"image_processor_type": "PI0ImageProcessor"},
         ),
     ),

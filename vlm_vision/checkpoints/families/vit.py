@@ -233,11 +233,11 @@ DINO = replace(
     name="dino",
     whole_models=(),
     written_as="vit",
-    resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic_offset"},
+    resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "bicubic_offset_unequal"},
     presets=(
         Presets(  # Caron et al. 2021 (arXiv:2104.14294)
             name="dino",
-            fields=dict(position_prefix=1, position_resize="bicubic_offset"),
+            fields=dict(position_prefix=1, position_resize="bicubic_offset_unequal"),
             rows=(row("small", "16:224 8:224"), row("base", "16:224 8:224")),
         ),
     ),

@@ -68,17 +68,21 @@ def bounds(name: str, values: Json) -> tuple[int, int]:
     """The least and the most pixels of an image.
 
     Raises:
-        ValueError: bounds of several frames that are no multiple of their number.
+        ValueError: a `size` without bounds, or bounds of several frames that are no multiple of their number.
     """
     area = AREAS[name]
     if area.tokens:
         side = values["patch_size"] * values["merge_size"]
         return values[_TOKENS[0]] * side**2, values[_TOKENS[1]] * side**2
     stated = values["size"]
-    size = dict(_MINIMAX_M3 if stated == [672, 672] and name == "MiniMaxM3VLImageProcessor" else stated)
+    size = _MINIMAX_M3 if stated == [672, 672] and name == "MiniMaxM3VLImageProcessor" else stated
+    if not isinstance(size, dict) or not {"shortest_edge", "longest_edge"} <= size.keys():
+        raise ValueError(
+            f"size is {size!r} in the preprocessor config: expected shortest_edge and longest_edge, the least and the most pixels"
+        )
     if area.pixels:
         given = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-        size |= {edge: pixels for edge, pixels in given.items() if pixels is not None}
+        size = size | {edge: pixels for edge, pixels in given.items() if pixels is not None}
     frames = values["temporal_patch_size"] if area.frames else 1
     least, most = size["shortest_edge"], size["longest_edge"]
     if least % frames or most % frames:
@@ -92,15 +96,10 @@ def written(spec: Preprocess, name: str | None, patch: int, frames: int) -> tupl
     """Name of the class, and the keys about sizes, for patches of `patch` pixels that span so many frames.
 
     Args:
-        name: None for the first class that does it.
-
-    Raises:
-        ValueError: a class that does it otherwise.
+        name: the class; the first one that does it for None, and for a class that does not.
     """
     able = [name for name, area in AREAS.items() if area.resize == spec.resize]
-    name = name or able[0]
-    if name not in able:
-        raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
+    name = name if name in able else able[0]
     least, most = spec.resize_to
     keys: Json = {"patch_size": patch, "merge_size": spec.patch_size // patch, "temporal_patch_size": frames}
     if AREAS[name].tokens:

@@ -17,9 +17,9 @@ from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.keys import Key
-from vlm_vision.checkpoints.safetensors_file import overwrite
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource, read_state_dict
+from vlm_vision.checkpoints.weights import overwrite
 from vlm_vision.files import new_folder, whole
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
@@ -145,7 +145,7 @@ def _placed(
     """Our weights of a part under their names in the files, in the dtypes that they have there.
 
     Raises:
-        ValueError: weights that are not plain numbers of safetensors files, that have no place or another shape, or that
+        ValueError: weights that are not plain numbers, that have no place or another shape, or that
             are past the range of their dtype there.
     """
     files = checkpoint.weights
@@ -157,11 +157,8 @@ def _placed(
     for name, value in state.items():
         stored = part.stored[name]
         dtype, file = files.dtypes[stored], files.files[stored]
-        if file.suffix != ".safetensors":
-            raise ValueError(
-                f"{file} is not a safetensors file: save the model again with transformers, then write into it"
-            )
-        assert dtype is not None
+        if dtype is None:
+            raise ValueError(f"{file} stores {stored} in an unknown dtype: expected one that PyTorch has, such as BF16")
         cast = value.to(dtype)
         if not cast.float().isfinite().all() and value.isfinite().all():
             raise ValueError(

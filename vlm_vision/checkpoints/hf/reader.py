@@ -9,6 +9,7 @@ other parts of a whole model, and a connector to the language model that lies in
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
 
     names = part().shapes
     where = checkpoint.path / "config.json"
+    bare = TowerWeights(weights, prefix, spellings=family.spellings)
+    fields |= _with_buffers(family.buffers, fields, bare, where)
     try:
         vit = family.read_config(fields, frozenset(names))
         table = family.keys(vit, family.style_of(names))
@@ -73,7 +76,6 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     default = whole.preprocessor if whole is not None else None
     preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
     if family.pixel_statistics:
-        bare = TowerWeights(weights, prefix, spellings=family.spellings)
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
         Tower(
@@ -87,6 +89,19 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
             preprocess=preprocess,
         )
     ]
+
+
+def _with_buffers(names: tuple[str, ...], fields: Json, weights: WeightSource, where: Path) -> Json:
+    """Fields of config.json that the tower holds as buffers too.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    stored = {name: weights.get(name).tolist() for name in names if name in weights.shapes}
+    for name, values in stored.items():
+        if fields.get(name) is not None and list(fields[name]) != values:
+            raise ValueError(f"{where} has {name} {fields[name]}, but its weights hold {values}: remove the wrong one")
+    return stored
 
 
 def public_layout(family: str, config: ViTConfig) -> tuple[str, str]:

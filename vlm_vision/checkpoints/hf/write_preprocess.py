@@ -1,6 +1,7 @@
 """`Preprocess` as `preprocessor_config.json` of transformers."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,6 @@ from PIL import Image
 
 from vlm_vision.checkpoints.hf import areas
 from vlm_vision.checkpoints.hf.preprocess import (
-    ANYRES,
     BETWEEN,
     DEFAULTS,
     FLOAT,
@@ -18,7 +18,9 @@ from vlm_vision.checkpoints.hf.preprocess import (
     OWN_DEVIATION,
     PIXTRAL,
     SAM,
+    from_hf,
 )
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS
 from vlm_vision.preprocess.resize import crop_offset
 from vlm_vision.preprocess.spec import AREAS, COUNTED, Preprocess
 
@@ -28,58 +30,81 @@ def to_hf(
 ) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` that transformers follows to the same pixels.
 
-    `from_hf` reads `spec` back, except for a `crop_rounding` without effect.
+    `from_hf` reads `spec` back, except for a `crop_rounding` without effect and the last digits of `fill`.
 
     Args:
-        image_processor_type: the class to name. Default Siglip2ImageProcessor for max_patches, Qwen2VLImageProcessor for
-            area, Idefics2ImageProcessor for between, DINOv3ViTImageProcessor for kernel "float"; Gemma 4's, MiniCPM-V 4.6's,
-            Pix2Struct's and SAM's for the resizes that they alone have; else CLIPImageProcessor. Every key is written, so that any class with a PIL backend does the same as CLIP's.
+        image_processor_type: the class to name. By default the one that has this resize or kernel alone, or the first of
+            several (`_WRITTEN`, `areas.AREAS`); Siglip2ImageProcessor for max_patches, Idefics2ImageProcessor for between,
+            DINOv3ViTImageProcessor for kernel "float"; else CLIPImageProcessor, with every key, so that any class with a
+            PIL backend does the same.
         patch_size: pixels along a patch's side, where `spec` has those of a square of patches that are merged; 0 for those
             of `spec`: then no patches are merged.
         temporal_patch: frames that a patch spans, for the classes that state them.
 
     Raises:
-        ValueError: transformers has no class for this, the named class cannot do it, or `from_hf` does not know it.
+        ValueError: transformers has no class for this, or `from_hf` would read the file of the named class as another
+            preprocessing.
     """
-    if reason := _inexpressible(spec):
+    own = DEFAULTS.get(image_processor_type or "", {}).get("kernel")
+    if reason := _inexpressible(spec, own):
         raise ValueError(
             f"this preprocessing cannot be written as a preprocessor_config.json: {reason}; keep it by Preprocess.to_dict"
         )
-    if spec.multiple and spec.resize == "none" and image_processor_type is None:
-        return _plainly("Inkling2ImageProcessor", spec, size={"height": spec.multiple, "width": spec.multiple})
-    if spec.resize in _WRITTEN and image_processor_type is None:
-        return _WRITTEN[spec.resize](spec, patch_size or spec.patch_size)
-    if spec.resize in areas.RESIZES and image_processor_type in (None, *areas.AREAS):
-        name, keys = areas.written(spec, image_processor_type, patch_size or spec.patch_size, temporal_patch)
-        return _plainly(name, spec, **keys)
+    config = _written(spec, image_processor_type, patch_size or spec.patch_size, temporal_patch)
+    if _reads(config, spec):
+        return config
+    able = [
+        name for name in DEFAULTS if _reads(_written(spec, name, patch_size or spec.patch_size, temporal_patch), spec)
+    ]
+    if image_processor_type is None or not able:
+        raise ValueError(
+            "this preprocessing cannot be written as a preprocessor_config.json: transformers' class for it, "
+            f"{config['image_processor_type']}, has other sizes or statistics; keep it by Preprocess.to_dict"
+        )
+    raise ValueError(
+        f"image_processor_type is {image_processor_type!r}: expected one of {', '.join(able)} for this preprocessing"
+    )
+
+
+def _reads(config: dict[str, Any], spec: Preprocess) -> bool:
+    """Whether `from_hf` reads the file of a known class as `spec`."""
+    if config["image_processor_type"] not in DEFAULTS:
+        return False
+    try:
+        read = from_hf(config)
+    except (ValueError, *MALFORMED_ERRORS):  # the form of another class
+        return False
+    same = {field.name for field in fields(Preprocess)} - {"crop_rounding", "fill"}
+    return all(getattr(read, name) == getattr(spec, name) for name in same) and np.allclose(read.fill, spec.fill)
+
+
+def _written(spec: Preprocess, name: str | None, patch: int, frames: int) -> dict[str, Any]:
+    """The file of the class `name`, None for the usual one, in the form of the resize."""
+    if spec.multiple and spec.resize == "none":
+        config = _plainly("Inkling2ImageProcessor", spec, size={"height": spec.multiple, "width": spec.multiple})
+    elif spec.resize in _WRITTEN:
+        config = _WRITTEN[spec.resize](spec, patch)
+    elif spec.resize in areas.RESIZES:
+        usual, keys = areas.written(spec, name, patch, frames)
+        config = _plainly(usual, spec, **keys)
+    else:
+        config = _of_sizes(spec)
+    return config if name is None else config | {"image_processor_type": name}
+
+
+def _of_sizes(spec: Preprocess) -> dict[str, Any]:
+    """Of a class of CLIP's kind, in which each step has a switch, and of two more that state `size` in their own way."""
     alone = {"max_patches": NAFLEX, "between": BETWEEN}
-    only = alone.get(spec.resize, FLOAT if spec.kernel == "float" else None)
-    name = image_processor_type or only or "CLIPImageProcessor"
-    plain = [known for known, given in DEFAULTS.items() if "kernel" not in given and "size" in given]
-    able = [only] if only else [known for known in plain if known not in (BETWEEN, ANYRES, *areas.AREAS)]
-    if name not in able:
-        raise ValueError(f"image_processor_type is {name!r}: expected one of {', '.join(able)} for this preprocessing")
-    config: dict[str, Any] = {
-        "image_processor_type": name,
-        "do_convert_rgb": True,
-        "do_resize": spec.resize != "none",
-        "resample": int(Image.Resampling[spec.resample.upper()]),
-        "do_center_crop": spec.crop is not None,
-        "do_rescale": True,
-        "rescale_factor": spec.rescale,
-        "do_normalize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-    }
+    config = _plainly(alone.get(spec.resize, FLOAT if spec.kernel == "float" else "CLIPImageProcessor"), spec)
+    config |= {"do_resize": spec.resize != "none"}
     height, width = spec.resize_to
     if spec.resize == "max_patches":
-        del config["do_center_crop"]  # the class has no such step
-        config |= {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
-    elif spec.resize == "between":
-        del config["do_center_crop"]
-        config["size"] = {"shortest_edge": height, "longest_edge": width}
-        config |= {"do_image_splitting": False, "do_pad": True}
-    elif spec.resize != "none":
+        return config | {"patch_size": spec.patch_size, "max_num_patches": spec.max_patches}
+    if spec.resize == "between":
+        size = {"shortest_edge": height, "longest_edge": width}
+        return config | {"size": size, "do_image_splitting": False, "do_pad": True}
+    config["do_center_crop"] = spec.crop is not None
+    if spec.resize != "none":
         square = {"height": height, "width": width}
         config["size"] = {"shortest_edge": height} if spec.resize == "shortest_edge" else square
     if spec.crop is not None:
@@ -87,10 +112,10 @@ def to_hf(
     return config
 
 
-def _plainly(name: str, spec: Preprocess, **keys: Any) -> dict[str, Any]:
+def _plainly(class_name: str, spec: Preprocess, **more: Any) -> dict[str, Any]:
     """Of a class without a crop."""
     return {
-        "image_processor_type": name,
+        "image_processor_type": class_name,
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": int(Image.Resampling[spec.resample.upper()]),
@@ -99,7 +124,7 @@ def _plainly(name: str, spec: Preprocess, **keys: Any) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
-    } | keys
+    } | more
 
 
 def _sam_back(spec: Preprocess, patch: int) -> dict[str, Any]:
@@ -168,8 +193,8 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
 """Resize that one class of transformers has -> its file, for a patch of so many pixels."""
 
 
-def _inexpressible(spec: Preprocess) -> str | None:
-    """Why no image processor of transformers does this."""
+def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
+    """Why no image processor of transformers does this; `kernel` is that of the one which is named, if not Pillow's."""
     if spec.resize == "longest_edge" and spec.camera is None and not spec.before and spec.kernel == "pillow":
         around = tuple(mean / spec.rescale for mean in spec.mean)
         if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
@@ -199,7 +224,7 @@ def _inexpressible(spec: Preprocess) -> str | None:
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
     if spec.kernel == "gaussian":
         return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
-    if spec.kernel in ("torch", "torchvision"):
+    if spec.kernel in ("torch", "torchvision") and spec.kernel != kernel:
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
     if spec.crop_place != "centre":
         return f"transformers crops the center, this {spec.crop_place}"

@@ -22,7 +22,7 @@ class PolicyFiles:
 
     policy: Checkpoint
     base: Checkpoint | None
-    """PolicyFiles of the vision-language model, if it lies here."""
+    """Files of the vision-language model, if it lies here."""
     usual: Preprocess
     """That of the vision-language model."""
     config: ViTConfig
@@ -56,12 +56,12 @@ def _groot(files: PolicyFiles) -> Preprocess:
     if target is None:
         return replace(files.usual, kernel="torch")
     where = f"{files.policy}: the preprocessing of GR00T"
-    height, width = _pair(where, "image_target_size", target)
+    height, width = two_numbers(where, "image_target_size", target)
     edge = options.get("shortest_image_edge") or height
     crop = options.get("image_crop_size")
     share = options.get("crop_fraction")
     if share is None and crop is not None:
-        share = _pair(where, "image_crop_size", crop)[0] / float(height)
+        share = two_numbers(where, "image_crop_size", crop)[0] / float(height)
     steps = [ImageStep(kind="square")] if options.get("letter_box_transform") else []
     opencv = bool(options.get("use_albumentations"))
     if opencv:
@@ -93,7 +93,7 @@ def _vla_jepa(files: PolicyFiles) -> Preprocess:
     size = files.policy.config.get("resize_images_to")
     if size is None:
         return replace(files.usual, kernel="float")
-    height, width = _pair(str(files.policy), "resize_images_to", size)
+    height, width = two_numbers(str(files.policy), "resize_images_to", size)
     return replace(files.usual, kernel="float", before=(ImageStep(kind="squash", size=(height, width), kernel="mean"),))
 
 
@@ -109,12 +109,12 @@ def _eo1(files: PolicyFiles) -> Preprocess:
     spec = replace(files.usual, kernel="torch" if options.get("use_fast_processor") else "pillow")
     if None in bounds:  # a bound alone has no effect
         return spec
-    return replace(spec, resize_to=_pair(str(files.policy), "image_min_pixels and image_max_pixels", bounds))
+    return replace(spec, resize_to=two_numbers(str(files.policy), "image_min_pixels and image_max_pixels", bounds))
 
 
 def _evo1(files: PolicyFiles) -> Preprocess:
     """A square, squashed."""
-    size = _pair(str(files.policy), "image_resolution", files.policy.config.get("image_resolution", [448, 448]))
+    size = two_numbers(str(files.policy), "image_resolution", files.policy.config.get("image_resolution", [448, 448]))
     mean, std = IMAGENET
     return Preprocess(
         resize="squash",
@@ -139,10 +139,10 @@ def _molmoact2(files: PolicyFiles) -> Preprocess:
     where = f"{files.policy}: the image processor of MolmoAct2"
     if options.get("resample", 2) != 2:
         raise ValueError(f"{where} has resample {options['resample']!r}: expected 2, bilinear")
-    pair = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
+    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
     return Preprocess(
         resize="squash",
-        resize_to=_pair(where, "size", pair),
+        resize_to=two_numbers(where, "size", sides),
         resample="bilinear",
         crop=None,
         rescale=1 / 255,
@@ -152,7 +152,8 @@ def _molmoact2(files: PolicyFiles) -> Preprocess:
     )
 
 
-def _pair(where: str, name: str, value: Any) -> tuple[int, int]:
+def two_numbers(where: object, name: str, value: Any) -> tuple[int, int]:
+    """The value of a field of config.json as two numbers. Raises ValueError for another value; `where` names the file."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
         raise ValueError(f"{where} has {name} {value!r}: expected two whole numbers above 0")
     return value[0], value[1]

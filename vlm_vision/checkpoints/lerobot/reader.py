@@ -12,6 +12,7 @@ from typing import Any
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES as RECORDS
 from vlm_vision.checkpoints.lerobot import vla
+from vlm_vision.checkpoints.lerobot.images import two_numbers
 from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
@@ -101,14 +102,14 @@ def _preprocess(folder: Path, config: Json) -> Preprocess:
         return Preprocess(resize="within", resize_to=_PI0, crop=_PI0, crop_rounding="half_even", **black)
     smolvla = config["type"] == "smolvla"
     if not smolvla and "resize_imgs_with_padding" not in config:
-        size = _pair(folder, "image_resolution", config.get("image_resolution", _PI0))
+        size = two_numbers(folder / "config.json", "image_resolution", config.get("image_resolution", _PI0))
         return Preprocess(
             resize="within", resize_to=size, crop=size, crop_rounding="half_even", kernel="point_float", **black
         )
     given = config.get("resize_imgs_with_padding", (512, 512))
     if given is None:
         return Preprocess(resize="none", resize_to=(0, 0), crop=None, **black)
-    width, height = _pair(folder, "resize_imgs_with_padding", given)
+    width, height = two_numbers(folder / "config.json", "resize_imgs_with_padding", given)
     return Preprocess(
         resize="within",
         resize_to=(height, width),
@@ -117,12 +118,6 @@ def _preprocess(folder: Path, config: Json) -> Preprocess:
         kernel="pillow" if config.get("interpolate_like_pi") else "point_float",
         **black,
     )
-
-
-def _pair(folder: Path, name: str, value: Any) -> tuple[int, int]:
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
-        raise ValueError(f"{folder / 'config.json'} has {name} {value!r}: expected two sides in whole pixels")
-    return value[0], value[1]
 
 
 def _config(shapes: dict[str, tuple[int, ...]], family: str, hints: Hints) -> ViTConfig:

@@ -4,9 +4,10 @@ Shapes do not state how many heads there are, nor which blocks give deep feature
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from vlm_vision.checkpoints.towers import count
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,7 +23,7 @@ _MOLMO2 = {1152: 16}
 def qwen3_vl(shapes: Shapes, num_heads: int | None) -> Json:
     """As Qwen3VLConfig. The tower's prefix is that of the merger."""
     width, channels, frames, patch, _ = shapes["patch_embed.proj.weight"]
-    depth, deep = _count(shapes, r"blocks\.(\d+)\."), _count(shapes, r"deepstack_merger_list\.(\d+)\.")
+    depth, deep = count(shapes, r"blocks\.(\d+)\."), count(shapes, r"deepstack_merger_list\.(\d+)\.")
     heads, blocks = _QWEN3_VL.get((width, depth), (num_heads, [] if deep == 0 else None))
     if heads is None or blocks is None or len(blocks) != deep:
         facts = "its heads" if blocks is not None else "which of its blocks give deep features"
@@ -48,7 +49,7 @@ def qwen3_vl(shapes: Shapes, num_heads: int | None) -> Json:
 def qwen2_5_vl(shapes: Shapes, num_heads: int | None) -> Json:
     """As Qwen2_5_VLConfig: windows and blocks without them are the defaults of the class, as in all public models."""
     width, channels, frames, patch, _ = shapes["patch_embed.proj.weight"]
-    depth = _count(shapes, r"blocks\.(\d+)\.")
+    depth = count(shapes, r"blocks\.(\d+)\.")
     vision = dict(
         model_type="qwen2_5_vl_vision",
         depth=depth,
@@ -67,7 +68,7 @@ def qwen2_5_vl(shapes: Shapes, num_heads: int | None) -> Json:
 def internvl(shapes: Shapes, num_heads: int | None) -> Json:
     """As InternVLConfig."""
     width, channels, patch, _ = shapes["embeddings.patch_embeddings.projection.weight"]
-    depth, block = _count(shapes, r"encoder\.layer\.(\d+)\."), "encoder.layer.0."
+    depth, block = count(shapes, r"encoder\.layer\.(\d+)\."), "encoder.layer.0."
     side = math.isqrt(shapes["embeddings.position_embeddings"][1] - 1) * patch
     vision = dict(
         model_type="internvl_vision",
@@ -93,7 +94,7 @@ def molmo2(shapes: Shapes, num_heads: int | None) -> Json:
     shapes = {name.removeprefix(vit): shape for name, shape in shapes.items()}
     rows, width = shapes["positional_embedding"]
     _, values = shapes["patch_embedding.weight"]
-    depth, side, patch = _count(shapes, r"transformer\.resblocks\.(\d+)\."), math.isqrt(rows), math.isqrt(values // 3)
+    depth, side, patch = count(shapes, r"transformer\.resblocks\.(\d+)\."), math.isqrt(rows), math.isqrt(values // 3)
     heads = _heads("MolmoAct2", _MOLMO2.get(width), num_heads, width, depth)
     inner = shapes["transformer.resblocks.0.attention.wq.weight"][0]
     given = dict(
@@ -138,8 +139,3 @@ def _heads(name: str, public: int | None, given: int | None, width: int, depth: 
     if heads is None:
         raise ValueError(f"a {name} tower of width {width} and depth {depth} is not public: pass num_heads=...")
     return heads
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """Number of different indices that the pattern matches at the beginning of names."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})

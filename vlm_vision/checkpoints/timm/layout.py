@@ -162,7 +162,7 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
     if config.patch_bias:
         keys.append(key("patch_embed.bias", f"{proj}.bias"))
     if config.position == "learned":
-        keys.append(key("position.table", f"{stem}pos_embed", layout=table_to_grid(*config.grid) if stem else None))
+        keys.append(key("position.table", f"{stem}pos_embed", layout=table_to_grid(1, *config.grid) if stem else None))
     if config.class_token:
         keys.append(key("cls_token", f"{stem}cls_token"))
     if config.num_registers:

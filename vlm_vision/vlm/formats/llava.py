@@ -14,6 +14,7 @@ from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
 import projectors
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.connectors.candidate import ACTIVATIONS
 from vlm_vision.checkpoints.hub import resolve
 from vlm_vision.checkpoints.towers import TowerWeights, read_state_dict
 from vlm_vision.checkpoints.weights import WeightFiles
@@ -27,15 +28,6 @@ from vlm_vision.vlm.processor import IMAGE_TOKEN
 
 PROCESSORS: dict[str, Any] = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}
 """model_type -> processor of transformers."""
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "quick_gelu": "quick_gelu",
-}
-"""transformers' name of the projector's activation -> ours."""
 
 FLATTEN = (
     "{%- set flat = namespace(messages=[]) -%}"

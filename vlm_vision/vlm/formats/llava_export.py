@@ -21,12 +21,13 @@ from transformers import (
 
 import projectors
 from vlm_vision.checkpoints import keys
+from vlm_vision.checkpoints.connectors.candidate import ACTIVATION_NAMES
 from vlm_vision.checkpoints.hf.reader import FAMILIES
 from vlm_vision.checkpoints.hf.write_preprocess import to_hf
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.formats.common import Folder, Json, State, canvas, check_same, language_tensors, tower_at
-from vlm_vision.vlm.formats.llava import ACTIVATIONS, FLATTEN
+from vlm_vision.vlm.formats.llava import FLATTEN
 from vlm_vision.vlm.layout import AnyRes, Whole
 from vlm_vision.vlm.model import VisionLanguageModel
 from vlm_vision.vlm.processor import IMAGE_TOKEN, VisionLanguageProcessor
@@ -70,7 +71,7 @@ def to_folder(vlm: VisionLanguageModel) -> Folder:
         text_config=copy.deepcopy(llm.config),  # LlavaConfig changes it
         image_token_index=vlm.config.image_token_id,
         image_seq_length=encoder.num_patch_tokens(side, side),
-        projector_hidden_act=next(name for name, ours in ACTIVATIONS.items() if ours == projector.activation),
+        projector_hidden_act=ACTIVATION_NAMES[projector.activation],
         multimodal_projector_bias=projector.bias,
         vision_feature_layer=encoder.tap.block(depth) - depth,
         vision_feature_select_strategy="default" if clip else "full",

@@ -49,7 +49,7 @@ OWLVIT = replace(
 
 def _idefics_config(config: Json, names: frozenset[str]) -> ViTConfig:
     return replace(
-        CLIP.read_config(config | {"hidden_size": config["embed_dim"]}, names), position_resize="bicubic_offset"
+        CLIP.read_config(config | {"hidden_size": config["embed_dim"]}, names), position_resize="bicubic_offset_unequal"
     )
 
 
@@ -84,7 +84,7 @@ IDEFICS = replace(
     write_config=_idefics_config_back,
     preprocessor=lambda config: dict(image_processor_type="IdeficsImageProcessor", image_size=config.image_size[0]),
     image_processors={"IdeficsImageProcessor": OPENAI | dict(size=[224, 224], resample=3)},
-    resize={"transformers": "bicubic_offset"},
+    resize={"transformers": "bicubic_offset_unequal"},
     timm=None,
     presets=(),
 )

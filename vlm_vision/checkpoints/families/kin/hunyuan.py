@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
+from vlm_vision.checkpoints.families.blocks import SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back, common, common_back
-from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -18,7 +18,7 @@ _AFTER_FIRST = TensorLayout(
 )
 """Our table (1, N, D) below a row that nothing reads, (1 + N, D)."""
 
-_BLOCKS = replace(NAMES, stem="layers.{}", proj="self_attn.o_proj")
+_BLOCKS = replace(SIGLIP_BLOCKS, stem="layers.{}", proj="self_attn.o_proj")
 
 
 def _config(
@@ -43,12 +43,17 @@ def _config(
 
 
 def _config_back(config: ViTConfig, *, rules: dict[str, str]) -> Json:
+    modes = {rule: mode for mode, rule in rules.items()}
+    if config.position_resize not in modes:
+        raise ValueError(
+            f"transformers cannot express position_resize {config.position_resize!r} here: choose one of {', '.join(modes)}"
+        )
     back = common_back(config) | dict(
         max_image_size=config.image_size[0],
         rms_norm_eps=config.norm_eps,
         intermediate_size=config.mlp_dim,
         hidden_act=activation_back(config.mlp),
-        interpolate_mode={rule: mode for mode, rule in rules.items()}[config.position_resize],
+        interpolate_mode=modes[config.position_resize],
     )
     del back["image_size"], back["layer_norm_eps"]
     return back | ({"head_dim": config.head_dim} if config.head_width else {})

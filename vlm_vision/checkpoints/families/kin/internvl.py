@@ -6,7 +6,6 @@ from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
     BASE,
-    OPENAI,
     activation,
     activation_back,
     common,
@@ -130,9 +129,6 @@ INTERNVL = Family(
     write_config=_config_back,
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="GotOcr2ImageProcessor", size=square(config)),
-    image_processors={
-        "GotOcr2ImageProcessor": OPENAI | dict(size={"height": 384, "width": 384}, resample=3),
-    },
     resize={"transformers": "bicubic"},
 )
 """Chen et al. 2024 (arXiv:2312.14238), Zhu et al. 2025 (arXiv:2504.10479)."""

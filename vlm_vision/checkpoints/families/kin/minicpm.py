@@ -16,7 +16,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         )
     vit = replace(siglip_config(config | {"vision_use_head": False}, names), position_resize="bucket")
     after = config["insert_layer_id"]
-    if not 0 <= after < vit.depth:
+    if config["downsample_mode"] == "4x" or not 0 <= after < vit.depth:
         return vit
     return replace(vit, merge_after=after, merge_dim=4 * vit.mlp_dim)
 
@@ -39,27 +39,35 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
 
 
 _IMAGES: Json = HALF | dict(resample=3, scale_resolution=448, patch_size=14)
-_TYPES = ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")
+_MODES = {"minicpmv4_6": "16x", "minicpmv4_7": "16x", "minicpm_ocr": "4x"}
+"""Whole model -> its usual downsample_mode."""
 
 MINICPM = Family(
     name="minicpmv4_6_vision",
-    aliases={f"{name}_vision": {} for name in _TYPES[1:]},
+    aliases={f"{name}_vision": {} for name in ("minicpmv4_7", "minicpm_ocr")},
     whole_models=tuple(
-        WholeModel(model_type=name, tower=f"{name}_vision", outer_fields={"insert_layer_id": 6}) for name in _TYPES
+        WholeModel(
+            model_type=name, tower=f"{name}_vision", outer_fields={"insert_layer_id": 6, "downsample_mode": mode}
+        )
+        for name, mode in _MODES.items()
     ),
     architecture="MiniCPMV4_6VisionModel",
     landmarks=(LANDMARK,),
     connector=("vit_merger.",),
-    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=[2, 2]),
+    defaults=DEFAULTS | dict(insert_layer_id=6, window_kernel_size=[2, 2], downsample_mode="16x"),
     read_config=_config,
     write_config=_config_back,
     keys=_keys,
-    preprocessor=lambda config: dict(image_processor_type="MiniCPMV4_6ImageProcessor", patch_size=config.patch_size),
+    preprocessor=lambda config: dict(
+        image_processor_type="MiniCPMV4_6ImageProcessor",
+        patch_size=config.patch_size,
+        downsample_mode="4x" if config.merge_after < 0 else "16x",
+    ),
     image_processors={
         "MiniCPMV4_6ImageProcessor": _IMAGES | dict(downsample_mode="16x"),
         "MiniCPMOcrImageProcessor": _IMAGES | dict(downsample_mode="4x", kernel="torch"),
     },
     resize={"transformers": "bucket"},
 )
-"""The merger inside runs by `insert_layer_id`, as in the tower itself. A whole model whose downsample_mode is "4x", the default
-of MiniCPM-OCR, calls its tower without that merger: insert_layer_id -1 in its config.json gives those tokens."""
+"""The merger inside runs after the block insert_layer_id. A whole model whose downsample_mode is "4x", the default of
+MiniCPM-OCR, calls its tower without it."""

@@ -3,9 +3,9 @@
 import re
 from dataclasses import replace
 
+from vlm_vision.checkpoints.families.blocks import SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, common, common_back, square
-from vlm_vision.checkpoints.families.kin.siglip_like import NAMES
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, Key, key
 from vlm_vision.nn.config import ViTConfig
 
@@ -54,7 +54,7 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
         key("position.table", "positional_embedding", drop=1),
         key("patch_embed.weight", "patch_embedding.weight", layout=PATCH_VECTOR),
         key("patch_embed.bias", "patch_embedding.bias"),
-        *replace(NAMES, stem="layers.{}", proj="self_attn.o_proj").rows(config),
+        *replace(SIGLIP_BLOCKS, stem="layers.{}", proj="self_attn.o_proj").rows(config),
     ]
 
 

@@ -21,7 +21,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
     side = config["max_img_size"] // config["patch_size"]
     hidden = int(width * config["mlp_ratio"])
     gated = config["use_swiglu_ffn"]
-    chosen = config.get("summary_idxs") or [0, 1]
+    chosen = [0, 1] if config.get("summary_idxs") is None else config["summary_idxs"]
     if not tokens:
         raise ValueError("num_cls_tokens is 0: expected at least one")
     return ViTConfig(
@@ -38,7 +38,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         drop_path=float(config["drop_path_rate"]),
         drop_path_ramp=False,
         final_norm=False,
-        pool="prefix",
+        pool="prefix" if chosen else "none",
         pool_tokens=tuple(range(tokens)[i] for i in chosen),
     )
 
@@ -109,6 +109,7 @@ RADIO = Family(
     architecture="RadioModel",
     landmarks=("embeddings.cls_register_token", "radio_model.model.patch_generator.cls_token.token"),
     connector=("embeddings.video_patch_projection.", "input_conditioner.", "summary_idxs"),
+    buffers=("summary_idxs",),
     memory_mark=".attention.qkv.",  # here the second layout is the one of the public files
     spellings=_HUB,
     defaults=BASE

@@ -62,7 +62,7 @@ def _config_back(config: ViTConfig) -> Json:
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     rows = layer("patch_embed", "patch_embed.projection") + BLOCKS.rows(config)
     if config.position == "learned":
-        rows.append(key("position.table", "pos_embed", layout=table_to_grid(*config.grid)))
+        rows.append(key("position.table", "pos_embed", layout=table_to_grid(1, *config.grid)))
     if config.relative_position:
         for i in range(config.depth):
             for j, axis in enumerate("hw"):

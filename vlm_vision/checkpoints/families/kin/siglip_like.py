@@ -1,9 +1,8 @@
 """Towers that differ from SigLIP's in names, or in the resize of their positions: Janus, GLM-Image, Granite-Docling, Cosmos 3 Edge."""
 
 from dataclasses import replace
-from functools import partial
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.blocks import QWEN_BLOCKS, SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
     CENTRED,
@@ -13,28 +12,12 @@ from vlm_vision.checkpoints.families.fields import (
     activation_back,
     common,
     common_back,
+    ratio,
     square,
 )
-from vlm_vision.checkpoints.families.siglip import DEFAULTS, SIGLIP, SIGLIP2, siglip_keys
+from vlm_vision.checkpoints.families.siglip import DEFAULTS, SIGLIP, SIGLIP2
 from vlm_vision.checkpoints.keys import Key, key, layer
 from vlm_vision.nn.config import ViTConfig
-
-NAMES = BlockNames(
-    stem="encoder.layers.{}",
-    norm1="layer_norm1",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    proj="self_attn.out_proj",
-    norm2="layer_norm2",
-    fc1="mlp.fc1",
-    fc2="mlp.fc2",
-)
-"""Those of SigLIP's blocks."""
-
-
-def mlp_ratio(config: ViTConfig) -> float:
-    """The number whose product with the width, rounded down, is the width of the MLP."""
-    ratio = config.mlp_dim / config.embed_dim
-    return ratio if int(config.embed_dim * ratio) == config.mlp_dim else ratio + 1e-9
 
 
 def _janus_config(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -53,7 +36,7 @@ def _janus_config(config: Json, names: frozenset[str]) -> ViTConfig:
 def _janus_config_back(config: ViTConfig) -> Json:
     return common_back(config) | dict(
         hidden_act=activation_back(config.mlp),
-        mlp_ratio=mlp_ratio(config),
+        mlp_ratio=ratio(config.mlp_dim, config.embed_dim),
         attention_bias=config.qkv_bias,
         use_qk_norm=False,
         num_image_tokens=config.grid[0] * config.grid[1],
@@ -65,7 +48,7 @@ def _janus_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
         key("position.table", "embeddings.position_embedding.weight", drop=1),
         *layer("patch_embed", "embeddings.patch_embedding"),
         *layer("norm", "post_layernorm"),
-        *replace(NAMES, proj="self_attn.projection_layer").rows(config),
+        *replace(SIGLIP_BLOCKS, proj="self_attn.projection_layer").rows(config),
     ]
 
 
@@ -119,13 +102,10 @@ def _glm_image_config_back(config: ViTConfig) -> Json:
 
 
 def _glm_image_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    names = BlockNames(
-        stem="blocks.{}", norm1="norm1", qkv="attn.qkv", proj="attn.proj", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"
-    )
     return [
         key("position.table", "embeddings.position_embedding.weight", drop=1),
         *layer("patch_embed", "patch_embed.proj"),
-        *names.rows(config),
+        *QWEN_BLOCKS.rows(config),
     ]
 
 
@@ -179,7 +159,7 @@ GRANITE_DOCLING = replace(
     timm=None,
     presets=(),
 )
-"""SigLIP without head; its connector lies inside the vision part."""
+"""SigLIP without head; its connector, with the mergers of deep features, lies inside the vision part, and is not read."""
 
 _COSMOS3 = (
     (r"\.self_attn\.to_([qkv])\.", r".self_attn.\1_proj."),
@@ -203,7 +183,6 @@ COSMOS3_EDGE = replace(
         SIGLIP2.read_config(config | {"vision_use_head": False}, names), frames="apart"
     ),
     write_config=lambda config: {k: v for k, v in SIGLIP2.write_config(config).items() if k != "vision_use_head"},
-    keys=partial(siglip_keys, linear=True),
     spellings=_COSMOS3,
     preprocessor=lambda config: dict(image_processor_type="Cosmos3EdgeImageProcessor", patch_size=config.patch_size),
     image_processors={

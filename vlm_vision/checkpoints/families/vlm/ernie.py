@@ -1,10 +1,10 @@
 """The towers of ERNIE 4.5 VL and dots3: Qwen2-VL's blocks, patches of one frame, a norm at the end."""
 
+from vlm_vision.checkpoints.families.blocks import GLM_BLOCKS, QWEN_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, activation, activation_back, gated, gated_back
-from vlm_vision.checkpoints.families.vlm.glm import NORMED_BLOCKS
 from vlm_vision.checkpoints.families.vlm.paddleocr import siglip_names, siglip_names_back
-from vlm_vision.checkpoints.families.vlm.qwen import BLOCKS, processor, video_config, video_config_back
+from vlm_vision.checkpoints.families.vlm.qwen import processor, video_config, video_config_back
 from vlm_vision.checkpoints.keys import PATCH_ROW, Key, key, layer
 from vlm_vision.nn.config import ViTConfig
 
@@ -29,7 +29,7 @@ def _ernie_back(config: ViTConfig) -> Json:
 
 def _ernie_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     patches = key("patch_embed.weight", "patch_embed.proj.weight", layout=PATCH_ROW)
-    return [patches, *BLOCKS.rows(config), *layer("norm", "ln")]
+    return [patches, *QWEN_BLOCKS.rows(config), *layer("norm", "ln")]
 
 
 def _dots3(config: Json, names: frozenset[str]) -> ViTConfig:
@@ -80,7 +80,7 @@ def _dots3_back(config: ViTConfig) -> Json:
 
 
 def _dots3_keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    rows = layer("patch_embed", "patch_embed.proj") + NORMED_BLOCKS.rows(config)
+    rows = layer("patch_embed", "patch_embed.proj") + GLM_BLOCKS.rows(config)
     return [*rows, key("patch_norm.weight", "patch_embed.norm.weight"), key("norm.weight", "norm.weight")]
 
 
@@ -118,7 +118,7 @@ ERNIE4_5_VL = Family(
         "Ernie4_5_VL_MoeImageProcessor": _ERNIE_PROCESSOR,
     },
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )  # fmt: skip
 """Baidu 2025, ERNIE 4.5 Technical Report."""
 
@@ -138,6 +138,6 @@ DOTS3 = Family(
     keys=_dots3_keys,
     preprocessor=lambda config: processor(config.patch_size),
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )  # fmt: skip
 """Gated perceptrons, norms of queries and keys; towers whose last blocks are mixtures of experts are refused."""

@@ -134,6 +134,6 @@ GEMMA4 = Family(
         ),
     },
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )  # fmt: skip
 """Gemma 4 (2026). The mean of 3 x 3 patches, their scale and shift follow the tower: its connector."""

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from vlm_vision.checkpoints.families.blocks import GLM_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import OPENAI, gated, gated_back
-from vlm_vision.checkpoints.families.vlm.qwen import BLOCKS, patch_rows, video_config, video_config_back
+from vlm_vision.checkpoints.families.vlm.qwen import patch_rows, video_config, video_config_back
 from vlm_vision.checkpoints.keys import Key, key
 from vlm_vision.nn.config import ViTConfig
 
@@ -62,18 +63,8 @@ def _glm5_next_back(config: ViTConfig) -> Json:
     return _back(config) | dict(swiglu_limit=config.mlp_limit)
 
 
-NORMED_BLOCKS = replace(
-    BLOCKS,
-    fc1=("mlp.gate_proj", "mlp.up_proj"),
-    fc2="mlp.down_proj",
-    q_norm="attn.q_norm",
-    k_norm="attn.k_norm",
-)
-"""Names of a gated block with norms of queries and keys."""
-
-
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    rows = patch_rows(config) + NORMED_BLOCKS.rows(config) + [key("norm.weight", "post_layernorm.weight")]
+    rows = patch_rows(config) + GLM_BLOCKS.rows(config) + [key("norm.weight", "post_layernorm.weight")]
     if config.patch_norm:
         rows.append(key("patch_norm.weight", "post_conv_layernorm.weight"))
     if config.position == "learned":
@@ -136,7 +127,7 @@ GLM_OCR = Family(
     keys=_keys,
     preprocessor=lambda config: processor("Glm46VImageProcessor", config),
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )
 """GLM-4V's with norms of queries and keys, and without the table."""
 

@@ -4,8 +4,8 @@ from vlm_vision.checkpoints.families.blocks import BlockNames
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, activation, activation_back, pair
 from vlm_vision.checkpoints.families.rotary import channel_order, rope_back, rope_theta
-from vlm_vision.checkpoints.keys import Key, TensorLayout, key, layer
-from vlm_vision.nn.config import ViTConfig
+from vlm_vision.checkpoints.keys import Key, key, layer, table_to_grid
+from vlm_vision.nn.config import ViTConfig, check_whole
 from vlm_vision.nn.rope import Rope
 
 
@@ -15,6 +15,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         raise ValueError(f"pos_emb_width is {config['pos_emb_width']}: expected that of pos_emb_height, {side}")
     if patch[0] != patch[1]:
         raise ValueError(f"patch_size is {list(patch)}: expected a square")
+    check_whole("pos_emb_time", config["pos_emb_time"], 1)
     return ViTConfig(
         image_size=(side * patch[0],) * 2,
         patch_size=patch[0],
@@ -25,7 +26,7 @@ def _config(config: Json, names: frozenset[str]) -> ViTConfig:
         mlp=activation(config),
         class_token=False,
         frames="joined",
-        time_position=True,
+        time_position=config["pos_emb_time"],
         remainder="error",
         position_resize="bicubic",
         rope=Rope(base=rope_theta(config)),
@@ -39,6 +40,7 @@ def _config_back(config: ViTConfig) -> Json:
         patch_size=config.patch_size,
         pos_emb_height=config.grid[0],
         pos_emb_width=config.grid[1],
+        pos_emb_time=config.time_position,
         num_attention_heads=config.num_heads,
         num_hidden_layers=config.depth,
         hidden_size=config.embed_dim,
@@ -63,17 +65,10 @@ def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     order = channel_order(config.head_dim, axes="columns first", planes="alternate", channels=channels)
     return [
         *layer("patch_embed", "patch_embed.proj"),
-        key("position.table", "patch_embed.pos_emb.position_embeddings", layout=_grid(*config.grid)),
+        key("position.table", "patch_embed.pos_emb.position_embeddings", layout=table_to_grid(*config.grid)),
         *layer("norm", "final_layernorm"),
         *names.rows(config, order=order),
     ]
-
-
-def _grid(rows: int, columns: int) -> TensorLayout:
-    """Our position table (1, N, D) as (rows, columns, D)."""
-    return TensorLayout(
-        write=lambda x: x[0].unflatten(0, (rows, columns)), read=lambda x, shape: x.flatten(0, 1).unsqueeze(0)
-    )
 
 
 _HUB = (
@@ -101,6 +96,7 @@ KIMI_K25 = Family(
         patch_size=14,
         pos_emb_height=64,
         pos_emb_width=64,
+        pos_emb_time=4,
         num_attention_heads=16,
         num_hidden_layers=27,
         hidden_size=1152,

@@ -92,6 +92,6 @@ MINIMAX_M3 = Family(
         ),
     },
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )
 """MiniMax 2026."""

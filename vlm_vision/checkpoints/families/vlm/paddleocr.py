@@ -1,6 +1,6 @@
 """The towers of PaddleOCR-VL and VideoLLaMA 3: SigLIP's blocks with rotary positions, native resolution."""
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.blocks import SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import HALF, OPENAI, activation, activation_back
 from vlm_vision.checkpoints.families.rotary import rope_back
@@ -44,26 +44,18 @@ def _write(config: ViTConfig) -> Json:
     return back | ({"image_size": config.image_size[0]} if config.position == "learned" else {})
 
 
-_BLOCKS = BlockNames(
-    stem="encoder.layers.{}",
-    norm1="layer_norm1",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    proj="self_attn.out_proj",
-    norm2="layer_norm2",
-    fc1="mlp.fc1",
-    fc2="mlp.fc2",
-)
-
-
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
-    rows = layer("patch_embed", "embeddings.patch_embedding") + _BLOCKS.rows(config) + layer("norm", "post_layernorm")
+    rows = (
+        layer("patch_embed", "embeddings.patch_embedding")
+        + SIGLIP_BLOCKS.rows(config)
+        + layer("norm", "post_layernorm")
+    )
     if config.position == "learned":
         rows.append(key("position.table", "embeddings.position_embedding.weight", drop=1))
     return rows
 
 
 _DEFAULTS: Json = dict(num_channels=3, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-_LEAST, _MOST = 56 * 56, 28 * 28 * 1280
 
 PADDLEOCR_VL = Family(
     name="paddleocr_vl_vision",
@@ -112,11 +104,11 @@ VIDEO_LLAMA_3 = Family(
     image_processors={
         "VideoLlama3ImageProcessor": HALF
         | dict(
-            size={"shortest_edge": _LEAST, "longest_edge": _MOST}, resample=3, patch_size=14, merge_size=1,
+            size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, resample=3, patch_size=14, merge_size=1,
             temporal_patch_size=1,
         )
     },
     resize={"transformers": "bilinear"},
-    rotary=True,
+    unresized=True,
 )  # fmt: skip
 """Zhang et al. 2025 (arXiv:2501.13106): rotary positions alone."""

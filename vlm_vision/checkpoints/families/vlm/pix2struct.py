@@ -103,7 +103,7 @@ PIX2STRUCT = Family(
         "Kosmos2_5ImageProcessor": _PLAIN | dict(patch_size=16, max_patches=4096, resample=2, kernel="float"),
     },
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )
 """Lee et al. 2022 (arXiv:2210.03347): attention logits without a scale."""
 

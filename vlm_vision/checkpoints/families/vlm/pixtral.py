@@ -99,6 +99,6 @@ PIXTRAL = Family(
         "PixtralImageProcessor": OPENAI | dict(size={"longest_edge": 1024}, patch_size=16, resample=3),
     },
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )
 """Agrawal et al. 2024 (arXiv:2410.07073)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
+from vlm_vision.checkpoints.families.blocks import QWEN_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import (
     HALF,
@@ -154,12 +154,6 @@ def _qwen3_back(config: ViTConfig, *, deep: bool = True) -> Json:
     )
 
 
-BLOCKS = BlockNames(
-    stem="blocks.{}", norm1="norm1", qkv="attn.qkv", proj="attn.proj", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"
-)
-"""Names of Qwen2-VL."""
-
-
 _GATED = dict(fc1=("mlp.gate_proj", "mlp.up_proj"), fc2="mlp.down_proj")
 _QWEN3_NAMES = dict(fc1="mlp.linear_fc1", fc2="mlp.linear_fc2")
 
@@ -179,7 +173,7 @@ def _keys(
     merger: tuple[str, str, str] = ("norm", "linear_fc1", "linear_fc2"),
     **names: str | tuple[str, ...],
 ) -> list[Key]:
-    rows = patch_rows(config) + replace(BLOCKS, **names).rows(config)
+    rows = patch_rows(config) + replace(QWEN_BLOCKS, **names).rows(config)
     if config.position == "learned":
         rows.append(key("position.table", "pos_embed.weight", drop=1))
     for i in range(len(config.deepstack)):
@@ -205,7 +199,7 @@ _SHARED: Json = dict(
     landmarks=("patch_embed.proj.weight",),
     connector=("merger.",),
     resize={"transformers": "bicubic"},
-    rotary=True,
+    unresized=True,
 )
 
 QWEN2_VL = Family(
@@ -215,7 +209,7 @@ QWEN2_VL = Family(
     defaults=_DEFAULTS | dict(embed_dim=1280, mlp_ratio=4, hidden_act="quick_gelu"),
     read_config=_qwen2,
     write_config=_qwen2_back,
-    keys=partial(_keys, fc1="mlp.fc1", fc2="mlp.fc2"),
+    keys=_keys,
     preprocessor=lambda config: processor(config.patch_size),
     image_processors={
         f"{name}ImageProcessor": OPENAI
@@ -272,7 +266,7 @@ EXAONE4_5 = replace(
 )
 """Qwen2.5-VL's with fewer key and value heads."""
 
-_WITH_TABLE: Json = _SHARED | dict(resize={"transformers": "zoom"}, rotary=False)
+_WITH_TABLE: Json = _SHARED | dict(resize={"transformers": "zoom"}, unresized=False)
 _QWEN3: Json = _DEFAULTS | dict(
     depth=27, hidden_size=1152, hidden_act="gelu_pytorch_tanh", intermediate_size=4304, patch_size=16,
     num_position_embeddings=2304,
