@@ -177,10 +177,8 @@ class ViTConfig:
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(f"ViTConfig: num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}")
-        if min(self.image_size) < self.patch_size:
-            raise ValueError(
-                f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
-            )
+        if min(self.image_size) < (side := self.patch_size):
+            raise ValueError(f"ViTConfig: image_size {self.image_size} is smaller than one patch of {side} pixels")
         self._check_positions()
         self._check_blocks()
         if self.position_prefix > (most := self.num_prefix_tokens):
