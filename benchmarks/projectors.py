@@ -22,9 +22,10 @@ import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, easy_vqa
-from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.new_models import new_language_model, word_tokenizer
+from vlm_vision.tokens.training.build import build_features
+from vlm_vision.tokens.training.features import StoredFeatures
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.optim.groups import parameter_groups, warmup_cosine
@@ -61,15 +62,15 @@ def main() -> None:
     train, test = easy_vqa("train"), easy_vqa("test")
     test = test[:: max(1, len(test) // options.test)][: options.test]
     paths = [path for one in (*train, *test) for path in one.images]
-    cache = FeatureCache.build(Path(options.features), encoder.to(options.device), paths)
+    features = build_features(Path(options.features), encoder.to(options.device), paths)
     print(f"\n{options.steps} steps of {options.batch} questions, {len(test)} test questions\n")
     print(
         "| projector | tokens of 64 | parameters | color | shape | yes/no | all | all, shuffled |\n|---|---|---|---|---|---|---|---|"
     )
     for name in options.names:
         model = attached(encoder, name, train).to(options.device)
-        fit(model, cache, train, options)
-        right, shuffled = answered(model, cache, test, options.batch)
+        fit(model, features, train, options)
+        right, shuffled = answered(model, features, test, options.batch)
         size = model.encoder.preprocess.output_size
         assert size is not None
         cells = [str(model.num_image_tokens(*size)), f"{model.projector.num_parameters / 1e6:.2f} M"]
@@ -111,12 +112,12 @@ def attached(encoder: vv.Encoder | vv.FusedEncoder, name: str, train: list[Conve
 
 
 def fit(
-    model: vv.VisionLanguageModel, cache: FeatureCache, train: list[Conversation], options: argparse.Namespace
+    model: vv.VisionLanguageModel, features: StoredFeatures, train: list[Conversation], options: argparse.Namespace
 ) -> None:
     """Train projector and language model."""
     assert model.processor is not None
     model.encoder.requires_grad_(False)
-    collate = Collator(model.processor, cache=cache, pack_length=512)
+    collate = Collator(model.processor, features=features, pack_length=512)
     parts = [(model.projector, options.lr), (model.language_model, options.lr)]
     optimizer = torch.optim.AdamW(parameter_groups(parts, weight_decay=0.05), betas=(0.9, 0.95))
     schedule = warmup_cosine(optimizer, warmup_steps=options.steps // 20, steps=options.steps)
@@ -132,11 +133,11 @@ def fit(
 
 
 def answered(
-    model: vv.VisionLanguageModel, cache: FeatureCache, test: list[Conversation], batch_size: int
+    model: vv.VisionLanguageModel, features: StoredFeatures, test: list[Conversation], batch_size: int
 ) -> tuple[dict[str, TeacherForcedCounts], dict[str, TeacherForcedCounts]]:
     """Right answers by kind of question, with the right images and with exchanged ones."""
     assert model.processor is not None
-    collate = Collator(model.processor, cache=cache, pack_length=512)
+    collate = Collator(model.processor, features=features, pack_length=512)
     other = shuffled_images([one.images for one in test], seed=0)
     shuffled = [replace(one, images=images) for one, images in zip(test, other, strict=True) if images is not None]
 

@@ -23,11 +23,12 @@ from vlm_vision.data.conversations.records import Conversation, LazyConversation
 from vlm_vision.files import whole
 from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.train.command import parse_config, run_cli
-from vlm_vision.train.conversations import build_model, feature_cache, read_data
+from vlm_vision.train.conversations import build_model, patch_features, read_data
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
 from vlm_vision.train.settings import ConversationSettings, Training, VlmSettings
 from vlm_vision.train.start import start_run
+from vlm_vision.train.stored_tokens import needs_checkpoint, restore_tower
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
 from vlm_vision.train.trainable import set_trainable, trainable_table, unwrapped
 from vlm_vision.vlm.processor import VisionLanguageProcessor
@@ -63,9 +64,9 @@ def main(config: AlignConfig) -> dict[str, Any]:
     model = align_model(config, read)
     accelerator.print(trainable_table(model))
     conversations = (one for data in (train, test) for one in data)
-    cache = feature_cache(config, accelerator, unwrapped(model), conversations, out=out)
+    features = patch_features(config, accelerator, unwrapped(model), conversations, out=out)
     collate = Collator(
-        caption_processor(model), max_length=config.max_length, cache=cache, pack_length=config.pack_length
+        caption_processor(model), max_length=config.max_length, features=features, pack_length=config.pack_length
     )
     step = vqa_step(config, accelerator, model, rates={"projector": config.lr_projector})
 
@@ -85,7 +86,7 @@ def main(config: AlignConfig) -> dict[str, Any]:
                 )
                 found = figures(seen)
                 progress.note(done, found)
-            if done % config.checkpoint_every == 0 and done < config.steps:
+            if needs_checkpoint(config, done, config.data.tokens):
                 step.save(done)
 
     # The end: the whole model, for stage two.
@@ -94,6 +95,8 @@ def main(config: AlignConfig) -> dict[str, Any]:
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes} | found
     metrics |= {"final_loss": progress.losses[-1] if progress.losses else None, "seconds": time.monotonic() - started}
     if accelerator.is_main_process:
+        if config.data.tokens and features is not None:
+            restore_tower(model, config, features)
         with whole(out / "model") as staging:
             unwrapped(model).save_pretrained(staging)
         write_results(config, "align", metrics)
@@ -106,7 +109,11 @@ def main(config: AlignConfig) -> dict[str, Any]:
 def align_model(config: AlignConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model whose projector alone trains."""
     model = build_model(
-        config, train, pack_length=config.pack_length, gradient_checkpointing=config.gradient_checkpointing
+        config,
+        train,
+        pack_length=config.pack_length,
+        gradient_checkpointing=config.gradient_checkpointing,
+        tower=not config.data.tokens,
     )
     return set_trainable(model, vision="frozen", projector="full", language="frozen")
 

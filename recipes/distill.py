@@ -28,18 +28,18 @@ import torch
 import vlm_vision as vv
 from vlm_vision.data.images.batches import Skipped
 from vlm_vision.data.images.samples import Samples
-from vlm_vision.data.images.views import Crop, View
+from vlm_vision.data.images.views import Crop, Plain, View
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.fields import ViTFields, vit_config
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.features import image_features
 from vlm_vision.probe.labeled import LabeledFeatures
-from vlm_vision.probe.neighbors import knn_accuracy, labeled_images
+from vlm_vision.probe.neighbors import FeatureFunction, knn_accuracy, labeled_images
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.image_data import image_batches, read_data
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
-from vlm_vision.train.settings import ImageData, Training
+from vlm_vision.train.settings import ImageData, Training, check_frozen
 from vlm_vision.train.start import start_run
 from vlm_vision.train.tasks.distill import (
     StudentWithLoss,
@@ -51,6 +51,7 @@ from vlm_vision.train.tasks.distill import (
     teacher_cosine,
     teacher_features,
 )
+from vlm_vision.train.tasks.distill_stored import stored_teachers, stored_view
 from vlm_vision.train.tasks.distill_student import AgglomerativeStudent
 
 
@@ -73,10 +74,19 @@ class DistillStudent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillData(ImageData):
+    """Sources of images, and the stored outputs of the teachers."""
+
+    tokens: str = ""
+    """Token stores of all images, one for each teacher in their order, joined by " + ", written by `vlm-vision tokens` with the
+    teachers, which are then not loaded; empty to encode the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig(Training):
     """One run."""
 
-    data: ImageData
+    data: DistillData
     """Images."""
     teachers: list[Teacher]
     """Frozen encoders whose features the student learns, a list of {source: ...}."""
@@ -108,6 +118,8 @@ class DistillConfig(Training):
         super().__post_init__()
         self._at_least(1, "statistics_steps")
         self._at_least(0, "eval_limit", "eval_neighbors")
+        whole = {"crop_scale [1, 1]": tuple(self.crop_scale) == (1, 1), "flip 0": self.flip == 0}
+        check_frozen(self.data.tokens, whole)
         if not self.teachers:
             raise ValueError("there is no teacher: set teachers, a list of {source: ...}")
         names = [teacher.called for teacher in self.teachers]
@@ -123,18 +135,23 @@ def main(config: DistillConfig) -> dict[str, Any]:
     train, test = read_data(config.data)
     measured = test[:: -(-len(test) // (config.eval_limit or len(test)))] if test else None
     with accelerator.main_process_first():
-        teachers = [teacher.read().to(accelerator.device) for teacher in config.teachers]
+        loads = not config.data.tokens
+        teachers = [teacher.read(weights=loads).to(accelerator.device) for teacher in config.teachers]
         model = model_of(config, teachers).to(accelerator.device)
     if accelerator.is_main_process:
         with TemporaryDirectory(dir=out) as folder:  # what cannot be saved is said before it is trained
             model.student.save(Path(folder) / "model")
     side = max(square_side(tower, "the student") for tower in (model.student.encoder, *teachers))
-    view = View(crop=Crop(side, config.crop_scale), flip=config.flip)
+    view: View | Plain = View(crop=Crop(side, config.crop_scale), flip=config.flip)
+    middle, stored = Plain(center_crop_preprocess(side)), None
+    if config.data.tokens:
+        stored = stored_teachers(config.data.tokens, teachers, (train, test), root=config.data.images)
+        view = middle = stored_view([teacher.called for teacher in config.teachers], teachers, side)
     first = islice(image_batches(config, accelerator, train, [view], first_step=0), config.statistics_steps)
-    standardize(accelerator, model.student, teachers, chain.from_iterable(first))
+    standardize(accelerator, model.student, teachers, chain.from_iterable(first), stored)
     metrics: dict[str, Any] = {"processes": accelerator.num_processes}
     if measured:
-        untrained = teacher_cosine(config, accelerator, model.student, teachers, measured, side)
+        untrained = teacher_cosine(config, accelerator, model.student, teachers, measured, middle, stored)
         metrics |= {key.replace("cosine", "untrained"): untrained[key] for key in untrained if "cosine" in key}
     step = distill_step(config, accelerator, model, teachers, config.lr)
 
@@ -147,17 +164,20 @@ def main(config: DistillConfig) -> dict[str, Any]:
             done = index + 1
             for piece in pieces:
                 skipped.add(piece)
-            progress.took(done, step(index, [{"views": piece.views[0]} for piece in pieces]))
+            told = [stored(piece.images) if stored else {} for piece in pieces]
+            progress.took(done, step(index, [{"views": p.views[0]} | t for p, t in zip(pieces, told, strict=True)]))
             if measured and config.eval_every and done % config.eval_every == 0 and done < config.steps:
                 with step.measured():
-                    progress.note(done, teacher_cosine(config, accelerator, model.student, teachers, measured, side))
+                    progress.note(
+                        done, teacher_cosine(config, accelerator, model.student, teachers, measured, middle, stored)
+                    )
             if done % config.checkpoint_every == 0 and done < config.steps:
                 step.save(done)
 
     # The end: a folder that loads elsewhere, and what it is worth.
     if measured:
         with step.measured():
-            found = teacher_cosine(config, accelerator, model.student, teachers, measured, side)
+            found = teacher_cosine(config, accelerator, model.student, teachers, measured, middle, stored)
         progress.note(config.steps, found)
         metrics |= found
     bad = accelerator.reduce(torch.tensor(skipped.bad, device=accelerator.device), "sum")
@@ -172,8 +192,10 @@ def main(config: DistillConfig) -> dict[str, Any]:
         if test and train.classes and config.eval_neighbors:
             student = vv.load(str(out / "model"), device=accelerator.device)
             called = [f"teacher {teacher.called}" for teacher in config.teachers]
-            towers = {"student": student, **dict(zip(called, teachers, strict=True))}
-            metrics |= {"neighbors": neighbors(config, towers, train, test)}
+            looks: dict[str, FeatureFunction] = {"student": partial(image_features, student, kind="mean")}
+            for number, (name, tower) in enumerate(zip(called, teachers, strict=True)):
+                looks[name] = stored.features[number].means if stored else partial(image_features, tower, kind="mean")
+            metrics |= {"neighbors": neighbors(config, student, looks, train, test)}
         write_results(config, "distill", metrics)
         print(f"{table(metrics)}{skipped}\n{metrics['train_seconds']:.0f} s to train; all is in {config.out}")
     return metrics | {"losses": progress.losses}
@@ -198,17 +220,24 @@ def model_of(config: DistillConfig, teachers: Sequence[vv.Encoder]) -> StudentWi
 
 
 def neighbors(
-    config: DistillConfig, towers: dict[str, vv.Encoder | vv.FusedEncoder], train: Samples, test: Samples
+    config: DistillConfig,
+    student: vv.Encoder | vv.FusedEncoder,
+    looks: dict[str, FeatureFunction],
+    train: Samples,
+    test: Samples,
 ) -> dict[str, float]:
     """Accuracy of nearest neighbors by tower and control; empty for fewer than five labeled images.
 
     Towers are compared by the mean of their patch tokens, which all of them have.
+
+    Args:
+        looks: name of a tower -> images to those means.
     """
     known, asked = (labeled_images(samples, config.eval_neighbors, config.seed) for samples in (train, test))
     if min(len(known.labels), len(asked.labels)) < 5:
         return {}
-    towers = towers | {"random weights": random_twin(towers["student"], seed=config.seed)}
-    looks = {name: partial(image_features, tower, kind="mean") for name, tower in towers.items()}
+    twin = random_twin(student, seed=config.seed)
+    looks = looks | {"random weights": partial(image_features, twin, kind="mean")}
     found = {name: knn_accuracy(see, known, asked, seed=config.seed) for name, see in looks.items()}
     blind = (LabeledFeatures(torch.zeros(len(part.labels), 1), part.labels) for part in (known, asked))
     found["pixels"] = knn_accuracy(pixel_features, known, asked, seed=config.seed)

@@ -24,6 +24,7 @@ import vlm_vision as vv
 from vlm_vision.data.images.samples import Samples, read_samples
 from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.files import check_folder, write_json
+from vlm_vision.load_encoder import load_shape
 from vlm_vision.probe.attentive import attentive_probe
 from vlm_vision.probe.controls import most_frequent, pixel_features, random_twin
 from vlm_vision.probe.correspondence import image_correspondence
@@ -31,11 +32,25 @@ from vlm_vision.probe.features import Kind, block_features, image_features, patc
 from vlm_vision.probe.knn import NEIGHBORS, knn
 from vlm_vision.probe.labeled import LabeledFeatures, held_out
 from vlm_vision.probe.linear import linear_probe, logistic_probe
+from vlm_vision.probe.stored import PARTS, StoredProbe
+from vlm_vision.tokens.training.keys import find_keys
+from vlm_vision.tokens.training.match import matching_store
+from vlm_vision.tokens.training.weightless import remove_weights
+from vlm_vision.tokens.wanted import Part
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.sampler import StepBatches
 from vlm_vision.train.settings import as_plain
 
 Probe = Literal["knn", "logistic", "linear", "attentive", "correspondence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """Tokens of the images, where they are stored."""
+
+    tokens: str = ""
+    """Token store of all images, written by `vlm-vision tokens` with `encoder`, whose weights are then not loaded (nor compared with
+    those of the store); empty to encode the images. The linear probe needs the layers -4 -3 -2 -1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,8 @@ class ProbeConfig:
     """Labeled images to train the probes on: a folder, a .csv or .jsonl file, .tar shards, easy_vqa, or hf:owner/name."""
     test: str
     """Labeled images to test the probes on, in the same forms and of the same classes."""
+    data: ProbeData = ProbeData()
+    """Tokens of the images, where they are stored."""
     out: str = "runs/probe"
     """Folder for metrics.json and config.yaml."""
     train_split: str = "train"
@@ -80,6 +97,13 @@ class ProbeConfig:
     seed: int = 0
     """Seed of everything that is random."""
 
+    def __post_init__(self):
+        if self.data.tokens and "correspondence" in self.probes:
+            raise ValueError(
+                "data.tokens holds tokens of whole images, and the probe correspondence encodes crops of them: leave correspondence out "
+                "of probes, or leave data.tokens out"
+            )
+
 
 @dataclass(frozen=True)
 class ProbeSplit:
@@ -103,10 +127,14 @@ def main(config: ProbeConfig) -> dict[str, Any]:
     )
 
     size, tap = config.image_size or None, vv.Tap(config.tap_layer, config.tap_norm)
-    encoder = vv.load(config.encoder, tap=tap, image_size=size, device=config.device)
-    found: dict[str, dict[str, float]] = {}
-    for name, tower in {"encoder": encoder, "random weights": random_twin(encoder, seed=config.seed)}.items():
-        found[name] = probe_encoder(config, tower, train, test)
+    if config.data.tokens:
+        encoder = remove_weights(load_shape(config.encoder, tap=tap, image_size=size))
+    else:
+        encoder = vv.load(config.encoder, tap=tap, image_size=size, device=config.device)
+    twin = random_twin(encoder, seed=config.seed).to(config.device)
+    look = stored_probe(config, encoder, (*train.images, *test.images)) if config.data.tokens else encoder
+    found = {"encoder": probe_encoder(config, look, train, test)}
+    found["random weights"] = probe_encoder(config, twin, train, test)
     small = [LabeledFeatures(pixel_features(one.images), one.labels) for one in (train, test)]
     found["pixels"] = of_vectors(config, *small)
     frequent = most_frequent(*small)
@@ -135,13 +163,31 @@ def sample_images(samples: Samples, limit: int, seed: int) -> ProbeSplit:
     return ProbeSplit([one.image for one in taken], torch.tensor([one.label for one in taken]))
 
 
+def stored_probe(
+    config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder, images: Sequence[ImageSource]
+) -> StoredProbe:
+    """The tokens in place of the encoder, once all images are found in the store.
+
+    Raises:
+        ValueError: as `matching_store` and `find_keys`.
+    """
+    parts: list[Part] = list(PARTS[config.features]) if {"knn", "logistic"} & set(config.probes) else []
+    if {"linear", "attentive"} & set(config.probes):
+        parts.append("patch_tokens")
+    store = matching_store(config.data.tokens, encoder, list(dict.fromkeys(parts)))
+    return StoredProbe(store, encoder, find_keys(store, images))
+
+
 def probe_encoder(
-    config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder, train: ProbeSplit, test: ProbeSplit
+    config: ProbeConfig, encoder: vv.Encoder | vv.FusedEncoder | StoredProbe, train: ProbeSplit, test: ProbeSplit
 ) -> dict[str, float]:
     """Every probe of an encoder, by name."""
 
     def features(make: Any, **options: Any) -> tuple[LabeledFeatures, LabeledFeatures]:
-        made = (make(encoder, one.images, batch_size=config.batch_size, **options) for one in (train, test))
+        if isinstance(encoder, StoredProbe):
+            made = (getattr(encoder, make.__name__)(one.images, **options) for one in (train, test))
+        else:
+            made = (make(encoder, one.images, batch_size=config.batch_size, **options) for one in (train, test))
         first, second = (LabeledFeatures(one, part.labels) for one, part in zip(made, (train, test), strict=True))
         return first.to(config.device), second.to(config.device)
 
@@ -153,7 +199,7 @@ def probe_encoder(
         found["linear"] = linear_probe(*held_out(learn, 0.1, seed=config.seed), ask, seed=config.seed).accuracy
     if "attentive" in config.probes:
         found["attentive"] = attentive_probe(*features(patch_features), seed=config.seed).accuracy
-    if "correspondence" in config.probes:
+    if "correspondence" in config.probes and not isinstance(encoder, StoredProbe):
         places = image_correspondence(encoder, test.images[: config.places_limit], seed=config.seed)
         found |= {"correspondence": places.share, "correspondence by chance": places.chance}
     return found

@@ -17,6 +17,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,8 +35,9 @@ from vlm_vision.train.adapters import merge
 from vlm_vision.train.command import parse_config, run_cli
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
-from vlm_vision.train.settings import Option, Training, VlmSettings
+from vlm_vision.train.settings import Option, Training, VlmSettings, check_frozen
 from vlm_vision.train.start import start_run
+from vlm_vision.train.stored_tokens import needs_checkpoint, restore_tower, stored_features
 from vlm_vision.train.tasks.vla import action_batches, vla_step
 from vlm_vision.train.trainable import set_trainable, trainable_table
 from vlm_vision.train.vlm import build_vlm
@@ -62,6 +64,9 @@ class RobotData:
     """Let the policy read the robot's state."""
     raw_actions: tuple[int, ...] = ()
     """Indices of action dimensions that are not normalized, such as a gripper that is -1 or 1."""
+    tokens: str = ""
+    """Token store with the patch tokens of every frame, written by `vlm-vision tokens` from one data set with the encoder of the
+    run, which is then not loaded for training; empty to encode the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +127,15 @@ class VlaConfig(VlmSettings, Training):
         self._at_least(1, "chunk", "lora_rank", "eval_batch_size", "eval_limit")
         if self.film and self.train_vision == "frozen":
             raise ValueError("film needs an encoder that trains, and train_vision is frozen: choose train_vision lora")
+        needed = {"train_vision frozen": self.train_vision == "frozen", "area 1": self.area == 1}
+        check_frozen(self.data.tokens, needed | {"color false": not self.color, "film false": not self.film})
         if not self.data.train:
             raise ValueError('data.train is empty: set it to {"NAME": "FOLDER"}')
+        if self.data.tokens and len(self.data.train) > 1:
+            raise ValueError(
+                f"data.tokens names images by episode, frame and camera, which the data sets {', '.join(self.data.train)} share: train "
+                "on one of them, or leave data.tokens out"
+            )
 
 
 def main(config: VlaConfig) -> dict[str, Any]:
@@ -135,7 +147,12 @@ def main(config: VlaConfig) -> dict[str, Any]:
     model = build_policy(config, train)
     accelerator.print(trainable_table(model.vlm))
     color: Color | None = OPENVLA_COLOR if config.color else None
-    collate, plain = ActionCollator(model, color=color), ActionCollator(model, center=True)
+    features = None
+    if config.data.tokens:
+        names = chain(train.image_names(), test.image_names())
+        features = stored_features(config.data.tokens, model.plain_vlm, names)
+    collate = ActionCollator(model, color=color, features=features)
+    plain = ActionCollator(model, center=True, features=features)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
     rates |= {"language": config.lr_language, "action": config.lr_action}
     step = vla_step(config, accelerator, model, rates=rates)
@@ -156,7 +173,7 @@ def main(config: VlaConfig) -> dict[str, Any]:
                     progress.note(
                         done, open_loop(accelerator, step.model, looked_at, plain, batch_size=config.eval_batch_size)
                     )
-            if done % config.checkpoint_every == 0 and done < config.steps:
+            if needs_checkpoint(config, done, config.data.tokens):
                 step.save(done)
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
     metrics |= {"train_seconds": time.monotonic() - learning, "moments": len(train)}
@@ -165,6 +182,8 @@ def main(config: VlaConfig) -> dict[str, Any]:
     trained = step.whole_model(lambda: build_policy(config, train))
     if accelerator.is_main_process:
         assert isinstance(trained, VisionLanguageActionModel)
+        if features is not None:
+            restore_tower(trained.vlm, config, features)
         save(trained, Path(config.out) / "model", plain([(train[0], 0)]))
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -191,7 +210,13 @@ def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
         learned[name] = read(episodes=parts[0])
         if parts[1]:
             kept[name] = read(episodes=parts[1])
-    made = partial(Recordings, chunk=config.chunk, read_state=data.read_state, raw_actions=data.raw_actions)
+    made = partial(
+        Recordings,
+        chunk=config.chunk,
+        read_state=data.read_state,
+        raw_actions=data.raw_actions,
+        decode=not data.tokens,
+    )
     return made(learned), made(kept)
 
 
@@ -217,7 +242,7 @@ def build_policy(config: VlaConfig, train: Recordings) -> VisionLanguageActionMo
         ValueError: a policy to start from whose head or state differs from the settings, without `new_head`.
     """
     texts = [config.prompt, *train.tasks]
-    vlm = build_vlm(config, texts, gradient_checkpointing=config.gradient_checkpointing)
+    vlm = build_vlm(config, texts, gradient_checkpointing=config.gradient_checkpointing, tower=not config.data.tokens)
     if config.film and not film_dim(vlm.encoder):
         add_film(vlm.encoder, vlm.projector.out_dim)
     model = VisionLanguageActionModel.attach(
@@ -252,7 +277,7 @@ def save(model: VisionLanguageActionModel, folder: Path, batch: dict[str, Tensor
         model.cpu()  # merging holds a second copy
         given = {
             name: batch[name]
-            for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+            for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes", "patch_tokens")
             if name in batch
         }
         if film_dim(model.plain_vlm.encoder):

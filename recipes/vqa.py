@@ -26,7 +26,7 @@ from torch import nn
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation, regroup
-from vlm_vision.data.features import FeatureCache
+from vlm_vision.data.patch_features import PatchFeatures
 from vlm_vision.files import whole
 from vlm_vision.measure.answers import evaluate, is_correct, shuffled_images
 from vlm_vision.measure.contact_sheet import contact_sheet
@@ -34,11 +34,12 @@ from vlm_vision.measure.during_training import figures, watch
 from vlm_vision.measure.image_use import image_use
 from vlm_vision.train.adapters import merge, save_adapter
 from vlm_vision.train.command import parse_config, run_cli
-from vlm_vision.train.conversations import build_model, feature_cache, read_data
+from vlm_vision.train.conversations import build_model, patch_features, read_data
 from vlm_vision.train.loop.step import Progress
 from vlm_vision.train.results import write_results
-from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings
+from vlm_vision.train.settings import ConversationData, ConversationSettings, Training, VlmSettings, check_frozen
 from vlm_vision.train.start import start_run
+from vlm_vision.train.stored_tokens import needs_checkpoint, restore_tower
 from vlm_vision.train.tasks.vqa import answer_batches, vqa_step
 from vlm_vision.train.trainable import group_modules, set_trainable, trainable_table, unwrapped
 
@@ -84,6 +85,7 @@ class VqaConfig(ConversationSettings, VlmSettings, Training):
         for group in (Training, VlmSettings, ConversationSettings):
             group.__post_init__(self)
         self._at_least(1, "max_new_tokens", "lora_rank")
+        check_frozen(self.data.tokens, {"train_vision frozen": self.train_vision == "frozen"})
 
 
 def main(config: VqaConfig) -> dict[str, Any]:
@@ -91,11 +93,11 @@ def main(config: VqaConfig) -> dict[str, Any]:
     started = time.monotonic()
     accelerator = start_run(config)
     train, test = read_data(config.data)
-    metrics, losses, cache = train_model(config, accelerator, train, test)
+    metrics, losses, features = train_model(config, accelerator, train, test)
     accelerator.end_training()  # the other processes have nothing left to do
     accelerator.free_memory()
     if accelerator.is_main_process:
-        metrics |= evaluate_model(config, accelerator, test, train, cache)
+        metrics |= evaluate_model(config, accelerator, test, train, features)
         metrics |= {"seconds": time.monotonic() - started, "final_loss": losses[-1] if losses else None}
         write_results(config, "vqa", metrics)
         print(f"\n{metrics['seconds']:.0f} s in all, {metrics['train_seconds']:.0f} s to train; all is in {config.out}")
@@ -104,15 +106,15 @@ def main(config: VqaConfig) -> dict[str, Any]:
 
 def train_model(
     config: VqaConfig, accelerator: Accelerator, train: Sequence[Conversation], test: Sequence[Conversation]
-) -> tuple[dict[str, Any], list[float], FeatureCache | None]:
+) -> tuple[dict[str, Any], list[float], PatchFeatures | None]:
     """Train and save. Returns figures, the losses of this process's steps, and the patch tokens that were kept."""
     model = trainable(config, train)
     accelerator.print(trainable_table(model))
     processor = unwrapped(model).processor
     assert processor is not None
     conversations = (one for data in (train, test) for one in data)
-    cache = feature_cache(config, accelerator, unwrapped(model), conversations, out=Path(config.out))
-    collate = Collator(processor, max_length=config.max_length, cache=cache, pack_length=config.pack_length)
+    features = patch_features(config, accelerator, unwrapped(model), conversations, out=Path(config.out))
+    collate = Collator(processor, max_length=config.max_length, features=features, pack_length=config.pack_length)
     rates = {"vision": config.lr_vision, "projector": config.lr_projector, "language": config.lr_language}
     step = vqa_step(config, accelerator, model, rates=rates)
 
@@ -129,22 +131,28 @@ def train_model(
             progress.took(index + 1, step(index, micro_batches))
             if config.eval_every and (index + 1) % config.eval_every == 0:
                 progress.note(index + 1, figures(watch(accelerator, step.model, looked_at, collate, **look)))
-            if (index + 1) % config.checkpoint_every == 0 and index + 1 < config.steps:
+            if needs_checkpoint(config, index + 1, config.data.tokens):
                 step.save(index + 1)
     metrics: dict[str, Any] = {"first_step": first_step, "processes": accelerator.num_processes}
     metrics["train_seconds"] = time.monotonic() - started
 
     model = step.whole_model(lambda: trainable(config, train))
     if accelerator.is_main_process:
+        if config.data.tokens and features is not None:
+            restore_tower(model, config, features)
         save(model, Path(config.out), collate([next((one for one in conversations if one.images), conversations[0])]))
-    return metrics, progress.losses, cache
+    return metrics, progress.losses, features
 
 
 def trainable(config: VqaConfig, train: Sequence[Conversation]) -> nn.Module:
     """The model in peft's wrapper where there are adapters, else the model."""
     return set_trainable(
         build_model(
-            config, train, pack_length=config.pack_length, gradient_checkpointing=config.gradient_checkpointing
+            config,
+            train,
+            pack_length=config.pack_length,
+            gradient_checkpointing=config.gradient_checkpointing,
+            tower=not config.data.tokens,
         ),
         vision=config.train_vision,
         projector=config.train_projector,
@@ -170,7 +178,7 @@ def evaluate_model(
     accelerator: Accelerator,
     test: Sequence[Conversation],
     train: Sequence[Conversation],
-    cache: FeatureCache | None,
+    features: PatchFeatures | None,
 ) -> dict[str, Any]:
     """Questions answered by the saved model, with controls, and whether it uses its images; prints both tables."""
     if not test:
@@ -183,7 +191,7 @@ def evaluate_model(
             model,
             asked,
             train,
-            patch_tokens=None if cache is None else cache.__getitem__,
+            patch_tokens=None if features is None else features.__getitem__,
             batch_size=config.eval_batch_size,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
@@ -202,7 +210,7 @@ def evaluate_model(
         for name, how in (("vision", config.train_vision), ("language", config.train_language)):
             group_modules(model)[name].requires_grad_(how == "full")
         with accelerator.autocast():
-            found = image_use(model, looked_at, cache=cache, batch_size=config.micro_batch_size, seed=config.seed)
+            found = image_use(model, looked_at, features=features, batch_size=config.micro_batch_size, seed=config.seed)
         print(f"\n{found.table()}\n{found.warning or 'The model uses its images.'}")
         metrics |= {"image_use": asdict(found), "warning": found.warning}
     return metrics

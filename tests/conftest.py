@@ -28,6 +28,7 @@ LONGEST = (
     "tests/test_card.py::test_the_card_of_a_run",
     "tests/test_auto.py",
     "tests/test_migration.py",
+    "tests/look/test_page.py::test_eight_images",
     "tests/cli/test_start.py",
     "tests/cli/test_train_command.py",
     "tests/vla/test_vla.py::test_a_small_set_is_learned_by_heart",

@@ -29,6 +29,7 @@ TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.py"))
 
 REPLACED = {
     "facebook/dinov2-with-registers-large": "mini",
+    "facebook/dinov2-large": "mini",
     "google/siglip-so400m-patch14-224": "mini",
     "facebook/dinov2-small": "mini",
     "google/siglip-base-patch16-224": "mini",
@@ -49,6 +50,7 @@ NOT_RUN = {
     "README.md": 1,
     "docs/deployment.md": 3,
     "docs/index.md": 1,
+    "docs/look.md": 2,
     "docs/pretraining.md": 1,
     "docs/projectors.md": 1,
     "docs/robots.md": 1,

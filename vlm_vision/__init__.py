@@ -13,6 +13,7 @@ _NAMES = {
     "vlm_vision.nn.output": ["Tap", "VisionOutput"],
     "vlm_vision.nn.text": ["TextConfig", "TextOutput", "TextTransformer"],
     "vlm_vision.nn.vit": ["VisionTransformer"],
+    "vlm_vision.page.look": ["look"],
     "vlm_vision.pair": ["Pair", "PairOutput", "TextEncoder", "load_pair", "load_text"],
     "vlm_vision.preprocess.spec": ["Preprocess"],
     "vlm_vision.preprocess.tokenizer": ["TextTokenizer", "TokenizerRules"],

@@ -13,6 +13,7 @@ from vlm_vision.nn.text import TextConfig as TextConfig
 from vlm_vision.nn.text import TextOutput as TextOutput
 from vlm_vision.nn.text import TextTransformer as TextTransformer
 from vlm_vision.nn.vit import VisionTransformer as VisionTransformer
+from vlm_vision.page.look import look as look
 from vlm_vision.pair import Pair as Pair
 from vlm_vision.pair import PairOutput as PairOutput
 from vlm_vision.pair import TextEncoder as TextEncoder
@@ -59,5 +60,6 @@ __all__ = [
     "load_policy",
     "load_projector",
     "load_text",
+    "look",
     "presets",
 ]

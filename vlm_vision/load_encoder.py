@@ -18,7 +18,7 @@ from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
-from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, read_state_dict
+from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, build_shape, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.config import Remainder, ViTConfig
@@ -86,6 +86,26 @@ def load(
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
     hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads)
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
+    return _load(source, tap, image_size, options)
+
+
+def load_shape(
+    source: str | Path, *, tap: Tap | Sequence[Tap] | None = None, image_size: Size | list[Size] | None = None
+) -> Encoder | FusedEncoder:
+    """The encoder of `load` without its weights, on the meta device: architecture, preprocessing and tap.
+
+    Arguments and errors as `load`; weights that do not fit the configuration are not noticed.
+    """
+    options = _Options(None, None, torch.float32, torch.device("meta"), None, Hints(), has_weights=False)
+    return _load(source, tap, image_size, options)
+
+
+def _load(
+    source: str | Path | Checkpoint,
+    tap: Tap | Sequence[Tap] | None,
+    image_size: Size | list[Size] | None,
+    options: "_Options",
+) -> Encoder | FusedEncoder:
     if isinstance(source, str) and " + " in source:
         names = [name.strip() for name in source.split(" + ")]
         return _fuse(names, [_find_towers(name, options) for name in names], tap, image_size, options)
@@ -107,6 +127,8 @@ class _Options:
     device: torch.device
     revision: str | None
     hints: Hints
+    has_weights: bool = True
+    """False for a model on the meta device, whose weights are not read."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +193,8 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
             preprocess = preprocess.with_budget(math.prod(config.grid_of(height, width)), config.patch_size)
         else:
             preprocess = preprocess.at(height, width)
-    model = build(replace(tower, config=config), dtype=options.dtype, device=options.device)
+    tower = replace(tower, config=config)
+    model = build(tower, dtype=options.dtype, device=options.device) if options.has_weights else build_shape(tower)
     encoder = Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference))
     encoder.hub_id = found.hub_id
     return encoder.eval()

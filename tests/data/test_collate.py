@@ -8,7 +8,7 @@ import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.labels import IGNORED
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.data.features import FeatureCache
+from vlm_vision.tokens.training.build import build_features
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.packing import check_packing
 
@@ -102,17 +102,17 @@ def test_a_language_model_that_carries_a_state_is_not_packed(encoder, vlm):
         check_packing(stateful)
 
 
-def test_cached_patch_tokens_give_the_same_loss_as_pixels(vlm, talk, tmp_path):
+def test_stored_patch_tokens_give_the_same_loss_as_pixels(vlm, talk, tmp_path):
     paths = [path for one in talk for path in one.images]
-    cache = FeatureCache.build(tmp_path / "features", vlm.encoder, paths, dtype="float32")
-    seen = Collator(vlm.processor, cache=cache, pack_length=100)(talk)
+    features = build_features(tmp_path / "features", vlm.encoder, paths, dtype="float32")
+    seen = Collator(vlm.processor, features=features, pack_length=100)(talk)
     assert "pixel_values" not in seen
     torch.testing.assert_close(
         answer_loss(vlm, seen), answer_loss(vlm, Collator(vlm.processor, pack_length=100)(talk)), rtol=1e-5, atol=0
     )
     tiled = join("llama", vlm.encoder, vv.AnyRes(((32, 64),)))
     with pytest.raises(ValueError, match="need one canvas of one size"):
-        Collator(tiled.processor, cache=cache)
+        Collator(tiled.processor, features=features)
 
 
 def test_private_characters_in_a_text_are_kept_and_our_marks_are_refused(vlm):

@@ -10,7 +10,6 @@ from support.models import CHAT, make_image, tiny_llm, tiny_tokenizer
 import vlm_vision as vv
 from vlm_vision.data.conversations.labels import IGNORED, ChatLabels, pad
 from vlm_vision.data.conversations.records import Conversation, easy_vqa, llava_json, regroup
-from vlm_vision.data.features import FeatureCache, fingerprint
 
 ONE = Conversation(("a.png",), (("<image>\nwhat color is this ?", "red"), ("is it a cat ?", "yes it is")))
 
@@ -162,57 +161,3 @@ def test_regrouping_keeps_every_question_once_and_each_image_alone():
     assert regroup(train, 8, seed=0) == joined != regroup(train, 8, seed=1)
     alone = [Conversation((), (("a ?", "b"),)), Conversation((), (("c ?", "d"),))]
     assert regroup(alone, 8, seed=0) == alone
-
-
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    paths = [str(tmp_path / f"{i}.png") for i in range(5)]
-    for i, path in enumerate(paths):
-        make_image(i).save(path)
-    return paths
-
-
-@torch.no_grad()
-def test_cached_features_are_the_encoders(encoder, files, tmp_path):
-    cache = FeatureCache.build(tmp_path / "cache", encoder, [*files, files[0]], batch_size=2, dtype="float32")
-    chosen = [files[3], files[0], files[3]]
-    assert cache.grid == (4, 4)
-    torch.testing.assert_close(cache[chosen], encoder(encoder.preprocess(chosen)).patch_tokens)
-
-
-def test_features_are_computed_once_and_again_when_anything_changes_or_is_gone(encoder, files, tmp_path, monkeypatch):
-    before = fingerprint(encoder, files)
-    FeatureCache.build(tmp_path / "cache", encoder, files)
-    monkeypatch.setattr(vv.Encoder, "forward", lambda *a, **k: pytest.fail("encoded again"))
-    FeatureCache.build(tmp_path / "cache", encoder, files)
-    monkeypatch.undo()
-    (half,) = (tmp_path / "cache").glob("*/features.npy")
-    half.unlink()
-    FeatureCache.build(tmp_path / "cache", encoder, files)
-    assert half.is_file()
-    encoder.tap = vv.Tap(-2)
-    changed = {before, fingerprint(encoder, files)}
-    with torch.no_grad():
-        encoder.model.norm.weight[0] += 1
-    changed.add(fingerprint(encoder, files))
-    encoder.preprocess = encoder.preprocess.at(40, 40)
-    changed.add(fingerprint(encoder, files))
-    make_image(9).save(files[0])
-    changed.add(fingerprint(encoder, files))
-    assert len(changed) == 5
-
-
-def test_tokens_too_large_for_their_type_are_refused(encoder, files, tmp_path):
-    with torch.no_grad():
-        encoder.model.norm.weight.mul_(1e6)
-    with pytest.raises(ValueError, match="from .*0.png on are not finite in float16: keep them in float32"):
-        FeatureCache.build(tmp_path / "cache", encoder, files)
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert FeatureCache.build(tmp_path / "cache", encoder, files, dtype="float32")[files].isfinite().all()
-
-
-def test_a_build_that_breaks_off_leaves_nothing(encoder, files, tmp_path):
-    Path(files[4]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match="4.png' is not an image"):
-        FeatureCache.build(tmp_path / "cache", encoder, files, batch_size=2)
-    assert list((tmp_path / "cache").iterdir()) == []

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from vlm_vision.data.conversations.read import read_conversations
 from vlm_vision.data.conversations.records import Conversation, llava_json, regroup
 from vlm_vision.data.conversations.webdataset import webdataset
-from vlm_vision.data.features import FeatureCache, fingerprint
 from vlm_vision.data.shards.tar import TarMember
 from vlm_vision.data.stored_image import open_stored_images
 from vlm_vision.preprocess.images import load_image
@@ -449,31 +448,3 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(records(1)[0]) + '\n\n{"id"\n')
     with pytest.raises(ValueError, match="data.jsonl, line 3, is not valid JSON"):
         llava_json(tmp_path / "data.jsonl", tmp_path)
-
-
-@pytest.mark.parametrize("form", ["shards", "folder"])
-@torch.no_grad()
-def test_features_of_stored_images_are_those_of_their_files(encoder, tmp_path, form):
-    (tmp_path / "json").mkdir()
-    files = [path for one in read_conversations(write_json(tmp_path / "json")) for path in one.images]
-    stored = [one.images[0] for one in read_conversations(FORMS[form](tmp_path))]
-    cache = FeatureCache.build(tmp_path / "cache", encoder, stored, batch_size=4, dtype="float32")
-    again = [one.images[0] for one in read_conversations(str(tmp_path / "data"))] if form == "folder" else stored
-    torch.testing.assert_close(cache[again[::-1]], encoder(encoder.preprocess(files[::-1])).patch_tokens)
-    with pytest.raises(ValueError, match="no features of image"):
-        cache[files[:1]]
-
-
-def test_features_are_made_again_when_a_shard_changes(encoder, tmp_path):
-    def digest(**change: bytes) -> str:
-        shard = write_tar(tmp_path / "x.tar", samples(2) | {"0000.jpg": encoded(0), **change})
-        return fingerprint(encoder, [one.images[0] for one in webdataset(shard)])
-
-    assert len(Counter([digest(), digest(**{"0000.jpg": encoded(7)})])) == 2
-
-
-def test_a_pickled_cache_is_its_folder(encoder, tmp_path):
-    stored = [one.images[0] for one in webdataset(write_tar(tmp_path / "x.tar", samples()))]
-    cache = FeatureCache.build(tmp_path / "cache", encoder, stored)
-    sent = pickle.dumps(cache)
-    assert len(sent) < 1000 and torch.equal(pickle.loads(sent)[stored], cache[stored])

@@ -132,6 +132,8 @@ def test_positions_that_always_move_are_moved_once():
     again = with_patch_size(encoder, 8)
     assert again.config == encoder.config
     same(expected(again, pixels), native)
+    larger = torch.randn(1, 3, 48, 48)
+    same(expected(with_patch_size(encoder, 8, image_size=48), larger), expected(encoder, larger))
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from support.models import make_image, tiny_llm, tiny_tokenizer
 import vlm_vision as vv
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.data.features import FeatureCache
 from vlm_vision.measure.answers import answers, is_correct, teacher_forced
 from vlm_vision.measure.image_use import LARGEST_RATIO, blank_batch, gradient_norms, image_use, token_ratio
+from vlm_vision.tokens.training.build import build_features
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
 from vlm_vision.train.trainable import group_modules, set_trainable
 from vlm_vision.vlm.layout import AnyRes, Native
@@ -160,12 +160,11 @@ def test_frozen_groups_are_not_measured_but_the_projector_always_is(vlm, talk):
     assert not any(weight.requires_grad for weight in vlm.parameters())
 
 
-def test_cached_tokens_give_the_same_figures(vlm, talk, tmp_path):
+def test_stored_tokens_give_the_same_figures(vlm, talk, tmp_path):
     learn(vlm, talk, 10)
-    cache = FeatureCache.build(
-        tmp_path / "cache", vlm.encoder, [p for one in talk for p in one.images], dtype="float32"
-    )
-    one, other = image_use(vlm, talk, cache=cache), image_use(vlm, talk)
+    images = [path for one in talk for path in one.images]
+    features = build_features(tmp_path / "features", vlm.encoder, images, dtype="float32")
+    one, other = image_use(vlm, talk, features=features), image_use(vlm, talk)
     for name in ("right", "shuffled", "blank"):
         assert getattr(one, name).loss == pytest.approx(getattr(other, name).loss, rel=1e-4)
     assert one.gradients["vision"] is None and one.gradients["language"] == pytest.approx(other.gradients["language"])

@@ -385,9 +385,11 @@ def test_more_tapped_blocks_follow_in_the_channels():
         each = [model(x, tap=vv.Tap(layer, norm)) for layer in (3, 1, 0)]
         for name in ("patch_tokens", "cls_token", "register_tokens"):
             assert torch.equal(getattr(both, name), torch.cat([getattr(out, name) for out in each], -1))
-        assert torch.equal(both.pooled, each[0].pooled) and torch.equal(
-            model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0].cls_token, both.cls_token[:1]
-        )
+        packed = model.packed([x[0]], tap=vv.Tap(-1, norm, (-3, 0)))[0]
+        assert torch.equal(packed.cls_token, both.cls_token[:1])
+        for taps in ((-1, norm, (-3, 0)), (0, norm, (3,))):  # the pooled vector, of the last block wherever it is named
+            assert torch.equal(model(x, tap=vv.Tap(*taps)).pooled, model(x).pooled)
+        assert model(x, tap=vv.Tap(0, norm, (1,))).pooled is None
         assert torch.equal(model(x, tap=vv.Tap(-1, norm, (-3, 0)), patches=False).cls_token, both.cls_token)
     assert vv.Tap(layer=1, more=(2, 0)).blocks(4) == (1, 2, 0) and vv.Tap(layer=1, more=(2, 0)).block(4) == 2
     with pytest.raises(ValueError, match=r"Tap\(layer=4\) is outside this encoder of 4 blocks"):

@@ -194,7 +194,7 @@ def test_a_policy_without_padding_takes_images_as_they_come():
     assert spec(make_image()).shape == (1, 3, 40, 36) and spec(np.zeros((8, 8, 3), np.uint8)).unique().tolist() == [
         -1.0
     ]
-    with pytest.raises(ValueError, match="has resize_imgs_with_padding 512: expected two sides"):
+    with pytest.raises(ValueError, match="has resize_imgs_with_padding 512: expected two whole numbers above 0"):
         _preprocess(Path("folder"), {"type": "smolvla", "resize_imgs_with_padding": 512})
 
 

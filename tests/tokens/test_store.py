@@ -14,6 +14,7 @@ import vlm_vision as vv
 from vlm_vision.data.shards.fetch import UnreachableError
 from vlm_vision.new_models import new_encoder
 from vlm_vision.tokens import shard as shard_file
+from vlm_vision.tokens.batch import collate_rows
 from vlm_vision.tokens.extraction.extract import extract
 from vlm_vision.tokens.merge import merge
 from vlm_vision.tokens.shuffled import ShuffledRows
@@ -81,6 +82,12 @@ def test_images_of_any_shape_have_grids_of_their_own(tmp_path: Path) -> None:
     for path in (tmp_path / "images").iterdir():
         path.rename(tmp_path / "wide" / f"tall{path.name}")
     extract(wide, encoder, tmp_path / "unequal")
+    unequal = vv.TokenStore(tmp_path / "unequal")
+    batch = next(iter(torch.utils.data.DataLoader(unequal, batch_size=len(unequal), collate_fn=collate_rows)))
+    for i, row in enumerate(unequal):
+        assert torch.equal(batch.patch_tokens[i][batch.mask[i]], row.patch_tokens)
+        assert not batch.patch_tokens[i][~batch.mask[i]].any() and tuple(batch.grids[i].tolist()) == row.grid
+    assert batch.keys == unequal.keys() and batch.pooled is None
     with pytest.raises(ValueError, match="rows have .* to .* tokens"):
         vv.TokenStore(tmp_path / "unequal").patch_tokens([0, -1])
 

@@ -138,11 +138,7 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
     Raises:
         ValueError: a weight that is missing, unused, or of another shape than the configuration makes it.
     """
-    try:
-        with torch.device("meta"):
-            model = VisionTransformer(tower.config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes whose product no tensor can have
-        raise ValueError(f"{tower.source} describes a model that cannot be made ({error}): download it again") from None
+    model = build_shape(tower)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     state = {}
     if tower.config.position == "sincos2d":  # computed, never stored
@@ -152,6 +148,15 @@ def build(tower: Tower, *, dtype: torch.dtype, device: torch.device) -> VisionTr
     state |= read_state_dict(tower.keys, shapes, tower.weights, source=tower.source, dtype=dtype, device=device)
     model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def build_shape(tower: Tower) -> VisionTransformer:
+    """The model on the meta device. Raises ValueError for sizes that no model can have."""
+    try:
+        with torch.device("meta"):
+            return VisionTransformer(tower.config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes whose product no tensor can have
+        raise ValueError(f"{tower.source} describes a model that cannot be made ({error}): download it again") from None
 
 
 def read_state_dict(

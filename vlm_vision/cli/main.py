@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "run a recipe: train a model, or evaluate one",
     "ask": "ask a model about an image",
+    "look": "make a page that shows what an encoder sees: patches, attention, data flow, comparison",
     "diagnose": "measure whether a model uses its images, and suggest remedies",
     "models": "list the architectures and their sizes",
     "formats": "list which families are read from which formats, as a table",

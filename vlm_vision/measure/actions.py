@@ -27,7 +27,7 @@ def open_loop(
 
     Args:
         model: a `VisionLanguageActionModel`, sharded within `Step.measured`.
-        collate: collator with central crops.
+        collate: collator with central crops; one with stored features has no blank images, and that figure is left out.
     """
     assert isinstance(model, VisionLanguageActionModel)
     half = (len(windows) + 1) // 2
@@ -35,8 +35,9 @@ def open_loop(
     shown = {
         "right": list(windows),
         "shuffled": [_seeing(one, other.observation.images) for one, other in zip(windows, others, strict=True)],
-        "blank": [_seeing(one, dict.fromkeys(one.observation.images, GRAY)) for one in windows],
     }
+    if collate.features is None:
+        shown["blank"] = [_seeing(one, dict.fromkeys(one.observation.images, GRAY)) for one in windows]
     found = {name: _difference(accelerator, model, given, collate, batch_size) for name, given in shown.items()}
     return {f"action_error/{name}": value for name, value in found.items()}
 

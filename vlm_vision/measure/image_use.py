@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from vlm_vision.data.conversations.collate import Collator
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.data.features import FeatureCache
+from vlm_vision.data.patch_features import PatchFeatures
 from vlm_vision.encoder import eval_mode
 from vlm_vision.measure.answers import TeacherForcedCounts, shuffled_images, teacher_forced
 from vlm_vision.train.loss import answer_loss, num_answer_tokens
@@ -89,7 +89,7 @@ def image_use(
     model: VisionLanguageModel,
     conversations: Sequence[Conversation],
     *,
-    cache: FeatureCache | None = None,
+    features: PatchFeatures | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> ImageUse:
@@ -98,7 +98,7 @@ def image_use(
     Conversations without images, and those whose number of images no other has, are left out.
 
     Args:
-        cache: patch tokens of a frozen encoder, read in place of the images.
+        features: patch tokens of a frozen encoder, read in place of the images.
         batch_size: conversations at a time.
         seed: of which image takes whose place.
 
@@ -114,7 +114,7 @@ def image_use(
             f"{len(conversations)} conversations have no two different images: expected at least two, which the "
             "control exchanges"
         )
-    collate = Collator(model.processor, cache=cache)
+    collate = Collator(model.processor, features=features)
 
     def batch_of(chosen: Sequence[Conversation]) -> dict[str, Tensor]:
         return {name: value.to(model.device) for name, value in collate(chosen).items()}
@@ -149,7 +149,7 @@ def gradient_norms(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict
     """Norm of the gradient of the mean loss per answer token, for each group over its parameters that train.
 
     The projector is measured over all its parameters where it is frozen. Other groups of which nothing trains, and an
-    encoder whose tokens are cached, give None. In evaluation mode; `.grad` and modes stay as they are.
+    encoder whose tokens are stored, give None. In evaluation mode; `.grad` and modes stay as they are.
     """
     weights = {name: [w for w in group.parameters() if w.requires_grad] for name, group in group_modules(model).items()}
     thawed = [] if weights["projector"] else list(group_modules(model)["projector"].parameters())

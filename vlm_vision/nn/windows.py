@@ -53,12 +53,15 @@ class PaddedWindowAttention(Attention):
 
     def _bias(self, q: Tensor, grid: Grid) -> Tensor:
         """(B, H, N, N): q . r_row[i - i'] + q . r_column[j - j'], from the unscaled queries. Li et al. 2021 (arXiv:2112.01526)."""
+        by_row, by_column = self.relative_logits(q, grid)
+        return (by_row[..., :, None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+
+    def relative_logits(self, q: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The two terms of the relative positions, (B, H, h, w, h) and (B, H, h, w, w), of queries (B, H, N, K)."""
         assert self.relative is not None
         rows, columns = (_of_distances(table, size) for table, size in zip(self.relative, grid, strict=True))
         q = q.unflatten(2, grid)
-        by_row = torch.einsum("bhijk,ixk->bhijx", q, rows)
-        by_column = torch.einsum("bhijk,jyk->bhijy", q, columns)
-        return (by_row[..., :, None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+        return torch.einsum("bhijk,ixk->bhijx", q, rows), torch.einsum("bhijk,jyk->bhijy", q, columns)
 
 
 def _of_distances(table: Tensor, size: int) -> Tensor:

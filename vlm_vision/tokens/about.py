@@ -70,6 +70,18 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ""
 
 
+def encoder_difference(about: Mapping[str, Any], encoder: Mapping[str, Any]) -> str:
+    """As `difference`, of architecture and preprocessing alone, with `Encoder.to_dict` of an encoder."""
+    return _first("encoder", about["encoder"], json.loads(json.dumps(without_tap(dict(encoder)))))
+
+
+def without_tap(state: dict[str, Any]) -> dict[str, Any]:
+    """Description of an encoder (`Encoder.to_dict`) without its tap and reference."""
+    if "towers" in state:
+        return {"towers": [without_tap(tower) for tower in state["towers"]]}
+    return {key: value for key, value in state.items() if key not in ("tap", "reference")}
+
+
 def _first(name: str, there: Any, here: Any) -> str:
     if there == here:
         return ""

@@ -36,10 +36,10 @@ class Wanted:
     """Number format of the forward."""
     batch_size: int = 16
     """Images in one forward."""
-    shard_mb: int = 256
+    shard_mb: int = 128
     """Size of a shard in units of 2^20 bytes, from which the number of its images follows."""
     shard_images: int = 0
-    """Images of a shard; 0 for as many as `shard_mb` holds, at most 4,096."""
+    """Images of a shard; 0 for as many as `shard_mb` holds, at most 1,024."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "parts"):

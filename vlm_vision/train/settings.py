@@ -77,7 +77,10 @@ class Training:
         """Settings that must be equal when a stopped run resumes, as YAML and JSON write them."""
         plain = {name: value for name, value in as_plain(self).items() if not name.startswith("eval")}
         if "data" in plain:
-            plain["data"] = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+            data = {name: value for name, value in plain["data"].items() if name not in _FREE_DATA}
+            plain["data"] = {
+                name: value for name, value in data.items() if value or name != "tokens"
+            }  # newer than some runs
         return {name: value for name, value in plain.items() if name not in _FREE}
 
 
@@ -212,6 +215,9 @@ class ConversationData:
     """Split of a data set to train on."""
     test_split: str = "test"
     """Split of a data set to measure on."""
+    tokens: str = ""
+    """Token store with the patch tokens of all images, written by `vlm-vision tokens` with the encoder of the run, which is then
+    not loaded for training; empty to encode the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +231,11 @@ class ConversationSettings:
     pack_length: int = 0
     """Tokens per row into which several conversations are packed; 0 for one conversation per row."""
     cache_features: bool = True
-    """Keep the patch tokens of a frozen encoder on disk; possible where every image is one canvas."""
+    """Keep the patch tokens of a frozen encoder in a token store on disk; possible where every image is one canvas."""
     feature_folder: str = ""
-    """Folder of the feature cache, which runs may share; empty for `out`/features."""
+    """Folder of that token store, which runs may share; empty for `out`/features."""
     feature_dtype: Literal["float16", "float32"] = "float16"
-    """Number type of the feature cache."""
+    """Number type of that token store."""
     eval_limit: int = 256
     """Test conversations per measurement, the first ones; 0 for all."""
     eval_batch_size: int = 128
@@ -270,6 +276,20 @@ class ImageData:
                 f"data.classes is {self.classes}, data.shuffle_shards {self.shuffle_shards}: expected 0 or more"
             )
         ShardCache(self.cache, self.cache_gb)
+
+
+def check_frozen(tokens: str, needed: dict[str, bool]) -> None:
+    """Raise ValueError for settings that stored tokens exclude.
+
+    Args:
+        tokens: the token store; empty for none.
+        needed: what the run must have, as "train_vision frozen" -> whether it has it.
+    """
+    if tokens and (wrong := [setting for setting, holds in needed.items() if not holds]):
+        raise ValueError(
+            f"data.tokens holds what a frozen encoder gives for whole images, without augmentation: set {' and '.join(wrong)}, or "
+            "leave data.tokens out"
+        )
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_vision.data.images.views import Color
+from vlm_vision.data.patch_features import PatchFeatures
 from vlm_vision.data.seeds import derive_seed
-from vlm_vision.preprocess.images import load_image
+from vlm_vision.preprocess.images import ImageInput, load_image
 from vlm_vision.robot.observation import Observation
 from vlm_vision.robot.window import Window
 from vlm_vision.vla.model import VisionLanguageActionModel
@@ -33,11 +34,18 @@ class ObservationReader:
         self.processor, self.spec, self.crop_config = processor, model.spec, model.crop_config
         self.prompt, self.lead_ids = model.prompt, model.lead_ids
 
-    def __call__(self, instructions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Batch:
-        """input_ids, attention_mask (B, T), pixel_values; images as cut, in the order of the spec's cameras."""
+    def __call__(self, instructions: Sequence[str], images: Sequence[Sequence[Image.Image]] | Tensor) -> Batch:
+        """input_ids, attention_mask (B, T), and pixel_values or patch_tokens.
+
+        Args:
+            images: as cut, in the order of the spec's cameras; or their patch tokens (B * cameras, N, D), one row after another.
+        """
         lead = "<image>" * len(self.spec.cameras)
         texts = [lead + self.prompt.replace("{instruction}", one.strip().lower()) for one in instructions]
-        batch: Batch = dict(self.processor(text=texts, images=[list(row) for row in images], return_tensors="pt"))
+        shown: dict[str, Any] = {"patch_tokens": images}
+        if not isinstance(images, Tensor):
+            shown = {"images": [list(row) for row in images]}
+        batch: Batch = dict(self.processor(text=texts, **shown, return_tensors="pt"))
         if self.lead_ids:
             ids = torch.tensor(self.lead_ids).expand(len(texts), -1)
             batch["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
@@ -46,13 +54,17 @@ class ObservationReader:
 
     def images(self, observation: Observation) -> list[Image.Image]:
         """Whole images in the order of the spec's cameras. Raises ValueError for a missing camera."""
+        return [load_image(image) for image in self.inputs(observation)]
+
+    def inputs(self, observation: Observation) -> list[ImageInput]:
+        """As `images`, not yet opened."""
         images = observation.images
         if missing := [name for name in self.spec.cameras if name not in images]:
             raise ValueError(
                 f"the observation has cameras {sorted(images)}, but this policy uses {list(self.spec.cameras)}: "
                 f"add {', '.join(missing)}"
             )
-        return [load_image(images[name]) for name in self.spec.cameras]
+        return [images[name] for name in self.spec.cameras]
 
 
 class ActionCollator:
@@ -61,26 +73,39 @@ class ActionCollator:
     Args:
         color: random change of colors; None for no change.
         center: take the central crop without a change of colors, as at inference; else a random crop.
+        features: patch tokens of whole images by name, in place of the images of windows that were not decoded.
 
     Raises:
         ValueError: windows that do not fit the model's spec, or its head.
     """
 
-    def __init__(self, model: VisionLanguageActionModel, *, color: Color | None = None, center: bool = False):
+    def __init__(
+        self,
+        model: VisionLanguageActionModel,
+        *,
+        color: Color | None = None,
+        center: bool = False,
+        features: PatchFeatures | None = None,
+    ):
         self.read, self.color, self.center, self.spec = ObservationReader(model), color, center, model.spec
+        self.features = features
         self.normalizers = {name: model.normalizers(name) for name in model.statistics}
         self.head = type(model.head)
 
     def __call__(self, drawn: Sequence[tuple[Window, int]]) -> Batch:
         windows, seeds = [window for window, _ in drawn], [seed for _, seed in drawn]
-        images = [self._seen(window, seed) for window, seed in drawn]
-        batch = self.read([window.observation.instruction for window in windows], images)
+        batch = self.read([window.observation.instruction for window in windows], self._images(drawn))
         numbers = [self._numbers(window) for window in windows]
         batch["actions"] = torch.stack([actions for actions, _ in numbers])
         if self.spec.state_dim:
             batch["state"] = torch.stack([state for _, state in numbers])
         batch["padded"] = torch.from_numpy(np.stack([window.padded for window in windows]))
         return batch | self.head.draws(seeds, self.spec.chunk, self.spec.action_dim)
+
+    def _images(self, drawn: Sequence[tuple[Window, int]]) -> list[list[Image.Image]] | Tensor:
+        if self.features is None:
+            return [self._seen(window, seed) for window, seed in drawn]
+        return self.features[[str(name) for window, _ in drawn for name in self.read.inputs(window.observation)]]
 
     def _seen(self, window: Window, seed: int) -> list[Image.Image]:
         whole, crop_config = self.read.images(window.observation), self.read.crop_config

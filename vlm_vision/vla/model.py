@@ -144,11 +144,17 @@ class VisionLanguageActionModel(nn.Module):
         """The prompt with its images and, after these, the state.
 
         Args:
-            batch: input_ids, attention_mask (B, T), pixel_values, and state (B, S), normalized, where it is read.
+            batch: input_ids, attention_mask (B, T), pixel_values or patch_tokens, and state (B, S), normalized, where it is read.
         """
         vlm, sizes = self.plain_vlm, batch.get("image_sizes")
         condition = self.film_condition(batch) if film_dim(vlm.encoder) else None
-        embeds = vlm.embed(batch["input_ids"], batch["pixel_values"], image_sizes=sizes, condition=condition)
+        embeds = vlm.embed(
+            batch["input_ids"],
+            batch.get("pixel_values"),
+            image_sizes=sizes,
+            patch_tokens=batch.get("patch_tokens"),
+            condition=condition,
+        )
         mask = batch["attention_mask"]
         state = batch.get("state")
         if self.state_token is not None:

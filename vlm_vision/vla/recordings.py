@@ -1,6 +1,6 @@
 """Recordings of one robot, in one or several data sets, as training data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ class Recordings(Sequence[Window]):
         chunk: actions of a window.
         read_state: whether the robot's state is read.
         raw_actions: numbers of an action that are not normalized.
+        decode: False for the names of images in place of the images, as `RobotDataset.window`.
 
     Raises:
         ValueError: data sets of robots that differ.
@@ -29,6 +30,7 @@ class Recordings(Sequence[Window]):
     chunk: int
     read_state: bool = True
     raw_actions: tuple[int, ...] = ()
+    decode: bool = True
 
     def __post_init__(self) -> None:
         robots = {name: self._robot(one) for name, one in self.datasets.items()}
@@ -55,9 +57,14 @@ class Recordings(Sequence[Window]):
             raise IndexError(f"index is {index}: expected 0 to {len(self) - 1}")
         for name, one in self.datasets.items():
             if index < len(one):
-                return replace(one.window(index, chunk=self.chunk), data=name)
+                return replace(one.window(index, chunk=self.chunk, decode=self.decode), data=name)
             index -= len(one)
         raise IndexError(f"index is past the last of {len(self)} moments")
+
+    def image_names(self) -> Iterator[str]:
+        """The name of every image, `episode/frame/camera`; several data sets have equal ones."""
+        for one in self.datasets.values():
+            yield from one.image_names()
 
     @property
     def tasks(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Image processor in the interface of transformers, with the encoder's own preprocessing."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ import projectors
 from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
-from vlm_vision.vlm.layout import Layout, Whole, layout_from_dict
+from vlm_vision.vlm.layout import AnyRes, Layout, Whole, layout_from_dict
 from vlm_vision.vlm.remote_code import RemoteCodeMixin
 
 
@@ -53,6 +54,33 @@ class VisionLanguageImageProcessor(RemoteCodeMixin, BaseImageProcessor):
         """Tokens for one image; height and width as `Layout.num_tokens` takes them."""
         encoder, projector, layout = self._shapes
         return layout.num_tokens(encoder, projector, (height, width))
+
+    def num_stored_tokens(self, shape: Sequence[int], grid: tuple[int, int] | None) -> int:
+        """Tokens for one image whose patch tokens are stored, (images, N, D).
+
+        Args:
+            grid: (h, w) of the patch tokens; None for that of the encoder's own preprocessing.
+
+        Raises:
+            ValueError: another shape than the encoder and the grid have, no grid where images have no fixed size, or a layout of
+                several canvases.
+        """
+        encoder, projector, layout = self._shapes
+        if type(layout) is AnyRes:
+            raise ValueError(
+                f"layout {layout.name!r} has several canvases for each image: pass pixel_values, not patch_tokens"
+            )
+        size = encoder.preprocess.output_size
+        if grid is None:
+            if size is None:
+                raise ValueError("this model's images have no fixed size: pass the grid of the patch_tokens")
+            grid = encoder.grid(*size)
+        wanted = (grid[0] * grid[1], encoder.embed_dim)
+        if len(shape) != 3 or tuple(shape[1:]) != wanted:
+            raise ValueError(
+                f"patch_tokens are {tuple(shape)}: expected (images, {wanted[0]}, {wanted[1]}) of a grid of {grid[0]}x{grid[1]}"
+            )
+        return projector.num_tokens(grid)
 
     @property
     def canvas_size(self) -> tuple[int, int] | None:

@@ -76,6 +76,8 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self._processor: VisionLanguageProcessor | None = None
         if config.encoder_in_fp32:
             self._keep_in_fp32_modules_strict = {"encoder", "projector", "newline"}
+        if next(self.encoder.parameters(), None) is None:  # its tokens are stored: the weights in a file are not for it
+            self._keys_to_ignore_on_load_unexpected = [r"^encoder\."]
         self._deepstack = DeepStack(self.language_model, deep_levels(self.encoder)) if config.deepstack else None
         self._language_arguments = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
@@ -318,8 +320,16 @@ class VisionLanguageModel(LoadingMixin, RemoteCodeMixin, VisionMixin, LanguageMi
         self.encoder = encoder
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`."""
+        """Write model, processor and model card; the Auto classes load the folder after `import vlm_vision`.
+
+        Raises:
+            ValueError: the encoder has no weights, as its tokens are read from a store.
+        """
         check_folder(save_directory)
+        if next(self.encoder.parameters(), None) is None:
+            raise ValueError(
+                "the encoder of this model has no weights: set model.encoder to the one that is to be saved"
+            )
         self._describe_parts()
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):

@@ -56,6 +56,8 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         videos: Sequence[Video] | None = None,
         *,
+        patch_tokens: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        grid: tuple[int, int] | None = None,
         padding: bool | str = True,
         truncation: bool = False,
         max_length: int | None = None,
@@ -67,26 +69,34 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         Args:
             images: images in the order of their `<image>`, in one list or one list for each text.
             text: prompts; several `<image>` each, or none.
+            patch_tokens: (images, N, D), or (N, D) of each image in a list, in the order of `<image>` and in place of the images:
+                what the model's encoder gave for them, such as rows of a `TokenStore`. For models with one canvas for each image.
+            grid: (h, w) of patch_tokens; default that of the encoder's own preprocessing.
             videos: frames, one sequence of images (or one array of them) for each `<video>`, in order. A video is its
                 frames, one image each: `<video>` becomes as many `<image>`.
             padding, truncation, max_length, return_tensors, kwargs: as for the tokenizer.
 
         Returns:
             input_ids and attention_mask (B, T); if there are images pixel_values (canvases, C, H, W), and where the model's
-            layout has them image_sizes (images, 2).
+            layout has them image_sizes (images, 2); or patch_tokens (images, N, D). Pass `grid` to the model as well.
 
         Raises:
-            ValueError: images unlike placeholders in number, or truncation that would cut image tokens.
+            ValueError: images and patch_tokens; patch_tokens that do not fit the grid or the layout; images unlike placeholders in number, or truncation that would cut image tokens.
         """
         if text is None:
             raise ValueError("the processor needs text: a prompt with one <image> for each image")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"text is {text!r}, expected a prompt or a list of prompts")
-        image_list = self._flat(images, texts)
+        if patch_tokens is not None and (images is not None or videos is not None):
+            raise ValueError("patch_tokens take the place of images and videos: pass one of them")
+        image_list = [] if patch_tokens is not None else self._flat(images, texts)
         texts, image_list = _with_frames(texts, image_list, list(videos or []))
         data: dict[str, Any] = {}
-        if image_list:
+        if patch_tokens is not None:
+            data, counts = self._stored(texts, patch_tokens, grid)
+            texts = self.expand(texts, counts)
+        elif image_list:
             data = dict(self.image_processor.preprocess(image_list))
             texts = self.expand(texts, self.num_image_tokens(data))
         bos = self.tokenizer.bos_token
@@ -158,6 +168,22 @@ class VisionLanguageProcessor(RemoteCodeMixin, ProcessorMixin):
         """The texts with each `<image>`, in reading order, repeated as often as counts say."""
         left = iter(counts)
         return [re.sub(IMAGE_TOKEN, lambda _: IMAGE_TOKEN * next(left), one) for one in texts]
+
+    def _stored(
+        self, texts: list[str], tokens: torch.Tensor | Sequence[torch.Tensor], grid: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], list[int]]:
+        """patch_tokens of the model, and the number of image tokens of each image."""
+        try:
+            stacked = tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
+            each = self.image_processor.num_stored_tokens(stacked.shape, grid)
+        except RuntimeError as error:
+            raise ValueError(f"patch_tokens have different shapes ({error}): pass images of one grid") from None
+        number = sum(one.count(IMAGE_TOKEN) for one in texts)
+        if number != len(stacked):
+            raise ValueError(
+                f"the text has {number} {IMAGE_TOKEN} in all, but there are patch_tokens of {len(stacked)} images: pass one row for each"
+            )
+        return {"patch_tokens": stacked}, [each] * number
 
     def _flat(self, images: Any, texts: list[str]) -> list[ImageInput]:
         counts = [one.count(IMAGE_TOKEN) for one in texts]

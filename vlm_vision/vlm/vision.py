@@ -79,12 +79,13 @@ class VisionMixin:
         Args:
             pixel_values: (canvases, C, H, W).
             image_sizes: (images, 2), where the layout has them.
-            patch_tokens: (canvases, N, D) of `encode`, in place of pixel_values, for towers whose output is cached.
+            patch_tokens: (canvases, N, D) of `encode` or of a `TokenStore`, in place of pixel_values.
             grid: theirs; default the grid of the encoder's own preprocessing.
             condition: (canvases, film_dim), for an encoder with FiLM.
 
         Raises:
-            ValueError: neither, image_sizes that do not fit pixel_values, or no grid where the encoder has none of its own.
+            ValueError: neither, image_sizes that do not fit pixel_values, patch_tokens of another shape than the encoder's, or no
+                grid where the encoder has none of its own.
         """
         outputs = self._encoded(pixel_values, image_sizes, patch_tokens, grid, condition)
         return self._projected(outputs, image_sizes)
@@ -131,7 +132,14 @@ class VisionMixin:
             size = self.encoder.preprocess.output_size
             if grid is None and size is None:
                 raise ValueError("this encoder's images have no fixed size: pass the grid of the patch tokens")
-            return [VisionOutput(patch_tokens, grid or self.encoder.grid(*size))]  # type: ignore[misc]
+            grid = grid or self.encoder.grid(*size)  # type: ignore[misc]
+            wanted = (grid[0] * grid[1], self.encoder.embed_dim)
+            if patch_tokens.ndim != 3 or patch_tokens.shape[1:] != wanted:
+                raise ValueError(
+                    f"patch_tokens are {tuple(patch_tokens.shape)}: expected (images, {wanted[0]}, {wanted[1]}) of a grid of "
+                    f"{grid[0]}x{grid[1]}"
+                )
+            return [VisionOutput(patch_tokens, grid)]
         if pixel_values is None:
             raise ValueError("there are no images: pass pixel_values or patch_tokens")
         self._check_canvases(pixel_values, image_sizes)

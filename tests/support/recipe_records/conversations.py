@@ -7,6 +7,9 @@ from torch import Tensor
 
 import vlm_vision as vv
 from support.models import make_image
+from vlm_vision.new_models import new_encoder
+from vlm_vision.tokens.extraction.extract import extract
+from vlm_vision.tokens.sources.choose import open_sources
 
 from .recipe import Laws, Recipe, Shared, Stopped
 
@@ -90,11 +93,24 @@ MIXED = (*UNSEEN, "--train_vision", "lora", "--train_language", "full", *RANK)
 DROPOUT = (*LORA, "--lora_dropout", "0.5")
 """Adapters with dropout, so that random states matter."""
 
+STORED = (*UNSEEN, "--encoder.source", "FOLDER/tower", "--data.tokens", "FOLDER/tokens", *RANK)
+"""Training on stored tokens, with adapters in the language model."""
+
+
+def store_tokens(folder: Path) -> None:
+    """Write a tower, and a store of its tokens for all images."""
+    shape = dict(image_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=32, position_prefix=1)
+    tower = new_encoder(shape).eval()
+    tower.save_pretrained(folder / "tower")
+    extract(open_sources([str(folder / "*.png")]), tower, folder / "tokens")
+
+
 VQA = Recipe("vqa", write, TINY.replace("TRAIN", "train"), ("--max_new_tokens", "2"))
 VQA_LAWS = Laws(
     VQA,
     steps=4,
     state=state,
+    first=store_tokens,
     state_tolerance=CLOSE,
     shared={
         "full, copies": Shared(FULL, sharded_modules=0),
@@ -103,6 +119,8 @@ VQA_LAWS = Laws(
         "adapters, parts": Shared((*LORA, *AGAIN), PARTS),
         "adapters beside full, copies": Shared(MIXED),
         "adapters beside full, parts": Shared(MIXED, PARTS),
+        "stored tokens, copies": Shared(STORED),
+        "stored tokens, parts": Shared(STORED, (*PARTS, "--checkpoint_every", "3")),
     },
     half=(FULL, (*PARTS, "--mixed_precision", "bf16", "--pack_length", "64")),
     half_tolerance={"rel": 0.02, "abs": 0.02},

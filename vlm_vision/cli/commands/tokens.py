@@ -58,7 +58,7 @@ def _add_wanted(group: Any) -> None:
     )
     group.add_argument("--part", help="prefix of the weights of one tower, in a file with several")
     group.add_argument("--batch-size", type=int, default=16, help="images in one forward (default: %(default)s)")
-    group.add_argument("--shard-mb", type=int, default=256, help="megabytes of a shard (default: %(default)s)")
+    group.add_argument("--shard-mb", type=int, default=128, help="megabytes of a shard (default: %(default)s)")
     group.add_argument("--shard-images", type=int, default=0, help="images of a shard (default: by --shard-mb)")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlm_vision.data.conversations.labels import ChatLabels, pack, pad
 from vlm_vision.data.conversations.records import Conversation
-from vlm_vision.data.features import FeatureCache
+from vlm_vision.data.patch_features import PatchFeatures
 from vlm_vision.data.stored_image import ImageSource, open_stored_images
 from vlm_vision.vlm.processor import VisionLanguageProcessor
 
@@ -18,13 +18,13 @@ class Collator:
     Args:
         processor: the model's; it makes pixels and counts image tokens.
         max_length: tokens per conversation, image tokens included; None for no limit.
-        cache: patch tokens of a frozen tower, read in place of pixels. Needs layout `Whole`.
+        features: patch tokens of a frozen tower, read in place of pixels. Needs layout `Whole`.
         pack_length: tokens per row in which several conversations stand one after another; 0 for one in each row. Packed
             rows have position_ids that begin again with each conversation, and no attention_mask: the model keeps the
             conversations apart. A longer conversation has a separate row.
 
     Raises:
-        ValueError: as `ChatLabels`; no conversation; a cache for a layout of more than one canvas.
+        ValueError: as `ChatLabels`; no conversation; features for a layout of more than one canvas.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Collator:
         processor: VisionLanguageProcessor,
         *,
         max_length: int | None = None,
-        cache: FeatureCache | None = None,
+        features: PatchFeatures | None = None,
         pack_length: int = 0,
     ):
-        if cache is not None and processor.image_processor.canvas_size is None:
-            raise ValueError("cached patch tokens need one canvas of one size for each image: leave the cache out")
-        self.processor, self.cache, self.pack_length = processor, cache, pack_length
+        if features is not None and processor.image_processor.canvas_size is None:
+            raise ValueError("stored patch tokens need one canvas of one size for each image: leave the features out")
+        self.processor, self.features, self.pack_length = processor, features, pack_length
         self.chat = ChatLabels(processor, max_length=max_length)
 
     def __call__(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
@@ -54,9 +54,9 @@ class Collator:
 
     def _see(self, images: Sequence[ImageSource]) -> tuple[dict[str, Tensor], list[int]]:
         """Inputs of the model for the images, and the number of tokens of each."""
-        if self.cache is None:
+        if self.features is None:
             data = dict(self.processor.image_processor.preprocess(open_stored_images(images)))
             return data, self.processor.num_image_tokens(data)
         size = self.processor.image_processor.canvas_size
         each = self.processor.image_processor.num_image_tokens(*size)
-        return {"patch_tokens": self.cache[images]}, [each] * len(images)
+        return {"patch_tokens": self.features[images]}, [each] * len(images)

@@ -76,6 +76,8 @@ class ImageItem(NamedTuple):
     """Seed of this draw."""
     skipped: tuple[Skip, ...]
     """Bad samples that this one replaces."""
+    image: str = ""
+    """Name of the image, `str` of its path or location."""
 
 
 class ImageBatch(NamedTuple):
@@ -89,6 +91,8 @@ class ImageBatch(NamedTuple):
     seeds: list[int]
     """Seed of each sample in this step, for `mixing.Erase`."""
     skipped: list[Skip]
+    images: Sequence[str] = ()
+    """Name of each image."""
 
 
 class ImageDataset(Dataset[ImageItem]):
@@ -147,7 +151,7 @@ class ImageDataset(Dataset[ImageItem]):
                 view(image, derive_seed(self.seed, step, row, copy, v))
                 for v, view in zip(self.seeds, self.views, strict=True)
             )
-            return ImageItem(views, sample.caption, sample.label, seed, tuple(skipped))
+            return ImageItem(views, sample.caption, sample.label, seed, tuple(skipped), str(sample.image))
         name, reason = skipped[0]
         raise ValueError(f"{len(skipped)} samples in a row cannot be used, the first is {name}: {reason}")
 
@@ -166,6 +170,7 @@ def collate(items: Sequence[ImageItem]) -> ImageBatch:
         torch.tensor([item.label for item in items]),
         [item.seed for item in items],
         [skip for item in items for skip in item.skipped],
+        [item.image for item in items],
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,8 +125,12 @@ class RobotDataset:
         values = {name: copy(column[index]) for name, column in self._values.items()}
         return Frame(episode.index, step, self._observation(index, episode, step), values)
 
-    def window(self, index: int, *, chunk: int) -> Window:
+    def window(self, index: int, *, chunk: int, decode: bool = True) -> Window:
         """A time step with the `chunk` actions from it on.
+
+        Args:
+            decode: False for the names of the images, `episode/frame/camera` as the data set calls the camera, in place of
+                the images.
 
         Raises:
             ValueError: as `frame`; a chunk below 1; a data set without actions.
@@ -137,7 +141,17 @@ class RobotDataset:
         ahead = np.arange(chunk)
         left = episode.length - step
         actions = self.column(ACTION)[index + np.minimum(ahead, left - 1)]
-        return Window(self._observation(index, episode, step), actions, ahead >= left, episode.index, step)
+        observation = self._observation(index, episode, step, decode)
+        return Window(observation, actions, ahead >= left, episode.index, step)
+
+    def image_names(self) -> Iterator[str]:
+        """The name of every image, `episode/frame/camera`."""
+        for episode in self.episodes:
+            for step in range(episode.length):
+                yield from (self._name(episode, step, camera) for camera in self.cameras)
+
+    def _name(self, episode: StoredEpisode, step: int, camera: str) -> str:
+        return f"{episode.index}/{step}/{camera_name(self._keys[camera])}"
 
     def episode(self, number: int) -> Episode:
         """The episode at an index of `episodes`, with images decoded at access.
@@ -173,8 +187,11 @@ class RobotDataset:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.episodes[number], int(index - self._starts[number])
 
-    def _observation(self, index: int, episode: StoredEpisode, step: int) -> Observation:
-        images = {camera: self._image(index, episode, step, camera) for camera in self.cameras}
+    def _observation(self, index: int, episode: StoredEpisode, step: int, decode: bool = True) -> Observation:
+        images: dict[str, np.ndarray | str] = {
+            camera: self._image(index, episode, step, camera) if decode else self._name(episode, step, camera)
+            for camera in self.cameras
+        }
         state = self._values[STATE][index].copy() if STATE in self._values else None
         return Observation(images, self.tasks[int(self._values["task_index"][index, 0])], state)
 

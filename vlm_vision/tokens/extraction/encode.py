@@ -14,7 +14,7 @@ from vlm_vision.encoder import Encoder
 from vlm_vision.fused import FusedEncoder
 from vlm_vision.nn.output import VisionOutput
 from vlm_vision.preprocess.images import ImageInput
-from vlm_vision.tokens.about import FORMAT, weights_fingerprint
+from vlm_vision.tokens.about import FORMAT, weights_fingerprint, without_tap
 from vlm_vision.tokens.wanted import Part, Wanted
 
 
@@ -66,7 +66,7 @@ class TokenEncoder:
             "source": source,
             "weights": weights_fingerprint(encoder),
             "preprocess_fingerprint": encoder.preprocess.fingerprint,
-            "encoder": _without_tap(encoder.to_dict()),
+            "encoder": without_tap(encoder.to_dict()),
             "projector": None,
             "settings": settings,
         }
@@ -178,9 +178,3 @@ def _row(out: VisionOutput, at: int) -> VisionOutput:
     """Of one image of a batch."""
     tensors = {name: value[at : at + 1] for name, value in vars(out).items() if isinstance(value, Tensor)}
     return replace(out, **tensors)
-
-
-def _without_tap(state: dict[str, Any]) -> dict[str, Any]:
-    if "towers" in state:
-        return {"towers": [_without_tap(tower) for tower in state["towers"]]}
-    return {key: value for key, value in state.items() if key not in ("tap", "reference")}

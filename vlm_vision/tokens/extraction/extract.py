@@ -183,13 +183,13 @@ class Extraction:
                 batches = encode_in_order(self.tokens, self.source.images(items), pool, self.workers)
                 left = iter(items)
                 for batch in batches:
+                    for item, one in zip(islice(left, len(batch)), batch, strict=True):
+                        self._write(writer, item, one)
                     if not channels:
                         good = [one for one in batch if not isinstance(one, ValueError)]
                         for one in good:
                             loss.add(one.tensors, dtype)
                             channels = {key: value.shape[-1] for key, value in one.tensors.items()}
-                    for item, one in zip(islice(left, len(batch)), batch, strict=True):
-                        self._write(writer, item, one)
                     done += len(batch)
                     progress(done, self.segment["count"], bad + len(writer.failures))
             writer.finish({"channels": channels, "loss": loss.to_dict()})

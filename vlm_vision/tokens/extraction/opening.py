@@ -16,11 +16,11 @@ from vlm_vision.tokens.about import ABOUT, difference, read_about, write_about
 from vlm_vision.tokens.extraction.encode import ImageTokens, TokenEncoder
 from vlm_vision.tokens.extraction.plan import Listing, write_plan
 from vlm_vision.tokens.extraction.work import encode_in_order
-from vlm_vision.tokens.numbers import to_disk
 from vlm_vision.tokens.shard import WORK, read_failures, stored_keys
 from vlm_vision.tokens.source import Source
+from vlm_vision.tokens.wanted import DTYPES
 
-MOST_IMAGES = 4096
+MOST_IMAGES = 1024
 """Images of a shard at most, so that little is lost where rows are small."""
 
 
@@ -70,8 +70,9 @@ def plan_path(store: Path, about: Mapping[str, Any]) -> Path:
 
 def bytes_of(image: ImageTokens, dtype: str) -> int:
     """Bytes on disk of what is stored of an image."""
-    disk = (value for key, one in image.tensors.items() for value in to_disk(key, one, dtype).values())
-    return sum(value.numel() * value.element_size() for value in disk)
+    scale = 4 if dtype == "int8" else 0
+    tensors = image.tensors.values()
+    return sum(value.numel() * DTYPES[dtype].itemsize + value.numel() // value.shape[-1] * scale for value in tensors)
 
 
 def first_images(source: Source, tokens: TokenEncoder) -> list[ImageTokens]:

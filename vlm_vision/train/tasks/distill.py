@@ -1,8 +1,10 @@
 """Distillation of several frozen teachers' features as a task for `Step`, and the similarity of a student to them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,12 +15,14 @@ from vlm_vision.data.images.batches import ImageBatch, ImageDataset, collate
 from vlm_vision.data.images.samples import Sample
 from vlm_vision.data.images.views import Plain
 from vlm_vision.encoder import Encoder, eval_mode
-from vlm_vision.load_encoder import load
+from vlm_vision.load_encoder import load, load_shape
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.preprocess.spec import IMAGENET, Preprocess
+from vlm_vision.tokens.training.weightless import remove_weights
 from vlm_vision.train.loop.step import Batch, Step, Task
 from vlm_vision.train.optim.groups import parameter_groups
 from vlm_vision.train.settings import Training
+from vlm_vision.train.tasks.distill_stored import StoredTeachers, stored_output
 from vlm_vision.train.tasks.distill_student import AgglomerativeStudent, TeacherFeatures
 from vlm_vision.train.tasks.supervised import renormalize
 
@@ -59,13 +63,17 @@ class Teacher:
     def called(self) -> str:
         return self.name or Path(self.source).name
 
-    def read(self) -> Encoder:
+    def read(self, *, weights: bool = True) -> Encoder:
         """The tower, frozen.
+
+        Args:
+            weights: False for one whose weights are not loaded, see `vlm_vision.tokens.training.weightless`.
 
         Raises:
             ValueError: several towers, or one that does not see squares of one size.
         """
-        tower = load(self.source, tap=Tap(self.tap_layer, self.tap_norm), image_size=self.image_size or None)
+        options: dict[str, Any] = {"tap": Tap(self.tap_layer, self.tap_norm), "image_size": self.image_size or None}
+        tower = load(self.source, **options) if weights else remove_weights(load_shape(self.source, **options))
         if not isinstance(tower, Encoder):
             raise ValueError(f"teacher {self.source} has several towers: write an entry in teachers for each of them")
         square_side(tower, f"teacher {self.source}")
@@ -97,14 +105,15 @@ def distill_step(
     """Steps that train a student and its heads on batches of "views" (B, 3, H, W) in 0..255; a term of the loss is an image.
 
     Args:
-        teachers: on the accelerator's device, whole in every process; each sees the views in its own size.
+        teachers: on the accelerator's device, whole in every process; each sees the views in its own size, unless the batches
+            hold its output, of `StoredTeachers`.
     """
     encoder = model.student.encoder
     encoder.model.gradient_checkpointing = settings.gradient_checkpointing
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         views = batch["views"]
-        return model(renormalize(encoder, views, AS_DRAWN), teacher_outputs(teachers, views)) * len(views)
+        return model(renormalize(encoder, views, AS_DRAWN), teacher_outputs(teachers, views, batch)) * len(views)
 
     def parts(model: nn.Module) -> dict[str, nn.Module]:
         return {name: model.get_submodule(f"student.{name}") for name in ("encoder", "heads")}
@@ -123,14 +132,22 @@ def distill_step(
 
 
 @torch.no_grad()
-def teacher_outputs(teachers: Sequence[Encoder], views: Tensor) -> list[VisionOutput]:
-    """What each teacher gives for views (B, 3, H, W) in 0..255."""
+def teacher_outputs(
+    teachers: Sequence[Encoder], views: Tensor, stored: Mapping[str, Tensor] = MappingProxyType({})
+) -> list[VisionOutput]:
+    """What each teacher gives for views (B, 3, H, W) in 0..255, or what `stored` holds of it, as `StoredTeachers` makes it."""
+    if stored.keys() - {"views"}:
+        return [stored_output(teacher, stored, number) for number, teacher in enumerate(teachers)]
     return [teacher(renormalize(teacher, views, AS_DRAWN)) for teacher in teachers]
 
 
 @torch.no_grad()
 def standardize(
-    accelerator: Accelerator, student: AgglomerativeStudent, teachers: Sequence[Encoder], batches: Iterable[ImageBatch]
+    accelerator: Accelerator,
+    student: AgglomerativeStudent,
+    teachers: Sequence[Encoder],
+    batches: Iterable[ImageBatch],
+    stored: StoredTeachers | None = None,
 ) -> None:
     """Set mean and std of the heads by the teachers' features of these views, those of all processes together.
 
@@ -140,7 +157,7 @@ def standardize(
     sums = {key: torch.zeros(3, len(head.mean), dtype=torch.float64) for key, head in heads.items()}
     for drawn in batches:
         with accelerator.autocast():
-            told = teacher_outputs(teachers, drawn.views[0].to(accelerator.device))
+            told = teacher_outputs(teachers, drawn.views[0].to(accelerator.device), _read(accelerator, stored, drawn))
         for i, (both, out) in enumerate(zip(student.each(), told, strict=True)):
             for part, values in both.features(out).items():
                 rows = values.flatten(0, -2).double().cpu()
@@ -160,7 +177,8 @@ def teacher_cosine(
     student: AgglomerativeStudent,
     teachers: Sequence[Encoder],
     samples: Sequence[Sample],
-    side: int,
+    view: Plain,
+    stored: StoredTeachers | None = None,
 ) -> dict[str, float]:
     """Mean cosine similarity to what the teachers give for images, in their own units and on their grids.
 
@@ -169,7 +187,8 @@ def teacher_cosine(
 
     Args:
         student: on the accelerator's device, as the teachers; one that is sharded within `Step.measured`.
-        side: of the views in pixels.
+        view: of every image.
+        stored: outputs of the teachers; None to encode the views.
 
     Returns:
         "eval_cosine/TEACHER/patches", "eval_constant/TEACHER/patches", and so for "summary" where there is one.
@@ -178,7 +197,7 @@ def teacher_cosine(
     batches = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)]
     turns = range(accelerator.process_index, -(-len(batches) // processes) * processes, processes)
     loader = DataLoader(
-        ImageDataset(samples, [Plain(center_crop_preprocess(side))]),
+        ImageDataset(samples, [view]),
         batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns],
         collate_fn=collate,
         num_workers=settings.workers,
@@ -190,13 +209,21 @@ def teacher_cosine(
             views = drawn.views[0].to(accelerator.device)
             with accelerator.autocast():
                 seen = student.encode(renormalize(student.encoder, views, AS_DRAWN))
-                for heads, told in zip(student.each(), teacher_outputs(teachers, views), strict=True):
+                outputs = teacher_outputs(teachers, views, _read(accelerator, stored, drawn))
+                for heads, told in zip(student.each(), outputs, strict=True):
                     for key, value in heads.cosine_sums(seen, told).items():
                         counts = turn < len(batches)  # past the last batch a process only keeps the others company
                         sums[key] = sums.get(key, torch.zeros_like(value)) + value * counts
     for key in sums:
         sums[key] = torch.as_tensor(accelerator.reduce(sums[key], "sum")) / len(samples)
     return {key: value.norm().item() if value.ndim else value.item() for key, value in sums.items()}
+
+
+def _read(accelerator: Accelerator, stored: StoredTeachers | None, drawn: ImageBatch) -> Batch:
+    """What is stored of the teachers for a batch, on the accelerator's device."""
+    if stored is None:
+        return {}
+    return {name: value.to(accelerator.device) for name, value in stored(drawn.images).items()}
 
 
 def teacher_features(name: str, teacher: Encoder) -> TeacherFeatures:

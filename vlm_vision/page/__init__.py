@@ -1,0 +1,1 @@
+"""The page that shows what an encoder computes: numbers of the model itself, in one html file."""

@@ -1,0 +1,1 @@
+"""Numbers of the page: attention, stages, maps, comparisons."""

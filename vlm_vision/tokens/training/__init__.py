@@ -1,0 +1,1 @@
+"""A token store in place of an encoder, for recipes and probes."""
