@@ -83,6 +83,9 @@ def test_defaults_are_those_of_transformers():
         ("janus_vision_model", "intermediate_size"),
     }  # fixed, or a product
     absent |= {("bridgetower_vision_model", "num_attention_heads")}  # width / 64
+    absent |= {
+        (f"{name}_vision", "downsample_mode") for name in ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")
+    }  # whole model's
     for name, (family, changed) in MODEL_TYPES.items():
         if name not in CONFIG_MAPPING:
             assert name in NEWER, f"transformers has no {name}"

@@ -129,6 +129,22 @@ def test_positions_that_always_move_are_moved_once():
     encoder, pixels = tower("hunyuan"), torch.randn(1, 3, 32, 32)
     native = expected(encoder, pixels)
     same(freeze(encoder, height=32, width=32)(pixels), native)
-    same(expected(with_patch_size(encoder, 8), pixels), native)
+    again = with_patch_size(encoder, 8)
+    assert again.config == encoder.config
+    same(expected(again, pixels), native)
     larger = torch.randn(1, 3, 48, 48)
     same(expected(with_patch_size(encoder, 8, image_size=48), larger), expected(encoder, larger))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("last", [0, -1])
+def test_a_frozen_tower_of_several_blocks_pools_as_it_does(last):
+    encoder = tower("pixtral", class_token=True, pool="cls", pool_head="linear", pool_dim=8)
+    encoder.tap = vv.Tap(1, more=(last,))
+    frozen, pixels = freeze(encoder, height=SIZE[0], width=SIZE[1]), torch.randn(2, 3, *SIZE)
+    out = encoder(pixels)
+    named = dict(zip(frozen.outputs, frozen(pixels), strict=True))
+    same([named["patch_tokens"], named["cls_token"]], [out.patch_tokens, out.cls_token])
+    assert ("pooled" in named) == (out.pooled is not None) == (last == -1)
+    if last == -1:
+        same([named["pooled"]], [out.pooled])

@@ -33,7 +33,8 @@ def models() -> str:
         with torch.device("meta"):
             model = presets.create(name)
         config, count = model.config, sum(weight.numel() for weight in model.parameters())
-        patches = config.num_patch_tokens(config.grid[0] * config.patch_size, config.grid[1] * config.patch_size)
+        height, width = (side * config.patch_size for side in config.grid)
+        patches = config.num_patch_tokens(height, width)
         row = (config.embed_dim, config.depth, config.patch_size, config.image_size[0], patches)
         sizes = f"{name:34} {count / 1e6:10.1f} M {row[0]:6} {row[1]:7} {row[2]:6} {row[3]:7} {row[4]:8}"
         lines.append(f"{sizes}  {presets.public_id(name) or ''}".rstrip())

@@ -95,7 +95,7 @@ def _tables(encoder: Encoder | FusedEncoder, height: int, width: int) -> list[tu
     sizes = encoder.windows(height, width) if isinstance(encoder, FusedEncoder) else [(height, width)]
     models = [module for module in encoder.modules() if isinstance(module, VisionTransformer)]
     return [
-        model.position(model.config.grid_of(*size))
+        model.position(model.config.grid_of(*size), size)
         for model, size in zip(models, sizes, strict=True)
         if model.position is not None
     ]

@@ -122,7 +122,7 @@ def _freeze_tower(encoder: Encoder, size: tuple[int, int], pool: bool) -> None:
     model.config = replace(model.config, deepstack=tuple(model.config.deepstack[place] for place in used))
     if not model.config.is_merged(tap):
         model.merge = None
-    if not pool or others or last < model.config.depth - 1:
+    if not pool or last < model.config.depth - 1:
         model.pool = model.pool_head = model.head = model.head_dist = None
         model.pool_norm = nn.Identity()
         if not tap.norm:

@@ -54,14 +54,15 @@ def with_patch_size(encoder: Encoder, patch_size: int, *, image_size: int | tupl
         size = (rows * patch_size, columns * patch_size)
     else:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    new = replace(old, patch_size=patch_size, image_size=size, position_resize=once(old.position_resize))
+    new = replace(old, patch_size=patch_size, image_size=size)
     made = copy.deepcopy(encoder)
     model = made.model
-    model.config = new
     assert isinstance(model.patch_embed, nn.Conv2d)
     model.patch_embed = _conv(model.patch_embed, new)
-    if isinstance(model.position, PositionTable):
+    if isinstance(model.position, PositionTable) and new.grid != model.position.grid:
         model.position = _positions(model.position, new.grid)
+        new = replace(new, position_resize=once(old.position_resize))
+    model.config = new
     made.preprocess = _preprocess(encoder.preprocess, old, new, by_grid=image_size is None)
     return made
 
@@ -94,7 +95,7 @@ def _conv(conv: nn.Conv2d, config: ViTConfig) -> nn.Conv2d:
 
 
 def _positions(table: PositionTable, grid: Grid) -> PositionTable:
-    """A table whose native grid is `grid`, with the rows that `table` gives for it, which its rule does not move once more."""
+    """A table whose native grid is `grid`, with the rows that `table` gives for it, which its rule moves no more there."""
     learned = table.table.requires_grad
     with torch.device("meta"):
         made = PositionTable(

@@ -177,10 +177,8 @@ class ViTConfig:
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(f"ViTConfig: num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}")
-        if min(self.image_size) < self.patch_size:
-            raise ValueError(
-                f"ViTConfig: image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels"
-            )
+        if min(self.image_size) < (side := self.patch_size):
+            raise ValueError(f"ViTConfig: image_size {self.image_size} is smaller than one patch of {side} pixels")
         self._check_positions()
         self._check_blocks()
         if self.position_prefix > (most := self.num_prefix_tokens):
@@ -198,9 +196,7 @@ class ViTConfig:
                 f"ViTConfig: pool {self.pool!r} does not go with pool_tokens {self.pool_tokens} of {len(prefix)} prefix tokens"
             )
         if self.pool == "none" and (self.pool_head != "none" or (self.num_classes and self.class_input == "pooled")):
-            raise ValueError(
-                "ViTConfig: pool 'none' leaves nothing for pool_head or the classes to read; choose a pool"
-            )
+            raise ValueError("ViTConfig: pool 'none' leaves nothing for pool_head or the classes; choose a pool")
 
     def _check_positions(self) -> None:
         if self.rope is not None and (not isinstance(self.rope, Rope) or self.position == "rope2d"):
@@ -370,10 +366,10 @@ class ViTConfig:
                 f"a video of {frames} frames is no whole number of temporal patches of {self.temporal_patch} frames: "
                 "repeat the last frame, or leave frames out"
             )
-        if 0 < self.time_position < frames // self.temporal_patch:
+        if 0 < (most := self.time_position * self.temporal_patch) < frames:
             raise ValueError(
-                f"a video of {frames} frames is longer than the {self.time_position * self.temporal_patch} frames that this encoder "
-                "has positions for: encode it in parts"
+                f"a video of {frames} frames is longer than the {most} frames that this encoder has positions for: "
+                "encode it in parts"
             )
         return frames // self.temporal_patch
 
