@@ -15,9 +15,9 @@ from support.policies import made
 from support.tiny_vlm import join
 
 import vlm_vision as vv
+from vlm_vision.checkpoints.manifest import renew_manifest, verify, write_manifest
 from vlm_vision.cli.main import main
 from vlm_vision.files import MANIFEST, one_line, shown, whole
-from vlm_vision.manifest import renew_manifest, verify, write_manifest
 from vlm_vision.new_models import new_encoder
 from vlm_vision.train.adapters import save_adapter
 from vlm_vision.train.trainable import set_trainable

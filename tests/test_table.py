@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.golden import golden_case
 
 import vlm_vision as vv
-from vlm_vision.checkpoints.families.all import FAMILIES, TOWERS
-from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.families.all import FAMILIES, TOWERS, resize_rule
 from vlm_vision.checkpoints.save import FORMATS as WRITTEN
 from vlm_vision.checkpoints.sniff import FORMATS
 from vlm_vision.cli.main import main

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 CARD, CARD_MARK = "README.md", "<!-- written by vlm_vision"
 """Name of a model card, and the words that begin it after its YAML head."""
 MANIFEST = "vlm_vision_manifest.json"
-"""Name of the manifest of a saved folder, see `vlm_vision.manifest`."""
+"""Name of the manifest of a saved folder, see `vlm_vision.checkpoints.manifest`."""
 _WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 """Names of the weights that a save writes: one file, or shards with their index."""
 _ABANDONED = 24 * 3600

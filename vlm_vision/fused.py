@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from projectors import Projector
 from vlm_vision.checkpoints.hf.card import encoder_card, write_card
 from vlm_vision.checkpoints.hf.into import check_alone, check_format, save_into
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import whole, write_json
-from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.blocks import Block, FilmBlock
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.output import Tap, VisionOutput

@@ -13,15 +13,15 @@ from projectors import Projector
 from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
+from vlm_vision.checkpoints.families.all import RESIZE_BY_FAMILY, resize_rule
 from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.lerobot.vla import described
-from vlm_vision.checkpoints.references import RESIZE_BY_FAMILY, resize_rule
+from vlm_vision.checkpoints.manifest import check, names_in
 from vlm_vision.checkpoints.save import SIDECAR
 from vlm_vision.checkpoints.sniff import weights_of
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, build, build_shape, read_state_dict
 from vlm_vision.encoder import Encoder, Origin, check_fingerprint
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.manifest import check, names_in
 from vlm_vision.nn.config import Remainder, ViTConfig
 from vlm_vision.nn.output import Tap
 from vlm_vision.preprocess.spec import Preprocess

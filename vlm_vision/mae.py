@@ -30,12 +30,12 @@ from vlm_vision.checkpoints.mae import (
     decoder_keys,
     public_name,
 )
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, TowerWeights, read_state_dict
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
-from vlm_vision.manifest import write_manifest
 from vlm_vision.new_models import new_encoder
 from vlm_vision.nn.attention import Context
 from vlm_vision.nn.blocks import Block, norm

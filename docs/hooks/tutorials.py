@@ -19,6 +19,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Links to a script, which work where the repository is read, lead to its page."""
+    return re.sub(r"\((tutorials/\w+)\.py\)", r"(\1.md)", markdown)
+
+
 def cells(text: str) -> list[tuple[str, str]]:
     """(kind, text) of each cell, "markdown" or "code"; Markdown without the signs of a comment."""
     found = []

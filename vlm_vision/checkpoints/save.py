@@ -14,6 +14,7 @@ from vlm_vision.checkpoints.hf import reader as hf
 from vlm_vision.checkpoints.hf.card import Card, write_card
 from vlm_vision.checkpoints.hf.preprocess import from_hf
 from vlm_vision.checkpoints.hf.write_preprocess import to_hf
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.checkpoints.nearest import nearest
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
@@ -21,7 +22,6 @@ from vlm_vision.checkpoints.timm import writer as timm_write
 from vlm_vision.checkpoints.timm.preprocess import from_timm, to_timm
 from vlm_vision.checkpoints.towers import Hints
 from vlm_vision.files import whole, write_json
-from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess

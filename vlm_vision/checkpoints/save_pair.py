@@ -9,9 +9,9 @@ from torch import Tensor
 from vlm_vision.checkpoints.hf import text as text_hf
 from vlm_vision.checkpoints.hf.bert_text import BertText
 from vlm_vision.checkpoints.hf.card import Card, write_card
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.checkpoints.save import SIDECAR, hf_files
 from vlm_vision.files import whole, write_json
-from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.text import TextTransformer
 from vlm_vision.nn.vit import VisionTransformer

@@ -180,7 +180,8 @@ def read_state_dict(
     def read(name: str) -> Tensor:
         stored = weights.get(name, keep=name not in copied)
         dense = stored.layout == torch.strided
-        if stored.is_meta or stored.is_quantized or not stored.is_floating_point() or not dense:
+        plain = stored.is_floating_point() and stored.dtype.itemsize > 1  # 8 bits need a scale from elsewhere
+        if stored.is_meta or stored.is_quantized or not plain or not dense:
             kind = "no numbers" if stored.is_meta else str(stored.dtype) if dense else str(stored.layout)
             raise ValueError(
                 f"{source}: {name} holds {kind}, expected plain floating point numbers: load the checkpoint that is not quantized"

@@ -1,4 +1,4 @@
-"""The command `vlm-vision`. A command is a file in commands/ and a row here."""
+"""The command `vlm-vision`. A command is a file in commands/ or data_commands/, and a row here."""
 
 import os
 import sys
@@ -30,7 +30,9 @@ COMMANDS = {
     "record": "record demonstrations of Meta-World's scripted experts as a LeRobotDataset",
     "emoji": "make a data set of images with captions: every emoji in three styles",
 }
-"""Command -> its help text; its file has the same name, with _ for -."""
+"""Command -> its help text; its file has the same name, with _ for -, in commands/ or data_commands/."""
+DATA = frozenset({"check-data", "sizes", "robot-data", "record", "emoji"})
+"""Commands in data_commands/."""
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -60,7 +62,8 @@ def _parser(given: "Sequence[str]") -> Parser:
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         if name == chosen:
-            module = import_module(f"vlm_vision.cli.commands.{name.replace('-', '_')}")
+            folder = "data_commands" if name in DATA else "commands"
+            module = import_module(f"vlm_vision.cli.{folder}.{name.replace('-', '_')}")
             command.set_defaults(run=module.run)
             module.add_to(command)
     return parser

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.files import read_json, whole, write_json
-from vlm_vision.manifest import write_manifest
 from vlm_vision.train.trainable import quiet_peft, unwrapped
 from vlm_vision.vlm.model import VisionLanguageModel
 

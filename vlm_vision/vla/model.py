@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, count, write_card
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.checkpoints.weights import WeightFiles
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.fused import film_dim
-from vlm_vision.manifest import write_manifest
 from vlm_vision.robot.normalize import Kind, Normalizer
 from vlm_vision.robot.observation import PolicySpec
 from vlm_vision.robot.statistics import Named, Statistics, choose_statistics, read_statistics

@@ -20,10 +20,10 @@ from transformers.utils.import_utils import is_tracing
 
 import projectors
 from vlm_vision.checkpoints.hf.card import Card, write_card
+from vlm_vision.checkpoints.manifest import renew_manifest, write_manifest
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import CARD, check_folder, whole
 from vlm_vision.fused import FusedEncoder
-from vlm_vision.manifest import renew_manifest, write_manifest
 from vlm_vision.vlm.card import language_hub_id, put_card_back, vlm_card
 from vlm_vision.vlm.config import VisionLanguageConfig, as_json
 from vlm_vision.vlm.deepstack import DeepStack, check_deepstack, deep_levels

@@ -1,5 +1,8 @@
 """The one tuple of families, and what follows from it."""
 
+from collections.abc import Mapping
+
+from projectors.names import did_you_mean
 from vlm_vision.checkpoints.families.aimv2 import AIMV2
 from vlm_vision.checkpoints.families.clip import CLIP
 from vlm_vision.checkpoints.families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
@@ -178,3 +181,22 @@ REFUSED: dict[str, str] = {
     "xclip_vision_model": "the blocks of its tower exchange messages between frames: expected those of CLIP",
 }
 """model_type of a tower, or of a whole model -> why it has none that `vlm_vision.nn.vit` can be."""
+
+RESIZE_BY_FAMILY: dict[str, Mapping[str, str]] = {name: family.resize for name, family in FAMILIES.items()}
+"""family -> reference -> rule in `vlm_vision.nn.position.RESIZE`. DeiT, MAE, open_clip and big_vision resize when they load,
+the others for each image; the numbers are the same."""
+
+
+def resize_rule(family: str, reference: str) -> str:
+    """The rule of `reference` for `family`.
+
+    Raises:
+        ValueError: the reference has none for that family.
+    """
+    rules = RESIZE_BY_FAMILY[family]
+    if reference not in rules:
+        hint = did_you_mean(reference, rules)
+        raise ValueError(
+            f"reference {reference!r} has no position resize for {family}: expected one of {', '.join(rules)}{hint}"
+        )
+    return rules[reference]

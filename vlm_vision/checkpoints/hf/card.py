@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from vlm_vision.checkpoints.manifest import renew_manifest
 from vlm_vision.files import CARD, CARD_MARK, is_own_card
-from vlm_vision.manifest import renew_manifest
 
 IMAGE = 'image = Image.linear_gradient("L").convert("RGB")  # or Image.open("photo.jpg")'
 """Line of the Python blocks that makes an image without a file."""

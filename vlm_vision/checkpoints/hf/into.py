@@ -17,11 +17,11 @@ from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.keys import Key
+from vlm_vision.checkpoints.manifest import renew_manifest
 from vlm_vision.checkpoints.save import SIDECAR, differences, stored_state
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Hints, Tower, TowerWeights, WeightSource, read_state_dict
 from vlm_vision.checkpoints.weights import overwrite
 from vlm_vision.files import MANIFEST, new_folder, whole
-from vlm_vision.manifest import renew_manifest
 from vlm_vision.nn.vit import VisionTransformer
 from vlm_vision.preprocess.spec import Preprocess
 

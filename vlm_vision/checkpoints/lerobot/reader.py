@@ -11,9 +11,9 @@ from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.families.all import FAMILIES as RECORDS
+from vlm_vision.checkpoints.families.all import resize_rule
 from vlm_vision.checkpoints.lerobot import vla
 from vlm_vision.checkpoints.lerobot.images import two_numbers
-from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.towers import Format, Hints, Tower, TowerWeights, only
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import HALF, Preprocess

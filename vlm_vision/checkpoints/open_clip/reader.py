@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
+from vlm_vision.checkpoints.families.all import resize_rule
 from vlm_vision.checkpoints.keys import TRANSPOSED, Key, key, layer
 from vlm_vision.checkpoints.open_clip.preprocess import from_open_clip
-from vlm_vision.checkpoints.references import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only

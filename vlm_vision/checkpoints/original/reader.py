@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.families.all import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm import reader as timm
 from vlm_vision.checkpoints.timm.preprocess import usual_cfg

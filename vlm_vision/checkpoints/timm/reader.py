@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from vlm_vision.checkpoints.checkpoint import Checkpoint
-from vlm_vision.checkpoints.references import resize_rule
+from vlm_vision.checkpoints.families.all import resize_rule
 from vlm_vision.checkpoints.timm import layout as timm_layout
 from vlm_vision.checkpoints.timm.preprocess import from_timm
 from vlm_vision.checkpoints.towers import MALFORMED_ERRORS, Format, Hints, Tower, TowerWeights, only

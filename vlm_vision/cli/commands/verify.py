@@ -9,7 +9,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from vlm_vision.manifest import verify
+    from vlm_vision.checkpoints.manifest import verify
 
     states = verify(options.folder)
     for one in states:

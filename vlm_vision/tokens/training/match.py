@@ -41,9 +41,9 @@ def matching_store(
         )
     store = TokenStore(folder)
     stored_layers(store, encoder)
-    if lacking := [part for part in parts if part not in about["parts"]]:
+    if lacking := [part for part in parts if part not in about["settings"]["parts"]]:
         raise ValueError(
-            f"{folder} has no {lacking[0]}, it has {', '.join(about['parts'])}: extract the tokens with --parts {' '.join(parts)}"
+            f"{folder} has no {lacking[0]}, it has {', '.join(about['settings']['parts'])}: extract the tokens with --parts {' '.join(parts)}"
         )
     return store
 

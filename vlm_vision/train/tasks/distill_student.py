@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.encoder import Encoder
 from vlm_vision.files import read_json, whole, write_json
 from vlm_vision.load_encoder import load
-from vlm_vision.manifest import write_manifest
 from vlm_vision.nn.output import Tap, VisionOutput
 from vlm_vision.objectives.distill import feature_distillation_loss
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vlm_vision.checkpoints.manifest import renew_manifest
 from vlm_vision.checkpoints.save import hf_files
 from vlm_vision.data.images.views import normalize_views
 from vlm_vision.encoder import Encoder, Origin
 from vlm_vision.files import read_json, write_json
 from vlm_vision.load_encoder import load
-from vlm_vision.manifest import renew_manifest
 from vlm_vision.nn.fields import VIT_FIELDS, ViTFields, check_names
 from vlm_vision.nn.output import Tap
 from vlm_vision.nn.vit import VisionTransformer

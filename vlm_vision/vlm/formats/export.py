@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 
 from vlm_vision.checkpoints.hf.card import IMAGE, Card, write_card
+from vlm_vision.checkpoints.manifest import write_manifest
 from vlm_vision.files import whole, write_json
-from vlm_vision.manifest import write_manifest
 from vlm_vision.vlm.formats import llava_export, prismatic_export
 from vlm_vision.vlm.formats.common import Folder
 from vlm_vision.vlm.model import VisionLanguageModel

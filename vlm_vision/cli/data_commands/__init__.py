@@ -1,0 +1,1 @@
+"""The commands that make, convert and check data, one file each."""
