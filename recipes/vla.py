@@ -69,6 +69,9 @@ class RobotData:
     """Bytes of PNG images of a data set that each process keeps in memory."""
     read_state: bool = True
     """Let the policy read the robot's state."""
+    statistics: Literal["exact", "stored"] = "exact"
+    """Statistics that normalize actions and state: exact ones of the training episodes, or those that a data set stores, as runs of
+    version 0.1.0 use them."""
     raw_actions: tuple[int, ...] = ()
     """Indices of action dimensions that are not normalized, such as a gripper that is -1 or 1."""
     tokens: str = ""
@@ -226,6 +229,7 @@ def read_data(config: VlaConfig) -> tuple[Recordings, Recordings]:
         chunk=config.chunk,
         read_state=data.read_state,
         raw_actions=data.raw_actions,
+        exact=data.statistics == "exact",
         decode=not data.tokens,
     )
     return made(learned), made(kept)

@@ -260,7 +260,7 @@ def test_what_is_no_vision_language_model_is_one_sentence(tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
     with pytest.raises(ValueError, match="adapter has no config.json: pass the folder"):
         load(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="holds a LoRA adapter alone"):
+    with pytest.raises(ValueError, match="holds an adapter of peft without its base model"):
         vv.load(tmp_path / "adapter")
     with pytest.raises(ValueError, match="there is no folder mini, and it is no hub id"):
         load("mini")

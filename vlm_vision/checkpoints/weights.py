@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -121,25 +121,22 @@ def load_pickle(file: Path) -> dict[str, Any]:
 
 
 def _unpickled(file: Path) -> Any:
-    if zipfile.is_zipfile(file) and not _checked_archive(file):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap can only be used with" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)  # of PyTorch before 1.6: no archive
+    with file.open("rb") as opened:
+        mapped = _can_be_mapped(opened)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _checked_archive(file: Path) -> bool:
-    """Whether the members of a PyTorch archive are stored, so that they can be mapped; compressed ones cannot.
+def _can_be_mapped(file: BinaryIO) -> bool:
+    """Whether a file is a PyTorch archive whose members are stored; compressed ones, and files of PyTorch before 1.6, cannot.
 
     Raises:
         ValueError: a member whose checksum differs, or members that unpack to much more than the file.
     """
+    if not zipfile.is_zipfile(file):
+        return False
     with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > 20 * file.stat().st_size + _LEAST_UNPACKED:
+        members, size = archive.infolist(), file.seek(0, os.SEEK_END)
+        if sum(member.file_size for member in members) > 20 * size + _LEAST_UNPACKED:
             raise ValueError("it unpacks to more than 20 times its size")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of its member {damaged} differs: it is damaged, download it again")

@@ -81,7 +81,9 @@ class Training:
         if "data" in plain:
             data = plain["data"].items()
             plain["data"] = {
-                name: value for name, value in data if name not in _FREE_DATA and (value or name not in _LATER)
+                name: value
+                for name, value in data
+                if name not in _FREE_DATA and (value or name not in _LATER) and (name, value) != _OLD_STATISTICS
             }
         return {name: value for name, value in plain.items() if name not in _FREE}
 
@@ -90,6 +92,8 @@ _FREE = ("out", "overwrite", "feature_folder", "checkpoint_every", "workers", "l
 """Settings that do not change the training result; those that begin with eval do not either."""
 _FREE_DATA = ("cache", "cache_gb", "memory", "check_images")
 """Settings of the data that do not change the training result."""
+_OLD_STATISTICS = ("statistics", "stored")
+"""Setting of robot data that runs of version 0.1.0 do not state."""
 _LATER = ("state", "action", "leave_out", "tokens")
 """Settings of the data that runs of version 0.1.0 do not have, which are as before where they are empty."""
 

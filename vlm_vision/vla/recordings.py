@@ -24,6 +24,7 @@ class Recordings(Sequence[Window]):
         chunk: actions of a window.
         read_state: whether the robot's state is read.
         raw_actions: numbers of an action that are not normalized.
+        exact: False for the statistics that a data set stores.
         decode: False for the names of images in place of the images, as `RobotDataset.window`.
 
     Raises:
@@ -34,6 +35,7 @@ class Recordings(Sequence[Window]):
     chunk: int
     read_state: bool = True
     raw_actions: tuple[int, ...] = ()
+    exact: bool = True
     decode: bool = True
 
     def __post_init__(self) -> None:
@@ -87,17 +89,22 @@ class Recordings(Sequence[Window]):
 
     @property
     def statistics(self) -> Named:
-        """Exact statistics of these recordings, with a mask where numbers of an action are not normalized.
+        """Statistics of these recordings, with a mask where numbers of an action are not normalized.
 
-        They are computed from the numbers: the quantiles that LeRobot stores with a data set are means over its episodes.
+        Exact ones are computed from the numbers: the quantiles that LeRobot stores with a data set are means over its episodes.
 
         Raises:
-            ValueError: numbers to leave alone that an action does not have.
+            ValueError: numbers to leave alone that an action does not have; no stored statistics of the action.
         """
         found: Named = {}
         for name, one in self.datasets.items():
             wanted = ["action", "observation.state"] if self.read_state else ["action"]
-            found[name] = {key: one.measured(key) for key in wanted if key in one.features}
+            if self.exact:
+                found[name] = {key: one.measured(key) for key in wanted if key in one.features}
+            else:
+                found[name] = {key: one.statistics[key] for key in wanted if key in one.statistics}
+            if "action" not in found[name]:
+                raise ValueError(f"{one.folder} stores no statistics of the action: set data.statistics to exact")
             action = found[name]["action"]
             mask = np.ones(action.dim, dtype=bool)
             if bad := [number for number in self.raw_actions if not 0 <= number < action.dim]:
