@@ -15,6 +15,7 @@ import vlm_vision as vv
 from vlm_vision.checkpoints.hf.backends import ONE
 from vlm_vision.checkpoints.hf.preprocess import DEFAULTS, from_hf
 from vlm_vision.checkpoints.hf.write_preprocess import to_hf
+from vlm_vision.cli.main import main
 
 STORED = Path(__file__).parents[1] / "data" / "torchvision_pixels.npz"
 with np.load(STORED) as stored:
@@ -128,6 +129,19 @@ def test_load_takes_the_backend_and_save_keeps_it(folder: Path, tmp_path: Path) 
     assert vv.load(tmp_path / "torchvision", pixels="torchvision").preprocess == encoder.preprocess
     with pytest.raises(ValueError, match="was saved with a preprocessing of its own, .* leave pixels out"):
         vv.load(tmp_path / "pil", pixels="torchvision")
+
+
+def test_tokens_of_either_backend_are_told_apart(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image(40, 50).save(tmp_path / "a.png")
+    command = ["tokens", str(tmp_path / "a.png"), "--encoder", str(folder), "--out", str(tmp_path / "store")]
+    assert main([*command, "--pixels", "torchvision"]) == 0
+    about = vv.TokenStore(tmp_path / "store").about
+    assert about["preprocess_fingerprint"] == vv.load(folder, pixels="torchvision").preprocess.fingerprint
+    assert main(command) == 2
+    assert "preprocess" in capsys.readouterr().err
+    assert vv.TokenStore(tmp_path / "store").about == about
 
 
 def test_load_refuses_another_name_or_format(folder: Path, tmp_path: Path) -> None:

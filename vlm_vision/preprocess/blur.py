@@ -1,5 +1,7 @@
 """A Gauss filter as torch's, before a resize between two by two pixels."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ def resize_blurred(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: an image smaller than half the filter, which that class refuses.
     """
-    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].double()
+    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() * np.float32(1 / 255)
     factors = torch.tensor(pixels.shape[:2]) / torch.tensor(size)
     deviations = ((factors - 1) / 2).clamp(min=0)
     if bool((deviations > 0).all()):
@@ -26,14 +28,13 @@ def resize_blurred(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
                 f"{size[0]}x{size[1]}: enlarge it, or crop it"
             )
         planes = F.pad(planes, (reaches[0], reaches[0], reaches[1], reaches[1]), mode="reflect")
-        weights = (down[:, None] @ across[None])[None, None].expand(3, 1, -1, -1)
+        weights = (down[:, None] * across)[None, None].expand(3, 1, -1, -1)
         planes = F.conv2d(planes, weights, groups=3)
-    planes = F.interpolate(planes.float(), size, mode="bilinear", align_corners=False, antialias=False)
-    return planes[0].permute(1, 2, 0).numpy()
+    planes = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=False)
+    return (planes[0].permute(1, 2, 0) * 255).numpy()
 
 
 def _bell(reach: int, deviation: float) -> torch.Tensor:
     """Weights of the pixels up to `reach` away, (2 * reach + 1,), of sum 1."""
-    places = torch.linspace(-reach, reach, 2 * reach + 1, dtype=torch.float64) / deviation
-    weights = (-0.5 * places**2).exp()
-    return weights / weights.sum()
+    places = torch.linspace(-reach, reach, 2 * reach + 1) * math.sqrt(0.5)
+    return torch.softmax(-((places / deviation) ** 2), dim=0)

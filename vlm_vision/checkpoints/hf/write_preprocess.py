@@ -236,7 +236,7 @@ def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
         return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
     if spec.crop and spec.crop_rounding != "floor" and not _cut_alike(spec):
         other = {"half_even": "to even", "truncated": "toward zero"}[spec.crop_rounding]
-        return f"transformers' classes with a PIL backend round the place of a crop down, this preprocessing {other}"
+        return f"transformers with Pillow rounds the place of a crop down, this preprocessing {other}"
     return None
 
 
