@@ -232,8 +232,8 @@ def _check_saved_pixels(tower: Tower, pixels: str, saved: str) -> None:
     """Raise ValueError if pixels are asked for that are not those of the saved fingerprint."""
     if pixels != "pil" and tower.preprocess.fingerprint != saved:
         raise ValueError(
-            f"{tower.source} was saved with a preprocessing of its own, fingerprint {saved}: pixels={pixels!r} would change "
-            "it; leave pixels out"
+            f"{tower.source} was saved with another preprocessing, fingerprint {saved}, than pixels={pixels!r} makes: "
+            "leave pixels out"
         )
 
 

@@ -127,7 +127,11 @@ def planes(name: str, given: dict[str, Any], out: Any) -> torch.Tensor:
     if "image_grid_hw" in out:
         height, width = out["image_grid_hw"][0].tolist()
         patch = given["patch_size"]
-        return pixels.reshape(height, width, 3, patch, patch).permute(2, 0, 3, 1, 4).reshape(3, height * patch, width * patch)
+        return (
+            pixels.reshape(height, width, 3, patch, patch)
+            .permute(2, 0, 3, 1, 4)
+            .reshape(3, height * patch, width * patch)
+        )
     if "image_grid_thw" in out:
         _, height, width = out["image_grid_thw"][0].tolist()
         patch, merge = given["patch_size"], given["merge_size"]
@@ -142,7 +146,9 @@ def planes(name: str, given: dict[str, Any], out: Any) -> torch.Tensor:
             first = pixels.reshape(height, width, -1, 3, patch, patch)[:, :, 0]
             return first.permute(2, 0, 3, 1, 4).reshape(3, height * patch, width * patch)
         frames = pixels.shape[1] // (3 * patch * patch)
-        pixels = pixels.reshape(height // merge, width // merge, merge, merge, 3, frames, patch, patch)[:, :, :, :, :, 0]
+        pixels = pixels.reshape(height // merge, width // merge, merge, merge, 3, frames, patch, patch)[
+            :, :, :, :, :, 0
+        ]
         return pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * patch, width * patch)
     if "spatial_shapes" in out:
         height, width = out["spatial_shapes"][0].tolist()

@@ -16,7 +16,7 @@ def resize_blurred(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: an image smaller than half the filter, which that class refuses.
     """
-    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() * np.float32(1 / 255)
+    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() * (1 / 255)
     factors = torch.tensor(pixels.shape[:2]) / torch.tensor(size)
     deviations = ((factors - 1) / 2).clamp(min=0)
     if bool((deviations > 0).all()):

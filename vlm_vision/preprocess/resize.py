@@ -207,7 +207,7 @@ def resize_array(
     if kernel == "torch" and resample == "nearest":
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         return torch.nn.functional.interpolate(planes, size, mode="nearest-exact")[0].permute(1, 2, 0).numpy()
-    if kernel == "torch" and resample == "lanczos" and not hasattr(torch._C._nn, "_upsample_lanczos2d_aa"):
+    if kernel == "torch" and resample == "lanczos" and not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"):
         raise ValueError(
             f"kernel 'torch' with filter 'lanczos' needs torch 2.12 or newer, and this is {torch.__version__}: install that"
         )

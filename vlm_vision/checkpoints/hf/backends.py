@@ -1,4 +1,4 @@
-"""Whose image backend: transformers' image processors with Pillow, or those of the same names with torchvision."""
+"""Image backends of transformers: its image processors with Pillow, or those of the same names with torchvision."""
 
 from dataclasses import replace
 from typing import Any
