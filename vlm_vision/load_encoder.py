@@ -14,6 +14,7 @@ from vlm_vision.checkpoints import sniff
 from vlm_vision.checkpoints.checkpoint import Checkpoint
 from vlm_vision.checkpoints.connectors.find import find
 from vlm_vision.checkpoints.families.all import RESIZE_BY_FAMILY, resize_rule
+from vlm_vision.checkpoints.hf.backends import check_backend
 from vlm_vision.checkpoints.hub import hub_id, resolve
 from vlm_vision.checkpoints.lerobot.vla import described
 from vlm_vision.checkpoints.manifest import check, names_in
@@ -44,6 +45,7 @@ def load(
     architecture: str | None = None,
     num_heads: int | None = None,
     verify: bool = False,
+    pixels: str = "pil",
 ) -> Encoder | FusedEncoder:
     """Load a vision encoder; it computes exactly what its reference computes.
 
@@ -72,14 +74,18 @@ def load(
         num_heads: attention heads, for a file that does not state them.
         verify: compare every file of the folder with the manifest that `save_pretrained` wrote there, before anything is
             loaded. It shows damage and accidents; it is no signature.
+        pixels: image backend of transformers whose pixels `preprocess` makes, of a folder of transformers: "pil", or
+            "torchvision", which transformers takes where torchvision is installed; they differ by up to 1/255, more on
+            extreme shapes. A class that transformers has in one of them alone makes the same pixels either way.
 
     Returns:
         An `Encoder` in evaluation mode, or a `FusedEncoder`.
 
     Raises:
         ValueError: nothing at `source`, a format that is unknown or not stated, configuration and weights that disagree,
-            a weight that is missing or unused, preprocessing that was changed since the encoder was saved; with verify, a
-            folder without a manifest, or with files that are changed, missing or extra.
+            a weight that is missing or unused, preprocessing that was changed since the encoder was saved; pixels of
+            torchvision for another format, or for an encoder that was saved with others; with verify, a folder without a
+            manifest, or with files that are changed, missing or extra.
     """
     if not isinstance(source, str | Path | Checkpoint) or not str(source).strip():
         raise ValueError(f"source is {source!r}, expected a local folder or file, or a hub id")
@@ -90,9 +96,12 @@ def load(
             raise ValueError(f"{name} is {text!r}, expected a name")
     if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
         raise ValueError(f"num_heads is {num_heads!r}, expected a whole number of at least 1")
+    check_backend(pixels)
     one = (image_size, image_size) if isinstance(image_size, int) else image_size
     asked = one if isinstance(one, tuple) and len(one) == 2 and all(isinstance(side, int) for side in one) else None
-    hints = Hints(format=format, part=part, architecture=architecture, num_heads=num_heads, image_size=asked)
+    hints = Hints(
+        format=format, part=part, architecture=architecture, num_heads=num_heads, image_size=asked, pixels=pixels
+    )
     options = _Options(reference, remainder, known_dtype(dtype), known_device(device), revision, hints)
     for one in (source.split(" + ") if isinstance(source, str) else [source]) if verify else ():
         _verify(one.strip() if isinstance(one, str) else one, revision)
@@ -202,6 +211,7 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
     config = replace(config, remainder=options.remainder or sidecar.get("remainder", config.remainder))
     preprocess = Preprocess.from_dict(sidecar["preprocess"]) if "preprocess" in sidecar else tower.preprocess
     if "preprocess_fingerprint" in sidecar:
+        _check_saved_pixels(tower, options.hints.pixels, sidecar["preprocess_fingerprint"])
         check_fingerprint(preprocess, sidecar["preprocess_fingerprint"], tower.source)
     if tap is None:
         tap = Tap(**sidecar["tap"]) if "tap" in sidecar else tower.tap
@@ -216,6 +226,15 @@ def _encoder(found: _LoadedTower, tap: Tap | None, image_size: Size | None, opti
     encoder = Encoder(model, preprocess=preprocess, tap=tap, origin=Origin(family, reference))
     encoder.hub_id = found.hub_id
     return encoder.eval()
+
+
+def _check_saved_pixels(tower: Tower, pixels: str, saved: str) -> None:
+    """Raise ValueError if pixels are asked for that are not those of the saved fingerprint."""
+    if pixels != "pil" and tower.preprocess.fingerprint != saved:
+        raise ValueError(
+            f"{tower.source} was saved with another preprocessing, fingerprint {saved}, than pixels={pixels!r} makes: "
+            "leave pixels out"
+        )
 
 
 def _fuse(

@@ -267,7 +267,10 @@ def test_the_fingerprint_changes_with_every_field() -> None:
         ),
         ({"kernel": "point"}, "kernel 'point' has no filter 'bicubic': expected bilinear$"),
         ({"kernel": "float", "resize": "none", "resize_to": (0, 0)}, "kernel is 'float' but resize is 'none'"),
-        ({"crop_rounding": "even"}, "crop_rounding is 'even': expected one of floor, half_even; did you mean 'half_ev"),
+        (
+            {"crop_rounding": "even"},
+            "crop_rounding is 'even': expected one of floor, half_even, truncated; did you mean 'half_ev",
+        ),
         ({"crop_rounding": "half_even"}, "crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop"),
         ({"fill": (0, 0, 256)}, r"fill is \(0, 0, 256\): expected 3 numbers in 0..255"),
         (

@@ -18,14 +18,14 @@ def nearest(spec: Preprocess, library: str, express: Callable[[Preprocess], dict
         ValueError: the size of the result depends on the image, and none of them fits.
     """
     direct = replace(spec, camera=None, before=())
-    candidates = [spec, direct, replace(direct, kernel="pillow", standardize=False)]
+    candidates = [spec, direct, replace(direct, kernel="pillow", standardize=False, sample_deviation=False)]
     if spec.crop and spec.crop_place == "centre":
-        other: Any = "floor" if spec.crop_rounding == "half_even" else "half_even"
-        candidates += [replace(candidate, crop_rounding=other) for candidate in candidates]
+        others: list[Any] = [rounding for rounding in ("floor", "half_even") if rounding != spec.crop_rounding]
+        candidates += [replace(candidate, crop_rounding=other) for other in others for candidate in candidates]
     if spec.output_size and spec.resize != "squash":
         squash = dict(resize="squash", resize_to=spec.output_size, crop=None, fill=(0, 0, 0), crop_rounding="floor")
         squash |= dict(crop_place="centre", patch_size=0)
-        candidates.append(replace(direct, kernel="pillow", standardize=False, **squash))  # type: ignore[arg-type]
+        candidates.append(replace(direct, kernel="pillow", standardize=False, sample_deviation=False, **squash))  # type: ignore[arg-type]
     problem: ValueError | None = None
     for candidate in candidates:
         try:

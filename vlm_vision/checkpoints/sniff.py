@@ -35,6 +35,11 @@ def towers(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     own = is_open_clip(checkpoint, hints.format)
     for format in READERS:
         if own if format is open_clip.FORMAT else format.recognises(checkpoint):
+            if hints.pixels != "pil" and format is not hf.FORMAT:
+                raise ValueError(
+                    f"{checkpoint} is of format {format.name}, whose own code makes its pixels: pixels={hints.pixels!r} is for "
+                    "the folders of transformers; leave pixels out"
+                )
             return format.read(checkpoint, hints)
     raise _unknown(checkpoint)
 

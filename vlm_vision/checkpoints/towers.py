@@ -93,6 +93,8 @@ class Hints:
     """Prefix of the tower's weights in a file that holds several."""
     image_size: tuple[int, int] | None = None
     """(height, width) in pixels that is asked for, which settles a position table that is not square."""
+    pixels: str = "pil"
+    """Image backend of transformers whose pixels the preprocessing makes."""
 
 
 @dataclass(frozen=True, kw_only=True)

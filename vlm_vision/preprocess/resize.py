@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlm_vision.preprocess.blur import resize_blurred
 from vlm_vision.preprocess.pillow_resize import resize_rgb
 
 ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-CropRounding = Literal["floor", "half_even"]
+CropRounding = Literal["floor", "half_even", "truncated"]
 CropPlace = Literal["centre", "top_left", "bottom_right"]
-Kernel = Literal["pillow", "float", "point", "point_float", "point_rounded", "torch", "torchvision", "gaussian"]
+Kernel = Literal[
+    "pillow", "float", "point", "point_float", "point_rounded", "torch", "torchvision", "gaussian", "blurred"
+]
 RGB = tuple[float, float, float]
 KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "pillow": get_args(ResampleFilter),
@@ -21,7 +24,8 @@ KERNEL_FILTERS: dict[str, tuple[str, ...]] = {
     "point_float": ("bilinear",),
     "point_rounded": ("bilinear",),
     "gaussian": ("bilinear",),
-    "torch": ("bilinear", "bicubic"),
+    "blurred": ("bilinear",),
+    "torch": ("nearest", "lanczos", "bilinear", "bicubic"),
     "torchvision": ("bilinear", "bicubic"),
 }
 """Kernel -> filters that it has."""
@@ -31,7 +35,7 @@ def crop_offset(size: int, crop: int, rounding: CropRounding) -> int:
     """Pixels from the edge of an image of `size` to its center crop; negative where the crop is larger."""
     if rounding == "half_even" and crop < size:
         return round((size - crop) / 2)
-    return -((crop - size) // 2) if rounding == "half_even" else (size - crop) // 2
+    return -((crop - size) // 2) if rounding != "floor" and crop > size else (size - crop) // 2
 
 
 def crop_array(
@@ -198,6 +202,15 @@ def resize_array(
         pixels = np.asarray(image, dtype=np.float64)
         rows, columns = (_smoothed(*sides) for sides in zip(pixels.shape, size, strict=False))
         return np.einsum("ih,hwc,jw->ijc", rows, pixels, columns, optimize=True).astype(np.float32)
+    if kernel == "blurred":
+        return resize_blurred(np.asarray(image), size)
+    if kernel == "torch" and resample == "nearest":
+        planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        return torch.nn.functional.interpolate(planes, size, mode="nearest-exact")[0].permute(1, 2, 0).numpy()
+    if kernel == "torch" and resample == "lanczos" and not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"):
+        raise ValueError(
+            f"kernel 'torch' with filter 'lanczos' needs torch 2.12 or newer, and this is {torch.__version__}: install that"
+        )
     if kernel in ("float", "point_float", "point_rounded", "torch", "torchvision"):
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         planes = planes if kernel == "torch" else planes.float()

@@ -117,7 +117,8 @@ class Preprocess:
     fill: tuple[float, float, float] = (0, 0, 0)
     """RGB in 0..255 of pixels that letterbox (whole numbers) or a crop larger than the image adds."""
     crop_rounding: CropRounding = "floor"
-    """Rounding of half a pixel: floor as in transformers; half_even as in torchvision, hence timm and open_clip."""
+    """Rounding of half a pixel: floor as in transformers; half_even as in torchvision, hence timm and open_clip;
+    truncated, toward zero, as in transformers' processors with torchvision."""
     kernel: Kernel = "pillow"
     """
     pillow: antialiased, rounded to 8 bits.
@@ -125,14 +126,18 @@ class Preprocess:
     point: between two by two pixels, no antialiasing, truncated to 8 bits, as big_vision's `resize`; bilinear.
     point_float: between two by two pixels, no antialiasing, not rounded, as LeRobot; bilinear.
     point_rounded: between two by two pixels, no antialiasing, rounded to 8 bits, as Molmo2 and MolmoAct2; bilinear.
-    torch: antialiased, in whole numbers by torch, as torchvision.transforms.v2 and transformers' PI0 processor; bilinear or bicubic.
+    torch: antialiased, in whole numbers by torch, as torchvision.transforms.v2, hence transformers' processors
+        with torchvision; bilinear, bicubic, lanczos (from torch 2.12), or nearest, without antialiasing.
     torchvision: antialiased, rounded to 8 bits at the end, as torchvision.transforms.functional (EVO-1); bilinear or bicubic.
-    gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2; bilinear.
+    gaussian: a Gauss filter before two by two pixels, not rounded, as scikit-image and transformers' Owlv2 with Pillow; bilinear.
+    blurred: the same by torch, the filter cut sooner, as transformers' Owlv2 with torchvision; bilinear.
     """
     crop_place: CropPlace = "centre"
     """The part of the image that a crop keeps; of a crop that is larger, where the image lies in it."""
     standardize: bool = False
     """Each image less its own mean and over its own deviation, of all pixels and channels, before the resize (Pix2Struct)."""
+    sample_deviation: bool = False
+    """Deviation of `standardize` over one less than the number of values, as torch's, not over their number."""
     camera: CameraPath | None = None
     """Steps on a camera's image before all others, which the training images went through. None for none."""
     before: tuple[ImageStep, ...] = ()
@@ -195,6 +200,8 @@ class Preprocess:
             )
         if self.standardize and self.kernel != "float":
             raise ValueError(f"standardize is True but kernel is {self.kernel!r}, which rounds: expected 'float'")
+        if self.sample_deviation and not self.standardize:
+            raise ValueError("sample_deviation is True but standardize is False: expected False, or standardize=True")
         if not isinstance(self.multiple, int) or self.multiple < (self.resize in SIDED):
             least = "a positive" if self.resize in SIDED else "a"
             raise ValueError(
@@ -208,7 +215,7 @@ class Preprocess:
         if within and not self.patch_size**2 <= self.resize_to[1] >= self.resize_to[0]:
             raise ValueError(f"resize_to is {self.resize_to}: expected the least and the most pixels of an image")
         if self.crop is None and self.crop_rounding != "floor":
-            raise ValueError("crop_rounding is 'half_even' but crop is None: expected 'floor', or a crop")
+            raise ValueError(f"crop_rounding is {self.crop_rounding!r} but crop is None: expected 'floor', or a crop")
         if self.crop_place != "centre" and (self.crop is None or self.crop_rounding != "floor"):
             raise ValueError(
                 f"crop_place is {self.crop_place!r} but crop is {self.crop} and crop_rounding {self.crop_rounding!r}: "
@@ -288,7 +295,9 @@ class Preprocess:
             pixels = crop_array(pixels, self._filled(*pixels.shape[:2]), self.fill, "floor", "top_left")
         if self.standardize:
             whole = np.asarray(image, dtype=np.float32)
-            pixels = (pixels - whole.mean()) / max(whole.std(), 1 / math.sqrt(whole.size))
+            pixels = (pixels - whole.mean()) / max(
+                whole.std(ddof=int(self.sample_deviation)), 1 / math.sqrt(whole.size)
+            )
         place = self.crop_rounding, self.crop_place
         return pixels if self.crop is None else crop_array(pixels, self.crop, self.fill, *place)
 

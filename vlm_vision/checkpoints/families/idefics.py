@@ -44,7 +44,7 @@ IDEFICS3 = Family(
     image_processors={
         "Idefics2ImageProcessor": HALF | dict(size=dict(shortest_edge=378, longest_edge=980), resample=2),
         "Idefics3ImageProcessor": _TILES,
-        "UltraVBertImageProcessor": _TILES | dict(max_image_size={"longest_edge": 512}),
+        "UltraVBertImageProcessor": _TILES | dict(max_image_size={"longest_edge": 512}, kernel="torch"),
         "AriaImageProcessor": HALF | dict(max_image_size=980, min_image_size=336, resample=3),
     },
     resize={"transformers": "bucket", "timm": BICUBIC_ANTIALIAS, "original": "zoom"},

@@ -7,6 +7,7 @@ from PIL import Image
 
 from vlm_vision.checkpoints.families.all import ALL
 from vlm_vision.checkpoints.hf import areas, canvases
+from vlm_vision.checkpoints.hf.backends import check_backend, with_torchvision
 from vlm_vision.preprocess.spec import AREAS, COUNTED, Kernel, Preprocess, ResizeMode
 
 _STEPS: dict[str, set[str]] = {
@@ -61,6 +62,7 @@ _IGNORED = dict.fromkeys(_TILED, _OF_TILES) | {
     BETWEEN: {"do_image_splitting", "do_pad"},
     _SQUARE: {"image_num_channels"},
     **dict.fromkeys(MINICPM, {"max_slice_nums", "slice_mode", "use_image_id", "small_image_upsize"}),
+    "Sam3ImageProcessor": {"mask_size"},
     SAM: {"do_pad", "mask_size", "mask_pad_size"},
     **dict.fromkeys(OWN_DEVIATION, {"is_vqa"}),
     PIXTRAL: {"do_pad"},
@@ -111,21 +113,30 @@ _SQUARES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 _FILTERS: dict[int, Any] = {filter.value: filter.name.lower() for filter in Image.Resampling}
 
 
-def from_hf(config: dict[str, Any]) -> Preprocess:
+def from_hf(config: dict[str, Any], pixels: str = "pil") -> Preprocess:
     """Reads the content of a `preprocessor_config.json`, old or new.
 
-    A missing key, or null, takes the default of the processor class that the file names. The pixels are those of the
-    class's PIL backend; of the torchvision backend where there is no other (DINOv3).
+    A missing key, or null, takes the default of the processor class that the file names.
+
+    Args:
+        pixels: backend of the class whose pixels are made, "pil" or "torchvision"; no matter where there is one alone (DINOv3).
 
     Idefics3 and SmolVLM cut an image into tiles of `max_image_size` and add the whole as one more. The preprocessing
     of one tile is read: the image, squashed to that size in one step where transformers takes two or more. Idefics2 may
     add four parts of an image to the whole: the whole is read.
 
     Raises:
-        ValueError: a key that `Preprocess` does not support, or that is missing and whose class is unknown here.
+        ValueError: a key that `Preprocess` does not support, or that is missing and whose class is unknown here; a filter
+            that the backend lacks.
     """
+    check_backend(pixels)
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or "unnamed"
     name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    spec = _with_pillow(name, config)
+    return with_torchvision(name, spec) if pixels == "torchvision" else spec
+
+
+def _with_pillow(name: str, config: dict[str, Any]) -> Preprocess:
     if name.removesuffix("ImageProcessor") in _OWN_STEPS:
         raise _unsupported("image_processor_type", name)
     steps = _STEPS | {"do_resize": _STEPS["do_resize"] | _SIZE_KEYS.get(name, {"size"})}
@@ -233,6 +244,8 @@ def _resize(name: str, values: dict[str, Any]) -> tuple[ResizeMode, tuple[int, i
         return "between", (size["shortest_edge"], size["longest_edge"])
     if isinstance(size, dict) and size.keys() == {"longest_edge"} and name == SAM:
         return "longest_edge", (size["longest_edge"], size["longest_edge"])
+    if isinstance(size, dict) and size.keys() == {"shortest_edge"} and name == ANYRES:
+        return "squash", (size["shortest_edge"], size["shortest_edge"])
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         return "shortest_edge", (size["shortest_edge"], size["shortest_edge"])
     return "squash", _height_width("size", size)

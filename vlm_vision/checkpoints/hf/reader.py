@@ -75,7 +75,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> list[Tower]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     default = whole.preprocessor if whole is not None else None
-    preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit))
+    preprocess = preprocess_of(checkpoint, default or family.preprocessor(vit), hints.pixels)
     if family.pixel_statistics:
         preprocess = _with_statistics(preprocess, family.pixel_statistics, fields, bare)
     return [
@@ -197,8 +197,8 @@ def _prefix(checkpoint: Checkpoint, family: Family, hints: Hints) -> str:
     )
 
 
-def preprocess_of(checkpoint: Checkpoint, default: Json) -> Preprocess:
-    """From preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
+def preprocess_of(checkpoint: Checkpoint, default: Json, pixels: str = "pil") -> Preprocess:
+    """With that backend, from preprocessor_config.json, or processor_config.json of transformers 5, or the family's public default."""
     name, described = "preprocessor_config.json", None
     if checkpoint.has(name):
         described = checkpoint.json(name)
@@ -206,9 +206,9 @@ def preprocess_of(checkpoint: Checkpoint, default: Json) -> Preprocess:
         name = "processor_config.json"
         described = checkpoint.json(name).get("image_processor")
     if described is None:
-        return from_hf(default)
+        return from_hf(default, pixels)
     try:
-        spec = from_hf(described)
+        spec = from_hf(described, pixels)
         if spec.resize == "within_patches" and checkpoint.has("processor_config.json"):
             around = checkpoint.json("processor_config.json")
             if around.get("processor_class") == "PixtralProcessor":  # it has images of whole squares of merged patches

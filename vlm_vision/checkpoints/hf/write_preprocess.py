@@ -195,6 +195,8 @@ _WRITTEN: dict[str, Callable[[Preprocess, int], dict[str, Any]]] = {
 
 def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
     """Why no image processor of transformers does this; `kernel` is that of the one which is named, if not Pillow's."""
+    if spec.sample_deviation:
+        return "transformers' classes with a PIL backend divide by the deviation of all values, this by a sample's"
     if spec.resize == "longest_edge" and spec.camera is None and not spec.before and spec.kernel == "pillow":
         around = tuple(mean / spec.rescale for mean in spec.mean)
         if spec.crop is None or (spec.crop_place == "top_left" and np.allclose(spec.fill, around)):
@@ -208,7 +210,7 @@ def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
     if spec.camera is not None:
         return "transformers has no JPEG round trip, Lanczos filter and crop before the resize (camera)"
     if spec.multiple or spec.resize == "shaped_patches":
-        kernels = {"shaped_patches": "pillow", "shrunk_patches": "torch", "bounded_patches": "float", "none": "pillow"}
+        kernels = {"shaped_patches": "torch", "shrunk_patches": "torch", "bounded_patches": "float", "none": "pillow"}
         fill = (-1, -1, -1) if spec.resize == "none" else (0, 0, 0)
         alike = kernels.get(spec.resize) == spec.kernel and spec.fill == fill
         return (
@@ -222,7 +224,7 @@ def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
         return f"transformers has no resize {spec.resize!r}"
     if spec.kernel in ("point", "point_float", "point_rounded"):
         return f"transformers has no kernel {spec.kernel!r}, its resizes are antialiased"
-    if spec.kernel == "gaussian":
+    if spec.kernel in ("gaussian", "blurred"):
         return "transformers' classes with a PIL backend resize with Pillow, this with a Gauss filter before"
     if spec.kernel in ("torch", "torchvision") and spec.kernel != kernel:
         return "transformers' classes with a PIL backend resize with Pillow, this preprocessing with torch"
@@ -232,14 +234,15 @@ def _inexpressible(spec: Preprocess, kernel: str | None = None) -> str | None:
         return f"transformers rounds to 8 bits where it resizes to {spec.resize}"
     if spec.fill != (0, 0, 0):
         return f"transformers fills a crop with black, this preprocessing with {spec.fill}"
-    if spec.crop and spec.crop_rounding == "half_even" and not _cut_alike(spec):
-        return "transformers rounds the place of a crop down, this preprocessing to even"
+    if spec.crop and spec.crop_rounding != "floor" and not _cut_alike(spec):
+        other = {"half_even": "to even", "truncated": "toward zero"}[spec.crop_rounding]
+        return f"transformers with Pillow rounds the place of a crop down, this preprocessing {other}"
     return None
 
 
 def _cut_alike(spec: Preprocess) -> bool:
-    """Whether every image is cut at the same place under both crop roundings."""
+    """Whether every image is cut at the same place when it is rounded down."""
     places = zip(spec.resize_to, spec.crop or (), strict=True)
     return spec.resize == "squash" and all(
-        crop_offset(size, crop, "floor") == crop_offset(size, crop, "half_even") for size, crop in places
+        crop_offset(size, crop, "floor") == crop_offset(size, crop, spec.crop_rounding) for size, crop in places
     )

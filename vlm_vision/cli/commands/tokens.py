@@ -56,6 +56,12 @@ def _add_wanted(group: Any) -> None:
         metavar="PIXELS",
         help="side to which images are resized; one for each of several fused towers (default: the encoder's own)",
     )
+    group.add_argument(
+        "--pixels",
+        choices=["pil", "torchvision"],
+        default="pil",
+        help="image backend of transformers whose pixels are made, for its folders (default: %(default)s)",
+    )
     group.add_argument("--part", help="prefix of the weights of one tower, in a file with several")
     group.add_argument("--batch-size", type=int, default=16, help="images in one forward (default: %(default)s)")
     group.add_argument("--shard-mb", type=int, default=128, help="megabytes of a shard (default: %(default)s)")
@@ -89,7 +95,12 @@ def run(options: argparse.Namespace) -> None:
     source = open_sources(options.sources, SourceOptions(**chosen))
     described = json.loads(json.dumps({"sources": options.sources, "options": chosen}))
     encoder = EncoderSource(
-        options.encoder, tuple(options.image_size or ()), options.part, _device(options.device), options.projector
+        options.encoder,
+        tuple(options.image_size or ()),
+        options.part,
+        _device(options.device),
+        options.projector,
+        options.pixels,
     )
     if options.dry_run:
         _dry_run(encoder, source, wanted)

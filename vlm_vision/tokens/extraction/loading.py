@@ -19,11 +19,13 @@ class EncoderSource:
     device: str = "cpu"
     projector: str | None = None
     """Argument of `vlm_vision.load_projector`; None for no projector."""
+    pixels: str = "pil"
+    """Image backend of transformers whose pixels the preprocessing makes."""
 
     def load(self) -> tuple[Encoder | FusedEncoder, Projector | None]:
         """Both, on the device. Raises ValueError as the loaders."""
         sides: list[Size] = list(self.image_size)
         size = sides[0] if len(sides) == 1 else sides or None
-        encoder = load(self.source, image_size=size, part=self.part, device=self.device)
+        encoder = load(self.source, image_size=size, part=self.part, device=self.device, pixels=self.pixels)
         projector = None if self.projector is None else load_projector(self.projector).eval().to(self.device)
         return encoder, projector

@@ -112,7 +112,8 @@ MUSE = Family(
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="MuseGlimmerImageProcessor", patch_size=config.patch_size),
     image_processors={
-        "MuseGlimmerImageProcessor": HALF | dict(max_image_tokens=4096, patch_size=14, merge_size=2, resample=1),
+        "MuseGlimmerImageProcessor": HALF
+        | dict(max_image_tokens=4096, patch_size=14, merge_size=2, resample=1, kernel="torch"),
     },
     resize={"transformers": "bilinear_zeros_transposed"},
 )
