@@ -78,7 +78,7 @@ TIPSV2 = Family(
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="Tipsv2ImageProcessor", size=square(config)),
     image_processors={"Tipsv2ImageProcessor": dict(size=[448, 448], resample=2, do_normalize=False, kernel="torch")},
-    resize={"transformers": _RESIZE},
+    resize={"transformers": _RESIZE, "timm": "bicubic_antialias"},
     presets=(
         Presets(
             name="tipsv2",
