@@ -4,8 +4,9 @@
     python -m benchmarks.timm_census --timm peers/bin/python --only 'eva02*'
 
 No weights and no network: sizes are cut where the builder allows, and every parameter is moved away from its initial value. Each row
-is exact (error relative to the largest value of at most 2e-5, at the native square and, where the model takes other sizes, at one that
-is not square), refused with our reason, or different. The exit status is 1 if one is different.
+is exact (error relative to the largest value of at most 2e-5, at the native square and, where the model takes other sizes, at two that
+are not square; and what the name alone tells, heads, epsilon, activation and pooling, is that of the full-size model), refused with
+our reason, or different. The exit status is 1 if one is different.
 """
 
 # pyright: reportMissingImports=false
@@ -27,6 +28,9 @@ MODULES = (
     "qwen3_vit", "gemma4_vit", "deepseek_vit",
 )  # fmt: skip
 """timm's modules of transformers without convolution stages."""
+
+NAMED = ("vision_transformer", "deit", "eva", "naflexvit")
+"""Modules that we read."""
 
 EXACT = 2e-5
 
@@ -58,6 +62,8 @@ def compare(folder: Path) -> int:
             outcome, text = "not built", f"not built small: {reason}"
         else:
             outcome, text = outcome_of(folder / name)
+            if outcome == "exact" and (wrong := misnamed(name, entry["full"])):
+                outcome, text = "different", f"**different** by name: {wrong}"
         counts[entry["module"]][outcome] += 1
         print(f"| {entry['module']} | {name} | {text} |", flush=True)
     kinds = ("exact", "refused", "different", "not built")
@@ -98,6 +104,20 @@ def outcome_of(path: Path) -> tuple[str, str]:
     return ("exact", f"exact: {text}") if max(errors) <= EXACT else ("different", f"**different**: {text}")
 
 
+def misnamed(name: str, full: dict[str, Any]) -> str:
+    """What our reader takes from the name of the full-size architecture and timm does not; "" for nothing."""
+    from vlm_vision.checkpoints.timm import layout, reader
+    from vlm_vision.checkpoints.towers import Hints
+
+    config = reader.config_of(name, layout.fields(full["shapes"], image_size=tuple(full["size"])), {}, Hints())
+    pool = {"mean": "avg", "map_all": "map", "none": "", "cls": "token", "cls_dist": "token"}.get(
+        config.pool, config.pool
+    )
+    ours = dict(heads=config.num_heads, eps=config.norm_eps, act=config.mlp, pool=pool)
+    ours["pool_heads"] = (config.pool_heads or config.num_heads) if full["pool_heads"] else 0
+    return ", ".join(f"{key} {ours[key]!r} for {full[key]!r}" for key in ours if ours[key] != full[key])
+
+
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Largest error, relative to the largest value; infinite for other shapes."""
     return float(abs(ours - theirs).max() / abs(theirs).max()) if ours.shape == theirs.shape else float("inf")
@@ -116,6 +136,8 @@ def write(folder: Path, pattern: str) -> None:
         for name in timm.list_models(pattern, module=module):
             torch.manual_seed(0)
             models[name] = {"module": module}
+            if module in NAMED:
+                models[name]["full"] = full_size(name)
             reasons = []
             for arguments in sizes(name):
                 try:
@@ -191,6 +213,26 @@ def save(path: Path, name: str, arguments: dict[str, Any]) -> None:
     np.savez(path / "outputs.npz", **arrays)
 
 
+def full_size(name: str) -> dict[str, Any]:
+    """Shapes of the weights of an architecture as it is, without memory for them, and what the shapes do not tell."""
+    import timm
+
+    model = timm.create_model(name, device="meta")
+    block, pool = model.blocks[0], getattr(model, "attn_pool", None)
+    act = getattr(getattr(block, "mlp", None), "act", None)
+    tanh = getattr(act, "approximate", "") == "tanh" or type(act).__name__ == "GELUTanh"
+    names = {"GELU": "gelu", "QuickGELU": "quick_gelu", "SiLU": "swiglu"}
+    return dict(
+        shapes={key: list(value.shape) for key, value in model.state_dict().items()},
+        size=model.pretrained_cfg["input_size"][1:],
+        heads=getattr(block.attn, "num_heads", None) if hasattr(block, "attn") else None,
+        eps=getattr(getattr(block, "norm1", None), "eps", None),
+        act="gelu_tanh" if tanh else names.get(type(act).__name__, type(act).__name__),
+        pool=model.global_pool,
+        pool_heads=getattr(pool, "num_heads", 0),
+    )
+
+
 def head_of(model: Any, tokens: Any) -> Any:
     """What the model returns, where it has a head."""
     try:
@@ -200,7 +242,8 @@ def head_of(model: Any, tokens: Any) -> Any:
 
 
 if __name__ == "__main__":
-    if sys.argv[0].endswith("timm_census.py") and len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
+    if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
+        sys.path = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
         write(Path(sys.argv[1]), sys.argv[2])
-    else:
-        raise SystemExit(main())
+        sys.exit(0)
+    sys.exit(main())

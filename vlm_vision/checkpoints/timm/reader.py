@@ -242,7 +242,7 @@ def _default_pool(name: str, fields: Json) -> str:
     if name.startswith(("eva", "beit3", "vit_pe_")):
         return "avg"
     if "_gap" in name or name.startswith("aimv2") or "dinov3" in name or not fields["class_token"]:
-        return "map" if name.endswith("_map") else "avg"
+        return "map" if "_map" in name else "avg"
     return "token"
 
 
