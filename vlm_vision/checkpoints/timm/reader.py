@@ -162,8 +162,9 @@ def config_of(name: str, fields: Json, arguments: Json, hints: Hints) -> ViTConf
         facts |= dict(rope=rope, position=fields.get("position", "learned").replace("rope2d", "none"))
     else:
         facts["rope_base"] = float(arguments.get("rope_temperature") or 100.0)
-    if pool == "map" and name.startswith("vit_pe_"):
-        facts |= dict(pool="map_all", pool_heads=int(arguments.get("attn_pool_num_heads") or 8))
+    if pool == "map" and rope:  # timm's module `eva` pools class token and registers too
+        heads = arguments.get("attn_pool_num_heads") or (8 if name.startswith("vit_pe_") else facts["num_heads"])
+        facts |= dict(pool="map_all", pool_heads=0 if heads == facts["num_heads"] else int(heads))
     if arguments.get("pos_embed_interp_mode"):
         facts["position_resize"] = f"{arguments['pos_embed_interp_mode']}_antialias"
     return ViTConfig(**(fields | facts))
@@ -188,6 +189,7 @@ def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
         "patch_size": int(patch[1]) if patch else None,
         "num_registers": count,
     } | arguments
+    tabled = family != "dinov3_vit" and rotary.has_table(name)
     normed = family == "clip_vision_model" or name.startswith("vit_pe_")
     scaled: bool | None = None  # neither the name nor the arguments say
     if (
@@ -204,8 +206,12 @@ def _check(name: str, family: str, fields: Json, arguments: Json) -> None:
     pairs += [
         ("registers", registered, fields["num_registers"]),
         ("LayerScale", scaled, fields["layer_scale"] is not None),
-        ("a position table", family != "dinov3_vit" and rotary.has_table(name), fields.get("position") != "rope2d"),
-        ("norm before the blocks", expected.get("pre_norm", normed), fields["pre_norm"]),
+        ("a position table", expected.get("use_abs_pos_emb", tabled), fields.get("position") != "rope2d"),
+        (
+            "norm before the blocks",
+            expected.get("pre_norm", expected.get("use_pre_transformer_norm", normed)),
+            fields["pre_norm"],
+        ),
     ]
     wrong = [
         f"{what} {have!r} where {want!r} is expected" for what, want, have in pairs if want is not None and want != have

@@ -54,13 +54,18 @@ def rope_of(name: str, arguments: Json) -> Rope | None:
 
 
 def order_of(name: str, arguments: Json, head_dim: int) -> list[int] | None:
-    """The order of the channels of a query or key head as `key_table` takes it; None for an architecture without `rope_of`."""
+    """Order of the channels of a query or key head, as `key_table` takes it; None for an architecture without `rope_of`."""
     values = _values(name, arguments)
     if values is None:
         return None
-    axes: Literal["rows first", "columns first"] = "rows first"
-    if values.get("rope_grid_indexing") == "xy":
-        axes = "columns first"
+    return channels(head_dim, values.get("rope_grid_indexing") or "ij")
+
+
+def channels(head_dim: int, indexing: str) -> list[int]:
+    """For each of our channels of a head, timm's; raises ValueError for an indexing that is neither "ij" nor "xy"."""
+    if indexing not in ("ij", "xy"):
+        raise ValueError(f"model_args has rope_grid_indexing {indexing!r}: expected 'ij' or 'xy'")
+    axes: Literal["rows first", "columns first"] = "rows first" if indexing == "ij" else "columns first"
     return channel_order(head_dim, axes=axes, channels="neighbors")
 
 
