@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from vlm_vision.nn.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, NUMBERS
 from vlm_vision.nn.checks import (
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    NUMBERS,
     check_choice,
     check_choices,
     check_number,

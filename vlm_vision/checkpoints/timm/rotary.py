@@ -1,4 +1,4 @@
-"""Rotary positions of the towers in timm's module `eva`, beside DINOv3's: by name, and the arguments that override it."""
+"""Rotary positions of the towers in timm's module `eva`, except DINOv3's: by name, and the arguments that override it."""
 
 import re
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Towers of timm's module `eva` as timm names them: rotary positions beside DINOv3's, or a qkv bias without its key part."""
+"""Towers of timm's module `eva` as timm names them: rotary positions other than DINOv3's, or a qkv bias without its key part."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def architecture(config: ViTConfig) -> str:
 
 
 def arguments(config: ViTConfig) -> Json:
-    """timm's arguments beside those of every architecture."""
+    """timm's arguments that only this module has."""
     made: Json = dict(
         dynamic_img_size=True,
         qkv_fused=True,
