@@ -73,7 +73,10 @@ def _made(folder: Path, form: str, family: str) -> Path:
         return _tiny(folder, family)
     if form == "timm":
         source = {"dinov2": "dinov2_pth/model.pth", "clip_vision_model": "open_clip_gelu_resized"}.get(family)
-        encoder = vv.load(golden_case(source)) if source else _headless_aimv2(folder)
+        if family == "tipsv2_vision_model":
+            encoder = vv.load(_tiny(folder, family))
+        else:
+            encoder = vv.load(golden_case(source)) if source else _headless_aimv2(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             encoder.save_pretrained(folder / "timm", format="timm")

@@ -162,8 +162,10 @@ def test_tipsv2_tower(tmp_path, fields):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert error(again(pixels).last_hidden_state, theirs(pixels).last_hidden_state) < TOLERANCE
     assert vv.load(tmp_path / "saved").preprocess == encoder.preprocess
-    with pytest.raises(ValueError, match="timm has no architecture for tipsv2_vision_model"):
+    with pytest.warns(UserWarning, match="timm has no"):  # mask token, and kernel
         encoder.save_pretrained(tmp_path / "timm", format="timm")
+    native = torch.randn(2, 3, 16, 16)
+    assert error(with_prefix(vv.load(tmp_path / "timm")(native)), theirs(native).last_hidden_state) < TOLERANCE
 
 
 def test_both_names_of_the_mlp_of_tipsv2_load(tmp_path):

@@ -185,7 +185,7 @@ def test_impossible_towers_say_why(fields, says):
     [
         (
             dict(coordinates="centre"),
-            "Rope.coordinates is 'centre', expected one of index, center; did you mean 'center'",
+            "Rope.coordinates is 'centre', expected one of index, center, share; did you mean 'center'",
         ),
         (dict(frequencies="both"), "Rope.frequencies is 'both', expected one of same, alternate"),
         (dict(axes=4), "Rope.axes is 4, expected one of 2, 3"),

@@ -44,6 +44,8 @@ class AttentionConfig(Protocol):
     @property
     def qk_eps(self) -> float: ...
     @property
+    def inner_norm(self) -> Literal["none", "mlp", "both"]: ...
+    @property
     def value_norm(self) -> bool: ...
     @property
     def clipped(self) -> bool: ...
@@ -99,6 +101,11 @@ class Attention(nn.Module):
             kind = config.norm if config.qk_kind == "same" else config.qk_kind
             self.norms = nn.ModuleList(norm_of(kind, width, config.qk_eps or config.norm_eps) for width in widths)
         self.norms_heads = config.qk_norm == "head"
+        self.inner = (
+            norm_of(config.norm, config.num_heads * config.head_dim, config.norm_eps)
+            if config.inner_norm == "both"
+            else nn.Identity()
+        )
         self.value_eps = config.norm_eps if config.value_norm else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -110,7 +117,7 @@ class Attention(nn.Module):
         if context.rope is not None:
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.runs is not None:
-            return attention_of_runs(q, k, v, context, scale=self.scale).flatten(2)
+            return self.inner(attention_of_runs(q, k, v, context, scale=self.scale).flatten(2))
         seen = None if context.visible is None else context.visible[:, None, None]
         if context.places is not None:
             if context.causal:
@@ -118,7 +125,7 @@ class Attention(nn.Module):
             q = select_tokens(q, context.places)
         causal = context.causal and context.places is None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=self.scale)
-        return out.transpose(1, 2).flatten(2)
+        return self.inner(out.transpose(1, 2).flatten(2))
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, H, T, K) each."""

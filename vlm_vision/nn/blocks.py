@@ -109,18 +109,20 @@ class Mlp(nn.Module):
         self.act = ACTIVATIONS[config.mlp]
         if config.mlp_limit is not None:
             self.act = partial(limited, act=self.act, limit=config.mlp_limit)
+        normed = config.inner_norm != "none"
+        self.norm = norm_of(config.norm, config.mlp_dim, config.norm_eps) if normed else nn.Identity()
         self.fc2 = linear(config.mlp_dim, config.embed_dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = type(self.fc1) is Linear and not self.fc1._forward_hooks and not self.fc1._forward_pre_hooks
         if plain and self.kind in FUSED and by_onednn(x, self.fc1.weight):
-            return self.fc2(onednn(x, self.fc1.weight, self.fc1.bias, self.kind))
+            return self.fc2(self.norm(onednn(x, self.fc1.weight, self.fc1.bias, self.kind)))
         x = self.fc1(x)
         # The hidden map is the largest tensor there is: without gradients, and unless a hook on fc1 holds it, it is
         # overwritten.
         recorded = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
         inplace = not recorded and not self.fc1._forward_hooks
-        return self.fc2(self.act(x, inplace))
+        return self.fc2(self.norm(self.act(x, inplace)))
 
 
 class Residual(nn.Module):

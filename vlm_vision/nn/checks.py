@@ -1,4 +1,4 @@
-"""Checks of the fields of a configuration: whole numbers, numbers, switches, and choices from a list of names."""
+"""Checks of the fields of a configuration: whole numbers, numbers, switches, and choices; and the bounds of `ViTConfig`'s numbers."""
 
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
@@ -60,3 +60,23 @@ def check_saved(state: Any, kind: type, what: str) -> None:
         raise ValueError(f"the saved {what} has unknown fields {', '.join(unknown)}: it needs a newer vlm_vision")
     if missing := [name for name, default in known.items() if default is MISSING and name not in state]:
         raise ValueError(f"the saved {what} lacks {', '.join(missing)}: the file was edited; save it again")
+
+
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "norm_eps": (lambda x: 0 < x < 1, "a small positive number"),
+    "outer_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "qk_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
+    "rope_base": (lambda x: 1 < x < 1e9, "a number above 1"),
+    "mlp_limit": (lambda x: 0 < x < 1e9, "a positive number such as 10.0, or None"),
+    "attention_scale": (lambda x: 0 < x < 1e9, "a positive number such as 0.125, or None"),
+    "layer_scale": (lambda x: abs(x) < 1e9, "a number such as 1e-5, or None"),
+    "patch_drop": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+    "drop_path": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
+}
+AT_LEAST_ONE = (
+    "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
+)  # fmt: skip
+AT_LEAST_ZERO = (
+    "num_registers", "position_prefix", "film_dim", "pool_dim", "pool_heads", "pool_mlp_dim", "num_classes", "axis_length", "axis_first", "head_width",
+    "num_kv_heads", "window", "merge_dim", "deepstack_dim", "time_position",
+)  # fmt: skip

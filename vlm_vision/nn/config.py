@@ -1,10 +1,12 @@
 """The architecture of an encoder: `ViTConfig`."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from vlm_vision.nn.checks import (
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    NUMBERS,
     check_choice,
     check_choices,
     check_number,
@@ -21,7 +23,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu"
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh")
 """Activations of a product with a gate: silu, gelu or gelu_tanh of the gate."""
 QKNorm = Literal["none", "head", "width"]
-Pool = Literal["none", "cls", "cls_dist", "prefix", "mean", "map", "query"]
+Pool = Literal["none", "cls", "cls_dist", "prefix", "mean", "map", "map_all", "query"]
 ClassInput = Literal["pooled", "cls_mean", "patch_mean", "distilled"]
 Remainder = Literal["floor", "error", "pad"]
 
@@ -96,6 +98,8 @@ class ViTConfig:
     """Epsilon of these norms; 0 for norm_eps."""
     post_norm: bool = False
     """A norm after attention and after the MLP too, before the residual is added (Gemma 4)."""
+    inner_norm: Literal["none", "mlp", "both"] = "none"
+    """A norm before the last linear map of the MLP, or of attention too (EVA-02, BEiT-3; Wang et al. 2022, arXiv:2210.06423)."""
     head_width: int = 0
     """Channels of an attention head; 0 for embed_dim / num_heads."""
     num_kv_heads: int = 0
@@ -142,7 +146,12 @@ class ViTConfig:
     final_norm: bool = True
     pool: Pool = "cls"
     """Source of `pooled`: normed CLS; mean of normed CLS and distillation token (DeiT); normed prefix tokens side by
-    side (RADIO); mean of normed patches; multi-head attention pooling (SigLIP); or a bare query over the tokens (AIMv2)."""
+    side (RADIO); mean of normed patches; multi-head attention pooling of the patches (SigLIP) or of all tokens (Perception
+    Encoder); or a bare query over the tokens (AIMv2)."""
+    pool_heads: int = 0
+    """Heads of attention pooling; 0 for num_heads."""
+    pool_mlp_dim: int = 0
+    """Hidden channels of the MLP of attention pooling; 0 for mlp_dim."""
     pool_tokens: tuple[int, ...] = ()
     """Prefix tokens, from 0, of pool "prefix"."""
     pool_norm: bool = False
@@ -158,16 +167,16 @@ class ViTConfig:
     distilled: a head on CLS and one on the distillation token, averaged (DeiT)."""
 
     def __post_init__(self):
-        for name in _AT_LEAST_ONE:
+        for name in AT_LEAST_ONE:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 1)
-        for name in _AT_LEAST_ZERO:
+        for name in AT_LEAST_ZERO:
             check_whole(f"ViTConfig.{name}", getattr(self, name), 0)
         check_sides("ViTConfig.image_size", self.image_size, 1, "(height, width) in pixels")
         if self.depth > 1000:
             raise ValueError(f"ViTConfig.depth is {self.depth}: no vision transformer has that many blocks")
         check_choices(self)
         check_choice("ViTConfig.position_resize", self.position_resize, RESIZE)
-        for name, (fits, expected) in _NUMBERS.items():
+        for name, (fits, expected) in NUMBERS.items():
             check_number(f"ViTConfig.{name}", getattr(self, name), fits, expected)
         if self.mlp_limit is not None and self.mlp not in GATED:
             raise ValueError(f"ViTConfig: mlp_limit is for a gated mlp, one of {', '.join(GATED)}, got {self.mlp!r}")
@@ -231,6 +240,8 @@ class ViTConfig:
             raise ValueError(
                 f"ViTConfig: patch_drop does not go with {self.needs_all_patches}, which needs every patch"
             )
+        if self.inner_norm == "both" and self.window_padding:
+            raise ValueError("ViTConfig: inner_norm 'both' does not go with window_padding: set inner_norm='mlp'")
         if self.frames != "none" and self.window_padding:
             raise ValueError("ViTConfig: window_padding is for encoders of images: set frames='none'")
         if self.frames == "joined" and self.window:
@@ -379,22 +390,4 @@ _OF_VERSION_0_0 = (
     "image_size", "key_bias", "layer_scale", "mask_token", "mlp", "mlp_bias", "mlp_dim", "norm", "norm_eps", "num_classes",
     "num_heads", "num_registers", "patch_bias", "patch_drop", "patch_norm", "patch_size", "pool", "pool_dim", "pool_head",
     "pool_norm", "position", "position_prefix", "position_resize", "pre_norm", "proj_bias", "qkv_bias", "remainder", "rope_base",
-)  # fmt: skip
-_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "norm_eps": (lambda x: 0 < x < 1, "a small positive number"),
-    "outer_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
-    "qk_eps": (lambda x: 0 <= x < 1, "a small number, or 0.0"),
-    "rope_base": (lambda x: 1 < x < 1e9, "a number above 1"),
-    "mlp_limit": (lambda x: 0 < x < 1e9, "a positive number such as 10.0, or None"),
-    "attention_scale": (lambda x: 0 < x < 1e9, "a positive number such as 0.125, or None"),
-    "layer_scale": (lambda x: abs(x) < 1e9, "a number such as 1e-5, or None"),
-    "patch_drop": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
-    "drop_path": (lambda x: 0 <= x < 1, "a share of at least 0 and below 1"),
-}
-_AT_LEAST_ONE = (
-    "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "channels", "temporal_patch", "deepstack_merge",
-)  # fmt: skip
-_AT_LEAST_ZERO = (
-    "num_registers", "position_prefix", "film_dim", "pool_dim", "num_classes", "axis_length", "axis_first", "head_width",
-    "num_kv_heads", "window", "merge_dim", "deepstack_dim", "time_position",
 )  # fmt: skip

@@ -4,6 +4,7 @@ Shapes: B batch, N patches, T tokens, D width.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,13 @@ class AttentionPool(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         dim = config.embed_dim
-        self.num_heads = config.num_heads
+        self.num_heads = config.pool_heads or config.num_heads
         self.probe = nn.Parameter(torch.empty(1, 1, dim))
         self.q = nn.Linear(dim, dim)
         self.kv = Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = norm(config)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(replace(config, mlp_dim=config.pool_mlp_dim or config.mlp_dim, inner_norm="none"))
         nn.init.xavier_uniform_(self.probe)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ class Rope:
 
     base: float = 10000.0
     """Frequency i of n on an axis is base ** (-i / n)."""
-    coordinates: Literal["index", "center"] = "index"
-    """Coordinate of a patch on an axis: its row or column number, or its center scaled to [-1, 1], times 2 pi (DINOv3)."""
+    coordinates: Literal["index", "center", "share"] = "index"
+    """Coordinate of a patch on an axis: its row or column number; its center scaled to [-1, 1], times 2 pi (DINOv3); or its
+    number over the count of that axis, times `span` (EVA-02)."""
     first: int = 0
     """Number of the first row and column; prefix tokens stand at zero."""
     frequencies: Literal["same", "alternate"] = "same"
@@ -51,11 +52,13 @@ class Rope:
         if not isinstance(self.base, float) or not 1 < self.base < 1e9:
             raise ValueError(f"Rope.base is {self.base!r}, expected a number above 1")
         # field by field: torch.compile traces this, and cannot read type hints
-        check_choice("Rope.coordinates", self.coordinates, ("index", "center"))
+        check_choice("Rope.coordinates", self.coordinates, ("index", "center", "share"))
         check_choice("Rope.frequencies", self.frequencies, ("same", "alternate"))
         check_choice("Rope.axes", self.axes, (2, 3))
         check_whole("Rope.first", self.first, 0)
         check_whole("Rope.span", self.span, 0)
+        if self.coordinates == "share" and not self.span:
+            raise ValueError("Rope: coordinates 'share' need span, the rows and columns of the grid of training")
         if self.axes == 3 and self.frequencies == "alternate":
             raise ValueError("Rope: alternating frequencies are for two axes, got axes=3")
 
@@ -86,7 +89,8 @@ class Rope:
         index = torch.arange(size, dtype=torch.float32, device=device)
         if self.coordinates == "center":
             return 2 * math.pi * (2 * ((index + 0.5) / size) - 1)
-        return (index + self.first) * (self.span / columns if self.span else 1.0)
+        across = size if self.coordinates == "share" else columns
+        return (index + self.first) * (self.span / across if self.span else 1.0)
 
 
 DINOV3 = Rope(base=100.0, coordinates="center")

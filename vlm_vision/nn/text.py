@@ -68,6 +68,7 @@ class TextConfig:
     qk_norm: Literal["none", "head", "width"] = field(default="none", init=False, repr=False)
     qk_kind: Literal["same", "layer", "rms"] = field(default="same", init=False, repr=False)
     qk_eps: float = field(default=0.0, init=False, repr=False)
+    inner_norm: Literal["none", "mlp", "both"] = field(default="none", init=False, repr=False)
     value_norm: bool = field(default=False, init=False, repr=False)
     clipped: bool = field(default=False, init=False, repr=False)
     mlp_limit: float | None = field(default=None, init=False, repr=False)

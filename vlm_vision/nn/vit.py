@@ -71,7 +71,7 @@ class VisionTransformer(nn.Module):
             for _ in config.deepstack
         )
         self.norm = outer_norm(config) if config.final_norm else nn.Identity()
-        pools = {"map": AttentionPool, "query": QueryPool}
+        pools = {"map": AttentionPool, "map_all": AttentionPool, "query": QueryPool}
         self.pool = pools[config.pool](config) if config.pool in pools else None
         self.pool_norm = outer_norm(config) if config.pool_norm else nn.Identity()
         self.pool_head = None
@@ -358,7 +358,7 @@ class VisionTransformer(nn.Module):
         patches = normed[:, config.num_prefix_tokens :]
         pooled = None
         if self.pool is not None:
-            pooled = self.pool(patches)
+            pooled = self.pool(normed if config.pool == "map_all" else patches)
         elif config.pool == "cls":
             pooled = normed[:, 0]
         elif config.pool == "cls_dist":
@@ -388,7 +388,7 @@ class VisionTransformer(nn.Module):
     def _pools_patches(self) -> bool:
         """Whether `pooled` or `logits` are made of patch tokens."""
         config = self.config
-        pooled = config.pool in ("map", "query", "mean")
+        pooled = config.pool in ("map", "map_all", "query", "mean")
         return pooled or (self.head is not None and config.class_input not in ("pooled", "distilled"))
 
     def unused_modules(self, tap: Tap) -> list[nn.Module]:

@@ -78,7 +78,8 @@ TIPSV2 = Family(
     keys=_keys,
     preprocessor=lambda config: dict(image_processor_type="Tipsv2ImageProcessor", size=square(config)),
     image_processors={"Tipsv2ImageProcessor": dict(size=[448, 448], resample=2, do_normalize=False, kernel="torch")},
-    resize={"transformers": _RESIZE},
+    resize={"transformers": _RESIZE, "timm": "bicubic_antialias"},
+    timm=lambda config: f"vit_{'giant' if config.mlp == 'swiglu' else 'base'}_patch14_reg1_tipsv2",
     presets=(
         Presets(
             name="tipsv2",

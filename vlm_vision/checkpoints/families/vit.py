@@ -132,7 +132,7 @@ VIT = Family(
     preprocessor=lambda config: dict(image_processor_type="ViTImageProcessor", size=square(config)),
     image_processors={"ViTImageProcessor": HALF | dict(size=[224, 224], resample=2)},
     resize={"transformers": "bicubic", "timm": BICUBIC_ANTIALIAS, "original": "zoom", "big_vision": "zoom"},
-    timm=lambda config: "vit_base_patch16_224",
+    timm=lambda config: "vit_base_patch16_224" if config.inner_norm == "none" else "beit3_base_patch16_224",
     presets=(
         Presets(  # Dosovitskiy et al. 2020 (arXiv:2010.11929), Steiner et al. 2021; transformers' epsilon
             name="vit",

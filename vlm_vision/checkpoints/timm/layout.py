@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_vision.checkpoints.families.rotary import reordered
 from vlm_vision.checkpoints.keys import PATCH_VECTOR, ZEROS, Key, TensorLayout, key, layer, table_to_grid
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.nn.position import Grid
@@ -94,19 +95,26 @@ def _fields(shapes: Shapes, image_size: Grid | None) -> dict[str, Any]:
         patch_bias=f"{stem or 'patch_embed.'}proj.bias" in shapes,
         patch_norm="patch_embed.norm.weight" in shapes,
         pre_norm="norm_pre.weight" in shapes,
-        qkv_bias="blocks.0.attn.qkv.bias" in shapes or "blocks.0.attn.q_bias" in shapes,
-        key_bias="blocks.0.attn.q_bias" not in shapes,
+        qkv_bias=any(f"blocks.0.attn.{part}" in shapes for part in ("qkv.bias", "q_bias", "q_proj.bias")),
+        key_bias=not any(
+            f"blocks.0.attn.{query}" in shapes and f"blocks.0.attn.{its_key}" not in shapes
+            for query, its_key in (("q_bias", "k_bias"), ("q_proj.bias", "k_proj.bias"))
+        ),
         proj_bias="blocks.0.attn.proj.bias" in shapes,
         mlp_bias=f"blocks.0.mlp.{second}.bias" in shapes,
         norm="layer" if "blocks.0.norm1.bias" in shapes else "rms",
         layer_scale=1.0 if _scale(shapes) else None,
         final_norm="norm.weight" in shapes,
         pool_norm="fc_norm.weight" in shapes,
+        inner_norm=_inner_norm(shapes),
         num_classes=shapes["head.weight"][0] if heads else 0,
         film_dim=shapes["blocks.0.scale.weight"][1] if "blocks.0.scale.weight" in shapes else 0,
     )
     if rows == 2 * mlp_dim:
         found["mlp"] = "swiglu"
+    pool_dim = shapes.get("attn_pool.mlp.fc1.weight", (mlp_dim,))[0]
+    if pool_dim != mlp_dim:
+        found["pool_mlp_dim"] = pool_dim
     if "head_dist.weight" in shapes:
         found["class_input"] = "distilled"
     return found | _position(shapes, found, image_size)
@@ -135,6 +143,12 @@ def _position(shapes: Shapes, found: dict[str, Any], image_size: Grid | None) ->
     )
 
 
+def _inner_norm(shapes: Shapes) -> str:
+    if "blocks.0.mlp.norm.weight" not in shapes:
+        return "none"
+    return "both" if "blocks.0.attn.norm.weight" in shapes else "mlp"
+
+
 def _scale(shapes: Shapes) -> tuple[str, str] | None:
     return next((pair for pair in _SCALES if f"blocks.0.{pair[0]}" in shapes), None)
 
@@ -155,8 +169,12 @@ _KEY_MASKED = TensorLayout(write=lambda bias: bias, read=_without_key)
 """A qkv bias whose key part the code multiplies by zero, whatever is stored there."""
 
 
-def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
-    """The key table of a tower of this layout, in the spelling that `shapes` is in."""
+def key_table(config: ViTConfig, shapes: Shapes, order: list[int] | None = None) -> list[Key]:
+    """The key table of a tower of this layout, in the spelling that `shapes` is in.
+
+    Args:
+        order: for each of our channels of a query or key head, the checkpoint's; None for the same order.
+    """
     stem = "embeds." if "embeds.proj.weight" in shapes else ""
     proj = f"{stem or 'patch_embed.'}proj"
     keys = [key("patch_embed.weight", f"{proj}.weight", layout=PATCH_VECTOR if stem else None)]
@@ -179,7 +197,7 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
         ("pool_norm", "fc_norm", config.pool_norm),
     ):
         keys += layer(ours, theirs, bias=affine) if there else []
-    if config.pool == "map":
+    if config.pool in ("map", "map_all"):
         keys.append(key("pool.probe", "attn_pool.latent"))
         for part in ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2"):
             keys += layer(f"pool.{part}", f"attn_pool.{part}")
@@ -189,20 +207,32 @@ def key_table(config: ViTConfig, shapes: Shapes) -> list[Key]:
         keys += layer("head_dist", "head_dist")
     first, second = _mlp(shapes)
     scales = _scale(shapes) or ()
+    turned = reordered(order, 2 * config.num_heads, kept=config.embed_dim) if order else None
+    apart = "blocks.0.attn.q_proj.weight" in shapes
     for i in range(config.depth):
         block = f"blocks.{i}"
         keys += layer(f"{block}.norm1", f"{block}.norm1", bias=affine)
         if config.film_dim:  # OpenVLA-OFT
             keys += layer(f"{block}.film.scale", f"{block}.scale") + layer(f"{block}.film.shift", f"{block}.shift")
-        keys.append(key(f"{block}.attn.qkv.weight", f"{block}.attn.qkv.weight"))
-        if config.qkv_bias and "blocks.0.attn.q_bias" in shapes:
-            keys.append(key(f"{block}.attn.qkv.bias", (f"{block}.attn.q_bias", ZEROS, f"{block}.attn.v_bias")))
-        elif config.qkv_bias:
+        qkv = tuple(f"{block}.attn.{part}_proj" for part in "qkv") if apart else (f"{block}.attn.qkv",)
+        keys.append(key(f"{block}.attn.qkv.weight", tuple(f"{name}.weight" for name in qkv), layout=turned))
+        if config.qkv_bias:
             masked = None if config.key_bias else _KEY_MASKED
-            keys.append(key(f"{block}.attn.qkv.bias", f"{block}.attn.qkv.bias", layout=masked))
+            bias, layout = tuple(f"{name}.bias" for name in qkv), turned
+            if "blocks.0.attn.q_bias" in shapes:
+                bias = (f"{block}.attn.q_bias", ZEROS, f"{block}.attn.v_bias")
+            elif apart and not config.key_bias:
+                bias = (bias[0], ZEROS, bias[2])
+            else:
+                layout = turned or masked
+            keys.append(key(f"{block}.attn.qkv.bias", bias, layout=layout))
+        if config.inner_norm == "both":
+            keys += layer(f"{block}.attn.inner", f"{block}.attn.norm", bias=affine)
         keys += layer(f"{block}.attn.proj", f"{block}.attn.proj", bias=config.proj_bias)
         keys += layer(f"{block}.norm2", f"{block}.norm2", bias=affine)
         keys += layer(f"{block}.mlp.fc1", tuple(f"{block}.mlp.{part}" for part in first), bias=config.mlp_bias)
+        if config.inner_norm != "none":
+            keys += layer(f"{block}.mlp.norm", f"{block}.mlp.norm", bias=affine)
         keys += layer(f"{block}.mlp.fc2", f"{block}.mlp.{second}", bias=config.mlp_bias)
         for j, scale in enumerate(scales, 1):
             keys.append(key(f"{block}.residual{j}.scale", f"{block}.{scale}"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm_vision.checkpoints import keys
 from vlm_vision.checkpoints.families.all import FAMILIES
 from vlm_vision.checkpoints.timm import layout as timm_layout
+from vlm_vision.checkpoints.timm import rotary, write_eva
 from vlm_vision.checkpoints.timm.preprocess import to_timm
 from vlm_vision.nn.config import ViTConfig
 from vlm_vision.preprocess.spec import Preprocess
@@ -18,7 +19,7 @@ from vlm_vision.preprocess.spec import Preprocess
 Json = dict[str, Any]
 State = dict[str, Tensor]
 
-_POOLS = {"cls": "token", "mean": "avg", "map": "map", "none": "", "cls_dist": "token"}
+_POOLS = {"cls": "token", "mean": "avg", "map": "map", "map_all": "map", "none": "", "cls_dist": "token"}
 
 
 def describe(family: str, config: ViTConfig) -> Json:
@@ -43,7 +44,10 @@ def describe(family: str, config: ViTConfig) -> Json:
         raise ValueError(f"timm's config cannot name an RMSNorm for {family}")
     arguments["global_pool"] = _POOLS[config.pool]
     name = _named(family)(config)
-    if family == "siglip2_vision_model":
+    if write_eva.belongs(config):
+        name = write_eva.architecture(config)
+        arguments |= write_eva.arguments(config)
+    elif family == "siglip2_vision_model":
         del arguments["img_size"]
         arguments |= dict(pos_embed_grid_size=list(config.grid), act_layer=config.mlp)
     elif family == "dinov3_vit":
@@ -52,7 +56,13 @@ def describe(family: str, config: ViTConfig) -> Json:
             arguments |= dict(swiglu_align_to=1)
     else:
         arguments |= dict(dynamic_img_size=True, qkv_bias=config.qkv_bias, proj_bias=config.proj_bias)
-        arguments |= dict(fc_norm=config.pool_norm, final_norm=config.final_norm)
+        if config.pool_norm and config.final_norm:
+            raise ValueError(
+                "timm has one norm after the blocks, before the pooling or after it, and this encoder has both"
+            )
+        arguments |= dict(fc_norm=config.pool_norm, final_norm=config.final_norm or config.pool_norm)
+        if config.inner_norm != "none":
+            arguments |= dict(scale_mlp_norm=True, scale_attn_norm=config.inner_norm == "both")
         if config.mlp != "swiglu":
             arguments["act_layer"] = config.mlp
         if family != "aimv2_vision_model":
@@ -78,7 +88,7 @@ def to_timm_state(family: str, config: ViTConfig, state: State) -> tuple[ViTConf
         warnings.warn("timm has no mask token: the file leaves it out, and only masked training needs it", stacklevel=5)
     state = {name: value for name, value in state.items() if name != "mask_token"}
     config = replace(config, mask_token=False)
-    if family == "dinov2_with_registers" and config.position_prefix == 1:
+    if family in ("dinov2_with_registers", "tipsv2_vision_model") and config.position_prefix == 1:
         table = state["position.table"]
         state |= {"cls_token": state["cls_token"] + table[:, :1], "position.table": table[:, 1:]}
         config = replace(config, position_prefix=0)
@@ -91,7 +101,8 @@ def to_timm_state(family: str, config: ViTConfig, state: State) -> tuple[ViTConf
 
 def tensors(family: str, config: ViTConfig, state: State) -> State:
     """The state dict by timm's names."""
-    return keys.write(timm_layout.key_table(config, _spelling(family, config)), state)
+    order = None if config.rope is None else rotary.channels(config.head_dim, "ij")
+    return keys.write(timm_layout.key_table(config, _spelling(family, config), order), state)
 
 
 def preprocess_config(spec: Preprocess, config: ViTConfig) -> Json:
@@ -108,7 +119,8 @@ def _named(family: str) -> Callable[[ViTConfig], str]:
 
 def _ratio(config: ViTConfig) -> float:
     """mlp_ratio from which timm, rounding down, gets our hidden channels; it counts both halves of a packed SwiGLU."""
-    packed = config.mlp == "swiglu" and config.position == "learned" and config.norm == "layer"
+    plain = config.position == "learned" and config.norm == "layer" and not write_eva.belongs(config)
+    packed = config.mlp == "swiglu" and plain
     hidden = config.mlp_dim * (2 if packed else 1)
     ratio = hidden / config.embed_dim
     return ratio if int(config.embed_dim * ratio) == hidden else ratio + 1e-6
@@ -116,6 +128,8 @@ def _ratio(config: ViTConfig) -> float:
 
 def _spelling(family: str, config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """Names by which `timm_layout` knows timm's own spelling."""
+    if write_eva.belongs(config):
+        return dict.fromkeys(write_eva.weight_names(config), ())
     naflex, eva = family == "siglip2_vision_model", family == "dinov3_vit"
     names = ["embeds.proj.weight" if naflex else "patch_embed.proj.weight"]
     names.append("dist_token" if config.pool == "cls_dist" else "embeds.reg_token" if naflex else "reg_token")
