@@ -114,7 +114,7 @@ def test_a_bare_state_dict_that_does_not_tell_its_activation(tmp_path):
         vv.load(tmp_path / "siglip.pth")
     with pytest.raises(ValueError, match="embed_dim 128 where 1152 is expected"):
         vv.load(tmp_path / "siglip.pth", architecture="vit_so400m_patch16_siglip_256")
-    with pytest.raises(ValueError, match="expected a plain vision transformer of timm"):
+    with pytest.raises(ValueError, match="it is no plain vision transformer of timm"):
         vv.load(tmp_path / "siglip.pth", architecture="resnet50")
 
 

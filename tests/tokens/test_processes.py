@@ -1,6 +1,7 @@
 """Many processes, some of which die, write the same store as one."""
 
 import importlib.util
+import multiprocessing
 import os
 import random
 import signal
@@ -10,10 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from support.token_sources import Files, write_images
 from tokens.test_store import same_files
 
 import vlm_vision as vv
+from vlm_vision.new_models import new_encoder
+from vlm_vision.tokens.extraction.extract import extract
+from vlm_vision.tokens.wanted import Wanted
 
 COMMAND = [sys.executable, "-m", "vlm_vision.cli.main", "tokens"]
 OPTIONS = ["--encoder", "mini", "--shard-images", "2", "--batch-size", "2", "--dtype", "float16"]
@@ -127,3 +132,27 @@ except ValueError as error:
     assert "refused: 4 of 6 images cannot be read, more than the share of 0.1" in done.stdout
     same_files(tmp_path / "one", tmp_path / "ray")
     assert len(vv.TokenStore(tmp_path / "ray")) == len(list(source.items()))
+
+
+def make_stores(images: Path, stores: Path, count: int) -> None:
+    """Stores so small that the processes that make them finish them at the same moment."""
+    encoder = new_encoder(dict(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, mlp_dim=16)).eval()
+    for parameter in encoder.parameters():
+        parameter.data = torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape)
+    for i in range(count):
+        extract(Files(images), encoder, stores / str(i), wanted=Wanted(shard_images=1, batch_size=1), workers=1)
+
+
+def test_processes_that_finish_a_store_at_the_same_moment_leave_it_whole(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4)
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (tmp_path / "images", tmp_path / "stores", 20)
+    processes = [spawn.Process(target=make_stores, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    make_stores(tmp_path / "images", tmp_path / "alone", 1)
+    for i in range(20):
+        same_files(tmp_path / "alone" / "0", tmp_path / "stores" / str(i))

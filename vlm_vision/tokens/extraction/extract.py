@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 
 from projectors import Projector
 from vlm_vision.deploy.cpu_layout import pack_for_cpu
@@ -27,6 +26,7 @@ from vlm_vision.fused import FusedEncoder
 from vlm_vision.tokens.about import read_about, stamp_of, write_about
 from vlm_vision.tokens.card import write_store_card
 from vlm_vision.tokens.extraction.encode import TokenEncoder
+from vlm_vision.tokens.extraction.lock import held
 from vlm_vision.tokens.extraction.opening import open_store, plan_path
 from vlm_vision.tokens.extraction.plan import read_plan
 from vlm_vision.tokens.extraction.work import Encoded, default_workers, encode_in_order, one_thread_each, single_threads
@@ -140,37 +140,36 @@ class Extraction:
         Raises:
             ValueError: after it, if too many images are bad.
         """
-        lock = FileLock(self.store / WORK / file_name(number, "lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        try:
-            if not (self.store / INDEX / file_name(number, "parquet")).exists():
+        with held(self.store / WORK, file_name(number, "lock"), wait=False) as ours:
+            if ours and not (self.store / INDEX / file_name(number, "parquet")).exists():
                 self._encode(number, progress)
-        finally:
-            lock.release()
-        self._check_bad()
-        return True
+        if ours:
+            self._check_bad()
+        return ours
 
     def finish(self) -> None:
         """Write the final store.json and the card, and remove plan and locks."""
-        (self.store / WORK).mkdir(exist_ok=True)
-        with FileLock(self.store / WORK / "store.lock"):
-            about = read_about(self.store)
-            if not about["finished"]:
-                parts = sorted((self.store / INDEX).glob("*.parquet"))
-                rows = [pq.read_metadata(part).num_rows for part in parts]
-                failures = bad_images(self.store)
-                if not any(rows):
-                    key, reason = next(iter(failures.items()))
-                    raise ValueError(f"none of {len(failures)} images can be read; the first is {key}: {reason}")
-                first = next(part for part, count in zip(parts, rows, strict=True) if count)
-                about |= json.loads((pq.read_schema(first).metadata or {})[b"about"])
-                about |= {"rows": sum(rows), "failures": len(failures), "finished": True}
-                write_store_card(self.store, about)
-                write_about(self.store, about)
-        shutil.rmtree(self.store / WORK, ignore_errors=True)
+        if not read_about(self.store)["finished"]:
+            with held(self.store / WORK, "store.lock"):
+                self._write_end()
+        if read_about(self.store)["finished"]:
+            shutil.rmtree(self.store / WORK, ignore_errors=True)
+
+    def _write_end(self) -> None:
+        about = read_about(self.store)
+        if about["finished"]:
+            return  # by another process
+        parts = sorted((self.store / INDEX).glob("*.parquet"))
+        rows = [pq.read_metadata(part).num_rows for part in parts]
+        failures = bad_images(self.store)
+        if not any(rows):
+            key, reason = next(iter(failures.items()))
+            raise ValueError(f"none of {len(failures)} images can be read; the first is {key}: {reason}")
+        first = next(part for part, count in zip(parts, rows, strict=True) if count)
+        about |= json.loads((pq.read_schema(first).metadata or {})[b"about"])
+        about |= {"rows": sum(rows), "failures": len(failures), "finished": True}
+        write_store_card(self.store, about)
+        write_about(self.store, about)
 
     def _encode(self, number: int, progress: Progress) -> None:
         items = read_plan(plan_path(self.store, self.about), number - self.segment["first_shard"])

@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from vlm_vision.tokens.about import ABOUT, difference, read_about, write_about
 from vlm_vision.tokens.extraction.encode import ImageTokens, TokenEncoder
+from vlm_vision.tokens.extraction.lock import held
 from vlm_vision.tokens.extraction.plan import Listing, write_plan
 from vlm_vision.tokens.extraction.work import encode_in_order, single_threads
 from vlm_vision.tokens.shard import WORK, read_failures, stored_keys
@@ -50,7 +49,7 @@ def open_store(
     (store / WORK).mkdir(parents=True, exist_ok=True)
     opening = _Opening(store, source, tokens, dict(described))
     try:
-        with FileLock(store / WORK / "store.lock"):
+        with held(store / WORK, "store.lock"):
             if not (store / ABOUT).exists():
                 return opening.create(dict(settings))
             return opening.reopen(dict(settings), append)
