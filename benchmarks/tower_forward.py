@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 import vlm_vision as vv
 from benchmarks.timing import interleaved, machine
 from vlm_vision.deploy.cpu_layout import pack_linears
+from vlm_vision.nn.linear import Linear
 from vlm_vision.nn.sequence import Part, plan
 
 TOWERS: dict[str, dict[str, Any]] = {
@@ -144,26 +145,25 @@ def floor(encoder: vv.Encoder, images: list[Tensor]) -> Callable[[], Tensor]:
     parts = [Part(1, 1, encoder.grid(*image.shape[1:])) for image in images]
     how = plan(config, parts, packed=True, device=device)
     tokens = sum(part.grid[0] * part.grid[1] for part in parts)
-    weights = [
-        [torch.randn(rows, columns, dtype=dtype, device=device) / columns**0.5 for rows, columns in
-         ((3 * dim, dim), (dim, dim), (wide, dim), (dim, hidden))]
-        for _ in range(config.depth)
-    ]  # fmt: skip
+    shapes = ((dim, 3 * dim), (dim, dim), (dim, wide), (hidden, dim))
+    products = [  # by the kernels of the towers' own layers: PyTorch's choice is not the fastest on every processor
+        [Linear(*shape, bias=False).to(device, dtype) for shape in shapes] for _ in range(config.depth)
+    ]
     start = torch.randn(tokens, dim, dtype=dtype, device=device)
 
     @torch.inference_mode()
     def run() -> Tensor:
         x = start
-        for i, (qkv, proj, fc1, fc2) in enumerate(weights):
+        for i, (qkv, proj, fc1, fc2) in enumerate(products):
             runs = (how.full if i in config.full_blocks else how.windowed).runs or ()
-            done, at, mixed = [], 0, F.linear(x, qkv)
+            done, at, mixed = [], 0, qkv(x)
             for count, length in runs:
                 piece = mixed[at : at + count * length].view(count, length, 3, heads, -1)
                 q, k, v = piece.permute(2, 0, 3, 1, 4)
                 done.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1))
                 at += count * length
-            x = F.linear(torch.cat(done), proj)
-            x = F.linear(F.linear(x, fc1)[:, :hidden], fc2)
+            x = proj(torch.cat(done))
+            x = fc2(fc1(x)[:, :hidden].contiguous())
         return x
 
     return run

@@ -188,17 +188,26 @@ def test_images_are_found_by_what_a_source_calls_them(encoder, files, tmp_path, 
     assert out.grid == wanted.grid
 
 
-def test_the_longest_end_of_a_path_is_taken(encoder, tmp_path):
+def test_the_longest_end_of_a_path_is_taken_with_a_warning(encoder, tmp_path, caplog):
     for name in ("a/b/1.png", "b/1.png", "1.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         make_image(len(name)).save(tmp_path / "images" / name)
     store = made(encoder, tmp_path, str(tmp_path / "images"))
     found = find_keys(store, ["/x/a/b/1.png", "/y/b/1.png", "1.png", "/x/a/b/1.png"])
     assert found == {"/x/a/b/1.png": "a/b/1.png", "/y/b/1.png": "b/1.png"}
+    assert "by the ends of their paths (/x/a/b/1.png takes the tokens of 'a/b/1.png')" in caplog.text
     with pytest.raises(ValueError, match="the images /x/c/1.png and /y/c/1.png would both take the key '1.png'"):
         find_keys(store, ["/x/c/1.png", "/y/c/1.png"])
     with pytest.raises(ValueError, match="has no tokens of the image /x/2.png; its keys are like '1.png'"):
         find_keys(store, ["/x/2.png"])
+
+
+@pytest.mark.parametrize("source", ["images", "images/*.png", "list.txt"])
+def test_images_of_the_source_of_a_store_are_found_without_a_warning(encoder, files, tmp_path, caplog, source):
+    (tmp_path / "list.txt").write_text("".join(f"images/{Path(file).name}\n" for file in files))
+    place = str(tmp_path / source)
+    extract(open_sources([place]), encoder, tmp_path / "store", described={"sources": [place], "options": {}})
+    assert len(find_keys(vv.TokenStore(tmp_path / "store"), files)) == len(files) and not caplog.text
 
 
 def test_a_bad_image_of_the_store_is_named_with_its_reason(encoder, files, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import filecmp
 import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,28 @@ def test_append_adds_what_is_new_or_was_bad(tmp_path: Path) -> None:
     close(store["001.png"].patch_tokens, exact, "float32")
     extract(source, encoder, tmp_path / "store", wanted=Wanted(shard_images=2), append=True)
     assert vv.TokenStore(tmp_path / "store").keys() == names
+
+
+def test_images_without_labels_join_a_store_of_numbers_and_those_with_texts_do_not(tmp_path: Path) -> None:
+    encoder, source = registers_encoder(), write_images(tmp_path / "images", 2)
+    extract(source, encoder, tmp_path / "store")
+    for name in ("more", "texts"):
+        write_images(tmp_path / name, 1, seed=1)
+        (tmp_path / name / "000.png").rename(tmp_path / name / f"{name}.png")
+    extract(Labeled(tmp_path / "more", None), encoder, tmp_path / "store", append=True)
+    assert [row.label for row in vv.TokenStore(tmp_path / "store")] == [0, 1, None]
+    with pytest.raises(ValueError, match="are whole numbers, those of .* are not: use a separate store"):
+        extract(Labeled(tmp_path / "texts", "cat"), encoder, tmp_path / "store", append=True)
+    extract(Labeled(tmp_path / "texts", "cat"), encoder, tmp_path / "cats")
+    assert vv.TokenStore(tmp_path / "cats")[0].label == "cat"
+
+
+@dataclass(frozen=True)
+class Labeled(Files):
+    label: str | None
+
+    def items(self):
+        return (replace(item, label=self.label) for item in super().items())
 
 
 def test_two_stores_merge_to_one(tmp_path: Path) -> None:

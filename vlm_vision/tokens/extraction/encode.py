@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class TokenEncoder:
         moved = [one.to(device, non_blocking=True) for one in pixels]
         if len({one.shape for one in moved}) == 1 and self.encoder.preprocess.output_size is not None:
             out = self.encoder(torch.stack(moved), tap=tap, pool=pool)
-            return [_row(out, i) for i in range(len(moved))]
+            return [out.map(lambda value, i=i: value[i : i + 1]) for i in range(len(moved))]
         if isinstance(self.encoder, FusedEncoder):
             return [self.encoder(one[None], tap=tap, pool=pool) for one in moved]
         return self.encoder.packed(moved, tap=tap, pool=pool)
@@ -172,9 +172,3 @@ class TokenEncoder:
             raise ValueError(
                 f"the projector takes {projector.in_dim} channels, the encoder gives {width}: choose its own"
             )
-
-
-def _row(out: VisionOutput, at: int) -> VisionOutput:
-    """Of one image of a batch."""
-    tensors = {name: value[at : at + 1] for name, value in vars(out).items() if isinstance(value, Tensor)}
-    return replace(out, **tensors)

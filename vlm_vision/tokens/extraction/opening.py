@@ -100,7 +100,7 @@ class _Opening:
         if not listing.count:
             raise ValueError("the source holds no image: expected at least one")
         segment = self._segment(listing, 0, of_shard)
-        about |= {"shard_images": of_shard, "label": listing.label, "segments": [segment], "finished": False}
+        about |= {"shard_images": of_shard, "label": listing.label or "str", "segments": [segment], "finished": False}
         write_about(self.store, about)
         return about
 

@@ -37,7 +37,7 @@ class Listing:
     digest: str
     """16 hex digits of the keys in order."""
     label: str
-    """"int" where there are labels and all are whole numbers, else "str"."""
+    """"int" where there are labels and all are whole numbers, "str" where there are others, empty for none."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -69,7 +69,7 @@ def write_plan(path: Path, items: Iterable[Item], *, shard_images: int, known: C
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
-    return Listing(count, digest.hexdigest()[:16], "int" if int in labels and str not in labels else "str")
+    return Listing(count, digest.hexdigest()[:16], "str" if str in labels else "int" if int in labels else "")
 
 
 def read_plan(path: Path, shard: int) -> list[Item]:

@@ -55,13 +55,14 @@ def encode_in_order(
     if tokens.encoder.device.type == "cpu":
         yield from _in_order(pool, (_task(_encoded, tokens, batch) for batch in batches), workers + 1)
         return
-    pending: list[tuple[list[VisionOutput | ValueError]]] = []
+    before: list[VisionOutput | ValueError] = []
     for pixels in _in_order(pool, (_task(_pixels, tokens, batch) for batch in batches), 2 * workers):
-        pending.append((_forward(tokens, pixels),))
-        if len(pending) > 1:
-            yield _stored(tokens, *pending.pop(0))
-    for (outputs,) in pending:
-        yield _stored(tokens, outputs)
+        outputs = _forward(tokens, pixels)  # begins on the accelerator, which the copy of the batch before waits for
+        if before:
+            yield _stored(tokens, before)
+        before = outputs
+    if before:
+        yield _stored(tokens, before)
 
 
 def _task(

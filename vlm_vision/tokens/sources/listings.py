@@ -11,6 +11,7 @@ from vlm_vision.tokens.sources.places import (
     LeftOut,
     Listed,
     base_name,
+    check_list,
     check_place,
     is_http,
     is_readable,
@@ -171,6 +172,4 @@ class Lines:
             raise ValueError(f"{self.file} holds no line: expected the path of an image in each")
 
     def check(self) -> None:
-        check_place(self.file)
-        if self.root and not is_url(self.root):
-            check_place(self.root, folder=True)
+        check_list(self.file, self.root)

@@ -7,7 +7,7 @@ from typing import Any
 from vlm_vision.data.conversations.forms import llava_turns
 from vlm_vision.tokens.source import Item, Opened
 from vlm_vision.tokens.sources.files import file_images
-from vlm_vision.tokens.sources.places import check_place, is_url, joined, opened
+from vlm_vision.tokens.sources.places import check_list, joined, opened
 from vlm_vision.tokens.sources.records import records
 
 
@@ -40,9 +40,7 @@ class LlavaJson:
         yield from file_images(items)
 
     def check(self) -> None:
-        check_place(self.file)
-        if self.root and not is_url(self.root):
-            check_place(self.root, folder=True)
+        check_list(self.file, self.root)
 
 
 def _images(record: dict[str, Any], where: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_vision.tokens.source import Item, Opened
 from vlm_vision.tokens.sources.columns import Choice, Columns, are_whole, caption_text, key_text, label_of
 from vlm_vision.tokens.sources.files import file_images, file_items
-from vlm_vision.tokens.sources.places import HeldImage, check_place, is_url, joined, opened, opened_image
+from vlm_vision.tokens.sources.places import HeldImage, check_list, joined, opened, opened_image
 
 ROWS, IMAGE_ROWS = 4096, 32
 """Rows that are read at once: of numbers and text, and of images."""
@@ -69,9 +69,7 @@ class Parquet:
                 yield self._image(cell, f"{self.file}, row {item.start}, {columns.path}")
 
     def check(self) -> None:
-        check_place(self.file)
-        if self.root and not is_url(self.root):
-            check_place(self.root, folder=True)
+        check_list(self.file, self.root)
 
     def _image(self, cell: Any, where: str) -> Opened:
         held = cell if isinstance(cell, dict) else {"bytes": cell}

@@ -270,6 +270,13 @@ def check_place(path: str, *, folder: bool = False) -> None:
         raise UnreachableError(f"{error}: make it available, and start again") from None
 
 
+def check_list(file: str, root: str) -> None:
+    """As `check_place`, of a file that lists images, and of the folder that their paths start from, if it is a local one."""
+    check_place(file)
+    if root and not is_url(root):
+        check_place(root, folder=True)
+
+
 def exists(url: str) -> bool:
     """Whether there is a file at a URL. Raises UnreachableError if that cannot be known now."""
     try:

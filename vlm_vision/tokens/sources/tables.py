@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from vlm_vision.tokens.source import Item, Opened
 from vlm_vision.tokens.sources.columns import Choice, Columns, are_whole, caption_text, key_text, label_of
 from vlm_vision.tokens.sources.files import file_images, file_items
-from vlm_vision.tokens.sources.places import check_place, is_url, joined, opened
+from vlm_vision.tokens.sources.places import check_list, joined, opened
 from vlm_vision.tokens.sources.records import records
 
 
@@ -39,9 +39,7 @@ class Table:
         yield from file_images(items)
 
     def check(self) -> None:
-        check_place(self.file)
-        if self.root and not is_url(self.root):
-            check_place(self.root, folder=True)
+        check_list(self.file, self.root)
 
     def _survey(self, file: BinaryIO) -> tuple[Columns, bool]:
         """The columns, and whether all labels are whole numbers."""

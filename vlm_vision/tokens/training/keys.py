@@ -1,11 +1,14 @@
 """Images of a data set -> their keys in a store."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
 from vlm_vision.data.conversations.hf_dataset import Cell
 from vlm_vision.data.stored_image import ImageSource
 from vlm_vision.tokens.store import TokenStore
+
+log = logging.getLogger(__name__)
 
 
 def find_keys(
@@ -25,7 +28,7 @@ def find_keys(
     """
     found: dict[str, str] = {}
     taken: dict[str, str] = {}
-    bad = dict(store.failures)
+    bad, apart = dict(store.failures), ""
     for image in images:
         name = str(image)
         if name in found:
@@ -42,7 +45,26 @@ def find_keys(
                 "folder above both, so that their keys differ"
             )
         found[name], taken[key] = key, name
+        if not apart and isinstance(image, str) and not _is_of(store, name, key, root):
+            apart = f"{name} takes the tokens of {key!r}"
+    if apart:
+        log.warning(
+            "images match those of %s by the ends of their paths (%s): make sure that they are the same",
+            store.folder,
+            apart,
+        )
     return {name: key for name, key in found.items() if name != key}
+
+
+def _is_of(store: TokenStore, name: str, key: str, root: str) -> bool:
+    """Whether a key is the path of an image, as it is written, or below `root`, a source of the store or the folder of one."""
+    if key == name:
+        return True
+    sources = [segment["source"] for segment in store.about["segments"]]
+    roots = [root, *(place for one in sources for place in one.get("sources", ()))]
+    roots += [os.path.dirname(place) for place in roots[1:]]
+    roots += [one.get("options", {}).get("image_root", "") for one in sources]
+    return any(os.path.abspath(os.path.join(one, key)) == os.path.abspath(name) for one in roots if one)
 
 
 def _possible(image: ImageSource, root: str) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """The tower of MiniMax M3: rotary positions over frames, rows and columns, all frames of a clip in one sequence."""
 
-from vlm_vision.checkpoints.families.blocks import BlockNames
+from dataclasses import replace
+
+from vlm_vision.checkpoints.families.blocks import SIGLIP_BLOCKS
 from vlm_vision.checkpoints.families.family import Family, Json, Style, WholeModel
 from vlm_vision.checkpoints.families.fields import BASE, OPENAI, activation, activation_back, common, common_back
 from vlm_vision.checkpoints.families.rotary import leading_order, rope_back, rope_theta
@@ -38,15 +40,7 @@ def _config_back(config: ViTConfig) -> Json:
 
 def _keys(config: ViTConfig, style: Style = "hub") -> list[Key]:
     assert config.rope is not None
-    names = BlockNames(
-        stem="layers.{}",
-        norm1="layer_norm1",
-        qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        proj="self_attn.out_proj",
-        norm2="layer_norm2",
-        fc1="mlp.fc1",
-        fc2="mlp.fc2",
-    )
+    names = replace(SIGLIP_BLOCKS, stem="layers.{}")
     turned = 6 * config.rope.planes(config.head_dim)
     return [
         key("patch_embed.weight", "embeddings.proj.weight", layout=ONE_FRAME if config.temporal_patch == 1 else None),
